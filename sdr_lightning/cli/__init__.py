@@ -1,0 +1,1 @@
+"""The command line: ``sdr fit | validate | test | extract | reproduce | report``."""

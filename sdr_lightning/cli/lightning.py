@@ -1,0 +1,176 @@
+"""``sdr fit``, ``sdr validate`` and ``sdr test``: LightningCLI with this project's defaults."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import lightning.pytorch as pl
+import torch
+from jsonargparse import ArgumentError
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger
+
+from sdr_lightning.cli.complaints import one_line
+from sdr_lightning.paths import write_atomically, write_json
+from sdr_lightning.training.checkpoint import BestCheckpoint
+from sdr_lightning.training.record import environment
+from sdr_lightning.training.retrieval_module import RetrievalModule
+
+_TRAINER_DEFAULTS = {
+    "num_sanity_val_steps": 0,  # a few batches are not a gallery
+    "use_distributed_sampler": False,  # the data module's samplers know the ranks
+    "log_every_n_steps": 1_000_000,  # metrics are logged by epoch
+    "enable_model_summary": False,
+}
+
+
+class SdrCLI(LightningCLI):
+    """LightningCLI over any student or teacher and the data module.
+
+    Args:
+        arguments: a command with its options, or options alone when ``run`` is False.
+        run: whether to run the command; otherwise model, data and trainer are built and nothing else.
+    """
+
+    def __init__(self, arguments: list[str], run: bool = True) -> None:
+        self.started = time.time()
+        # With arguments of its own LightningCLI warns about those of the process, which are not for it.
+        with patch.object(sys, "argv", ["sdr", *(arguments if run else [])]), _quiet():
+            super().__init__(
+                pl.LightningModule,
+                pl.LightningDataModule,
+                subclass_mode_model=True,
+                subclass_mode_data=True,
+                auto_configure_optimizers=False,
+                seed_everything_default=0,
+                save_config_callback=None,
+                trainer_defaults=_TRAINER_DEFAULTS,
+                parser_kwargs={"exit_on_error": False} if not run else None,
+                run=run,
+                args=None if run else arguments,
+            )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Lightning commands that are offered."""
+        offered = LightningCLI.subcommands()
+        return {name: offered[name] for name in ("fit", "validate", "test")}
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Parsers raise instead of exiting, so that a mistake is told in one line."""
+        return super().init_parser(**{**kwargs, "exit_on_error": False})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the run's folder and the checkpoint rule, and give the data module the seed."""
+        parser.add_argument("--run_dir", type=str | None, default=None, help="folder of this run; made by date if left out")
+        parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.link_arguments("seed_everything", "data.init_args.seed")
+
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would let a checkpoint's hyper-parameters silently override what the user says."""
+
+    @property
+    def settings(self) -> Any:
+        """The parsed options of the command."""
+        return self.config[self.subcommand] if self.subcommand else self.config
+
+    def before_instantiate_classes(self) -> None:
+        """Choose the run's folder and make it the default place of everything."""
+        settings = self.settings
+        self.run_dir = Path(settings.run_dir or f"runs/{self.subcommand or 'run'}/{time.strftime('%Y%m%d-%H%M%S')}")
+        if self.subcommand == "fit" and (self.run_dir / "config.yaml").exists() and not settings.get("ckpt_path"):
+            raise ValueError(f"{self.run_dir} already holds a run: choose another --run_dir, or continue with --ckpt_path last")
+        settings.trainer.default_root_dir = str(self.run_dir)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """Build the trainer; without a configured logger, metrics go to metrics.csv in the run's folder."""
+        if self._get(self.config_init, "trainer.logger") in (None, True):
+            kwargs["logger"] = CSVLogger(self.run_dir, name="", version="")
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Write down what is about to be run, and refuse to continue from nothing."""
+        if self.trainer.is_global_zero:
+            write_atomically(self.run_dir / "config.yaml", lambda part: part.write_text(self._dump()))
+            write_json(self.run_dir / "run.json", {"command": ["sdr", *sys.argv[1:]], **environment()})
+        self._resolve_last()
+
+    def before_test(self) -> None:
+        """Refuse to test untrained weights by accident."""
+        if self.settings.get("ckpt_path") is None:
+            raise ValueError("sdr test needs --ckpt_path, the checkpoint to test")
+
+    def after_fit(self) -> None:
+        """Say where the run is."""
+        if self.trainer.is_global_zero:
+            best = self.trainer.checkpoint_callback
+            path = getattr(best, "best_model_path", "") or getattr(best, "last_model_path", "")
+            print(f"finished in {time.time() - self.started:.0f} s; run folder {self.run_dir}, checkpoint {path}")
+
+    def after_test(self) -> None:
+        """Write and show the results."""
+        if self.trainer.is_global_zero and isinstance(self.model, RetrievalModule):
+            results = {"metrics": self.model.test_metrics, "ckpt_path": self.settings.ckpt_path, **environment()}
+            write_json(self.run_dir / "results.json", results)
+            print(f"results in {self.run_dir / 'results.json'}")
+
+    def _resolve_last(self) -> None:
+        if self.settings.get("ckpt_path") == "last":
+            last = self.run_dir / "checkpoints" / "last.ckpt"
+            if not last.is_file():
+                raise ValueError(f"nothing to continue: there is no {last}; start afresh without --ckpt_path")
+            self.config_init[self.subcommand]["ckpt_path"] = str(last)
+
+    def _dump(self) -> str:
+        parser = self._parser(self.subcommand)
+        config = self.settings.clone()
+        text: str = parser.dump(config, skip_none=False)
+        return text
+
+
+def run(arguments: list[str]) -> SdrCLI:
+    """Run a Lightning command.
+
+    Args:
+        arguments: the command and its options.
+
+    Returns:
+        The command line interface, with the model and trainer as the command left them.
+
+    Raises:
+        ValueError: options or files that do not fit, in one line.
+    """
+    try:
+        return SdrCLI(arguments)
+    except ArgumentError as error:
+        raise ValueError(one_line(str(error))) from error
+
+
+def build(arguments: list[str]) -> SdrCLI:
+    """Build model, data and trainer from options, and run nothing.
+
+    Raises:
+        ValueError: options or files that do not fit, in one line.
+    """
+    try:
+        return SdrCLI(arguments, run=False)
+    except ArgumentError as error:
+        raise ValueError(one_line(str(error))) from error
+
+
+class _quiet(warnings.catch_warnings):  # noqa: N801 (a context manager)
+    """Hide the warnings that are about Lightning's and jsonargparse's own insides."""
+
+    def __enter__(self) -> None:  # type: ignore[override]
+        super().__enter__()
+        warnings.filterwarnings("ignore", module="jsonargparse.*")
+        warnings.filterwarnings("ignore", message=".*jsonargparse.*")
+        warnings.filterwarnings("ignore", message=".*tensorboardX.*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+        torch.set_float32_matmul_precision("high")

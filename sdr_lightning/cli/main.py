@@ -1,0 +1,101 @@
+"""Entry point of ``sdr``; it imports what a command needs when the command is given."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from sdr_lightning import __version__
+
+HELP = """usage: sdr COMMAND [options]
+
+Image-text retrieval when one modality is poor.
+
+Train and evaluate (every option of a YAML file is also an option here; --help after a command lists them):
+  sdr fit       --config FILE [--run_dir DIR]              train a student or a teacher
+  sdr validate  --config FILE --ckpt_path FILE             recall on the validation split
+  sdr test      --config FILE --ckpt_path FILE             the whole evaluation, on the test split
+  sdr extract   --config FILE --teacher FILE --output FILE write a teacher's feature bank
+
+Studies:
+  sdr reproduce SUITE.yaml [--dry_run] [--jobs N]          teachers, every cell, report; continues where it stopped
+  sdr report    FOLDER                                     report.html and report.md from what is finished
+
+  sdr --version | --help
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: the command and its options; those of the process when None.
+
+    Returns:
+        Exit status: 0 when all went well, 1 when the work failed, 2 when the request was wrong, 130 when interrupted.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] == "--version":
+        print(f"sdr_lightning {__version__}")
+        return 0
+    command = COMMANDS.get(arguments[0])
+    if command is None:
+        near = get_close_matches(arguments[0], COMMANDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        print(f"sdr: unknown command {arguments[0]!r}{hint} (commands: {', '.join(COMMANDS)})", file=sys.stderr)
+        return 2
+    return _guarded(command, arguments)
+
+
+def _guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
+    try:
+        return command(arguments)
+    except KeyboardInterrupt:
+        print("sdr: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError) as error:
+        if os.environ.get("SDR_TRACEBACK"):
+            raise
+        print(f"sdr {arguments[0]}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print("(SDR_TRACEBACK=1 shows where)", file=sys.stderr)
+        return 2
+
+
+def _lightning(arguments: list[str]) -> int:
+    from sdr_lightning.cli.lightning import run
+
+    run(arguments)
+    return 0
+
+
+def _extract(arguments: list[str]) -> int:
+    from sdr_lightning.cli.extract import run
+
+    return run(arguments[1:])
+
+
+def _reproduce(arguments: list[str]) -> int:
+    from sdr_lightning.cli.reproduce import run
+
+    return run(arguments[1:])
+
+
+def _report(arguments: list[str]) -> int:
+    from sdr_lightning.cli.report import run
+
+    return run(arguments[1:])
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "fit": _lightning,
+    "validate": _lightning,
+    "test": _lightning,
+    "extract": _extract,
+    "reproduce": _reproduce,
+    "report": _report,
+}

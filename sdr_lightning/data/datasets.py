@@ -1,0 +1,150 @@
+"""Views of a split, each handing out whole batches: pairs, the items of one modality, and two views for teachers."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from sdr_lightning.data.split import PreparedSplit, Rows
+from sdr_lightning.data.transforms import Transform
+from sdr_lightning.types import RetrievalBatch, UnimodalBatch
+
+
+class Draw(NamedTuple):
+    """What a sampler asks a data set for: some rows, in some epoch."""
+
+    epoch: int
+    rows: Rows
+
+
+class BatchDataset(Dataset[RetrievalBatch | UnimodalBatch], ABC):
+    """A data set that is asked for a batch at a time.
+
+    Args:
+        split: the split.
+    """
+
+    def __init__(self, split: PreparedSplit) -> None:
+        self.split = split
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of rows a sampler may ask for."""
+
+    @abstractmethod
+    def __getitem__(self, draw: Draw) -> RetrievalBatch | UnimodalBatch:
+        """The batch of a draw."""
+
+
+class Pairs(BatchDataset):
+    """Caption by caption, the pairs that matching learns from.
+
+    Args:
+        split: the split.
+        transform: random augmentation of the images, or None.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, split: PreparedSplit, transform: Transform | None, seed: int) -> None:
+        super().__init__(split)
+        self.transform, self.seed = transform, seed
+
+    def __len__(self) -> int:
+        return len(self.split.table.captions)
+
+    def __getitem__(self, draw: Draw) -> RetrievalBatch:
+        images = self.split.table.caption_image[draw.rows]
+        return RetrievalBatch(
+            self.split.images(images, self.transform, (self.seed, draw.epoch)),
+            self.split.texts(draw.rows),
+            torch.from_numpy(images),
+            torch.from_numpy(draw.rows),
+            self.split.teacher("image", images),
+            self.split.teacher("text", draw.rows),
+        )
+
+
+class Images(BatchDataset):
+    """Image by image, without augmentation."""
+
+    def __len__(self) -> int:
+        return len(self.split.table.image_ids)
+
+    def __getitem__(self, draw: Draw) -> UnimodalBatch:
+        rows = torch.from_numpy(draw.rows)
+        return UnimodalBatch(self.split.images(draw.rows), rows, rows)
+
+
+class Captions(BatchDataset):
+    """Caption by caption, alone."""
+
+    def __len__(self) -> int:
+        return len(self.split.table.captions)
+
+    def __getitem__(self, draw: Draw) -> UnimodalBatch:
+        rows = torch.from_numpy(draw.rows)
+        return UnimodalBatch(self.split.texts(draw.rows), rows, self.split.caption_image[rows])
+
+
+class ImageViews(BatchDataset):
+    """Two augmented views of each image: (2 B) images, view 0 of all, then view 1 of all.
+
+    Args:
+        split: the split.
+        transform: random augmentation; without one the two views would be the same picture.
+        seed: of the augmentation.
+
+    Raises:
+        ValueError: no augmentation.
+    """
+
+    def __init__(self, split: PreparedSplit, transform: Transform | None, seed: int) -> None:
+        super().__init__(split)
+        if transform is None:
+            raise ValueError("two views of an image need an augmentation: set data.init_args.augmentation")
+        self.transform, self.seed = transform, seed
+
+    def __len__(self) -> int:
+        return len(self.split.table.image_ids)
+
+    def __getitem__(self, draw: Draw) -> UnimodalBatch:
+        views = [self.split.images(draw.rows, self.transform, (self.seed, draw.epoch, view)) for view in (0, 1)]
+        rows = torch.from_numpy(np.tile(draw.rows, 2))
+        return UnimodalBatch(torch.cat(views), rows, rows)
+
+
+class SiblingCaptions(BatchDataset):
+    """Two different captions of each image: (2 B) captions, the first of all, then the second of all.
+
+    Args:
+        split: the split; images with a single caption are passed over.
+        seed: of the choice of captions.
+
+    Raises:
+        ValueError: no image has two captions.
+    """
+
+    def __init__(self, split: PreparedSplit, seed: int) -> None:
+        super().__init__(split)
+        order = np.argsort(split.table.caption_image, kind="stable")
+        starts = np.flatnonzero(np.diff(split.table.caption_image[order], prepend=-1))
+        self.siblings = [rows for rows in np.split(order, starts[1:]) if len(rows) > 1]
+        if not self.siblings:
+            raise ValueError(f"no image of {split.table.name} has two captions, which a text teacher learns from")
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.siblings)
+
+    def __getitem__(self, draw: Draw) -> UnimodalBatch:
+        rows = np.stack([self._two(draw.epoch, int(image)) for image in draw.rows], axis=1).reshape(-1)
+        index = torch.from_numpy(rows)
+        return UnimodalBatch(self.split.texts(rows), index, self.split.caption_image[index])
+
+    def _two(self, epoch: int, image: int) -> Rows:
+        generator = np.random.default_rng([self.seed, epoch, image])
+        return generator.choice(self.siblings[image], size=2, replace=False)

@@ -1,0 +1,143 @@
+"""The LightningDataModule: one for every collection, imbalance and kind of batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import lightning.pytorch as pl
+from torch.utils.data import DataLoader, Sampler
+
+from sdr_lightning.data.datasets import BatchDataset, Captions, Draw, Images, ImageViews, Pairs, SiblingCaptions
+from sdr_lightning.data.imbalance import Imbalance
+from sdr_lightning.data.samplers import EvaluationSampler, TrainingSampler
+from sdr_lightning.data.source import Source
+from sdr_lightning.data.split import PreparedSplit
+from sdr_lightning.data.table import Split
+from sdr_lightning.data.tokenizer import Tokenizer
+from sdr_lightning.data.transforms import Augmentation, augmentation
+from sdr_lightning.features.bank import FeatureBank, Modality
+from sdr_lightning.metrics.relevance import Relevance
+from sdr_lightning.paths import expand
+from sdr_lightning.types import RetrievalBatch, UnimodalBatch
+
+Loader = DataLoader[RetrievalBatch | UnimodalBatch]
+
+
+class RetrievalDataModule(pl.LightningDataModule):
+    """Captioned images, clean or imbalanced, as batches of pairs or of one modality.
+
+    The imbalance touches the training split only: validation and test are clean.
+
+    Args:
+        source: the collection.
+        tokenizer: of the text tower.
+        batch_size: *global* batch size; each of W processes gets batch_size / W pairs.
+        image_size: side of the images that the image tower sees, in pixels.
+        batches: what a training batch holds: ``pairs`` for a student; ``image_views`` or ``sibling_captions`` for a
+            teacher, who sees one modality alone.
+        augmentation: of training images.
+        imbalance: what is wrong with the training data.
+        image_bank: the image teacher's feature bank; ``$NAME`` and ``${NAME:-default}`` are filled in.
+        text_bank: the text teacher's feature bank, likewise.
+        evaluation_batch_size: items a process encodes at a time outside training.
+        workers: worker processes that read data; 0 reads in the training process.
+        cache: folder for relevance and for features of frozen towers.
+        seed: of shuffling and augmentation; follows ``seed_everything``.
+
+    Raises:
+        ValueError: from :meth:`setup`: data that is absent or malformed, a bank of other data, a batch that is too large.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        tokenizer: Tokenizer,
+        batch_size: int,
+        image_size: int,
+        batches: Literal["pairs", "image_views", "sibling_captions"] = "pairs",
+        augmentation: Augmentation = "none",
+        imbalance: Imbalance = Imbalance(),  # noqa: B008 (frozen)
+        image_bank: str | None = None,
+        text_bank: str | None = None,
+        evaluation_batch_size: int = 256,
+        workers: int = 0,
+        cache: str = "cache",
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 2:
+            raise ValueError(f"the batch size must be at least 2, a contrast needs a negative; got {batch_size}")
+        self.source, self.tokenizer, self.imbalance = source, tokenizer, imbalance
+        self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
+        self.image_size, self.batches, self.augmentation = image_size, batches, augmentation
+        self.banks: dict[Modality, str | None] = {"image": image_bank, "text": text_bank}
+        self.workers, self.cache, self.seed = workers, Path(expand(cache)), seed
+        self.splits: dict[Split, PreparedSplit] = {}
+
+    def setup(self, stage: str) -> None:
+        """Read the splits that a stage needs and attach the teachers' banks to the training split."""
+        needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
+        for split in needed[stage]:
+            self.split(split)
+        if stage == "fit":
+            for modality, path in self.banks.items():
+                if path is not None:
+                    self.splits["train"].attach_teacher(FeatureBank.load(Path(expand(path)), modality))
+
+    def split(self, split: Split) -> PreparedSplit:
+        """A split as it is read here, prepared once."""
+        if split not in self.splits:
+            imbalance = self.imbalance if split == "train" else Imbalance()
+            self.splits[split] = PreparedSplit(self.source, split, self.tokenizer, self.image_size, imbalance)
+        return self.splits[split]
+
+    def relevance(self, split: Split) -> Relevance:
+        """Graded relevance between the items of a split."""
+        return self.source.relevance(split, self.cache)
+
+    def items(self, split: Split, modality: Modality, rank: int = 0, world_size: int = 1) -> Loader:
+        """Every image or every caption of a split once, over all ranks; all of them here by default."""
+        prepared = self.split(split)
+        dataset = Images(prepared) if modality == "image" else Captions(prepared)
+        sampler = EvaluationSampler(len(dataset), self.evaluation_batch_size, rank, world_size)
+        return self._loader(dataset, sampler)
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled global batches, this rank's share."""
+        prepared = self.splits["train"]
+        transform = augmentation(self.augmentation, self.image_size)
+        dataset: BatchDataset
+        if self.batches == "pairs":
+            dataset = Pairs(prepared, transform, self.seed)
+        elif self.batches == "image_views":
+            dataset = ImageViews(prepared, transform, self.seed)
+        else:
+            dataset = SiblingCaptions(prepared, self.seed)
+        return self._loader(dataset, TrainingSampler(len(dataset), self.batch_size, self.seed, *self._place()))
+
+    def val_dataloader(self) -> Sequence[Loader]:
+        """The images, then the captions, of the validation split."""
+        return [self.items("val", "image", *self._place()), self.items("val", "text", *self._place())]
+
+    def test_dataloader(self) -> Sequence[Loader]:
+        """The images, then the captions, of the test split."""
+        return [self.items("test", "image", *self._place()), self.items("test", "text", *self._place())]
+
+    def _place(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _loader(self, dataset: BatchDataset, sampler: Sampler[Draw]) -> Loader:
+        return DataLoader(
+            dataset,
+            batch_size=None,  # the sampler asks for whole batches
+            sampler=sampler,
+            num_workers=self.workers,
+            collate_fn=_as_it_is,
+            persistent_workers=self.workers > 0,
+        )
+
+
+def _as_it_is(batch: RetrievalBatch | UnimodalBatch) -> RetrievalBatch | UnimodalBatch:
+    return batch

@@ -1,0 +1,313 @@
+"""Scenes: the embedded data set. Drawn objects, five captions each, and a scene graph that knows the truth.
+
+A scene is a pure function of (seed, index). Its graph (shape, colour, size and place of every object) decides the split,
+so no test graph ever occurs in training, and it gives *true* graded relevance between any two items.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+
+from sdr_lightning.data.source import Pixels, Source
+from sdr_lightning.data.table import CaptionTable, Split
+from sdr_lightning.identity import stable_hash
+from sdr_lightning.metrics.relevance import FactRelevance, Relevance
+
+SHAPES = {
+    "circle": ("circle", "disc"),
+    "square": ("square", "box"),
+    "triangle": ("triangle",),
+    "cross": ("cross", "plus"),
+    "diamond": ("diamond", "rhombus"),
+}
+COLOURS = {
+    "red": ("red", "scarlet"),
+    "green": ("green",),
+    "blue": ("blue", "azure"),
+    "yellow": ("yellow", "golden"),
+    "purple": ("purple", "violet"),
+    "white": ("white",),
+}
+SIZES = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
+PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
+_RGB = {
+    "red": (220, 50, 47),
+    "green": (60, 180, 75),
+    "blue": (65, 105, 235),
+    "yellow": (245, 205, 50),
+    "purple": (150, 70, 190),
+    "white": (240, 240, 240),
+}
+_OPENINGS = ("", "there is", "i see", "a picture of", "this shows")
+_JOINTS = ("and", "with", "next to", "beside")
+_UNNAMED = ("object", "thing", "figure")
+_AT = ("at the", "in the", "on the")
+_CAPTIONS_PER_SCENE = 5
+_TRAIN_SHARE = 80  # of 100 graphs, 10 each for val and test
+
+
+class SceneObject(NamedTuple):
+    """One object of a scene; a value is None where a caption does not tell it."""
+
+    shape: str | None
+    colour: str | None
+    size: str | None
+    place: str | None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A drawn scene with what each of its captions tells.
+
+    Attributes:
+        index: of the scene under its seed.
+        objects: the scene graph, ordered by place.
+        pixels: (S, S, 3) uint8.
+        captions: five captions.
+        told: for each caption, the part of the graph that it tells.
+    """
+
+    index: int
+    objects: tuple[SceneObject, ...]
+    pixels: Pixels
+    captions: tuple[str, ...]
+    told: tuple[tuple[SceneObject, ...], ...]
+
+
+def draw_scene(seed: int, index: int, size: int = 32, max_objects: int = 3) -> Scene:
+    """Make one scene.
+
+    Args:
+        seed: of the collection.
+        index: of the scene.
+        size: S, side of the image in pixels.
+        max_objects: a scene has 2 to this many objects.
+
+    Returns:
+        The scene, the same on every machine.
+    """
+    generator = np.random.default_rng([seed, index])
+    objects = _sample_graph(generator, max_objects)
+    pixels = _paint(objects, size, generator)
+    told, captions = [], []
+    for _ in range(_CAPTIONS_PER_SCENE):
+        part = _choose_facts(objects, generator)
+        told.append(part)
+        captions.append(_say(part, generator))
+    return Scene(index, objects, pixels, tuple(captions), tuple(told))
+
+
+def graph_split(objects: tuple[SceneObject, ...]) -> Split:
+    """The split that a scene graph belongs to, whatever index it comes up at."""
+    share = stable_hash("scene split", *objects) % 100
+    if share < _TRAIN_SHARE:
+        return "train"
+    return "val" if share < (100 + _TRAIN_SHARE) // 2 else "test"
+
+
+def vocabulary() -> list[str]:
+    """Every word that a caption can hold, sorted."""
+    phrases = [*_OPENINGS, *_JOINTS, *_UNNAMED, *_AT, *PLACES, "a"]
+    phrases += [word for group in (SHAPES, COLOURS, SIZES) for words in group.values() for word in words]
+    return sorted({word for phrase in phrases for word in phrase.split()})
+
+
+class SceneSource(Source):
+    """Generated captioned scenes with true graded relevance.
+
+    Scenes are taken in order of index; one whose graph came up before is passed over. The first n training scenes are the
+    same however many are asked for, so teachers may see more scenes than students do.
+
+    Args:
+        seed: of the collection.
+        num_train: number of training scenes.
+        num_val: number of validation scenes.
+        num_test: number of test scenes.
+        size: side of the images in pixels.
+        max_objects: a scene has 2 to this many objects, at most 9.
+
+    Raises:
+        ValueError: a number that is not positive, or objects that do not fit.
+    """
+
+    relevance_description = (
+        "true relevance from the scene graphs: weighted Jaccard similarity of the facts that two items show or tell"
+    )
+
+    def __init__(
+        self,
+        seed: int = 0,
+        num_train: int = 1000,
+        num_val: int = 300,
+        num_test: int = 300,
+        size: int = 32,
+        max_objects: int = 3,
+    ) -> None:
+        if min(num_train, num_val, num_test, size) < 1:
+            raise ValueError(f"scenes need positive numbers, got {num_train}, {num_val}, {num_test}, size {size}")
+        if not 2 <= max_objects <= len(PLACES):
+            raise ValueError(f"max_objects must lie between 2 and {len(PLACES)}, got {max_objects}")
+        self.name = f"scenes-{seed}-{size}px-{max_objects}"
+        self._arguments = (seed, num_train, num_val, num_test, size, max_objects)
+
+    def scenes(self, split: Split) -> list[Scene]:
+        """The scenes of a split, in order of index."""
+        return _collection(*self._arguments)[split]
+
+    def table(self, split: Split) -> CaptionTable:
+        """Scene ``i`` has the image id ``i`` and the caption ids ``i.0`` to ``i.4``."""
+        scenes = self.scenes(split)
+        return CaptionTable(
+            self.name,
+            split,
+            [str(scene.index) for scene in scenes],
+            [caption for scene in scenes for caption in scene.captions],
+            [f"{scene.index}.{k}" for scene in scenes for k in range(len(scene.captions))],
+            np.repeat(np.arange(len(scenes)), _CAPTIONS_PER_SCENE),
+        )
+
+    def images(self, split: Split) -> Sequence[Pixels]:
+        """The drawn images."""
+        return [scene.pixels for scene in self.scenes(split)]
+
+    def relevance(self, split: Split, cache: Path) -> Relevance:
+        """Weighted Jaccard similarity of facts; cheap, so nothing is cached."""
+        scenes = self.scenes(split)
+        return FactRelevance(
+            fact_counts([scene.objects for scene in scenes]),
+            fact_counts([told for scene in scenes for told in scene.told]),
+        )
+
+
+def fact_counts(graphs: Sequence[tuple[SceneObject, ...]]) -> NDArray[np.int64]:
+    """How often each fact holds in each graph.
+
+    A fact is a told value of one object (its shape, its colour, its size, its place) or a told pair of values of one
+    object, which binds them: a red circle beside a blue square is not a blue circle beside a red square.
+
+    Args:
+        graphs: n graphs or parts of graphs.
+
+    Returns:
+        (n, F) int64.
+    """
+    columns = {fact: column for column, fact in enumerate(_all_facts())}
+    counts = np.zeros((len(graphs), len(columns)), dtype=np.int64)
+    for row, graph in enumerate(graphs):
+        for thing in graph:
+            values = [f"{field}={value}" for field, value in thing._asdict().items() if value is not None]
+            for fact in (*((value,) for value in values), *combinations(values, 2)):
+                counts[row, columns[fact]] += 1
+    return counts
+
+
+def _all_facts() -> list[tuple[str, ...]]:
+    fields = [
+        [f"{field}={value}" for value in values]
+        for field, values in zip(SceneObject._fields, (SHAPES, COLOURS, SIZES, PLACES), strict=True)
+    ]
+    singles = [(value,) for field in fields for value in field]
+    pairs = [(a, b) for first, second in combinations(fields, 2) for a in first for b in second]
+    return [*singles, *pairs]
+
+
+@lru_cache(maxsize=4)
+def _collection(
+    seed: int, num_train: int, num_val: int, num_test: int, size: int, max_objects: int
+) -> dict[Split, list[Scene]]:
+    wanted: dict[Split, int] = {"train": num_train, "val": num_val, "test": num_test}
+    scenes: dict[Split, list[Scene]] = {"train": [], "val": [], "test": []}
+    seen: set[tuple[SceneObject, ...]] = set()
+    index = 0
+    while any(len(scenes[split]) < wanted[split] for split in wanted):
+        graph = _sample_graph(np.random.default_rng([seed, index]), max_objects)
+        split = graph_split(graph)
+        if graph not in seen and len(scenes[split]) < wanted[split]:
+            scenes[split].append(draw_scene(seed, index, size, max_objects))
+        seen.add(graph)
+        index += 1
+    return scenes
+
+
+def _sample_graph(generator: np.random.Generator, max_objects: int) -> tuple[SceneObject, ...]:
+    count = int(generator.integers(2, max_objects + 1))
+    places = np.sort(generator.choice(len(PLACES), size=count, replace=False))
+    return tuple(
+        SceneObject(_pick(SHAPES, generator), _pick(COLOURS, generator), _pick(SIZES, generator), PLACES[place])
+        for place in places
+    )
+
+
+def _pick(values: Sequence[str] | dict[str, tuple[str, ...]], generator: np.random.Generator) -> str:
+    return list(values)[int(generator.integers(len(values)))]
+
+
+def _paint(objects: tuple[SceneObject, ...], size: int, generator: np.random.Generator) -> Pixels:
+    background = tuple(int(level) for level in generator.integers(15, 75, size=3))
+    image = Image.new("RGB", (size, size), background)
+    canvas = ImageDraw.Draw(image)
+    cell = size / 3
+    for thing in objects:
+        assert thing.shape and thing.colour and thing.size and thing.place
+        row, column = divmod(PLACES.index(thing.place), 3)
+        radius = cell * (0.46 if thing.size == "large" else 0.28)
+        wiggle = generator.uniform(-0.08, 0.08, size=2) * cell
+        x, y = (column + 0.5) * cell + wiggle[0], (row + 0.5) * cell + wiggle[1]
+        _paint_shape(canvas, thing.shape, x, y, radius, _RGB[thing.colour])
+    return np.asarray(image).copy()
+
+
+def _paint_shape(
+    canvas: ImageDraw.ImageDraw, shape: str, x: float, y: float, r: float, colour: tuple[int, int, int]
+) -> None:
+    if shape == "circle":
+        canvas.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+    elif shape == "square":
+        canvas.rectangle((x - 0.85 * r, y - 0.85 * r, x + 0.85 * r, y + 0.85 * r), fill=colour)
+    elif shape == "triangle":
+        canvas.polygon([(x, y - r), (x - r, y + 0.8 * r), (x + r, y + 0.8 * r)], fill=colour)
+    elif shape == "diamond":
+        canvas.polygon([(x, y - r), (x + 0.7 * r, y), (x, y + r), (x - 0.7 * r, y)], fill=colour)
+    else:
+        canvas.rectangle((x - r, y - 0.3 * r, x + r, y + 0.3 * r), fill=colour)
+        canvas.rectangle((x - 0.3 * r, y - r, x + 0.3 * r, y + r), fill=colour)
+
+
+def _choose_facts(objects: tuple[SceneObject, ...], generator: np.random.Generator) -> tuple[SceneObject, ...]:
+    told = generator.random(len(objects)) < 0.75
+    if not told.any():
+        told[generator.integers(len(objects))] = True
+    parts = []
+    for thing, is_told in zip(objects, told, strict=True):
+        if is_told:
+            keep = generator.random(4) < (0.85, 0.8, 0.5, 0.6)  # shape, colour, size, place
+            if not keep.any():
+                keep[generator.integers(4)] = True
+            parts.append(SceneObject(*(value if kept else None for value, kept in zip(thing, keep, strict=True))))
+    order = generator.permutation(len(parts))
+    return tuple(parts[i] for i in order)
+
+
+def _say(told: tuple[SceneObject, ...], generator: np.random.Generator) -> str:
+    opening, joint, at = _pick(_OPENINGS, generator), _pick(_JOINTS, generator), _pick(_AT, generator)
+    phrases = []
+    for thing in told:
+        words = ["a"]
+        if thing.size:
+            words.append(_pick(SIZES[thing.size], generator))
+        if thing.colour:
+            words.append(_pick(COLOURS[thing.colour], generator))
+        words.append(_pick(SHAPES[thing.shape], generator) if thing.shape else _pick(_UNNAMED, generator))
+        if thing.place:
+            words += [at, thing.place]
+        phrases.append(" ".join(words))
+    return f"{opening} {f' {joint} '.join(phrases)}".strip()

@@ -1,0 +1,70 @@
+"""One split of a captioned image collection, as columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdr_lightning.identity import sha256, stable_hashes
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class CaptionTable:
+    """Images and captions of one split, any number of captions per image.
+
+    Attributes:
+        name: of the collection; part of every content hash.
+        split: which split.
+        image_ids: N ids, unique in the collection.
+        captions: C captions.
+        caption_ids: C ids, unique in the collection.
+        caption_image: (C,) int64, row of the image that caption c is paired with.
+    """
+
+    name: str
+    split: Split
+    image_ids: Sequence[str]
+    captions: Sequence[str]
+    caption_ids: Sequence[str]
+    caption_image: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        for what, ids in (("image", self.image_ids), ("caption", self.caption_ids)):
+            if len(set(ids)) != len(ids):
+                seen: set[str] = set()
+                twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+                raise ValueError(f"{self.name} {self.split}: {what} id {twice!r} occurs more than once")
+        if not (len(self.captions) == len(self.caption_ids) == len(self.caption_image)):
+            raise ValueError(f"{self.name} {self.split}: captions, their ids and their images differ in number")
+        if not len(self.image_ids) or not len(self.captions):
+            raise ValueError(f"{self.name} {self.split}: {len(self.image_ids)} images and {len(self.captions)} captions")
+
+    @cached_property
+    def image_content(self) -> NDArray[np.int64]:
+        """(N,) int64 hash of what each image is: the collection and the image's id."""
+        return stable_hashes(("image", self.name), self.image_ids)
+
+    @cached_property
+    def text_content(self) -> NDArray[np.int64]:
+        """(C,) int64 hash of what each caption says."""
+        return stable_hashes(("text",), self.captions)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of ids, captions and pairing."""
+        return sha256(
+            self.name,
+            self.split,
+            "\n".join(self.image_ids),
+            "\n".join(self.caption_ids),
+            "\n".join(self.captions),
+            self.caption_image.tobytes(),
+        )

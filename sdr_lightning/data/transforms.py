@@ -1,0 +1,71 @@
+"""From decoded images to model inputs, and augmentation that is a function of (seed, epoch, item)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sdr_lightning.data.source import Pixels
+
+Augmentation = Literal["none", "paper", "weak"]
+Transform = Callable[[Tensor], Tensor]
+
+
+def to_input(pixels: Pixels, size: int) -> Tensor:
+    """Resize to a square (bicubic, the aspect ratio gives way, as ALBEF and X-VLM do).
+
+    Args:
+        pixels: (H, W, 3) uint8.
+        size: S.
+
+    Returns:
+        (3, S, S) uint8.
+    """
+    from torchvision.transforms.v2 import functional as tv
+
+    image = torch.from_numpy(pixels).permute(2, 0, 1)
+    if image.shape[1:] == (size, size):
+        return image.contiguous()
+    return tv.resize(image, [size, size], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
+
+
+def augmentation(kind: Augmentation, size: int) -> Transform | None:
+    """Build a random transform of (3, H, W) uint8 images to (3, S, S); None where there is nothing random.
+
+    Args:
+        kind: ``paper``: random resized crop (0.5 to 1, bicubic), flip, RandAugment (2, 7), as in the public code;
+            ``weak``: translation by an eighth, brightness and contrast, a little noise, which leave shapes, colours and
+            places what they are.
+        size: S.
+    """
+    from torchvision.transforms import v2
+
+    if kind == "none":
+        return None
+    if kind == "paper":
+        return v2.Compose(
+            [
+                v2.RandomResizedCrop(size, (0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
+                v2.RandomHorizontalFlip(),
+                v2.RandAugment(2, 7),
+            ]
+        )
+    return v2.Compose([v2.RandomCrop(size, padding=size // 8, padding_mode="edge"), _jitter])
+
+
+def seeded(transform: Transform, image: Tensor, *key: int) -> Tensor:
+    """Apply a random transform with a generator state that the key alone decides; the global state is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(hash(key))
+        return transform(image)
+
+
+def _jitter(image: Tensor) -> Tensor:
+    pixels = image.float()
+    mean = pixels.mean()
+    brightness, contrast = torch.empty(2).uniform_(0.7, 1.3)
+    pixels = (pixels - mean) * contrast + mean * brightness + torch.randn_like(pixels) * 8
+    return pixels.clamp(0, 255).to(torch.uint8)

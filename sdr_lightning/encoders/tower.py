@@ -1,0 +1,70 @@
+"""What every tower has: a width, a fingerprint, and a switch that freezes it."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from sdr_lightning.types import Tokens
+
+
+class Tower(nn.Module):
+    """An encoder of one modality: a batch of inputs in, one feature vector each out.
+
+    Args:
+        frozen: the weights receive no gradient and the tower stays in evaluation mode. What a frozen tower says of an
+            item never changes, so the data module may compute it once and serve features instead of inputs.
+
+    Attributes:
+        width: D, the width of the features.
+        frozen: see above.
+    """
+
+    width: int
+
+    def __init__(self, frozen: bool = False) -> None:
+        super().__init__()
+        self.frozen = frozen
+
+    def freeze_if_asked(self) -> None:
+        """Stop gradients where the tower is frozen; subclasses call this once their weights are in place."""
+        if self.frozen:
+            self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode; a frozen tower stays in evaluation mode."""
+        return super().train(mode and not self.frozen)
+
+    def features(self, inputs: Any) -> Tensor:
+        """Encode a batch of inputs, (B, D); subclasses implement it."""
+        raise TypeError(f"{type(self).__name__} does not say how it encodes {type(inputs).__name__}")
+
+    def forward(self, inputs: Tensor | Tokens) -> Tensor:
+        """Features of a batch.
+
+        Args:
+            inputs: what the tower encodes, or (B, D) features that this very tower computed before.
+
+        Returns:
+            (B, D); no gradient flows to a frozen tower.
+
+        Raises:
+            ValueError: cached features of another width.
+        """
+        if isinstance(inputs, Tensor) and inputs.ndim == 2:
+            if inputs.shape[1] != self.width:
+                raise ValueError(f"cached features are {inputs.shape[1]} wide, this tower's are {self.width}")
+            return inputs
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return self.features(inputs)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the architecture and of every weight: equal fingerprints give equal features."""
+        digest = hashlib.sha256(repr(self).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()

@@ -1,0 +1,85 @@
+"""Run an encoder over a split, once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from rich.progress import track
+from torch import Tensor
+
+from sdr_lightning.encoders.tower import Tower
+from sdr_lightning.features.bank import FeatureBank, Modality
+from sdr_lightning.types import Tokens, UnimodalBatch
+
+
+@torch.no_grad()
+def encode(
+    encoder: Callable[[Any], Tensor],
+    batches: Iterable[UnimodalBatch],
+    size: int,
+    device: torch.device,
+    description: str = "",
+) -> Tensor:
+    """Encode every item of a split and put it into its own row.
+
+    Args:
+        encoder: a batch of inputs in, (B, D) out.
+        batches: batches that together hold each of the rows 0 to ``size`` - 1.
+        size: N, number of items.
+        device: where the encoder lives.
+        description: shown beside a progress bar; no bar when empty.
+
+    Returns:
+        (N, D) float32 on the CPU.
+
+    Raises:
+        ValueError: rows that no batch held.
+    """
+    features: Tensor | None = None
+    seen = torch.zeros(size, dtype=torch.bool)
+    for batch in track(batches, description) if description else batches:
+        inputs = batch.inputs
+        inputs = Tokens(*(t.to(device) for t in inputs)) if isinstance(inputs, Tokens) else inputs.to(device)
+        encoded = encoder(inputs).float().cpu()
+        if features is None:
+            features = encoded.new_empty(size, encoded.shape[1])
+        features[batch.index] = encoded
+        seen[batch.index] = True
+    if features is None or not bool(seen.all()):
+        raise ValueError(f"{int((~seen).sum())} of {size} items were not encoded")
+    return features
+
+
+def extract(
+    tower: Tower,
+    modality: Modality,
+    batches: Iterable[UnimodalBatch],
+    ids: Sequence[str],
+    content: NDArray[np.int64],
+    device: torch.device,
+) -> FeatureBank:
+    """Compute a bank of a tower's features.
+
+    Args:
+        tower: any image or text tower; used in evaluation mode and left in the mode it was in.
+        modality: of the tower.
+        batches: batches over all items.
+        ids: N ids by row.
+        content: (N,) int64 hash of each item's content.
+        device: where to compute.
+
+    Returns:
+        The bank, keyed by id, with the tower's fingerprint.
+    """
+    was_training, home = tower.training, next(tower.parameters()).device
+    source = tower.fingerprint()
+    tower.to(device).eval()
+    try:
+        features = encode(tower, batches, len(ids), device, f"{modality} features")
+    finally:
+        tower.to(home).train(was_training)
+    return FeatureBank(modality, ids, content, features, source)

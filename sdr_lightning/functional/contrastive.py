@@ -1,0 +1,101 @@
+"""Instance-level matching: contrastive losses with several positives per row.
+
+References:
+    [0] Li et al., "Align before Fuse" (ALBEF), NeurIPS 2021: soft-target image-text contrast.
+    [1] Yang et al., "Rebalanced Vision-Language Retrieval Considering Structure-Aware Distillation", TIP 2024,
+        and its public code: the terms ITC, IIC and TTC.
+    [2] Chen et al., "A Simple Framework for Contrastive Learning" (SimCLR), ICML 2020: NT-Xent.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def positive_targets(query_index: Tensor, gallery_index: Tensor) -> Tensor:
+    """Spread each row's target evenly over the gallery items that share its image.
+
+    ``y_ij = [q_i = g_j] / sum_k [q_i = g_k]``
+
+    Args:
+        query_index: (Q,) int64 image rows.
+        gallery_index: (G,) int64 image rows.
+
+    Returns:
+        (Q, G) float32, rows sum to 1; a row without a positive is all zero.
+    """
+    positives = (query_index[:, None] == gallery_index[None, :]).float()  # (Q, G)
+    return positives / positives.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean over rows of ``-sum_j y_ij log softmax_j(logits_i)``.
+
+    Args:
+        logits: (Q, G), computed in float32 under autocast; may hold ``-inf`` where the target is 0.
+        targets: (Q, G), rows sum to 1; constant.
+
+    Returns:
+        A scalar; gradient flows to ``logits``.
+    """
+    log_probabilities = logits.float().log_softmax(dim=1) if logits.dtype.itemsize < 4 else logits.log_softmax(dim=1)
+    weighted = torch.where(targets > 0, targets * log_probabilities, torch.zeros_like(log_probabilities))
+    return -weighted.sum(dim=1).mean()
+
+
+def contrast(queries: Tensor, gallery: Tensor, targets: Tensor, temperature: Tensor | float) -> Tensor:
+    """One direction of a contrastive loss: every query picks its positives out of the gallery ([1], IIC and TTC).
+
+    Args:
+        queries: (Q, d) L2-normalised.
+        gallery: (G, d) L2-normalised.
+        targets: (Q, G) of :func:`positive_targets`.
+        temperature: tau > 0.
+
+    Returns:
+        A scalar; gradient flows to both sides and to the temperature.
+    """
+    return soft_cross_entropy(queries @ gallery.T / temperature, targets)
+
+
+def image_text_contrast(image: Tensor, text: Tensor, image_index: Tensor, temperature: Tensor | float) -> Tensor:
+    """ITC of [0, 1]: the mean of image-to-text and text-to-image contrast, multi-positive by image.
+
+    Args:
+        image: (B, d) L2-normalised image embeddings.
+        text: (B, d) L2-normalised text embeddings.
+        image_index: (B,) int64; pairs with equal values are positives of one another.
+        temperature: tau > 0.
+
+    Returns:
+        A scalar; gradient flows to both embeddings and to the temperature.
+    """
+    targets = positive_targets(image_index, image_index).to(image.dtype)
+    logits = image @ text.T / temperature  # (B, B)
+    return (soft_cross_entropy(logits, targets) + soft_cross_entropy(logits.T, targets)) / 2
+
+
+def nt_xent(embeddings: Tensor, group: Tensor, temperature: float) -> Tensor:
+    """NT-Xent ([2]) with several positives: views of one image, or captions of one image.
+
+    Args:
+        embeddings: (B, d) L2-normalised.
+        group: (B,) int64; other items of the same group are the positives, the item itself is left out.
+        temperature: tau > 0.
+
+    Returns:
+        A scalar over the items that have a positive; gradient flows to the embeddings.
+
+    Raises:
+        ValueError: no item has a positive.
+    """
+    itself = torch.eye(len(group), dtype=torch.bool, device=group.device)
+    positives = (group[:, None] == group[None, :]) & ~itself  # (B, B)
+    has_positive = positives.any(dim=1)
+    if not bool(has_positive.any()):
+        raise ValueError("no item of the batch has a positive: every group occurs once; give two views of each")
+    targets = positives.to(embeddings.dtype)
+    targets = targets / targets.sum(dim=1, keepdim=True).clamp(min=1)
+    logits = (embeddings @ embeddings.T / temperature).masked_fill(itself, float("-inf"))
+    return soft_cross_entropy(logits[has_positive], targets[has_positive])

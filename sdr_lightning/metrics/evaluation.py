@@ -1,0 +1,120 @@
+"""The whole evaluation of a dual encoder, from embeddings to a flat dictionary of numbers."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sdr_lightning.functional.ranking import Ties
+from sdr_lightning.metrics.cross_modal import cross_modal_retrieval
+from sdr_lightning.metrics.graded import graded_retrieval
+from sdr_lightning.metrics.relevance import Relevance
+
+
+@torch.no_grad()
+def evaluate(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    text_image_index: Tensor,
+    relevance: Relevance | None = None,
+    *,
+    recall_at: Sequence[int] = (1, 5, 10),
+    ndcg_at: Sequence[int] = (10, 20, 50),
+    ties: Ties = "index",
+    chunk_size: int | None = None,
+) -> dict[str, float]:
+    """Cross-modal, and given `relevance` also single-modal and mixed retrieval.
+
+    Args:
+        image_embeddings: (N, d) in the common space, of any floating type and length; cast to fp32 and
+            L2-normalised here.
+        text_embeddings: (C, d).
+        text_image_index: (C,) integers, the row of the image of each caption; captions per image may vary.
+        relevance: of the same N images and C captions; without it there is no NDCG.
+        recall_at: the K of R@K.
+        ndcg_at: the k of NDCG@k.
+        ties: which equal-scored items count as ahead, see `sdr_lightning.functional.ranking.rank_scores`.
+        chunk_size: queries evaluated at once; bounds the memory and changes no result.
+
+    Returns:
+        The keys of `cross_modal_retrieval` (`i2t_R@1`, ..., `t2i_tie_rate`, `rsum`, `modality_gap`) and,
+        given `relevance`, of `graded_retrieval` (`i2i_NDCG@10`, ..., `t2it_NDCG@50`).
+
+    Raises:
+        ValueError: for shapes that do not fit, a non-finite or all-zero embedding, an index out of range, an
+            image without a caption, or a `relevance` of other items.
+
+    >>> evaluate(torch.eye(3), torch.eye(3), torch.arange(3))["rsum"]
+    600.0
+    """
+    images, texts, index = _checked(image_embeddings, text_embeddings, text_image_index)
+    results = cross_modal_retrieval(
+        images, texts, index, recall_at=recall_at, ties=ties, chunk_size=chunk_size
+    )
+    if relevance is not None:
+        results |= graded_retrieval(images, texts, relevance, ks=ndcg_at, chunk_size=chunk_size)
+    return results
+
+
+def cross_modal(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    text_image_index: Tensor,
+    *,
+    recall_at: Sequence[int] = (1, 5, 10),
+    ties: Ties = "index",
+    chunk_size: int | None = None,
+) -> dict[str, float]:
+    """`evaluate` without NDCG: cheap enough for every validation during training."""
+    return evaluate(
+        image_embeddings,
+        text_embeddings,
+        text_image_index,
+        recall_at=recall_at,
+        ties=ties,
+        chunk_size=chunk_size,
+    )
+
+
+def _checked(images: Tensor, texts: Tensor, text_image_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
+        raise ValueError(
+            f"image and text embeddings must be (N, d) and (C, d), not {tuple(images.shape)} and "
+            f"{tuple(texts.shape)}"
+        )
+    if text_image_index.shape != (len(texts),) or text_image_index.is_floating_point():
+        raise ValueError(
+            f"text_image_index must be {len(texts)} integers, one per text, not "
+            f"{tuple(text_image_index.shape)} {text_image_index.dtype}"
+        )
+    images, texts = _normalised("image", images), _normalised("text", texts)
+    index = text_image_index.to(device=images.device, dtype=torch.int64)
+    if not len(images) or not len(texts):
+        raise ValueError(f"there must be images and texts, found {len(images)} and {len(texts)}")
+    if index.min() < 0 or index.max() >= len(images):
+        raise ValueError(
+            f"text_image_index must be in [0, {len(images)}), found {index.min().item()} to "
+            f"{index.max().item()}"
+        )
+    without = torch.nonzero(index.bincount(minlength=len(images)) == 0).flatten()
+    if len(without):
+        raise ValueError(
+            f"{len(without)} of {len(images)} images have no caption, the first is image {without[0].item()}"
+        )
+    return images, texts, index
+
+
+def _normalised(name: str, embeddings: Tensor) -> Tensor:
+    """Embeddings in fp32 with L2 norm 1."""
+    if embeddings.device.type == "mps":  # which has no fp64, and scores are summed in fp64
+        embeddings = embeddings.cpu()
+    embeddings = embeddings.float().double()  # fp64 squares of fp32 numbers neither overflow nor underflow
+    norms = embeddings.square().sum(1, keepdim=True).sqrt()
+    bad = torch.nonzero(~torch.isfinite(norms.flatten()) | (norms.flatten() == 0)).flatten()
+    if len(bad):
+        first = bad[0].item()
+        raise ValueError(
+            f"{len(bad)} of {len(embeddings)} {name} embeddings are all zero or not finite, the first is row "
+            f"{first}"
+        )
+    return (embeddings / norms).float()

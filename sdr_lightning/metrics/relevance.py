@@ -1,0 +1,261 @@
+"""Graded relevance between images and captions, handed out by rows: nothing captions x captions is stored."""
+
+import hashlib
+import json
+import os
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rapidfuzz.distance import LCSseq
+from rapidfuzz.process import cdist
+from torch import Tensor
+
+Modality = Literal["image", "text"]
+Tokenizer = Literal["stripped", "tern"]
+
+_ROW_CHUNK = 512  # captions compared at once with all others
+
+
+class Relevance(Protocol):
+    """How relevant each of N images and C captions is to each other, finite and not negative.
+
+    Attributes:
+        num_images: N.
+        num_texts: C.
+        fingerprint: sha256 in hex of everything that determines the values.
+    """
+
+    num_images: int
+    num_texts: int
+    fingerprint: str
+
+    def rows(self, query: Modality, gallery: Modality, index: slice) -> Tensor:
+        """Relevance of the gallery to the queries in `index` (step 1), float32 (queries, gallery size).
+
+        An item's relevance to itself is included. The result may be a view: do not write into it.
+        """
+        ...
+
+
+class FactRelevance:
+    """Relevance from counted facts, e.g. the objects of a scene: the weighted Jaccard index (Ruzicka).
+
+    rel(a, b) = sum_f min(a_f, b_f) / sum_f max(a_f, b_f), and 0 if both are empty. It is symmetric, lies in
+    [0, 1], and is 1 exactly for equal non-empty counts.
+
+    Args:
+        image_facts: (N, F) integers >= 0, how often each fact holds of each image.
+        text_facts: (C, F), of each caption.
+
+    Raises:
+        ValueError: for counts that are negative or not integers, or different F.
+    """
+
+    def __init__(self, image_facts: npt.ArrayLike | Tensor, text_facts: npt.ArrayLike | Tensor) -> None:
+        counts = {"image": _counts("image_facts", image_facts), "text": _counts("text_facts", text_facts)}
+        images, texts = counts["image"], counts["text"]
+        if images.shape[1] != texts.shape[1]:
+            raise ValueError(f"image_facts have {images.shape[1]} facts, text_facts {texts.shape[1]}")
+        self.num_images, self.num_texts = len(images), len(texts)
+        digest = hashlib.sha256(f"ruzicka {images.shape} {texts.shape}".encode())
+        digest.update(images.tobytes() + texts.tobytes())
+        self.fingerprint = digest.hexdigest()
+
+        # min(a, b) is the sum of the steps between consecutive levels that both reach, so the sum of minima
+        # is a matrix product of 0/1 indicators; the levels of a fact are the counts that occur.
+        levels = [np.unique(column[column > 0]) for column in np.concatenate((images, texts)).T]
+        fact = np.repeat(np.arange(len(levels)), [len(values) for values in levels])
+        level = np.concatenate([*levels, np.empty(0, np.int64)])
+        steps = [np.diff(values, prepend=0) for values in levels]
+        self._step = np.concatenate([*steps, np.empty(0)]).astype(np.float32)
+        self._reaches = {name: (facts[:, fact] >= level).astype(np.float32) for name, facts in counts.items()}
+        self._total = {name: facts.sum(1).astype(np.float32) for name, facts in counts.items()}
+
+    def rows(self, query: Modality, gallery: Modality, index: slice) -> Tensor:
+        """See `Relevance.rows`."""
+        shared = (self._reaches[query][index] * self._step) @ self._reaches[gallery].T
+        union = self._total[query][index, None] + self._total[gallery] - shared
+        return torch.from_numpy(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))
+
+
+class RougeLRelevance:
+    """Relevance from captions alone: R (C, N) is ROUGE-L of caption c against the captions of image j.
+
+    With the longest common subsequence LCS in tokens, P = max over the captions r of image j of LCS / |c| and
+    R = max of LCS / |r|, the two maxima taken independently, the score is (1 + b^2) P R / (R + b^2 P) with
+    b = 1.2, or 0 if P or R is 0 (as in TERN).
+
+    text -> image is R and image -> text its transpose. text -> text is R[c, image of c'], as in the public
+    SDR code, so the other captions of the same image have relevance 1. image -> image is this project's own
+    definition: the mean of R[c, j] over the captions c of image i; it is not symmetric.
+
+    Args:
+        captions: C captions, in any order.
+        caption_image_index: (C,) the image of each; every image has at least one caption.
+        num_images: N.
+        tokenizer: "tern" is `lower().split(" ")`; "stripped" also removes punctuation and empty tokens.
+        cache: directory in which R is kept under a name with the fingerprint, or None. A file that cannot be
+            read or does not fit is computed again.
+        workers: threads for the LCS; -1 is all cores.
+
+    Raises:
+        ValueError: for an index of the wrong length or out of range, an image without a caption, or an
+            unknown tokenizer.
+    """
+
+    def __init__(
+        self,
+        captions: Sequence[str],
+        caption_image_index: npt.ArrayLike | Tensor,
+        num_images: int,
+        tokenizer: Tokenizer = "stripped",
+        cache: Path | None = None,
+        workers: int = 1,
+    ) -> None:
+        image_index = np.asarray(caption_image_index, dtype=np.int64)
+        if image_index.shape != (len(captions),):
+            raise ValueError(f"{len(captions)} captions have an image index of shape {image_index.shape}")
+        if len(captions) and (image_index.min() < 0 or image_index.max() >= num_images):
+            raise ValueError(
+                f"caption_image_index must be in [0, {num_images}), found {image_index.min()} to "
+                f"{image_index.max()}"
+            )
+        without = np.flatnonzero(np.bincount(image_index, minlength=num_images) == 0)
+        if len(without):
+            raise ValueError(f"{len(without)} images have no caption, the first is image {without[0]}")
+
+        self.num_images, self.num_texts = num_images, len(captions)
+        determined_by = ["rouge-l", tokenizer, num_images, image_index.tolist(), list(captions)]
+        self.fingerprint = hashlib.sha256(json.dumps(determined_by).encode()).hexdigest()
+
+        path = None if cache is None else Path(cache) / f"rouge_l-{self.fingerprint}.npy"
+        scores = None if path is None else _load(path, (len(captions), num_images))
+        if scores is None:
+            scores = rouge_l(tokenize(captions, tokenizer), image_index, num_images, workers=workers)
+            if path is not None:
+                _save(path, scores)
+        self._scores = torch.from_numpy(scores)  # (C, N)
+        self._image_index = torch.from_numpy(image_index)
+        self._by_image = self._image_index.argsort(stable=True)
+        self._caption_counts = self._image_index.bincount(minlength=num_images)
+        self._ends = self._caption_counts.cumsum(0)
+
+    def rows(self, query: Modality, gallery: Modality, index: slice) -> Tensor:
+        """See `Relevance.rows`."""
+        if query == "text":
+            rows = self._scores[index]
+            return rows if gallery == "image" else rows[:, self._image_index]
+        if gallery == "text":
+            return self._scores[:, index].T
+        start, stop, _ = index.indices(self.num_images)
+        counts = self._caption_counts[start:stop]
+        first = int(self._ends[start - 1]) if start else 0
+        captions = self._by_image[first : first + int(counts.sum())]
+        sums = torch.zeros(stop - start, self.num_images)
+        sums.index_add_(0, self._image_index[captions] - start, self._scores[captions])
+        return sums / counts[:, None]
+
+
+def tokenize(captions: Sequence[str], tokenizer: Tokenizer = "stripped") -> list[list[str]]:
+    """Tokens of each caption; see `RougeLRelevance` for the two tokenizers."""
+    if tokenizer == "tern":
+        return [caption.lower().split(" ") for caption in captions]
+    if tokenizer != "stripped":
+        raise ValueError(f"tokenizer must be 'stripped' or 'tern', not {tokenizer!r}")
+    characters = set().union(*captions)
+    # Unicode's punctuation and symbols: typographic quotes are as frequent as ASCII ones in scraped captions.
+    removed = str.maketrans({char: None for char in characters if unicodedata.category(char)[0] in "PS"})
+    return [caption.translate(removed).lower().split() for caption in captions]
+
+
+def rouge_l(
+    tokens: Sequence[Sequence[str]],
+    image_index: npt.NDArray[np.int64],
+    num_images: int,
+    *,
+    beta: float = 1.2,
+    workers: int = 1,
+) -> npt.NDArray[np.float32]:
+    """ROUGE-L (C, N) in [0, 1] of each of C token lists against the lists of each of N images.
+
+    `image_index` (C,) names the image of each list; see `RougeLRelevance` for the definition.
+    """
+    # A token becomes one code point, so that a caption is a string to rapidfuzz; the frequent tokens get the
+    # lowest ones, for which it has a direct table.
+    vocabulary = Counter(token for caption in tokens for token in caption)
+    code = {
+        token: chr(rank if rank < 0xD800 else rank + 0x800)
+        for rank, (token, _) in enumerate(vocabulary.most_common())
+    }
+    strings = np.array(["".join(code[token] for token in caption) for caption in tokens], dtype=object)
+    lengths = np.array([len(caption) for caption in tokens], dtype=np.int64)
+
+    # References in slots: the first caption of every image, then the second of those that have one, ..., with
+    # the images of most captions first. The maximum over an image's captions is then one over prefixes.
+    counts = np.bincount(image_index, minlength=num_images)
+    images = np.argsort(-counts, kind="stable")
+    by_image = np.argsort(image_index, kind="stable")
+    slot = np.empty_like(image_index)
+    slot[by_image] = np.arange(len(image_index)) - np.repeat(np.cumsum(counts) - counts, counts)
+    layout = np.lexsort((np.argsort(images)[image_index], slot))
+    references, reference_lengths = strings[layout], np.maximum(lengths[layout], 1).astype(np.float32)
+    ends = np.cumsum([int((counts > s).sum()) for s in range(counts.max(initial=0))])
+
+    b2 = np.float32(beta**2)
+    dtype = np.uint8 if lengths.max(initial=0) < 256 else np.int32
+    scores = np.zeros((len(tokens), num_images), dtype=np.float32)
+    for start in range(0, len(tokens), _ROW_CHUNK):
+        rows = slice(start, start + _ROW_CHUNK)
+        lcs = cdist(strings[rows], references, scorer=LCSseq.similarity, dtype=dtype, workers=workers)
+        longest = np.zeros((len(lcs), num_images), dtype=dtype)
+        recall = np.zeros((len(lcs), num_images), dtype=np.float32)
+        for begin, end in zip(ends - np.diff(ends, prepend=0), ends, strict=True):
+            width, block = end - begin, lcs[:, begin:end]
+            np.maximum(longest[:, :width], block, out=longest[:, :width])
+            np.maximum(recall[:, :width], block / reference_lengths[begin:end], out=recall[:, :width])
+        precision = longest / np.maximum(lengths[rows], 1).astype(np.float32)[:, None]
+        harmonic = recall + b2 * precision
+        score = np.divide(
+            (1 + b2) * precision * recall, harmonic, out=np.zeros_like(recall), where=harmonic > 0
+        )
+        scores[rows, images] = score
+    return scores
+
+
+def _counts(name: str, facts: npt.ArrayLike | Tensor) -> npt.NDArray[np.int64]:
+    array = facts.cpu().numpy() if isinstance(facts, Tensor) else np.asarray(facts)
+    if array.ndim != 2 or array.dtype.kind not in "iub":
+        raise ValueError(f"{name} must be (items, facts) integers, not {array.shape} {array.dtype}")
+    if array.size and array.min() < 0:
+        raise ValueError(f"{name} must not be negative, found {array.min()}")
+    return np.ascontiguousarray(array, dtype=np.int64)
+
+
+def _load(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32] | None:
+    try:
+        scores: npt.NDArray[Any] = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):  # absent, cut short, or not an .npy at all
+        return None
+    fits = scores.shape == shape and scores.dtype == np.float32
+    # NaN fails both comparisons.
+    return scores if fits and scores.min(initial=0) >= 0 and scores.max(initial=0) <= 1 else None
+
+
+def _save(path: Path, scores: npt.NDArray[np.float32]) -> None:
+    """Write under another name first, so that a reader or a crash never meets half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            np.save(file, scores, allow_pickle=False)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

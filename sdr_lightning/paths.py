@@ -1,0 +1,75 @@
+"""Paths and outputs: references with environment variables, and files that are never half-written."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+_VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\}|(?P<plain>\w+))")
+_PACKAGE = "package:"
+
+
+def expand(reference: str) -> str:
+    """Fill in ``$NAME``, ``${NAME}`` and ``${NAME:-default}`` from the environment, and ``~``.
+
+    Raises:
+        ValueError: a variable without default is not set.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match["braced"] or match["plain"]
+        found = os.environ.get(name) or match["default"]
+        if found is None:
+            raise ValueError(f"{reference!r} needs the environment variable {name}, which is not set: export {name}=...")
+        return found
+
+    return str(Path(expanded).expanduser()) if (expanded := _VARIABLE.sub(value, reference)).startswith("~") else expanded
+
+
+def package_path(reference: str) -> str:
+    """Resolve ``package:NAME/SUBFOLDER`` to a folder inside an installed package; return anything else as it is.
+
+    Raises:
+        ValueError: the package is not installed.
+    """
+    if not reference.startswith(_PACKAGE):
+        return reference
+    name, _, inside = reference.removeprefix(_PACKAGE).partition("/")
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ValueError(f"{reference!r} names the package {name}, which is not installed: pip install {name}")
+    return str(Path(spec.origin).parent / inside)
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Create or replace a file in one step: a reader sees the old file or the whole new one.
+
+    Args:
+        path: the file; its folder is made.
+        write: writes the content to the temporary path it is given, in the same folder and with the same suffix.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        write(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    write_atomically(path, lambda part: _dump(part, value))
+
+
+def _dump(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

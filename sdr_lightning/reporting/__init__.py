@@ -1,0 +1,25 @@
+"""From the folder of a suite to a report a reader can check: one HTML page, and the same as Markdown."""
+
+from pathlib import Path
+
+__all__ = ["build_report"]
+
+
+def build_report(suite_dir: Path) -> Path:
+    """Write ``report.html``, ``report.md`` and ``figures/*.png`` into a suite's folder.
+
+    See :func:`sdr_lightning.reporting.report.build_report`. Matplotlib, SciPy and Jinja are imported when
+    this is called, not with the package, so the command line stays quick.
+
+    Args:
+        suite_dir: folder holding ``suite.json``, ``cells/`` and optionally ``teachers/`` and ``thumbnails/``.
+
+    Returns:
+        The path of the HTML page.
+
+    Raises:
+        ValueError: there is no suite in the folder, or one of its files is malformed (the message names it).
+    """
+    from sdr_lightning.reporting import report
+
+    return report.build_report(suite_dir)

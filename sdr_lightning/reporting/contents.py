@@ -1,0 +1,111 @@
+"""Everything a report says, computed once and printed twice: as HTML and as Markdown."""
+
+from dataclasses import dataclass
+
+from matplotlib.figure import Figure
+
+from sdr_lightning.reporting import plots, record_tables, tables
+from sdr_lightning.reporting.claims import summarise
+from sdr_lightning.reporting.examples import ExampleGroup, collect_examples
+from sdr_lightning.reporting.quantities import MIXED, NDCG_AT_10, RSUM, SINGLE_MODAL
+from sdr_lightning.reporting.results import Suite
+from sdr_lightning.reporting.table import Table
+from sdr_lightning.reporting.thumbnails import Thumbnails, data_uri
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure in both its forms, with the words under it (and for who cannot see it)."""
+
+    key: str
+    caption: str
+    svg: bytes
+    png: bytes
+
+    @property
+    def embedded(self) -> str:
+        """The drawing as a data URI."""
+        return data_uri(self.svg, "image/svg+xml")
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Everything a report says, in no particular notation."""
+
+    suite: Suite
+    summary: str
+    provenance: str
+    methods: Table
+    imbalances: Table
+    claims: Table
+    claims_by_task: Table | None
+    against_baseline: Table | None
+    absent: tuple[str, ...]
+    pictures: tuple[Picture, ...]
+    means: tuple[Table, ...]
+    training: Picture | None
+    examples: tuple[ExampleGroup, ...]
+    teachers: Table | None
+    realised: Table | None
+    runs: Table
+    caveats: tuple[str, ...]
+    thumbnails: Thumbnails
+
+
+def gather(suite: Suite) -> Contents:
+    """Compute every number, table and figure of the report."""
+    training = plots.training_figure(suite)
+    return Contents(
+        suite=suite,
+        summary=" ".join(summarise(suite)),
+        provenance=record_tables.provenance_line(suite),
+        methods=record_tables.methods_table(suite),
+        imbalances=record_tables.imbalances_table(suite),
+        claims=tables.claims_table(suite),
+        claims_by_task=tables.claims_by_task(suite),
+        against_baseline=tables.against_baseline(suite),
+        absent=_absent(suite),
+        pictures=_pictures(suite),
+        means=tables.means_tables(suite),
+        training=None if training is None else _picture("training", _TRAINING, training),
+        examples=collect_examples(suite),
+        teachers=record_tables.teachers_table(suite),
+        realised=record_tables.realised_table(suite),
+        runs=record_tables.provenance_table(suite),
+        caveats=tuple(record_tables.caveats(suite)),
+        thumbnails=Thumbnails(suite.root),
+    )
+
+
+_TRAINING = "By epoch, at the highest ratio of each imbalance. Thin lines are seeds, thick lines their mean."
+
+
+def _absent(suite: Suite) -> tuple[str, ...]:
+    named = {"rsum": RSUM, "Single-modal NDCG": SINGLE_MODAL, "Mixed NDCG": MIXED}
+    return tuple(name for name, quantity in named.items() if not quantity.present(suite))
+
+
+def _pictures(suite: Suite) -> tuple[Picture, ...]:
+    pictures = []
+    for quantity in (RSUM, *NDCG_AT_10.values()):
+        if not quantity.present(suite):
+            continue
+        teacher = {"i2i_ndcg_10": "image", "t2t_ndcg_10": "text"}.get(quantity.key)
+        references = {
+            f"{t.modality} teacher": t.metrics["NDCG@10"]
+            for t in suite.teachers
+            if t.modality == teacher and "NDCG@10" in t.metrics
+        }
+        figure = plots.ratio_figure(
+            suite, quantity, height=4.6 if quantity is RSUM else 2.9, references=references
+        )
+        caption = (
+            f"{quantity.label} against the imbalance ratio. Points are means over {len(suite.seeds)} seeds "
+            "(n is given where fewer are in), bars 95 % Student-t intervals of the mean."
+        )
+        pictures.append(_picture(quantity.key, caption, figure))
+    return tuple(pictures)
+
+
+def _picture(key: str, caption: str, figure: Figure) -> Picture:
+    return Picture(key, caption, plots.to_svg(figure), plots.to_png(figure))

@@ -1,0 +1,103 @@
+"""Example retrievals: the same queries answered by every method, side by side."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from sdr_lightning.reporting.fields import Fields
+from sdr_lightning.reporting.results import Condition, Run, Suite
+
+DIRECTIONS = {"t2i": "text to image", "i2t": "image to text"}
+SHOWN = 5
+"""How many results of a query are shown."""
+
+
+class Query(NamedTuple):
+    """What was asked: a text or the key of an image."""
+
+    direction: str
+    text: str | None
+    image: str | None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One retrieved item: the key of an image or a text, and whether it belongs to the query."""
+
+    image: str | None
+    text: str | None
+    score: float | None
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Example:
+    """One query with the best results of each method, in the suite's order of methods."""
+
+    query: Query
+    results: Mapping[str, tuple[Result, ...]]
+
+
+@dataclass(frozen=True)
+class ExampleGroup:
+    """Examples from the runs of one condition and seed."""
+
+    condition: Condition
+    seed: int
+    examples: tuple[Example, ...]
+
+
+def collect_examples(suite: Suite, per_direction: int = 2) -> tuple[ExampleGroup, ...]:
+    """Examples at the highest ratio of each imbalance that has any, from its first seed that has any.
+
+    The queries are the first ``per_direction`` of each direction in the order of the files, never chosen by
+    their results.
+    """
+    found: dict[str, ExampleGroup] = {}
+    for condition in sorted(suite.conditions, key=lambda c: -c.ratio):
+        for seed in suite.seeds:
+            if condition.ratio > 0 and condition.imbalance not in found:
+                runs = (suite.runs.get((method, condition, seed)) for method in suite.methods)
+                examples = _align([run for run in runs if run is not None], suite.root, per_direction)
+                if examples:
+                    found[condition.imbalance] = ExampleGroup(condition, seed, examples)
+    return tuple(found[imbalance] for imbalance in suite.imbalances if imbalance in found)
+
+
+def _align(runs: list[Run], root: Path, per_direction: int) -> tuple[Example, ...]:
+    answers: dict[Query, dict[str, tuple[Result, ...]]] = {}
+    for run in runs:
+        for query, results in _read(root / run.folder / "examples.json").items():
+            answers.setdefault(query, {})[run.method] = results
+    chosen = [
+        query
+        for direction in DIRECTIONS
+        for query in [query for query in answers if query.direction == direction][:per_direction]
+    ]
+    return tuple(Example(query, answers[query]) for query in chosen)
+
+
+def _read(path: Path) -> dict[Query, tuple[Result, ...]]:
+    if not path.is_file():
+        return {}
+    answers = {}
+    for i, item in enumerate(Fields.read(path).items("queries")):
+        fields = Fields(item, f"{path}: query {i}")
+        query = Query(
+            fields.text("direction"), fields.optional_text("query_text"), fields.optional_text("query_image")
+        )
+        if query.direction not in DIRECTIONS:
+            raise fields.complaint("direction", f"one of {', '.join(DIRECTIONS)}")
+        answers[query] = tuple(_result(result, fields.source) for result in fields.items("results")[:SHOWN])
+    return answers
+
+
+def _result(item: object, source: str) -> Result:
+    fields = Fields(item, f"{source}: results")
+    return Result(
+        image=fields.optional_text("image"),
+        text=fields.optional_text("text"),
+        score=fields.optional_number("score"),
+        correct=fields.flag("correct", default=False),
+    )

@@ -1,0 +1,131 @@
+"""Typed access to a JSON file somebody else wrote: every complaint names the file and the key."""
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+
+class Fields:
+    """A JSON object together with where it came from.
+
+    A getter without a default raises ``ValueError`` when the key is missing; every getter raises when the
+    value has the wrong type. ``null`` counts as missing.
+    """
+
+    def __init__(self, values: object, source: str) -> None:
+        if not isinstance(values, Mapping):
+            raise ValueError(f"{source}: expected an object, found {type(values).__name__}")
+        self._values: Mapping[str, object] = values
+        self.source = source
+
+    @classmethod
+    def read(cls, path: Path) -> "Fields":
+        """Read a JSON object from a file."""
+        try:
+            return cls(json.loads(path.read_text(encoding="utf-8")), str(path))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: not UTF-8 text ({error.reason})") from error
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}: not valid JSON ({error.msg}, line {error.lineno})") from error
+
+    def __contains__(self, key: str) -> bool:
+        return self._values.get(key) is not None
+
+    def complaint(self, key: str, expected: str) -> ValueError:
+        """The error for a value that is absent or of the wrong kind."""
+        found = f"found {self._values[key]!r}" if key in self._values else "the key is missing"
+        return ValueError(f"{self.source}: {key!r} must be {expected}, {found}")
+
+    def text(self, key: str, default: str | None = None) -> str:
+        """A string."""
+        value = self._values.get(key)
+        if value is None and default is not None:
+            return default
+        if not isinstance(value, str):
+            raise self.complaint(key, "a string")
+        return value
+
+    def optional_text(self, key: str) -> str | None:
+        """A string, or None when the key is absent."""
+        return self.text(key) if key in self else None
+
+    def number(self, key: str) -> float:
+        """A finite number."""
+        value = self._values.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            raise self.complaint(key, "a finite number")
+        return float(value)
+
+    def optional_number(self, key: str) -> float | None:
+        """A finite number, or None when the key is absent."""
+        return self.number(key) if key in self else None
+
+    def integer(self, key: str) -> int:
+        """A whole number."""
+        value = self.number(key)
+        if not value.is_integer():
+            raise self.complaint(key, "a whole number")
+        return int(value)
+
+    def optional_integer(self, key: str) -> int | None:
+        """A whole number, or None when the key is absent."""
+        return self.integer(key) if key in self else None
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A truth value."""
+        value = self._values.get(key)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.complaint(key, "true or false")
+        return value
+
+    def child(self, key: str) -> "Fields":
+        """A nested object."""
+        value = self._values.get(key)
+        if not isinstance(value, Mapping):
+            raise self.complaint(key, "an object")
+        return Fields(value, f"{self.source}: {key}")
+
+    def optional_child(self, key: str) -> "Fields":
+        """A nested object, empty when the key is absent."""
+        return self.child(key) if key in self else Fields({}, f"{self.source}: {key}")
+
+    def children(self) -> Iterator[tuple[str, "Fields"]]:
+        """Every key with its nested object."""
+        for key in self._values:
+            yield key, self.child(key)
+
+    def items(self, key: str) -> list[object]:
+        """A list, empty when the key is absent."""
+        value = self._values.get(key)
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise self.complaint(key, "a list")
+        return value
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        """A list of strings, empty when the key is absent."""
+        values = self.items(key)
+        strings = tuple(value for value in values if isinstance(value, str))
+        if len(strings) != len(values):
+            raise self.complaint(key, "a list of strings")
+        return strings
+
+    def numbers(self, key: str) -> tuple[float, ...]:
+        """A list of finite numbers, empty when the key is absent."""
+        entries = Fields({str(i): value for i, value in enumerate(self.items(key))}, f"{self.source}: {key}")
+        return tuple(entries.number(name) for name in entries._values)
+
+    def table(self) -> dict[str, float]:
+        """All keys as numbers; ``null`` and ``NaN``, which say "no value", are left out."""
+        missing = {
+            key for key, v in self._values.items() if v is None or (isinstance(v, float) and math.isnan(v))
+        }
+        return {key: self.number(key) for key in self._values if key not in missing}
+
+    def words(self) -> dict[str, str]:
+        """All keys as text."""
+        return {key: str(value) for key, value in self._values.items() if value is not None}

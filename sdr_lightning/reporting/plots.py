@@ -1,0 +1,217 @@
+"""Figures of a suite, made without pyplot: style and figures end with the call that made them."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sdr_lightning.reporting import formatting as write
+from sdr_lightning.reporting.curves import Curve, mean_curve, read_curves
+from sdr_lightning.reporting.quantities import Quantity
+from sdr_lightning.reporting.results import Condition, Suite
+
+WIDTH = 11.0
+"""Inches; the page shows a figure at its full width."""
+
+CANDIDATE_COLOUR, BASELINE_COLOUR = "#0072B2", "#222222"
+COLOURS = ("#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D31")
+"""Okabe and Ito's palette, told apart by colour-blind readers; methods differ in their markers besides."""
+MARKERS = ("s", "^", "D", "v", "P", "X")
+
+CURVES = {
+    "val/rsum": "rsum, validation",
+    "objective/lambda": "λ, share of the text teacher",
+    "objective/temperature": "τ, matching",
+    "objective/relation_temperature": "τ₂, relations",
+}
+"""Columns of a run's log that are drawn, one row of panels each."""
+
+# Any: matplotlib types the keys of its settings differently from one version to the next.
+_STYLE: Any = {
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#8a8f98",
+    "axes.labelcolor": "#333840",
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#e6e8ec",
+    "xtick.color": "#555b66",
+    "ytick.color": "#555b66",
+    "legend.frameon": False,
+    "svg.fonttype": "path",
+    # Without a salt the ids inside an SVG are random, and two reports of one suite would differ.
+    "svg.hashsalt": "sdr_lightning",
+}
+
+
+class Palette:
+    """The look of each method's line, the same in every figure."""
+
+    def __init__(self, suite: Suite) -> None:
+        others = [method for method in suite.methods if method not in (suite.baseline, suite.candidate)]
+        self._styles: dict[str, dict[str, Any]] = {
+            method: {
+                "color": COLOURS[i % len(COLOURS)],
+                "marker": MARKERS[i % len(MARKERS)],
+                "linewidth": 1.3,
+            }
+            for i, method in enumerate(others)
+        }
+        self._styles[suite.baseline] = {"color": BASELINE_COLOUR, "marker": "o", "linewidth": 2.2}
+        self._styles[suite.candidate] = {"color": CANDIDATE_COLOUR, "marker": "o", "linewidth": 2.6}
+
+    def __getitem__(self, method: str) -> dict[str, Any]:
+        return self._styles[method]
+
+
+def ratio_figure(
+    suite: Suite, quantity: Quantity, height: float, references: Mapping[str, float] | None = None
+) -> Figure:
+    """A quantity against the imbalance ratio: a panel per imbalance, a line per method, shared vertical axis.
+
+    Bars are 95 % intervals of the mean over seeds. Where fewer seeds are in than the suite asks for, their
+    number stands beside the point; a missing point leaves a gap in the line.
+
+    Args:
+        suite: the suite.
+        quantity: what to draw.
+        height: of the figure, in inches.
+        references: label and value of horizontal lines, for instance a teacher's quality.
+    """
+    palette = Palette(suite)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, height), layout="constrained")
+        columns = min(len(suite.imbalances), 4)
+        rows = -(-len(suite.imbalances) // columns)
+        axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
+        for panel, imbalance in zip(axes, suite.imbalances, strict=False):
+            _draw_panel(panel, suite, quantity, imbalance, palette)
+            for value in (references or {}).values():
+                panel.axhline(value, color="#8a8f98", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        for panel in axes[len(suite.imbalances) :]:
+            panel.set_visible(False)
+        for panel in axes[::columns]:
+            panel.set_ylabel(f"{quantity.label} ({quantity.unit})")
+        handles = {
+            line.get_label(): line for line in axes[0].get_lines() if line.get_label() in suite.methods
+        }
+        if references:
+            handles |= {
+                label: axes[0].get_lines()[-len(references) + i] for i, label in enumerate(references)
+            }
+        figure.legend(
+            list(handles.values()),
+            [str(label) for label in handles],
+            loc="outside upper left",
+            ncols=len(handles),
+            handlelength=2.4,
+        )
+    return figure
+
+
+def _draw_panel(panel: Axes, suite: Suite, quantity: Quantity, imbalance: str, palette: Palette) -> None:
+    # Methods stand a little apart so that their bars can be told from each other.
+    step = 0.011 * max(suite.ratios[-1] - suite.ratios[0], 0.1)
+    for i, method in enumerate(suite.methods):
+        shift = (i - (len(suite.methods) - 1) / 2) * step
+        points = [quantity.interval(suite, method, Condition.of(imbalance, ratio)) for ratio in suite.ratios]
+        x = [100 * (ratio + shift) for ratio in suite.ratios]
+        front = 4 if method == suite.candidate else 3
+        style = palette[method]
+        panel.plot(x, [p.mean for p in points], label=method, markersize=5, zorder=front, **style)
+        for at, point in zip(x, points, strict=True):
+            if point.half is not None:
+                panel.errorbar(
+                    at,
+                    point.mean,
+                    point.half,
+                    color=style["color"],
+                    elinewidth=1,
+                    capsize=2,
+                    alpha=0.75,
+                    zorder=2,
+                )
+            if 0 < point.n < len(suite.seeds):
+                panel.annotate(
+                    f"n={point.n}",
+                    (at, point.mean),
+                    xytext=(4, 4),
+                    textcoords="offset points",
+                    fontsize=7,
+                    color=style["color"],
+                )
+    panel.set_title(write.name(imbalance), loc="left")
+    panel.set_xlabel("affected share of the training data (%)")
+    panel.set_xticks([100 * ratio for ratio in suite.ratios])
+
+
+def training_figure(suite: Suite) -> Figure | None:
+    """Validation rsum, λ and the temperatures by epoch at the highest ratio of each imbalance.
+
+    Thin lines are seeds, thick lines their mean. None when no run there has a log.
+    """
+    logs = {
+        condition: {method: _logs(suite, method, condition) for method in suite.methods}
+        for condition in suite.hardest
+    }
+    rows = [
+        key for key in CURVES if any(key in log for at in logs.values() for by in at.values() for log in by)
+    ]
+    if not rows:
+        return None
+    palette = Palette(suite)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 1.1 + 1.9 * len(rows)), layout="constrained")
+        axes = figure.subplots(len(rows), len(logs), sharex=True, sharey="row", squeeze=False)
+        for row, key in zip(axes, rows, strict=True):
+            row[0].set_ylabel(CURVES[key])
+            for panel, by_method in zip(row, logs.values(), strict=True):
+                for method, seeds in by_method.items():
+                    _draw_curves(panel, [log[key] for log in seeds if key in log], palette[method], method)
+        for panel, condition in zip(axes[0], logs, strict=True):
+            panel.set_title(write.condition_label(condition), loc="left")
+        for panel in axes[-1]:
+            panel.set_xlabel("epoch")
+            panel.xaxis.get_major_locator().set_params(integer=True)
+        handles = {line.get_label(): line for panel in axes.flat for line in panel.get_lines()}
+        methods = [method for method in suite.methods if method in handles]
+        figure.legend([handles[m] for m in methods], methods, loc="outside upper left", ncols=len(methods))
+    return figure
+
+
+def _logs(suite: Suite, method: str, condition: Condition) -> list[dict[str, Curve]]:
+    return [read_curves(suite.root / run.folder / "metrics.csv") for run in suite.runs_of(method, condition)]
+
+
+def _draw_curves(panel: Axes, curves: Sequence[Curve], style: Mapping[str, Any], label: str) -> None:
+    if not curves:
+        return
+    for curve in curves:
+        panel.plot(list(curve), list(curve.values()), color=style["color"], linewidth=0.6, alpha=0.4)
+    mean = mean_curve(curves)
+    panel.plot(
+        list(mean), list(mean.values()), color=style["color"], linewidth=style["linewidth"], label=label
+    )
+
+
+def to_svg(figure: Figure) -> bytes:
+    """The figure as SVG; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    with rc_context(_STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return buffer.getvalue()
+
+
+def to_png(figure: Figure) -> bytes:
+    """The figure as PNG."""
+    buffer = io.BytesIO()
+    with rc_context(_STYLE):
+        figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

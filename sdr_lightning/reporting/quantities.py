@@ -1,0 +1,68 @@
+"""The numbers a report talks about: how each is made from a run's metrics, named and printed."""
+
+from dataclasses import dataclass
+
+from sdr_lightning.reporting.results import RECALLS, Condition, Run, Suite
+from sdr_lightning.reporting.statistics import Interval, mean_interval
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """The mean of one or more metrics of a run, times ``scale``; higher is better save in diagnostics."""
+
+    key: str
+    label: str
+    metrics: tuple[str, ...]
+    unit: str = "%"
+    scale: float = 1.0
+    decimals: int = 1
+    """Places after the point of a value; a difference gets ``difference_decimals``."""
+    difference_decimals: int = 2
+
+    def value(self, run: Run) -> float | None:
+        """The quantity of one run, None where one of its metrics is missing."""
+        if not all(metric in run.metrics for metric in self.metrics):
+            return None
+        return self.scale * sum(run.metrics[metric] for metric in self.metrics) / len(self.metrics)
+
+    def by_seed(self, suite: Suite, method: str, condition: Condition) -> dict[int, float]:
+        """The values that are there, by seed."""
+        values = {run.seed: self.value(run) for run in suite.runs_of(method, condition)}
+        return {seed: value for seed, value in values.items() if value is not None}
+
+    def interval(self, suite: Suite, method: str, condition: Condition) -> Interval:
+        """Mean and interval over the seeds that are there."""
+        return mean_interval(list(self.by_seed(suite, method, condition).values()))
+
+    def present(self, suite: Suite) -> bool:
+        """Whether any run has it."""
+        return any(self.value(run) is not None for run in suite.runs.values())
+
+
+def _metric(metric: str, label: str) -> Quantity:
+    return Quantity(metric, label, (metric,))
+
+
+TASKS = {
+    "i2i": "image to image",
+    "t2t": "text to text",
+    "i2it": "image to both",
+    "t2it": "text to both",
+}
+"""Retrieval within one modality, and mixed retrieval from a gallery of images and texts together."""
+
+CUTOFFS = (10, 20, 50)
+
+RSUM = Quantity("rsum", "rsum", ("rsum",), unit="of 600", difference_decimals=1)
+RECALL = {key: _metric(key, key.split("_")[1]) for key in RECALLS}
+NDCG = {(task, k): _metric(f"{task}_NDCG@{k}", f"@{k}") for task in TASKS for k in CUTOFFS}
+NDCG_AT_10 = {task: Quantity(f"{task}_ndcg_10", f"{task} NDCG@10", (f"{task}_NDCG@10",)) for task in TASKS}
+SINGLE_MODAL = Quantity("single_modal", "mean NDCG@10 of i2i and t2t", ("i2i_NDCG@10", "t2t_NDCG@10"))
+MIXED = Quantity("mixed", "mean NDCG@10 of i2it and t2it", ("i2it_NDCG@10", "t2it_NDCG@10"))
+DIAGNOSTICS = (
+    Quantity("i2t_mdr", "i2t median rank", ("i2t_MdR",), unit=""),
+    Quantity("t2i_mdr", "t2i median rank", ("t2i_MdR",), unit=""),
+    Quantity("i2t_ties", "i2t tied queries, %", ("i2t_tie_rate",), scale=100.0, decimals=2),
+    Quantity("t2i_ties", "t2i tied queries, %", ("t2i_tie_rate",), scale=100.0, decimals=2),
+    Quantity("gap", "modality gap", ("modality_gap",), unit="", decimals=3),
+)

@@ -1,0 +1,161 @@
+"""Tables of what was run rather than what came out: methods, imbalances, teachers, provenance."""
+
+from sdr_lightning.reporting import formatting as write
+from sdr_lightning.reporting.results import Condition, Realised, Run, Suite
+from sdr_lightning.reporting.table import Block, Cell, Table, cells
+
+
+def methods_table(suite: Suite) -> Table:
+    """The methods and the weights of their terms."""
+    rows = []
+    for method in suite.methods.values():
+        roles = {suite.baseline: "baseline", suite.candidate: "candidate"}
+        weights = ", ".join(f"{term}{write.NBSP}{weight:g}" for term, weight in method.weights.items())
+        detail = roles.get(method.name, "")
+        rows.append((Cell(method.name, detail), Cell(method.description), Cell(weights or write.MISSING)))
+    return Table(
+        "methods",
+        "Methods",
+        ("Method", "What it is", "Weights of the terms"),
+        (Block(tuple(rows)),),
+        numeric=False,
+    )
+
+
+def imbalances_table(suite: Suite) -> Table:
+    """The imbalances."""
+    rows = tuple(
+        cells(
+            write.name(item.name),
+            item.description,
+            write.MISSING if item.severity is None else f"{item.severity:g}",
+        )
+        for item in suite.imbalances.values()
+    )
+    return Table(
+        "imbalances",
+        "Imbalances",
+        ("Imbalance", "What is done to the training data", "Severity"),
+        (Block(rows),),
+        numeric=False,
+    )
+
+
+def teachers_table(suite: Suite) -> Table | None:
+    """The teachers' own retrieval quality."""
+    if not suite.teachers:
+        return None
+    metrics = list(dict.fromkeys(key for teacher in suite.teachers for key in teacher.metrics))
+    rows = tuple(
+        (
+            Cell(teacher.modality, teacher.description),
+            *(
+                Cell(write.number(teacher.metrics[key]) if key in teacher.metrics else write.MISSING)
+                for key in metrics
+            ),
+            Cell(write.duration(teacher.wall_time_s)),
+            Cell(write.short(teacher.fingerprint)),
+        )
+        for teacher in suite.teachers
+    )
+    headings = ("Teacher", *(f"{key}, %" for key in metrics), "Wall time", "Fingerprint")
+    return Table("teachers", "Teachers, each within its own modality", headings, (Block(rows),))
+
+
+def realised_table(suite: Suite) -> Table | None:
+    """What each imbalance did in fact, by seed, and whether it was the same for all methods."""
+    rows = []
+    for condition in suite.conditions:
+        for seed in suite.seeds:
+            found = realised(suite, condition, seed)
+            if not found:
+                continue
+            first, same = found[0], len(set(found)) == 1
+            rows.append(
+                cells(
+                    write.condition_label(condition),
+                    str(seed),
+                    write.percent(condition.ratio),
+                    write.MISSING if first.ratio is None else write.percent(first.ratio),
+                    f"{write.count(first.affected)} of {write.count(first.total)}",
+                    write.short(first.sha256),
+                    f"yes ({len(found)})" if same else f"no, {len(set(found))} different",
+                )
+            )
+    if not rows:
+        return None
+    headings = ("Condition", "Seed", "Asked", "Realised", "Affected", "SHA-256", "Same for all methods")
+    return Table("realised", "Imbalance asked for and imbalance found", headings, (Block(tuple(rows)),))
+
+
+def realised(suite: Suite, condition: Condition, seed: int) -> list[Realised]:
+    """What the runs of one condition and seed say was done to their data, one entry a method."""
+    return [
+        run.realised
+        for run in suite.runs.values()
+        if run.condition == condition and run.seed == seed and run.realised is not None
+    ]
+
+
+def provenance_table(suite: Suite) -> Table:
+    """Where each number comes from: one row per run."""
+    rows = tuple(
+        cells(
+            run.folder.as_posix(),
+            write.short(run.fingerprint),
+            str(run.seed),
+            write.duration(run.wall_time_s),
+            ", ".join(f"{package}{write.NBSP}{version}" for package, version in run.versions.items())
+            or write.MISSING,
+            commit(run),
+            run.hardware or write.MISSING,
+        )
+        for run in suite.runs.values()
+    )
+    headings = ("Run folder", "Fingerprint", "Seed", "Wall time", "Versions", "Commit", "Hardware")
+    return Table("runs", "Every run", headings, (Block(rows),), numeric=False)
+
+
+def commit(run: Run) -> str:
+    """The commit a run was made from, marked where files had been changed since."""
+    return write.short(run.commit) + (" + changes" if run.dirty else "")
+
+
+def provenance_line(suite: Suite) -> str:
+    """One line that says how the numbers were made."""
+    runs = suite.runs.values()
+    torch = {f"torch {run.versions['torch']}" for run in runs if "torch" in run.versions}
+    commits = {f"commit {commit(run)}" for run in runs if run.commit}
+    parts = [
+        f"made by `{suite.command}`" if suite.command else "",
+        f"data {write.short(suite.data.fingerprint)}" if suite.data.fingerprint else "",
+        " and ".join(sorted(commits)),
+        " and ".join(sorted(torch)),
+        " and ".join(sorted({run.hardware for run in runs if run.hardware})),
+        f"wall time {write.duration(suite.wall_time_s)}" if suite.wall_time_s is not None else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def caveats(suite: Suite) -> list[str]:
+    """The suite's own notes, and what the folder itself gives reason to say."""
+    notes = list(suite.notes)
+    missing = suite.num_expected - len(suite.runs)
+    if missing:
+        notes.append(
+            f"{missing} of {suite.num_expected} runs are missing; n is shown wherever it is smaller."
+        )
+    for condition in suite.conditions:
+        for seed in suite.seeds:
+            if len({item.sha256 for item in realised(suite, condition, seed)}) > 1:
+                where = f"{write.condition_label(condition)}, seed {seed}"
+                notes.append(
+                    f"{where}: the methods did not see the same corrupted data, so pairing is in doubt."
+                )
+    dirty = sum(run.dirty for run in suite.runs.values())
+    if dirty:
+        notes.append(f"{dirty} runs were made from files that differ from their commit.")
+    if suite.foreign:
+        folders = ", ".join(folder.as_posix() for folder in suite.foreign)
+        notes.append(f"Not part of the suite and in no number: {folders}.")
+    return notes

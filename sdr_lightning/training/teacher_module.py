@@ -1,0 +1,60 @@
+"""Teachers: a tower trained from one modality alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning.pytorch as pl
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdr_lightning.encoders.projection import Projection
+from sdr_lightning.encoders.tower import Tower
+from sdr_lightning.functional.contrastive import nt_xent
+from sdr_lightning.training.distributed import gather
+from sdr_lightning.training.optimisation import Optimisation
+from sdr_lightning.types import UnimodalBatch
+
+
+class TeacherModule(pl.LightningModule):
+    """Unimodal contrast: two augmented views of an image, or two captions of the same image, find one another.
+
+    The paper's teachers are published as features only; that they are made this way follows the same group's earlier
+    code. The teacher's features are the tower's, before the projection. No item of the other modality is ever seen,
+    and no validation label either: the last epoch is the teacher.
+
+    Args:
+        tower: image or text tower; the data module's ``batches`` must be of the same modality.
+        embedding_width: width of the projection that the contrast is computed in.
+        temperature: of NT-Xent.
+        optimisation: optimiser and schedule.
+
+    Raises:
+        ValueError: a frozen tower, which has nothing to train.
+    """
+
+    def __init__(
+        self,
+        tower: Tower,
+        embedding_width: int = 128,
+        temperature: float = 0.1,
+        optimisation: Optimisation | None = None,
+    ) -> None:
+        super().__init__()
+        if tower.frozen:
+            raise ValueError("a frozen tower has nothing to train: run sdr extract on it as it is")
+        self.tower = tower
+        self.projection = Projection(tower.width, embedding_width, hidden_width=tower.width)
+        self.temperature = temperature
+        self.optimisation = optimisation if optimisation is not None else Optimisation()
+
+    def configure_optimizers(self) -> dict[str, Any]:
+        """AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`."""
+        return self.optimisation.configure(self)
+
+    def training_step(self, batch: UnimodalBatch, batch_idx: int) -> Tensor:
+        """NT-Xent over the views of all ranks."""
+        embeddings = gather(self, F.normalize(self.projection(self.tower(batch.inputs)), dim=1))
+        loss = nt_xent(embeddings.float(), gather(self, batch.group), self.temperature)
+        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(embeddings))
+        return loss

@@ -1,0 +1,74 @@
+"""The values that travel between the parts: batches and embeddings.
+
+They are NamedTuples because Lightning moves those between devices as they are.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Tokens(NamedTuple):
+    """A batch of tokenised captions.
+
+    Attributes:
+        input_ids: (B, L) int64 vocabulary indices, padded on the right.
+        attention_mask: (B, L) int64, 1 on tokens and 0 on padding.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+
+
+class RetrievalBatch(NamedTuple):
+    """Image-caption pairs as they are matched under the configured imbalance.
+
+    Attributes:
+        images: (B, 3, H, W) pixels, or (B, D) cached features of a frozen image tower.
+        texts: tokens of B captions, or (B, D) cached features of a frozen text tower.
+        image_index: (B,) int64, row of the image in its split; equal rows are positives of one another.
+        text_index: (B,) int64, row of the caption in its split.
+        image_teacher: (B, D_I) features of the image teacher, or None where no bank is configured.
+        text_teacher: (B, D_T) features of the text teacher, or None where no bank is configured.
+    """
+
+    images: Tensor
+    texts: Tokens | Tensor
+    image_index: Tensor
+    text_index: Tensor
+    image_teacher: Tensor | None = None
+    text_teacher: Tensor | None = None
+
+
+class UnimodalBatch(NamedTuple):
+    """Items of one modality, for evaluation, feature extraction and the training of teachers.
+
+    Attributes:
+        inputs: (B, 3, H, W) pixels, tokens of B captions, or (B, D) cached tower features.
+        index: (B,) int64, row of the item in its split (rows of images, or rows of captions).
+        group: (B,) int64, row of the image that the item shows or describes; equal groups are positives.
+    """
+
+    inputs: Tensor | Tokens
+    index: Tensor
+    group: Tensor
+
+
+class PairEmbeddings(NamedTuple):
+    """What an objective sees of B pairs, over all ranks.
+
+    Attributes:
+        image: (B, d) L2-normalised image embeddings.
+        text: (B, d) L2-normalised text embeddings.
+        image_index: (B,) int64; pairs with equal values show the same image.
+        image_teacher: (B, D_I) image-teacher features or None; constants, never given a gradient.
+        text_teacher: (B, D_T) text-teacher features or None; constants, never given a gradient.
+    """
+
+    image: Tensor
+    text: Tensor
+    image_index: Tensor
+    image_teacher: Tensor | None = None
+    text_teacher: Tensor | None = None
