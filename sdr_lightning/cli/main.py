@@ -67,7 +67,7 @@ def _guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 
 def _lightning(arguments: list[str]) -> int:
-    from sdr_lightning.cli.lightning import run
+    from sdr_lightning.configure import run
 
     run(arguments)
     return 0

@@ -47,6 +47,7 @@ _RGB = {
     "purple": (150, 70, 190),
     "white": (240, 240, 240),
 }
+_GROUND = (40, 40, 44)
 _OPENINGS = ("", "there is", "i see", "a picture of", "this shows")
 _JOINTS = ("and", "with", "next to", "beside")
 _UNNAMED = ("object", "thing", "figure")
@@ -252,8 +253,8 @@ def _pick(values: Sequence[str] | dict[str, tuple[str, ...]], generator: np.rand
 
 
 def _paint(objects: tuple[SceneObject, ...], size: int, generator: np.random.Generator) -> Pixels:
-    background = tuple(int(level) for level in generator.integers(15, 75, size=3))
-    image = Image.new("RGB", (size, size), background)
+    # The same ground everywhere: one that differed from scene to scene would tell scenes apart without their graphs.
+    image = Image.new("RGB", (size, size), _GROUND)
     canvas = ImageDraw.Draw(image)
     cell = size / 3
     for thing in objects:

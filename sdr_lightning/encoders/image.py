@@ -30,6 +30,7 @@ class TimmImageTower(Tower):
         ValueError: an unknown architecture, weights that do not fit or cannot be had.
     """
 
+    modality = "image"
     mean: Tensor
     std: Tensor
 

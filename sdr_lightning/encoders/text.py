@@ -26,6 +26,8 @@ class TransformersTextTower(Tower):
         ValueError: neither weights nor config, or weights that cannot be had.
     """
 
+    modality = "text"
+
     def __init__(
         self,
         weights: str | None = None,

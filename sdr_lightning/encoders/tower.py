@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +19,12 @@ class Tower(nn.Module):
             item never changes, so the data module may compute it once and serve features instead of inputs.
 
     Attributes:
+        modality: what it encodes.
         width: D, the width of the features.
         frozen: see above.
     """
 
+    modality: Literal["image", "text"]
     width: int
 
     def __init__(self, frozen: bool = False) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 Ties = Literal["index", "pessimistic"]
 
-CHUNK_SCORES = 2**22  # scores held at once unless a chunk size is given: 16 MiB in fp32
+CHUNK_SIZE = 128  # queries at once: few enough for the cache, enough for an efficient matrix product
 
 
 class Ranking(NamedTuple):
@@ -35,7 +35,7 @@ def rank_scores(
     gallery_ids: Tensor,
     *,
     ties: Ties = "index",
-    chunk_size: int | None = None,
+    chunk_size: int = CHUNK_SIZE,
 ) -> Ranking:
     """Rank the best positive of each query from a matrix of scores.
 
@@ -68,7 +68,7 @@ def rank_embeddings(
     gallery_ids: Tensor,
     *,
     ties: Ties = "index",
-    chunk_size: int | None = None,
+    chunk_size: int = CHUNK_SIZE,
 ) -> Ranking:
     """Rank the best positive of each query from embeddings, never holding more than a chunk of scores.
 
@@ -133,14 +133,12 @@ def tie_rate(tied: Tensor) -> float:
     return _not_empty(tied).double().mean().item()
 
 
-def row_chunks(rows: int, columns: int, chunk_size: int | None = None) -> Iterator[slice]:
-    """Consecutive slices over `rows`: of `chunk_size`, or of about `CHUNK_SCORES` scores each."""
-    if chunk_size is None:
-        chunk_size = max(1, CHUNK_SCORES // max(1, columns))
+def chunks(length: int, chunk_size: int = CHUNK_SIZE) -> Iterator[slice]:
+    """Consecutive slices of at most `chunk_size` over `length` items."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
-    for start in range(0, rows, chunk_size):
-        yield slice(start, min(start + chunk_size, rows))
+    for start in range(0, length, chunk_size):
+        yield slice(start, min(start + chunk_size, length))
 
 
 def at_least_fp32(scores: Tensor) -> Tensor:
@@ -168,7 +166,7 @@ def _rank(
     query_ids: Tensor,
     gallery_ids: Tensor,
     ties: Ties,
-    chunk_size: int | None,
+    chunk_size: int,
 ) -> Ranking:
     """Rank (Q, G) scores that `block` computes for a slice of queries."""
     if ties not in ("index", "pessimistic"):
@@ -181,7 +179,7 @@ def _rank(
     order, start, count = _positives(query_ids.long().contiguous(), gallery_ids.long().contiguous())
     ranks, tied = [], []
     bad, first = 0, (-1, -1)
-    for rows in row_chunks(shape[0], shape[1], chunk_size):
+    for rows in chunks(shape[0], chunk_size):
         scores = block(rows)
         here, (query, item) = count_non_finite(scores)
         if here and not bad:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from sdr_lightning.functional.ranking import (
+    CHUNK_SIZE,
     Ranking,
     Ties,
     mean_rank,
@@ -24,7 +25,7 @@ def cross_modal_retrieval(
     *,
     recall_at: Sequence[int] = (1, 5, 10),
     ties: Ties = "index",
-    chunk_size: int | None = None,
+    chunk_size: int = CHUNK_SIZE,
 ) -> dict[str, float]:
     """Both directions of retrieval between N images and C captions.
 

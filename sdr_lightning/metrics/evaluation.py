@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sdr_lightning.functional.ranking import Ties
+from sdr_lightning.functional.ranking import CHUNK_SIZE, Ties
 from sdr_lightning.metrics.cross_modal import cross_modal_retrieval
 from sdr_lightning.metrics.graded import graded_retrieval
 from sdr_lightning.metrics.relevance import Relevance
@@ -21,7 +21,7 @@ def evaluate(
     recall_at: Sequence[int] = (1, 5, 10),
     ndcg_at: Sequence[int] = (10, 20, 50),
     ties: Ties = "index",
-    chunk_size: int | None = None,
+    chunk_size: int = CHUNK_SIZE,
 ) -> dict[str, float]:
     """Cross-modal, and given `relevance` also single-modal and mixed retrieval.
 
@@ -63,7 +63,7 @@ def cross_modal(
     *,
     recall_at: Sequence[int] = (1, 5, 10),
     ties: Ties = "index",
-    chunk_size: int | None = None,
+    chunk_size: int = CHUNK_SIZE,
 ) -> dict[str, float]:
     """`evaluate` without NDCG: cheap enough for every validation during training."""
     return evaluate(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sdr_lightning.functional.ndcg import TopGains, mean_ndcg, merge_top_gains, ndcg_of_top, top_gains
-from sdr_lightning.functional.ranking import row_chunks, similarity
+from sdr_lightning.functional.ranking import CHUNK_SIZE, chunks, similarity
 from sdr_lightning.metrics.relevance import Relevance
 
 
@@ -17,7 +17,7 @@ def graded_retrieval(
     relevance: Relevance,
     *,
     ks: Sequence[int] = (10, 20, 50),
-    chunk_size: int | None = None,
+    chunk_size: int = CHUNK_SIZE,
 ) -> dict[str, float]:
     """NDCG of four tasks over N images and C captions.
 
@@ -49,7 +49,7 @@ def graded_retrieval(
     tasks: dict[str, list[Tensor]] = {"i2i": [], "t2t": [], "i2it": [], "t2it": []}
     for query in queries:
         single, mixed = (tasks["i2i"], tasks["i2it"]) if query == "image" else (tasks["t2t"], tasks["t2it"])
-        for rows in row_chunks(len(embeddings[query]), sum(wanted), chunk_size):
+        for rows in chunks(len(embeddings[query]), chunk_size):
             images = _top(embeddings, relevance, query, "image", rows, max(ks))
             texts = _top(embeddings, relevance, query, "text", rows, max(ks))
             single.append(ndcg_of_top(images if query == "image" else texts, ks))

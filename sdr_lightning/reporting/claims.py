@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sdr_lightning.reporting import formatting as write
 from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL, Quantity
 from sdr_lightning.reporting.results import NO_IMBALANCE, Condition, Suite
-from sdr_lightning.reporting.statistics import Interval, Verdict, paired_difference, verdict
+from sdr_lightning.reporting.statistics import OUTCOMES, Interval, Verdict, paired_difference, verdict
 
 CLAIMS = {
     "Cross-modal retrieval": RSUM,
@@ -69,31 +69,41 @@ def _scope(suite: Suite) -> str:
 
 def _verdicts(title: str, comparisons: tuple[Comparison, ...]) -> str:
     parts = []
-    for outcome in ("supported", "not supported", "undecided"):
-        labels = [write.condition_label(c.condition) for c in comparisons if c.verdict == outcome]
-        if labels:
-            where = "everywhere" if len(labels) == len(comparisons) > 1 else ", ".join(labels)
-            parts.append(f"{outcome} in {len(labels)} ({where})")
-    return f"{title}, {comparisons[0].quantity.label}: of {len(comparisons)} comparisons, {'; '.join(parts)}."
+    for outcome in OUTCOMES:
+        conditions = [c.condition for c in comparisons if c.verdict == outcome]
+        if conditions:
+            parts.append(f"{outcome} in {len(conditions)} ({_where(conditions)})")
+    label = comparisons[0].quantity.label
+    return f"{title} ({label}), of {len(comparisons)} comparisons: {', '.join(parts)}."
+
+
+def _where(conditions: list[Condition]) -> str:
+    """``mismatch 30 and 60 %, no imbalance``: conditions of one imbalance share its name."""
+    ratios: dict[str, list[str]] = {}
+    for condition in conditions:
+        ratios.setdefault(condition.imbalance, []).append(f"{100 * condition.ratio:.4g}")
+    places = []
+    for imbalance, (*earlier, last) in ratios.items():
+        listed = f"{', '.join(earlier)} and {last}" if earlier else last
+        label = f"{write.name(imbalance)} {listed}{write.NBSP}%"
+        places.append(label if imbalance != NO_IMBALANCE else "no imbalance")
+    return ", ".join(places)
 
 
 def _hardest(suite: Suite, condition: Condition) -> str:
-    """The two means at the end of a curve, and whoever has the highest one there."""
+    """The two means at the end of a curve, and whose mean is the highest there."""
     means = {method: RSUM.interval(suite, method, condition) for method in suite.methods}
-    candidate, baseline = means[suite.candidate], means[suite.baseline]
-    if not candidate.n or not baseline.n:
+    means = {method: mean for method, mean in means.items() if mean.n}
+    if suite.candidate not in means or suite.baseline not in means:
         return ""
     difference = compare(suite, suite.candidate, condition, RSUM).difference
-    best = max((method for method in means if means[method].n), key=lambda method: means[method].mean)
-    where = (
-        "Without imbalance"
-        if condition.imbalance == NO_IMBALANCE
-        else f"At {write.condition_label(condition)}"
-    )
-    interval = f", 95{write.NBSP}% interval {write.bounds(difference)}" if difference.half is not None else ""
+    best = max(means, key=lambda method: means[method].mean)
+    others = f"; of the {len(means)} methods, {best} has the highest mean" if len(means) > 2 else ""
+    label = write.condition_label(condition)
     return (
-        f"{where}, mean rsum is {write.number(candidate.mean)} for {suite.candidate} and "
-        f"{write.number(baseline.mean)} for {suite.baseline} "
-        f"(paired difference {write.signed(difference.mean)}{interval}); the highest mean of the "
-        f"{len(means)} methods there is {best}'s, {write.number(means[best].mean)}."
+        f"At {label}, mean rsum is {write.number(means[suite.candidate].mean)} with {suite.candidate} and "
+        f"{write.number(means[suite.baseline].mean)} with {suite.baseline}, a paired difference of "
+        f"{write.signed(difference.mean)} {write.bounds(difference)}".rstrip()
+        + others
+        + "."
     )

@@ -14,7 +14,7 @@ def render_markdown(contents: Contents) -> str:
         f"# {escape(suite.title)}",
         escape(suite.description),
         escape(contents.summary),
-        contents.provenance,
+        escape(contents.provenance),
         _table(contents.methods),
         _table(contents.imbalances),
         "## Claims",

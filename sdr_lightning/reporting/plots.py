@@ -1,6 +1,7 @@
 """Figures of a suite, made without pyplot: style and figures end with the call that made them."""
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -126,23 +127,23 @@ def _draw_panel(panel: Axes, suite: Suite, quantity: Quantity, imbalance: str, p
         front = 4 if method == suite.candidate else 3
         style = palette[method]
         panel.plot(x, [p.mean for p in points], label=method, markersize=5, zorder=front, **style)
+        panel.errorbar(
+            x,
+            [p.mean for p in points],
+            [math.nan if p.half is None else p.half for p in points],
+            fmt="none",
+            ecolor=style["color"],
+            elinewidth=1,
+            capsize=2,
+            alpha=0.75,
+            zorder=2,
+        )
         for at, point in zip(x, points, strict=True):
-            if point.half is not None:
-                panel.errorbar(
-                    at,
-                    point.mean,
-                    point.half,
-                    color=style["color"],
-                    elinewidth=1,
-                    capsize=2,
-                    alpha=0.75,
-                    zorder=2,
-                )
             if 0 < point.n < len(suite.seeds):
                 panel.annotate(
                     f"n={point.n}",
                     (at, point.mean),
-                    xytext=(4, 4),
+                    xytext=(6, -9),
                     textcoords="offset points",
                     fontsize=7,
                     color=style["color"],

@@ -11,7 +11,7 @@ def methods_table(suite: Suite) -> Table:
     for method in suite.methods.values():
         roles = {suite.baseline: "baseline", suite.candidate: "candidate"}
         weights = ", ".join(f"{term}{write.NBSP}{weight:g}" for term, weight in method.weights.items())
-        detail = roles.get(method.name, "")
+        detail = f"({roles[method.name]})" if method.name in roles else ""
         rows.append((Cell(method.name, detail), Cell(method.description), Cell(weights or write.MISSING)))
     return Table(
         "methods",
@@ -112,7 +112,15 @@ def provenance_table(suite: Suite) -> Table:
         )
         for run in suite.runs.values()
     )
-    headings = ("Run folder", "Fingerprint", "Seed", "Wall time", "Versions", "Commit", "Hardware")
+    headings = (
+        "Run folder",
+        "Fingerprint",
+        "Seed",
+        "Wall time",
+        "Versions",
+        "Commit",
+        "Hardware",
+    )
     return Table("runs", "Every run", headings, (Block(rows),), numeric=False)
 
 
@@ -124,17 +132,17 @@ def commit(run: Run) -> str:
 def provenance_line(suite: Suite) -> str:
     """One line that says how the numbers were made."""
     runs = suite.runs.values()
-    torch = {f"torch {run.versions['torch']}" for run in runs if "torch" in run.versions}
-    commits = {f"commit {commit(run)}" for run in runs if run.commit}
+    dirty = sum(run.dirty for run in runs)
     parts = [
-        f"made by `{suite.command}`" if suite.command else "",
-        f"data {write.short(suite.data.fingerprint)}" if suite.data.fingerprint else "",
-        " and ".join(sorted(commits)),
-        " and ".join(sorted(torch)),
-        " and ".join(sorted({run.hardware for run in runs if run.hardware})),
-        f"wall time {write.duration(suite.wall_time_s)}" if suite.wall_time_s is not None else "",
+        [f"made by {suite.command}"] if suite.command else [],
+        [f"data {write.short(suite.data.fingerprint)}"] if suite.data.fingerprint else [],
+        sorted({f"commit {write.short(run.commit)}" for run in runs if run.commit}),
+        [f"{dirty} of {len(runs)} runs with changes to it"] if dirty else [],
+        sorted({f"torch {run.versions['torch']}" for run in runs if "torch" in run.versions}),
+        sorted({run.hardware for run in runs if run.hardware}),
+        [f"wall time {write.duration(suite.wall_time_s)}"] if suite.wall_time_s is not None else [],
     ]
-    return " · ".join(part for part in parts if part)
+    return " · ".join(", ".join(part) for part in parts if part)
 
 
 def caveats(suite: Suite) -> list[str]:

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+from sdr_lightning.paths import write_atomically
 from sdr_lightning.reporting.contents import gather
-from sdr_lightning.reporting.files import write_atomic
+from sdr_lightning.reporting.loading import load_suite
 from sdr_lightning.reporting.markdown import render_markdown
 from sdr_lightning.reporting.page import render_html
-from sdr_lightning.reporting.results import load_suite
 
 
 def build_report(suite_dir: Path) -> Path:
@@ -23,8 +23,15 @@ def build_report(suite_dir: Path) -> Path:
     """
     contents = gather(load_suite(suite_dir))
     for picture in (*contents.pictures, *filter(None, [contents.training])):
-        write_atomic(suite_dir / "figures" / f"{picture.key}.png", picture.png)
-    write_atomic(suite_dir / "report.md", render_markdown(contents).encode())
+        _write(suite_dir / "figures" / f"{picture.key}.png", picture.png)
+    _write(suite_dir / "report.md", render_markdown(contents).encode())
     page = suite_dir / "report.html"
-    write_atomic(page, render_html(contents).encode())
+    _write(page, render_html(contents).encode())
     return page
+
+
+def _write(path: Path, content: bytes) -> None:
+    def write(part: Path) -> None:
+        part.write_bytes(content)
+
+    write_atomically(path, write)

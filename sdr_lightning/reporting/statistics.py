@@ -7,6 +7,7 @@ from typing import Literal
 
 Verdict = Literal["supported", "not supported", "undecided"]
 
+OUTCOMES: tuple[Verdict, ...] = ("supported", "not supported", "undecided")
 CONFIDENCE = 0.95
 
 

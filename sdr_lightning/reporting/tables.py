@@ -65,15 +65,18 @@ def against_baseline(suite: Suite) -> Table | None:
 def _by_condition(suite: Suite, columns: Sequence[Sequence[Comparison]]) -> tuple[Block, ...]:
     rows = zip(suite.conditions, *columns, strict=True)
     return (
-        Block(tuple((Cell(write.condition_label(c)), *(_difference(x) for x in row)) for c, *row in rows)),
+        Block(
+            tuple((Cell(write.condition_label(c)), *(_difference(suite, x) for x in row)) for c, *row in rows)
+        ),
     )
 
 
-def _difference(comparison: Comparison) -> Cell:
+def _difference(suite: Suite, comparison: Comparison) -> Cell:
     difference, decimals = comparison.difference, comparison.quantity.difference_decimals
+    few = f"n={difference.n}" if 2 <= difference.n < len(suite.seeds) else ""
     return Cell(
         text=write.signed(difference.mean, decimals),
-        detail=write.bounds(difference, decimals),
+        detail=" ".join(filter(None, (write.bounds(difference, decimals), few))),
         tag=write.verdict_text(difference),
     )
 
@@ -87,7 +90,7 @@ def means_tables(suite: Suite) -> tuple[Table, ...]:
             "recall",
             "Cross-modal retrieval: recall and rsum",
             [*recalls, RSUM],
-            (("", 1), ("image to text, R@K in %", 3), ("text to image, R@K in %", 3), ("of 600", 1)),
+            (("", 1), ("i2t: image to text, %", 3), ("t2i: text to image, %", 3), ("", 1)),
         ),
         _means(
             suite,

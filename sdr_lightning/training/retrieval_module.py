@@ -16,8 +16,7 @@ from sdr_lightning.features.bank import FeatureBank, Modality
 from sdr_lightning.features.extract import extract
 from sdr_lightning.identity import sha256
 from sdr_lightning.losses.objective import RebalancingObjective
-from sdr_lightning.metrics.cross_modal import cross_modal
-from sdr_lightning.metrics.evaluation import evaluate
+from sdr_lightning.metrics.evaluation import cross_modal, evaluate
 from sdr_lightning.training.distributed import EmbeddingTable, gather
 from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.types import PairEmbeddings, RetrievalBatch, UnimodalBatch

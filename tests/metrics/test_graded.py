@@ -51,7 +51,7 @@ def literal(images, texts, table, ks):
     return expected
 
 
-@pytest.mark.parametrize("chunk_size", [None, 1, 6])
+@pytest.mark.parametrize("chunk_size", [1, 6, 256])
 def test_equals_the_literal_definition(problem, chunk_size):
     images, texts, relevance = problem
     found = graded_retrieval(images, texts, relevance, ks=(3, 10, 50), chunk_size=chunk_size)

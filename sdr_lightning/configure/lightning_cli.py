@@ -1,4 +1,4 @@
-"""``sdr fit``, ``sdr validate`` and ``sdr test``: LightningCLI with this project's defaults."""
+"""LightningCLI with this project's defaults: ``sdr fit``, ``sdr validate``, ``sdr test``, and everything built from YAML."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
-from sdr_lightning.cli.complaints import one_line
+from sdr_lightning.configure.complaints import one_line
 from sdr_lightning.paths import write_atomically, write_json
 from sdr_lightning.training.checkpoint import BestCheckpoint
 from sdr_lightning.training.record import environment
@@ -95,10 +95,16 @@ class SdrCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Write down what is about to be run, and refuse to continue from nothing."""
-        if self.trainer.is_global_zero:
-            write_atomically(self.run_dir / "config.yaml", lambda part: part.write_text(self._dump()))
-            write_json(self.run_dir / "run.json", {"command": ["sdr", *sys.argv[1:]], **environment()})
+        self.write_record()
         self._resolve_last()
+
+    def write_record(self) -> None:
+        """Write the configuration as resolved, and what the run is made with, into the run's folder."""
+        if self.trainer.is_global_zero:
+            parser = self._parser(self.subcommand)
+            text = parser.dump(self.settings.clone(), skip_none=False)
+            write_atomically(self.run_dir / "config.yaml", lambda part: part.write_text(text, encoding="utf-8"))
+            write_json(self.run_dir / "run.json", {"command": ["sdr", *sys.argv[1:]], **environment()})
 
     def before_test(self) -> None:
         """Refuse to test untrained weights by accident."""
@@ -125,12 +131,6 @@ class SdrCLI(LightningCLI):
             if not last.is_file():
                 raise ValueError(f"nothing to continue: there is no {last}; start afresh without --ckpt_path")
             self.config_init[self.subcommand]["ckpt_path"] = str(last)
-
-    def _dump(self) -> str:
-        parser = self._parser(self.subcommand)
-        config = self.settings.clone()
-        text: str = parser.dump(config, skip_none=False)
-        return text
 
 
 def run(arguments: list[str]) -> SdrCLI:

@@ -1,0 +1,36 @@
+"""``sdr reproduce``: a whole study from one YAML."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from sdr_lightning.suite.plan import plan
+from sdr_lightning.suite.runner import Runner
+from sdr_lightning.suite.spec import Suite
+
+
+def run(arguments: list[str]) -> int:
+    """Run a study; see ``sdr reproduce --help``."""
+    parser = ArgumentParser(
+        prog="sdr reproduce",
+        description="Train the teachers, run every cell of a study and write its report. What is finished is not run "
+        "again: the same command continues an interrupted study.",
+    )
+    parser.add_argument("suite", type=Path, help="the study, SUITE.yaml")
+    parser.add_argument("--output", type=Path, help="folder of the study (default: runs/NAME)")
+    parser.add_argument("--jobs", type=int, help="cells run at a time (default: as the suite says)")
+    parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands and run nothing")
+    options = parser.parse_args(arguments)
+    suite = Suite.load(options.suite)
+    folder = options.output or Path("runs") / suite.name
+    jobs = options.jobs if options.jobs is not None else suite.jobs
+    if jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {jobs}")
+    work = plan(suite, folder)
+    if options.dry_run:
+        print(work.commands())
+        return 0
+    report = Runner(suite, work, folder, jobs).run()
+    print(f"report in {report}")
+    return 0

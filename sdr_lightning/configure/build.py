@@ -1,0 +1,43 @@
+"""Parts of a configuration, built alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from sdr_lightning.configure.lightning_cli import build
+from sdr_lightning.data.module import RetrievalDataModule
+from sdr_lightning.encoders.tower import Tower
+from sdr_lightning.training.teacher_module import TeacherModule
+
+
+def student_data(arguments: list[str]) -> RetrievalDataModule:
+    """The data module that a student's options describe.
+
+    Raises:
+        ValueError: the options do not fit.
+    """
+    data = build(arguments).datamodule
+    assert isinstance(data, RetrievalDataModule)
+    return data
+
+
+def teacher_tower(config: str, checkpoint: str | None) -> Tower:
+    """The tower of a teacher, with the weights of its checkpoint if there is one.
+
+    Raises:
+        ValueError: the configuration is not a teacher's, or the checkpoint is not of this teacher.
+    """
+    module = build(["--config", config]).model
+    if not isinstance(module, TeacherModule):
+        raise ValueError(f"{config} configures a {type(module).__name__}, expected a TeacherModule")
+    if checkpoint is not None:
+        if not Path(checkpoint).is_file():
+            raise ValueError(f"no checkpoint at {checkpoint}: train the teacher with sdr fit --config {config}")
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{checkpoint} is not a checkpoint of {config}: {str(error).splitlines()[0]}") from error
+    return module.tower

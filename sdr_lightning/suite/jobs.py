@@ -1,0 +1,219 @@
+"""What a worker process does: train a teacher, extract a bank, run a cell. Results are written last, in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shutil
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from sdr_lightning.configure import build, student_data, teacher_tower
+from sdr_lightning.data.module import RetrievalDataModule
+from sdr_lightning.features.bank import FeatureBank
+from sdr_lightning.metrics.graded import single_modal
+from sdr_lightning.paths import write_atomically, write_json
+from sdr_lightning.suite.plan import BankJob, Cell, TeacherJob, imbalance_options
+from sdr_lightning.training.extraction import extract_bank
+from sdr_lightning.training.record import environment
+from sdr_lightning.training.retrieval_module import RetrievalModule
+
+_PLACEBO_SEED = 0
+_EXAMPLE_QUERIES, _EXAMPLE_RESULTS = 3, 5
+
+
+def describe(student: tuple[str, ...]) -> dict[str, Any]:
+    """The study's data, for the report."""
+    data = student_data(list(student))
+    train, test = data.source.table("train"), data.source.table("test")
+    return {
+        "name": data.source.name,
+        "num_train_images": len(train.image_ids),
+        "num_train_captions": len(train.captions),
+        "num_test_images": len(test.image_ids),
+        "num_test_captions": len(test.captions),
+        "fingerprint": train.fingerprint,
+        "relevance": data.source.relevance_description,
+    }
+
+
+def run_teacher(job: TeacherJob, student: tuple[str, ...]) -> None:
+    """Train a teacher, if it is to be trained, and measure its single-modal retrieval on the student's test split."""
+    started = time.time()
+    _empty(job.folder)
+    with _log(job.folder):
+        if job.checkpoint is not None:
+            cli = build(["--config", str(job.config), "--run_dir", str(job.folder), *_SILENT])
+            cli.write_record()
+            cli.trainer.fit(cli.model, cli.datamodule)
+        tower = teacher_tower(str(job.config), str(job.checkpoint) if job.checkpoint else None)
+        data = student_data(list(student))
+        bank = extract_bank(tower, data, ["test"], _device())
+        metrics = single_modal(F.normalize(bank.features, dim=1), data.relevance("test"), tower.modality)
+    write_json(
+        job.result,
+        {
+            "modality": job.modality,
+            "description": job.description,
+            "fingerprint": job.fingerprint,
+            "tower": bank.source,
+            "metrics": metrics,
+            "wall_time_s": time.time() - started,
+            **environment(),
+        },
+    )
+
+
+def run_bank(job: BankJob, student: tuple[str, ...]) -> None:
+    """Extract a bank of the training split, and its placebo."""
+    checkpoint = str(job.teacher.checkpoint) if job.teacher.checkpoint else None
+    with _log(job.file.parent, f"{job.file.stem}.log"):
+        tower = teacher_tower(str(job.teacher.config), checkpoint)
+        data = student_data([*student, *imbalance_options(job.imbalance)])
+        bank = extract_bank(tower, data, ["train"], _device())
+        if job.placebo is not None:
+            bank.placebo(_PLACEBO_SEED).save(job.placebo)
+        bank.save(job.file)
+
+
+def run_cell(cell: Cell, thumbnails: Path) -> None:
+    """Train a student, test its best epoch on validation, and write everything down."""
+    started = time.time()
+    _empty(cell.folder)
+    with _log(cell.folder):
+        cli = build([*cell.arguments, "--checkpoint.save_last", "false", *_SILENT])
+        cli.write_record()
+        module, data = cli.model, cli.datamodule
+        assert isinstance(module, RetrievalModule)
+        assert isinstance(data, RetrievalDataModule)
+        cli.trainer.fit(module, data)
+        best = cli.trainer.checkpoint_callback
+        cli.trainer.test(module, data, ckpt_path=best.best_model_path, verbose=False)  # type: ignore[union-attr]
+        assert module.test_embeddings is not None
+        if cell.with_examples:
+            write_json(cell.folder / "examples.json", _examples(*module.test_embeddings, data, thumbnails))
+    score: Tensor = best.best_model_score  # type: ignore[union-attr]
+    write_json(
+        cell.result,
+        {
+            "method": cell.method,
+            "imbalance": cell.imbalance_name,
+            "ratio": cell.imbalance.ratio,
+            "seed": cell.seed,
+            "metrics": module.test_metrics,
+            "val": {"rsum": float(score), "epochs": cli.trainer.current_epoch},
+            "realised": data.split("train").realised.record(),
+            "data": {split: data.split(split).table.fingerprint for split in ("train", "val", "test")},
+            "fingerprint": cell.fingerprint,
+            "wall_time_s": time.time() - started,
+            **environment(),
+        },
+    )
+
+
+def guarded(function: Callable[..., None], *arguments: Any) -> str | None:
+    """Run a job in a worker; return its failure in words instead of raising, so that any exception can be sent back."""
+    try:
+        function(*arguments)
+    except (ValueError, OSError) as error:
+        return " ".join(str(error).split())
+    except Exception:
+        return traceback.format_exc()
+    return None
+
+
+_SILENT = ("--trainer.enable_progress_bar", "false")
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _empty(folder: Path) -> None:
+    """A job that was cut off starts afresh."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+
+
+@contextlib.contextmanager
+def _log(folder: Path, name: str = "log.txt") -> Iterator[None]:
+    """Send what a job prints, and its warnings, to a file in its folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (
+        (folder / name).open("w", encoding="utf-8") as file,
+        contextlib.redirect_stdout(file),
+        contextlib.redirect_stderr(file),
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("default")
+        handler = logging.StreamHandler(file)
+        loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+        for logger in loggers:
+            logger.handlers, logger.propagate = [handler], False
+        try:
+            yield
+        finally:
+            for logger in loggers:
+                logger.handlers = []
+
+
+def _examples(image: Tensor, text: Tensor, data: RetrievalDataModule, thumbnails: Path) -> dict[str, Any]:
+    split = data.split("test")
+    table = split.table
+    scores = image @ text.T  # (N, C)
+    queries: list[dict[str, Any]] = []
+    for row in np.linspace(0, len(table.captions) - 1, _EXAMPLE_QUERIES + 2).astype(int)[1:-1]:
+        truth = int(table.caption_image[row])
+        top = scores[:, row].topk(_EXAMPLE_RESULTS)
+        results = [
+            {"image": _thumbnail(data, int(i), thumbnails), "text": None, "score": float(s), "correct": int(i) == truth}
+            for s, i in zip(top.values, top.indices, strict=True)
+        ]
+        queries.append(
+            {
+                "direction": "t2i",
+                "query_text": table.captions[row],
+                "query_image": None,
+                "truth": [_thumbnail(data, truth, thumbnails)],
+                "results": results,
+            }
+        )
+    for row in np.linspace(0, len(table.image_ids) - 1, _EXAMPLE_QUERIES + 2).astype(int)[1:-1]:
+        top = scores[row].topk(_EXAMPLE_RESULTS)
+        results = [
+            {"image": None, "text": table.captions[int(c)], "score": float(s), "correct": int(table.caption_image[int(c)]) == row}
+            for s, c in zip(top.values, top.indices, strict=True)
+        ]
+        queries.append(
+            {
+                "direction": "i2t",
+                "query_text": None,
+                "query_image": _thumbnail(data, int(row), thumbnails),
+                "truth": [],
+                "results": results,
+            }
+        )
+    return {"queries": queries}
+
+
+def _thumbnail(data: RetrievalDataModule, row: int, folder: Path) -> str:
+    key = f"test-{row}"
+    path = folder / f"{key}.png"
+    if not path.exists():
+        picture = Image.fromarray(data.split("test").pixels(row))
+        if min(picture.size) < 96:
+            picture = picture.resize((96, 96), Image.Resampling.NEAREST)
+        picture.thumbnail((128, 128))
+        write_atomically(path, lambda part: picture.save(part))
+    return key

@@ -1,0 +1,159 @@
+"""Run a plan: phase by phase, several processes at a time, with the time left; safe to interrupt and to repeat."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from sdr_lightning.paths import write_json
+from sdr_lightning.reporting import build_report
+from sdr_lightning.suite import jobs as work
+from sdr_lightning.suite.plan import Cell, Plan, TeacherJob
+from sdr_lightning.suite.spec import Suite
+
+Job = tuple[str, Callable[..., None], tuple[Any, ...]]
+
+
+class Runner:
+    """Runs what is not finished of a study, then writes its report.
+
+    Args:
+        suite: the study.
+        plan: its jobs.
+        folder: where its results go.
+        jobs: processes at a time.
+        console: where progress is shown; the terminal by default.
+    """
+
+    def __init__(self, suite: Suite, plan: Plan, folder: Path, jobs: int, console: Console | None = None) -> None:
+        self.suite, self.plan, self.folder, self.jobs = suite, plan, folder, jobs
+        self.console = console if console is not None else Console()
+
+    def run(self) -> Path:
+        """Run the study.
+
+        Returns:
+            The report.
+
+        Raises:
+            ValueError: a job failed (which, and why), or the folder cannot be written.
+            KeyboardInterrupt: after the workers were stopped; what is finished stays.
+        """
+        started = time.time()
+        self._claim_folder()
+        teachers = [job for job in self.plan.teachers if not _finished(job)]
+        for job in teachers:  # banks of a teacher that is to be made anew are stale
+            for bank in (job.folder / "banks").glob("*.safetensors"):
+                bank.unlink()
+        cells = [cell for cell in self.plan.cells if not _finished(cell)]
+        banks = [bank for bank in self.plan.banks if not bank.finished] if cells else []
+        before = len(self.plan.cells) - len(cells)
+        self.console.print(
+            f"{self.suite.title}: {len(self.plan.cells)} cells in {self.folder}, {before} finished before, "
+            f"{self.jobs} at a time"
+        )
+        student, thumbnails = self.plan.student, self.folder / "thumbnails"
+        with _pool(self.jobs) as pool:
+            try:
+                data = pool.submit(work.describe, student).result()
+                write_json(self.folder / "suite.json", self._description(data, None))
+                self._phase(pool, "teachers", [(job.modality, work.run_teacher, (job, student)) for job in teachers])
+                self._phase(pool, "banks", [(bank.file.stem, work.run_bank, (bank, student)) for bank in banks])
+                self._phase(pool, "cells", [(_name(cell), work.run_cell, (cell, thumbnails)) for cell in cells])
+            except BaseException:
+                for process in multiprocessing.active_children():
+                    process.terminate()
+                raise
+        if before == 0:  # the time of a study in one go; a continued one has none
+            write_json(self.folder / "suite.json", self._description(data, time.time() - started))
+        self.console.print(f"{len(cells)} cells in {(time.time() - started) / 60:.1f} min")
+        return build_report(self.folder)
+
+    def _claim_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(self.folder, os.W_OK):
+            raise ValueError(f"cannot write to {self.folder}: choose another folder with --output")
+
+    def _phase(self, pool: ProcessPoolExecutor, what: str, jobs: Sequence[Job]) -> None:
+        """Run jobs side by side; the first failure stops the study."""
+        if not jobs:
+            return
+        columns = (
+            TextColumn("{task.description:9}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            TextColumn("{task.fields[last]}"),
+        )
+        with Progress(*columns, console=self.console, speed_estimate_period=600) as progress:
+            bar = progress.add_task(what, total=len(jobs), last="")
+            futures = {pool.submit(work.guarded, function, *arguments): name for name, function, arguments in jobs}
+            for future in as_completed(futures):
+                failure = future.result()
+                if failure is not None:
+                    for other in futures:
+                        other.cancel()
+                    raise ValueError(f"{futures[future]} failed: {failure}; what is finished in {self.folder} stays")
+                progress.update(bar, advance=1, last=futures[future])
+                if not self.console.is_terminal:
+                    self.console.print(f"{what}: {futures[future]}")
+
+    def _description(self, data: dict[str, Any], wall_time_s: float | None) -> dict[str, Any]:
+        suite = self.suite
+        descriptions = suite.imbalance_descriptions()
+        return {
+            "name": suite.name,
+            "title": suite.title,
+            "description": suite.description,
+            "data": {"description": "", **data},
+            "baseline": suite.baseline,
+            "candidate": suite.candidate,
+            "methods": {
+                name: {"description": method.description, "weights": method.weights, "teachers": method.teachers}
+                for name, method in suite.methods.items()
+            },
+            "imbalances": {
+                name: {"kind": imbalance.kind, "severity": imbalance.severity, "description": descriptions[name]}
+                for name, imbalance in suite.imbalances.items()
+            },
+            "ratios": list(suite.ratios),
+            "seeds": list(suite.seeds),
+            "notes": list(suite.notes),
+            "command": f"sdr reproduce {suite.file}",
+            "wall_time_s": wall_time_s,
+        }
+
+
+def _pool(jobs: int) -> ProcessPoolExecutor:
+    threads = max(1, (os.cpu_count() or 1) // jobs)
+    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _prepare_worker, (threads,))
+
+
+def _prepare_worker(threads: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    torch.set_num_threads(threads)
+
+
+def _finished(job: TeacherJob | Cell) -> bool:
+    """Whether a job's result is there and was made with the settings of now."""
+    try:
+        return bool(json.loads(job.result.read_text(encoding="utf-8"))["fingerprint"] == job.fingerprint)
+    except FileNotFoundError:
+        return False
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.method} {cell.imbalance_name} {cell.imbalance.ratio:g} seed {cell.seed}"

@@ -1,0 +1,173 @@
+"""What a study is: one YAML file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from sdr_lightning.data.imbalance import KINDS, Imbalance
+from sdr_lightning.losses.objective import TERMS
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A teacher of a study.
+
+    Attributes:
+        config: its configuration.
+        pretrained: use its tower as configured, without training.
+        description: one sentence for the report.
+    """
+
+    config: Path
+    pretrained: bool = False
+    description: str = ""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to train the student.
+
+    Attributes:
+        weights: weight of each term of the objective; absent terms are off.
+        teachers: the study's teachers, or ``placebo``: random features in their place.
+        description: one sentence for the report.
+    """
+
+    weights: dict[str, float]
+    teachers: Literal["real", "placebo"] = "real"
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        unknown = sorted(self.weights.keys() - TERMS.keys())
+        if unknown:
+            raise ValueError(f"unknown term {unknown[0]!r}, expected some of {', '.join(TERMS)}")
+        if self.teachers not in ("real", "placebo"):
+            raise ValueError(f"teachers must be real or placebo, got {self.teachers!r}")
+
+    @property
+    def distils(self) -> bool:
+        """Whether any teacher is needed."""
+        return any(weight > 0 for term, weight in self.weights.items() if term != "itc")
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A study.
+
+    Attributes:
+        name: names its folder.
+        title: heads its report.
+        description: opens its report.
+        student: configurations of the student, later ones over earlier ones; paths are relative to the study's file.
+        teachers: the ``image`` and the ``text`` teacher.
+        methods: by name.
+        baseline: the method that others are compared with.
+        candidate: the method whose claims are tested.
+        imbalances: by name; their ratio and seed are the study's to set.
+        ratios: of each imbalance, in [0, 1]; ratio 0 is run once and shared.
+        seeds: of initialisation, order of batches and choice of imbalanced items.
+        jobs: cells run at a time, each in a process of its own.
+        notes: caveats that the report prints.
+        file: where it was read from.
+    """
+
+    name: str
+    title: str
+    student: tuple[Path, ...]
+    teachers: dict[str, Teacher]
+    methods: dict[str, Method]
+    baseline: str
+    candidate: str
+    imbalances: dict[str, Imbalance]
+    ratios: tuple[float, ...]
+    seeds: tuple[int, ...]
+    file: Path
+    description: str = ""
+    jobs: int = 1
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for role in ("baseline", "candidate"):
+            if getattr(self, role) not in self.methods:
+                raise ValueError(f"{role} {getattr(self, role)!r} is not among the methods {', '.join(self.methods)}")
+        if set(self.teachers) != {"image", "text"}:
+            raise ValueError(f"teachers must be image and text, got {', '.join(self.teachers) or 'none'}")
+        outside = [ratio for ratio in self.ratios if not 0 <= ratio <= 1]
+        if outside:
+            raise ValueError(f"ratios must lie in [0, 1], got {outside[0]}")
+        for what, values in (("ratios", self.ratios), ("seeds", self.seeds), ("imbalances", self.imbalances)):
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{what} must be given, each once, got {list(values)}")
+        missing = [path for path in (*self.student, *(t.config for t in self.teachers.values())) if not path.is_file()]
+        if missing:
+            raise ValueError(f"no configuration at {missing[0]}")
+
+    @classmethod
+    def load(cls, path: Path) -> Suite:
+        """Read a study.
+
+        Raises:
+            ValueError: no such file, not YAML, an unknown or missing key (with the nearest right one), or a value out of
+                range; the message starts with the file.
+        """
+        try:
+            document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise ValueError(f"no study at {path}") from error
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not YAML: {error}") from error
+        try:
+            return cls._parse(document, path)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path}: {error}") from error
+
+    @classmethod
+    def _parse(cls, document: Any, path: Path) -> Suite:
+        values = dict(_checked(document, cls, "the study", but=("file",)))
+        base = path.parent
+        values["student"] = tuple(base / str(name) for name in _listed(values["student"]))
+        values["teachers"] = {
+            name: Teacher(**{**_checked(entry, Teacher, f"teacher {name}"), "config": base / str(entry["config"])})
+            for name, entry in _mapping(values["teachers"], "teachers").items()
+        }
+        values["methods"] = {
+            name: Method(**_checked(entry, Method, f"method {name}"))
+            for name, entry in _mapping(values["methods"], "methods").items()
+        }
+        values["imbalances"] = {
+            name: Imbalance(**_checked(entry, Imbalance, f"imbalance {name}", but=("ratio", "seed")))
+            for name, entry in _mapping(values["imbalances"], "imbalances").items()
+        }
+        for key in ("ratios", "seeds", "notes"):
+            if key in values:
+                values[key] = tuple(_listed(values[key]))
+        return cls(**values, file=path)
+
+    def imbalance_descriptions(self) -> dict[str, str]:
+        """One sentence for each imbalance."""
+        return {name: KINDS[imbalance.kind] for name, imbalance in self.imbalances.items()}
+
+
+def _checked(entry: Any, kind: type, where: str, but: tuple[str, ...] = ()) -> dict[str, Any]:
+    entry = _mapping(entry, where)
+    known = [field.name for field in fields(kind) if field.name not in but]
+    for key in entry:
+        if key not in known:
+            near = get_close_matches(str(key), known, n=1)
+            raise ValueError(f"{where} has no {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; it knows {known}"))
+    return entry
+
+
+def _mapping(entry: Any, where: str) -> dict[str, Any]:
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where} must be a mapping, got {type(entry).__name__}")
+    return entry
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+
+from sdr_lightning.reporting.examples import collect_examples
+from sdr_lightning.reporting.loading import load_suite
+from sdr_lightning.reporting.results import Condition
+from sdr_lightning.reporting.thumbnails import Thumbnails
+from tests.reporting.fake_suite import CAPTIONS, edit_json, folder, write_suite
+
+
+def test_methods_side_by_side_at_the_highest_ratio_with_examples(tmp_path: Path) -> None:
+    write_suite(tmp_path, ratios=(0, 0.3, 0.6), extras=True)
+    for method in ("ITC", "SDR"):
+        for seed in (0, 1, 2):
+            (folder(tmp_path, method, "mismatch", 0.6, seed) / "examples.json").unlink()
+        (folder(tmp_path, method, "mismatch", 0.3, 0) / "examples.json").unlink()
+    (group,) = collect_examples(load_suite(tmp_path), per_direction=2)
+    assert (group.condition, group.seed) == (Condition("mismatch", 0.3), 1)
+    assert [example.query.direction for example in group.examples] == ["t2i", "t2i", "i2t", "i2t"]
+    assert [example.query.text for example in group.examples[:2]] == list(CAPTIONS[:2])
+    assert all(list(example.results) == ["ITC", "SDR"] for example in group.examples)
+    assert [result.correct for result in group.examples[0].results["SDR"]] == [
+        False,
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_no_examples(tmp_path: Path) -> None:
+    assert collect_examples(load_suite(write_suite(tmp_path))) == ()
+
+
+def test_malformed_examples_name_the_file(tmp_path: Path) -> None:
+    path = folder(write_suite(tmp_path, extras=True), "SDR", "mismatch", 0.6, 0) / "examples.json"
+    edit_json(path, queries=[{"direction": "t2t"}])
+    with pytest.raises(
+        ValueError, match=rf"{path}: query 0: 'direction' must be one of t2i, i2t, found 't2t'"
+    ):
+        collect_examples(load_suite(tmp_path))
+
+
+def test_a_key_never_leads_out_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "thumbnails").mkdir()
+    (tmp_path / "secret.png").write_bytes(b"x")
+    (tmp_path / "thumbnails" / "a b.jpg").write_bytes(b"x")
+    thumbnails = Thumbnails(tmp_path)
+    assert thumbnails.path("../secret") is None
+    assert thumbnails.embedded("missing") is None
+    assert thumbnails.link("a b") == "thumbnails/a%20b.jpg"
+    assert thumbnails.embedded("a b") == "data:image/jpeg;base64,eA=="
