@@ -67,6 +67,7 @@ class TimmImageTower(Tower):
         config = self.model.pretrained_cfg
         self.register_buffer("mean", torch.tensor(mean or config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or config["std"]).view(1, 3, 1, 1), persistent=False)
+        self.model.to(memory_format=torch.channels_last)  # what convolutions are fastest with, on CPUs and on GPUs
         self.freeze_if_asked()
 
     def extra_repr(self) -> str:

@@ -200,11 +200,11 @@ def _rank(
 
 
 def _positives(query_ids: Tensor, gallery_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The positives of query i are `order[start[i] : start[i] + count[i]]`, by ascending gallery index.
+    """The positives of query i are `order[start[i] : start[i] + count[i]]`.
 
     Takes Q + G integers where a mask would take Q x G.
     """
-    by_id = gallery_ids.sort(stable=True)
+    by_id = gallery_ids.sort()
     start = torch.searchsorted(by_id.values, query_ids)
     count = torch.searchsorted(by_id.values, query_ids, right=True) - start
     missing = torch.nonzero(count == 0).flatten()

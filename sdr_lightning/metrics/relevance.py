@@ -74,15 +74,18 @@ class FactRelevance:
         fact = np.repeat(np.arange(len(levels)), [len(values) for values in levels])
         level = np.concatenate([*levels, np.empty(0, np.int64)])
         steps = [np.diff(values, prepend=0) for values in levels]
-        self._step = np.concatenate([*steps, np.empty(0)]).astype(np.float32)
-        self._reaches = {name: (facts[:, fact] >= level).astype(np.float32) for name, facts in counts.items()}
-        self._total = {name: facts.sum(1).astype(np.float32) for name, facts in counts.items()}
+        self._step = torch.from_numpy(np.concatenate([*steps, np.empty(0)]))
+        # In fp64, which no autocast or matmul precision touches.
+        self._reaches = {
+            name: torch.from_numpy(facts[:, fact] >= level).double() for name, facts in counts.items()
+        }
+        self._total = {name: torch.from_numpy(facts.sum(1)).float() for name, facts in counts.items()}
 
     def rows(self, query: Modality, gallery: Modality, index: slice) -> Tensor:
         """See `Relevance.rows`."""
-        shared = (self._reaches[query][index] * self._step) @ self._reaches[gallery].T
+        shared = ((self._reaches[query][index] * self._step) @ self._reaches[gallery].T).float()
         union = self._total[query][index, None] + self._total[gallery] - shared
-        return torch.from_numpy(np.divide(shared, union, out=np.zeros_like(shared), where=union > 0))
+        return shared / union.clamp(min=1)  # a union is a whole number, and 0 only if nothing is shared
 
 
 class RougeLRelevance:

@@ -45,6 +45,7 @@ class RetrievalModule(pl.LightningModule):
         self.encoder, self.objective = encoder, objective
         self.optimisation = optimisation if optimisation is not None else Optimisation()
         self.image_table, self.text_table = EmbeddingTable(), EmbeddingTable()
+        self.epoch_terms: list[dict[str, Tensor]] = []
         self.test_metrics: dict[str, float] = {}
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
 
@@ -102,10 +103,16 @@ class RetrievalModule(pl.LightningModule):
         if not bool(torch.isfinite(loss)):
             values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
             raise ValueError(f"the loss is {loss.item()} at step {self.global_step} ({values}): lower the learning rate")
-        logged = {"train/loss": loss.detach()} | {f"train/{name}": value.detach() for name, value in terms.items()}
-        logged |= {f"objective/{name}": value for name, value in self.objective.scalars().items()}
-        self.log_dict(logged, on_step=False, on_epoch=True, batch_size=len(pairs.image))
+        self.epoch_terms.append({"loss": loss.detach()} | {name: value.detach() for name, value in terms.items()})
         return loss
+
+    def on_train_epoch_end(self) -> None:
+        """Log the epoch's mean of every term, and the temperatures and lambda it ended with."""
+        # One log a term and epoch: a log a term and step would cost a small model as much as its encoders.
+        for name in self.epoch_terms[0]:
+            self.log(f"train/{name}", torch.stack([terms[name] for terms in self.epoch_terms]).mean())
+        self.log_dict({f"objective/{name}": value for name, value in self.objective.scalars().items()})
+        self.epoch_terms.clear()
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Keep the temperatures in their ranges."""

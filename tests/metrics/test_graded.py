@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from sdr_lightning.metrics.graded import graded_retrieval
+from sdr_lightning.metrics.graded import graded_retrieval, single_modal
 from sdr_lightning.metrics.relevance import FactRelevance
 from tests.reference.ndcg import mean_ndcg
 
@@ -94,3 +94,18 @@ def test_relevance_of_other_items_is_refused(problem):
     images, texts, relevance = problem
     with pytest.raises(ValueError, match="17 images and 41 texts, not 17 and 40"):
         graded_retrieval(images, texts[:40], relevance)
+
+
+@pytest.mark.parametrize("chunk_size", [5, 256])
+def test_one_modality_alone_is_as_among_both(problem, chunk_size):
+    images, texts, relevance = problem
+    both = graded_retrieval(images, texts, relevance)
+    of_images = single_modal(images, relevance, "image", chunk_size=chunk_size)
+    of_texts = single_modal(texts, relevance, "text", chunk_size=chunk_size)
+    assert list(of_images) == ["i2i_NDCG@10", "i2i_NDCG@20", "i2i_NDCG@50"]
+    assert of_images | of_texts == {
+        key: value for key, value in both.items() if key in of_images or key in of_texts
+    }
+    assert len(of_texts) == 3
+    with pytest.raises(ValueError, match="relevance is of 41 texts, not 17"):
+        single_modal(images, relevance, "text")
