@@ -26,10 +26,14 @@ def expand(reference: str) -> str:
         name = match["braced"] or match["plain"]
         found = os.environ.get(name) or match["default"]
         if found is None:
-            raise ValueError(f"{reference!r} needs the environment variable {name}, which is not set: export {name}=...")
+            raise ValueError(
+                f"{reference!r} needs the environment variable {name}, which is not set: export {name}=..."
+            )
         return found
 
-    return str(Path(expanded).expanduser()) if (expanded := _VARIABLE.sub(value, reference)).startswith("~") else expanded
+    return (
+        str(Path(expanded).expanduser()) if (expanded := _VARIABLE.sub(value, reference)).startswith("~") else expanded
+    )
 
 
 def package_path(reference: str) -> str:

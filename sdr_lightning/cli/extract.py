@@ -30,5 +30,7 @@ def run(arguments: list[str]) -> int:
     tower = teacher_tower(options.teacher, options.ckpt_path)
     bank = extract_bank(tower, data, options.splits, torch.device(options.device))
     bank.save(options.output)
-    print(f"{len(bank.ids)} {bank.modality} features of width {bank.width} in {options.output} ({bank.fingerprint[:12]})")
+    print(
+        f"{len(bank.ids)} {bank.modality} features of width {bank.width} in {options.output} ({bank.fingerprint[:12]})"
+    )
     return 0

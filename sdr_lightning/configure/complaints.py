@@ -34,6 +34,8 @@ def one_line(complaint: str) -> str:
         classes = _CLASS.findall(complaint[: found.start()])
         owner = classes[-1] if classes else None
         return _unknown(name, owner)
+    if "\n" not in complaint:
+        return complaint
     lines = [line.strip(" -") for line in complaint.splitlines() if line.strip() and not _NOISE.search(line)]
     return lines[-1] if lines else " ".join(complaint.split())
 
@@ -41,10 +43,10 @@ def one_line(complaint: str) -> str:
 def _unknown(name: str, owner: str | None) -> str:
     leaf = name.rsplit(".", 1)[-1]
     known = _arguments(owner) if owner else _trainer_arguments()
-    near = get_close_matches(leaf, known, n=1, cutoff=0.5)
+    near = get_close_matches(leaf, known, n=2, cutoff=0.5)
     where = f"{owner.rsplit('.', 1)[-1]} has no {name!r}" if owner else f"there is no option {name!r}"
     if near:
-        return f"{where}; did you mean {near[0]!r}?"
+        return f"{where}; did you mean {' or '.join(map(repr, near))}?"
     return f"{where}; it knows {', '.join(sorted(known))}" if owner else where
 
 

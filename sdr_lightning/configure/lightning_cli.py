@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import lightning.pytorch as pl
-import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -27,6 +29,14 @@ _TRAINER_DEFAULTS = {
     "log_every_n_steps": 1_000_000,  # metrics are logged by epoch
     "enable_model_summary": False,
 }
+_INSIDES = (
+    ".*jsonargparse.*",
+    ".*tensorboardX.*",
+    ".*does not have many workers.*",
+    ".*exists and is not empty.*",
+    ".*smaller than the logging interval.*",
+    ".*isinstance.treespec, LeafSpec.*",
+)
 
 
 class SdrCLI(LightningCLI):
@@ -38,7 +48,7 @@ class SdrCLI(LightningCLI):
     """
 
     def __init__(self, arguments: list[str], run: bool = True) -> None:
-        self.started = time.time()
+        self.started, self.arguments = time.time(), arguments
         # With arguments of its own LightningCLI warns about those of the process, which are not for it.
         with patch.object(sys, "argv", ["sdr", *(arguments if run else [])]), _quiet():
             super().__init__(
@@ -49,8 +59,7 @@ class SdrCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
                 save_config_callback=None,
-                trainer_defaults=_TRAINER_DEFAULTS,
-                parser_kwargs={"exit_on_error": False} if not run else None,
+                trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [_WriteRecord(self)]},
                 run=run,
                 args=None if run else arguments,
             )
@@ -67,7 +76,9 @@ class SdrCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's folder and the checkpoint rule, and give the data module the seed."""
-        parser.add_argument("--run_dir", type=str | None, default=None, help="folder of this run; made by date if left out")
+        parser.add_argument(
+            "--run_dir", type=str | None, default=None, help="folder of this run; made by date if left out"
+        )
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
@@ -84,8 +95,14 @@ class SdrCLI(LightningCLI):
         settings = self.settings
         self.run_dir = Path(settings.run_dir or f"runs/{self.subcommand or 'run'}/{time.strftime('%Y%m%d-%H%M%S')}")
         if self.subcommand == "fit" and (self.run_dir / "config.yaml").exists() and not settings.get("ckpt_path"):
-            raise ValueError(f"{self.run_dir} already holds a run: choose another --run_dir, or continue with --ckpt_path last")
+            raise ValueError(
+                f"{self.run_dir} already holds a run: choose another --run_dir, or continue with --ckpt_path last"
+            )
         settings.trainer.default_root_dir = str(self.run_dir)
+        loggers = settings.trainer.logger
+        for logger in loggers if isinstance(loggers, list) else [loggers]:
+            if hasattr(logger, "init_args"):
+                logger.init_args.save_dir = str(self.run_dir)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer; without a configured logger, metrics go to metrics.csv in the run's folder."""
@@ -94,17 +111,18 @@ class SdrCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:
-        """Write down what is about to be run, and refuse to continue from nothing."""
-        self.write_record()
-        self._resolve_last()
+        """Refuse to continue from nothing."""
+        if self.settings.get("ckpt_path") == "last":
+            last = self.run_dir / "checkpoints" / "last.ckpt"
+            if not last.is_file():
+                raise ValueError(f"nothing to continue: there is no {last}; start afresh without --ckpt_path")
+            self.config_init[self.subcommand]["ckpt_path"] = str(last)
 
     def write_record(self) -> None:
         """Write the configuration as resolved, and what the run is made with, into the run's folder."""
-        if self.trainer.is_global_zero:
-            parser = self._parser(self.subcommand)
-            text = parser.dump(self.settings.clone(), skip_none=False)
-            write_atomically(self.run_dir / "config.yaml", lambda part: part.write_text(text, encoding="utf-8"))
-            write_json(self.run_dir / "run.json", {"command": ["sdr", *sys.argv[1:]], **environment()})
+        text = self._parser(self.subcommand).dump(self.settings.clone(), skip_none=False)
+        write_atomically(self.run_dir / "config.yaml", lambda part: part.write_text(text, encoding="utf-8"))
+        write_json(self.run_dir / "run.json", {"options": self.arguments, **environment()})
 
     def before_test(self) -> None:
         """Refuse to test untrained weights by accident."""
@@ -125,13 +143,6 @@ class SdrCLI(LightningCLI):
             write_json(self.run_dir / "results.json", results)
             print(f"results in {self.run_dir / 'results.json'}")
 
-    def _resolve_last(self) -> None:
-        if self.settings.get("ckpt_path") == "last":
-            last = self.run_dir / "checkpoints" / "last.ckpt"
-            if not last.is_file():
-                raise ValueError(f"nothing to continue: there is no {last}; start afresh without --ckpt_path")
-            self.config_init[self.subcommand]["ckpt_path"] = str(last)
-
 
 def run(arguments: list[str]) -> SdrCLI:
     """Run a Lightning command.
@@ -145,10 +156,8 @@ def run(arguments: list[str]) -> SdrCLI:
     Raises:
         ValueError: options or files that do not fit, in one line.
     """
-    try:
+    with _told_in_one_line():
         return SdrCLI(arguments)
-    except ArgumentError as error:
-        raise ValueError(one_line(str(error))) from error
 
 
 def build(arguments: list[str]) -> SdrCLI:
@@ -157,20 +166,36 @@ def build(arguments: list[str]) -> SdrCLI:
     Raises:
         ValueError: options or files that do not fit, in one line.
     """
-    try:
+    with _told_in_one_line():
         return SdrCLI(arguments, run=False)
-    except ArgumentError as error:
+
+
+class _WriteRecord(pl.Callback):
+    """Writes a run's record once data and model were found to fit, so that a refused run leaves none."""
+
+    def __init__(self, cli: SdrCLI) -> None:
+        self.cli = cli
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self.cli.write_record()
+
+
+@contextlib.contextmanager
+def _told_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except (ArgumentError, ValueError) as error:
         raise ValueError(one_line(str(error))) from error
 
 
-class _quiet(warnings.catch_warnings):  # noqa: N801 (a context manager)
-    """Hide the warnings that are about Lightning's and jsonargparse's own insides."""
-
-    def __enter__(self) -> None:  # type: ignore[override]
-        super().__enter__()
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what Lightning, jsonargparse and transformers say about their own insides, keep what they say about the run."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in _INSIDES:
+            warnings.filterwarnings("ignore", message=message)
         warnings.filterwarnings("ignore", module="jsonargparse.*")
-        warnings.filterwarnings("ignore", message=".*jsonargparse.*")
-        warnings.filterwarnings("ignore", message=".*tensorboardX.*")
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
-        torch.set_float32_matmul_precision("high")
+        yield

@@ -169,7 +169,9 @@ def noisy_pixels(pixels: NDArray[np.uint8], image_id: str, imbalance: Imbalance)
 
 def _mismatched(table: CaptionTable, rows: NDArray[np.int64]) -> CaptionTable:
     if len(rows) == 1:
-        raise ValueError(f"{table.name} {table.split}: a mismatch needs at least two chosen images, the ratio gives one")
+        raise ValueError(
+            f"{table.name} {table.split}: a mismatch needs at least two chosen images, the ratio gives one"
+        )
     # Each chosen image hands its captions to the next in the hash's order: nobody keeps its own.
     receiver = np.arange(len(table.image_ids))
     receiver[rows] = np.roll(rows, -1)

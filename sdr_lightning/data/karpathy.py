@@ -102,4 +102,6 @@ def _check(path: Path, number: int, entry: Any) -> None:
         raise ValueError(f"{where} has the split {entry['split']!r}, expected one of {', '.join(_SPLIT_OF)}")
     for sentence in entry["sentences"]:
         if not isinstance(sentence, dict) or "sentid" not in sentence or not str(sentence.get("raw", "")).strip():
-            raise ValueError(f"{where} ({entry['filename']}) has a sentence without text under 'raw' or without 'sentid'")
+            raise ValueError(
+                f"{where} ({entry['filename']}) has a sentence without text under 'raw' or without 'sentid'"
+            )

@@ -54,7 +54,9 @@ class ParquetSource(Source):
         captions = [[" ".join(str(text).split()) for text in texts] for texts in rows[self.caption_column]]
         empty = [name for name, texts in zip(names, captions, strict=True) if not texts or not all(texts)]
         if empty:
-            raise ValueError(f"{self.name} {split}: {len(empty)} images have no caption or an empty one, first {empty[0]!r}")
+            raise ValueError(
+                f"{self.name} {split}: {len(empty)} images have no caption or an empty one, first {empty[0]!r}"
+            )
         return CaptionTable(
             self.name,
             split,

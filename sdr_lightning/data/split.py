@@ -47,6 +47,7 @@ class PreparedSplit:
         self._imbalance = imbalance
         self._noisy = noisy_images(self.table, imbalance)
         self._images: Sequence[Pixels] = source.images(split)
+        self._tokenizer = tokenizer
         self._tokens = tokenizer(self.table.captions)
         self._cached: dict[Modality, Tensor] = {}
         self._teacher: dict[Modality, Tensor] = {}
@@ -63,6 +64,10 @@ class PreparedSplit:
         for row in np.flatnonzero(self._noisy):
             content[row] = stable_hash("noisy", content[row], self._imbalance)
         return content
+
+    def input_description(self, modality: Modality) -> str:
+        """What the items are turned into before a tower sees them."""
+        return f"{self.image_size} px" if modality == "image" else f"{self._tokenizer.max_tokens} tokens"
 
     def cache(self, bank: FeatureBank) -> None:
         """Hand out a frozen tower's features from now on, instead of pixels or tokens.

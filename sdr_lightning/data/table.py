@@ -45,7 +45,9 @@ class CaptionTable:
         if not (len(self.captions) == len(self.caption_ids) == len(self.caption_image)):
             raise ValueError(f"{self.name} {self.split}: captions, their ids and their images differ in number")
         if not len(self.image_ids) or not len(self.captions):
-            raise ValueError(f"{self.name} {self.split}: {len(self.image_ids)} images and {len(self.captions)} captions")
+            raise ValueError(
+                f"{self.name} {self.split}: {len(self.image_ids)} images and {len(self.captions)} captions"
+            )
 
     @cached_property
     def image_content(self) -> NDArray[np.int64]:

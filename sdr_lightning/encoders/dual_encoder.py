@@ -18,7 +18,7 @@ class DualEncoder(nn.Module):
         text_tower: encodes captions.
         embedding_width: d, the width of the common space.
         hidden_width: width of the projections' middle layer; None for linear projections, as in the paper.
-        dropout: share of hidden units of the projections dropped in training, in [0, 1).
+        dropout: share of the projections' inputs and hidden units dropped in training, in [0, 1).
         normalise_features: put a LayerNorm between tower and projection.
     """
 
@@ -37,9 +37,7 @@ class DualEncoder(nn.Module):
         self.image_projection = Projection(
             image_tower.width, embedding_width, hidden_width, dropout, normalise_features
         )
-        self.text_projection = Projection(
-            text_tower.width, embedding_width, hidden_width, dropout, normalise_features
-        )
+        self.text_projection = Projection(text_tower.width, embedding_width, hidden_width, dropout, normalise_features)
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Embed images.

@@ -12,7 +12,7 @@ class Projection(nn.Sequential):
         input_width: D, the width of the features.
         output_width: d, the width of the common space.
         hidden_width: width of the layer between; None for a single linear map, as in the paper.
-        dropout: share of hidden units dropped in training, in [0, 1).
+        dropout: share of the features, and of the layer between, dropped in training, in [0, 1).
         normalise_input: put a LayerNorm first; needed where a tower's features have no common scale.
     """
 
@@ -25,13 +25,8 @@ class Projection(nn.Sequential):
         normalise_input: bool = False,
     ) -> None:
         layers: list[nn.Module] = [nn.LayerNorm(input_width)] if normalise_input else []
-        if hidden_width is None:
-            layers.append(nn.Linear(input_width, output_width))
-        else:
-            layers += [
-                nn.Linear(input_width, hidden_width),
-                nn.GELU(),
-                nn.Dropout(dropout),
-                nn.Linear(hidden_width, output_width),
-            ]
+        layers.append(nn.Dropout(dropout))
+        if hidden_width is not None:
+            layers += [nn.Linear(input_width, hidden_width), nn.GELU(), nn.Dropout(dropout)]
+        layers.append(nn.Linear(input_width if hidden_width is None else hidden_width, output_width))
         super().__init__(*layers)

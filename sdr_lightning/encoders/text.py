@@ -36,7 +36,10 @@ class TransformersTextTower(Tower):
         frozen: bool = False,
     ) -> None:
         from transformers import AutoConfig, AutoModel
+        from transformers.utils import logging
 
+        logging.set_verbosity_error()  # a pooler that is left out on purpose is no news
+        logging.disable_progress_bar()
         super().__init__(frozen)
         if (weights is None) == (config is None):
             raise ValueError("a text tower needs either weights or config (with its model_type), and not both")

@@ -26,7 +26,11 @@ def load_state(model: nn.Module, path: Path, ignore: tuple[str, ...] = ()) -> No
     if not path.is_file():
         raise ValueError(f"no weights at {path}: expected a state dict as .safetensors or .pth")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        state = (
+            load_file(path)
+            if path.suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a state dict: {str(error).splitlines()[0]}") from error
     except Exception as error:  # torch raises pickle.UnpicklingError for anything that is not plain tensors

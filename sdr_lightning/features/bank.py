@@ -100,7 +100,9 @@ class FeatureBank:
             seed: of the standard normal features; each is a function of seed and id.
         """
         rows = [
-            np.random.default_rng([seed & 0xFFFFFFFF, stable_hash(name) & 0xFFFFFFFFFFFFFFFF]).standard_normal(self.width)
+            np.random.default_rng([seed & 0xFFFFFFFF, stable_hash(name) & 0xFFFFFFFFFFFFFFFF]).standard_normal(
+                self.width
+            )
             for name in self.ids
         ]
         features = torch.from_numpy(np.stack(rows)).float()

@@ -28,9 +28,7 @@ class TopGains(NamedTuple):
     ideal: Tensor
 
 
-def ndcg(
-    scores: Tensor, relevance: Tensor, ks: Sequence[int] = (10, 20, 50), exclude: Tensor | None = None
-) -> Tensor:
+def ndcg(scores: Tensor, relevance: Tensor, ks: Sequence[int] = (10, 20, 50), exclude: Tensor | None = None) -> Tensor:
     """NDCG of each query at each k.
 
     Args:
@@ -60,9 +58,7 @@ def mean_ndcg(values: Tensor) -> Tensor:
     """
     kept = values[~values.isnan().any(1)]
     if len(kept) == 0:
-        raise ValueError(
-            f"none of {len(values)} queries has a relevant item in the gallery: NDCG is undefined"
-        )
+        raise ValueError(f"none of {len(values)} queries has a relevant item in the gallery: NDCG is undefined")
     return kept.mean(0)
 
 

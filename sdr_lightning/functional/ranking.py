@@ -56,9 +56,7 @@ def rank_scores(
     """
     if scores.ndim != 2:
         raise ValueError(f"scores must be (queries, gallery), not {tuple(scores.shape)}")
-    return _rank(
-        lambda rows: at_least_fp32(scores[rows]), scores.shape, query_ids, gallery_ids, ties, chunk_size
-    )
+    return _rank(lambda rows: at_least_fp32(scores[rows]), scores.shape, query_ids, gallery_ids, ties, chunk_size)
 
 
 def rank_embeddings(
@@ -173,9 +171,7 @@ def _rank(
         raise ValueError(f"ties must be 'index' or 'pessimistic', not {ties!r}")
     for name, ids, length in (("query", query_ids, shape[0]), ("gallery", gallery_ids, shape[1])):
         if ids.shape != (length,) or ids.is_floating_point():
-            raise ValueError(
-                f"{name}_ids must be {length} integers, one per item, not {tuple(ids.shape)} {ids.dtype}"
-            )
+            raise ValueError(f"{name}_ids must be {length} integers, one per item, not {tuple(ids.shape)} {ids.dtype}")
     order, start, count = _positives(query_ids.long().contiguous(), gallery_ids.long().contiguous())
     ranks, tied = [], []
     bad, first = 0, (-1, -1)

@@ -47,12 +47,8 @@ def cross_modal_retrieval(
         ValueError: as `rank_embeddings`, e.g. for an image without a caption.
     """
     images = torch.arange(len(image_embeddings), device=image_embeddings.device)
-    i2t = rank_embeddings(
-        image_embeddings, text_embeddings, images, text_image_index, ties=ties, chunk_size=chunk_size
-    )
-    t2i = rank_embeddings(
-        text_embeddings, image_embeddings, text_image_index, images, ties=ties, chunk_size=chunk_size
-    )
+    i2t = rank_embeddings(image_embeddings, text_embeddings, images, text_image_index, ties=ties, chunk_size=chunk_size)
+    t2i = rank_embeddings(text_embeddings, image_embeddings, text_image_index, images, ties=ties, chunk_size=chunk_size)
     results = summarise("i2t", i2t, recall_at) | summarise("t2i", t2i, recall_at)
     results["rsum"] = sum(results[f"{way}_R@{k}"] for way in ("i2t", "t2i") for k in recall_at)
     results["modality_gap"] = modality_gap(image_embeddings, text_embeddings)

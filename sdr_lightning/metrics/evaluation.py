@@ -48,9 +48,7 @@ def evaluate(
     600.0
     """
     images, texts, index = _checked(image_embeddings, text_embeddings, text_image_index)
-    results = cross_modal_retrieval(
-        images, texts, index, recall_at=recall_at, ties=ties, chunk_size=chunk_size
-    )
+    results = cross_modal_retrieval(images, texts, index, recall_at=recall_at, ties=ties, chunk_size=chunk_size)
     if relevance is not None:
         results |= graded_retrieval(images, texts, relevance, ks=ndcg_at, chunk_size=chunk_size)
     return results
@@ -79,8 +77,7 @@ def cross_modal(
 def _checked(images: Tensor, texts: Tensor, text_image_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
         raise ValueError(
-            f"image and text embeddings must be (N, d) and (C, d), not {tuple(images.shape)} and "
-            f"{tuple(texts.shape)}"
+            f"image and text embeddings must be (N, d) and (C, d), not {tuple(images.shape)} and {tuple(texts.shape)}"
         )
     if text_image_index.shape != (len(texts),) or text_image_index.is_floating_point():
         raise ValueError(
@@ -93,8 +90,7 @@ def _checked(images: Tensor, texts: Tensor, text_image_index: Tensor) -> tuple[T
         raise ValueError(f"there must be images and texts, found {len(images)} and {len(texts)}")
     if index.min() < 0 or index.max() >= len(images):
         raise ValueError(
-            f"text_image_index must be in [0, {len(images)}), found {index.min().item()} to "
-            f"{index.max().item()}"
+            f"text_image_index must be in [0, {len(images)}), found {index.min().item()} to {index.max().item()}"
         )
     without = torch.nonzero(index.bincount(minlength=len(images)) == 0).flatten()
     if len(without):
@@ -114,7 +110,6 @@ def _normalised(name: str, embeddings: Tensor) -> Tensor:
     if len(bad):
         first = bad[0].item()
         raise ValueError(
-            f"{len(bad)} of {len(embeddings)} {name} embeddings are all zero or not finite, the first is row "
-            f"{first}"
+            f"{len(bad)} of {len(embeddings)} {name} embeddings are all zero or not finite, the first is row {first}"
         )
     return (embeddings / norms).float()

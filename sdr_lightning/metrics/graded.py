@@ -40,9 +40,7 @@ def graded_retrieval(
     """
     found, wanted = (relevance.num_images, relevance.num_texts), (len(image_embeddings), len(text_embeddings))
     if found != wanted:
-        raise ValueError(
-            f"relevance is of {found[0]} images and {found[1]} texts, not {wanted[0]} and {wanted[1]}"
-        )
+        raise ValueError(f"relevance is of {found[0]} images and {found[1]} texts, not {wanted[0]} and {wanted[1]}")
     embeddings: dict[Modality, Tensor] = {
         "image": image_embeddings.double(),
         "text": text_embeddings.double(),
@@ -86,10 +84,7 @@ def single_modal(
     if len(embeddings) != wanted:
         raise ValueError(f"relevance is of {wanted} {modality}s, not {len(embeddings)}")
     table = {modality: embeddings.double()}
-    tops = (
-        _top(table, relevance, modality, modality, rows, max(ks))
-        for rows in chunks(len(embeddings), chunk_size)
-    )
+    tops = (_top(table, relevance, modality, modality, rows, max(ks)) for rows in chunks(len(embeddings), chunk_size))
     return _means({"i2i" if modality == "image" else "t2t": [ndcg_of_top(top, ks) for top in tops]}, ks)
 
 

@@ -76,9 +76,7 @@ class FactRelevance:
         steps = [np.diff(values, prepend=0) for values in levels]
         self._step = torch.from_numpy(np.concatenate([*steps, np.empty(0)]))
         # In fp64, which no autocast or matmul precision touches.
-        self._reaches = {
-            name: torch.from_numpy(facts[:, fact] >= level).double() for name, facts in counts.items()
-        }
+        self._reaches = {name: torch.from_numpy(facts[:, fact] >= level).double() for name, facts in counts.items()}
         self._total = {name: torch.from_numpy(facts.sum(1)).float() for name, facts in counts.items()}
 
     def rows(self, query: Modality, gallery: Modality, index: slice) -> Tensor:
@@ -127,8 +125,7 @@ class RougeLRelevance:
             raise ValueError(f"{len(captions)} captions have an image index of shape {image_index.shape}")
         if len(captions) and (image_index.min() < 0 or image_index.max() >= num_images):
             raise ValueError(
-                f"caption_image_index must be in [0, {num_images}), found {image_index.min()} to "
-                f"{image_index.max()}"
+                f"caption_image_index must be in [0, {num_images}), found {image_index.min()} to {image_index.max()}"
             )
         without = np.flatnonzero(np.bincount(image_index, minlength=num_images) == 0)
         if len(without):
@@ -194,8 +191,7 @@ def rouge_l(
     # lowest ones, for which it has a direct table.
     vocabulary = Counter(token for caption in tokens for token in caption)
     code = {
-        token: chr(rank if rank < 0xD800 else rank + 0x800)
-        for rank, (token, _) in enumerate(vocabulary.most_common())
+        token: chr(rank if rank < 0xD800 else rank + 0x800) for rank, (token, _) in enumerate(vocabulary.most_common())
     }
     strings = np.array(["".join(code[token] for token in caption) for caption in tokens], dtype=object)
     lengths = np.array([len(caption) for caption in tokens], dtype=np.int64)
@@ -225,9 +221,7 @@ def rouge_l(
             np.maximum(recall[:, :width], block / reference_lengths[begin:end], out=recall[:, :width])
         precision = longest / np.maximum(lengths[rows], 1).astype(np.float32)[:, None]
         harmonic = recall + b2 * precision
-        score = np.divide(
-            (1 + b2) * precision * recall, harmonic, out=np.zeros_like(recall), where=harmonic > 0
-        )
+        score = np.divide((1 + b2) * precision * recall, harmonic, out=np.zeros_like(recall), where=harmonic > 0)
         scores[rows, images] = score
     return scores
 

@@ -96,9 +96,7 @@ def _pictures(suite: Suite) -> tuple[Picture, ...]:
             for t in suite.teachers
             if t.modality == teacher and "NDCG@10" in t.metrics
         }
-        figure = plots.ratio_figure(
-            suite, quantity, height=4.6 if quantity is RSUM else 2.9, references=references
-        )
+        figure = plots.ratio_figure(suite, quantity, height=4.6 if quantity is RSUM else 2.9, references=references)
         caption = (
             f"{quantity.label} against the imbalance ratio. Points are means over {len(suite.seeds)} seeds "
             "(n is given where fewer are in), bars 95 % Student-t intervals of the mean."

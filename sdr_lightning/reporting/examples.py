@@ -84,9 +84,7 @@ def _read(path: Path) -> dict[Query, tuple[Result, ...]]:
     answers = {}
     for i, item in enumerate(Fields.read(path).items("queries")):
         fields = Fields(item, f"{path}: query {i}")
-        query = Query(
-            fields.text("direction"), fields.optional_text("query_text"), fields.optional_text("query_image")
-        )
+        query = Query(fields.text("direction"), fields.optional_text("query_text"), fields.optional_text("query_image"))
         if query.direction not in DIRECTIONS:
             raise fields.complaint("direction", f"one of {', '.join(DIRECTIONS)}")
         answers[query] = tuple(_result(result, fields.source) for result in fields.items("results")[:SHOWN])

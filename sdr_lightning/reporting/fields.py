@@ -121,9 +121,7 @@ class Fields:
 
     def table(self) -> dict[str, float]:
         """All keys as numbers; ``null`` and ``NaN``, which say "no value", are left out."""
-        missing = {
-            key for key, v in self._values.items() if v is None or (isinstance(v, float) and math.isnan(v))
-        }
+        missing = {key for key, v in self._values.items() if v is None or (isinstance(v, float) and math.isnan(v))}
         return {key: self.number(key) for key in self._values if key not in missing}
 
     def words(self) -> dict[str, str]:

@@ -100,13 +100,9 @@ def ratio_figure(
             panel.set_visible(False)
         for panel in axes[::columns]:
             panel.set_ylabel(f"{quantity.label} ({quantity.unit})")
-        handles = {
-            line.get_label(): line for line in axes[0].get_lines() if line.get_label() in suite.methods
-        }
+        handles = {line.get_label(): line for line in axes[0].get_lines() if line.get_label() in suite.methods}
         if references:
-            handles |= {
-                label: axes[0].get_lines()[-len(references) + i] for i, label in enumerate(references)
-            }
+            handles |= {label: axes[0].get_lines()[-len(references) + i] for i, label in enumerate(references)}
         figure.legend(
             list(handles.values()),
             [str(label) for label in handles],
@@ -159,12 +155,9 @@ def training_figure(suite: Suite) -> Figure | None:
     Thin lines are seeds, thick lines their mean. None when no run there has a log.
     """
     logs = {
-        condition: {method: _logs(suite, method, condition) for method in suite.methods}
-        for condition in suite.hardest
+        condition: {method: _logs(suite, method, condition) for method in suite.methods} for condition in suite.hardest
     }
-    rows = [
-        key for key in CURVES if any(key in log for at in logs.values() for by in at.values() for log in by)
-    ]
+    rows = [key for key in CURVES if any(key in log for at in logs.values() for by in at.values() for log in by)]
     if not rows:
         return None
     palette = Palette(suite)
@@ -197,9 +190,7 @@ def _draw_curves(panel: Axes, curves: Sequence[Curve], style: Mapping[str, Any],
     for curve in curves:
         panel.plot(list(curve), list(curve.values()), color=style["color"], linewidth=0.6, alpha=0.4)
     mean = mean_curve(curves)
-    panel.plot(
-        list(mean), list(mean.values()), color=style["color"], linewidth=style["linewidth"], label=label
-    )
+    panel.plot(list(mean), list(mean.values()), color=style["color"], linewidth=style["linewidth"], label=label)
 
 
 def to_svg(figure: Figure) -> bytes:

@@ -49,10 +49,7 @@ def teachers_table(suite: Suite) -> Table | None:
     rows = tuple(
         (
             Cell(teacher.modality, teacher.description),
-            *(
-                Cell(write.number(teacher.metrics[key]) if key in teacher.metrics else write.MISSING)
-                for key in metrics
-            ),
+            *(Cell(write.number(teacher.metrics[key]) if key in teacher.metrics else write.MISSING) for key in metrics),
             Cell(write.duration(teacher.wall_time_s)),
             Cell(write.short(teacher.fingerprint)),
         )
@@ -105,8 +102,7 @@ def provenance_table(suite: Suite) -> Table:
             write.short(run.fingerprint),
             str(run.seed),
             write.duration(run.wall_time_s),
-            ", ".join(f"{package}{write.NBSP}{version}" for package, version in run.versions.items())
-            or write.MISSING,
+            ", ".join(f"{package}{write.NBSP}{version}" for package, version in run.versions.items()) or write.MISSING,
             commit(run),
             run.hardware or write.MISSING,
         )
@@ -150,16 +146,12 @@ def caveats(suite: Suite) -> list[str]:
     notes = list(suite.notes)
     missing = suite.num_expected - len(suite.runs)
     if missing:
-        notes.append(
-            f"{missing} of {suite.num_expected} runs are missing; n is shown wherever it is smaller."
-        )
+        notes.append(f"{missing} of {suite.num_expected} runs are missing; n is shown wherever it is smaller.")
     for condition in suite.conditions:
         for seed in suite.seeds:
             if len({item.sha256 for item in realised(suite, condition, seed)}) > 1:
                 where = f"{write.condition_label(condition)}, seed {seed}"
-                notes.append(
-                    f"{where}: the methods did not see the same corrupted data, so pairing is in doubt."
-                )
+                notes.append(f"{where}: the methods did not see the same corrupted data, so pairing is in doubt.")
     dirty = sum(run.dirty for run in suite.runs.values())
     if dirty:
         notes.append(f"{dirty} runs were made from files that differ from their commit.")

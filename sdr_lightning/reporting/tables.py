@@ -37,9 +37,7 @@ def claims_by_task(suite: Suite) -> Table | None:
     quantities = [quantity for quantity in NDCG_AT_10.values() if quantity.present(suite)]
     if not quantities:
         return None
-    columns = [
-        [compare(suite, suite.candidate, c, quantity) for c in suite.conditions] for quantity in quantities
-    ]
+    columns = [[compare(suite, suite.candidate, c, quantity) for c in suite.conditions] for quantity in quantities]
     return Table(
         key="claims-by-task",
         caption=f"{suite.candidate} − {suite.baseline} by task, NDCG@10 in percent",
@@ -64,11 +62,7 @@ def against_baseline(suite: Suite) -> Table | None:
 
 def _by_condition(suite: Suite, columns: Sequence[Sequence[Comparison]]) -> tuple[Block, ...]:
     rows = zip(suite.conditions, *columns, strict=True)
-    return (
-        Block(
-            tuple((Cell(write.condition_label(c)), *(_difference(suite, x) for x in row)) for c, *row in rows)
-        ),
-    )
+    return (Block(tuple((Cell(write.condition_label(c)), *(_difference(suite, x) for x in row)) for c, *row in rows)),)
 
 
 def _difference(suite: Suite, comparison: Comparison) -> Cell:

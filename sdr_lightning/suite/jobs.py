@@ -20,7 +20,6 @@ from torch import Tensor
 
 from sdr_lightning.configure import build, student_data, teacher_tower
 from sdr_lightning.data.module import RetrievalDataModule
-from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.metrics.graded import single_modal
 from sdr_lightning.paths import write_atomically, write_json
 from sdr_lightning.suite.plan import BankJob, Cell, TeacherJob, imbalance_options
@@ -54,7 +53,6 @@ def run_teacher(job: TeacherJob, student: tuple[str, ...]) -> None:
     with _log(job.folder):
         if job.checkpoint is not None:
             cli = build(["--config", str(job.config), "--run_dir", str(job.folder), *_SILENT])
-            cli.write_record()
             cli.trainer.fit(cli.model, cli.datamodule)
         tower = teacher_tower(str(job.config), str(job.checkpoint) if job.checkpoint else None)
         data = student_data(list(student))
@@ -92,7 +90,6 @@ def run_cell(cell: Cell, thumbnails: Path) -> None:
     _empty(cell.folder)
     with _log(cell.folder):
         cli = build([*cell.arguments, "--checkpoint.save_last", "false", *_SILENT])
-        cli.write_record()
         module, data = cli.model, cli.datamodule
         assert isinstance(module, RetrievalModule)
         assert isinstance(data, RetrievalDataModule)
@@ -102,6 +99,7 @@ def run_cell(cell: Cell, thumbnails: Path) -> None:
         assert module.test_embeddings is not None
         if cell.with_examples:
             write_json(cell.folder / "examples.json", _examples(*module.test_embeddings, data, thumbnails))
+    epoch = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["epoch"]  # type: ignore[union-attr]
     score: Tensor = best.best_model_score  # type: ignore[union-attr]
     write_json(
         cell.result,
@@ -111,7 +109,7 @@ def run_cell(cell: Cell, thumbnails: Path) -> None:
             "ratio": cell.imbalance.ratio,
             "seed": cell.seed,
             "metrics": module.test_metrics,
-            "val": {"rsum": float(score), "epochs": cli.trainer.current_epoch},
+            "val": {"rsum": float(score), "best_epoch": epoch, "epochs": cli.trainer.current_epoch},
             "realised": data.split("train").realised.record(),
             "data": {split: data.split(split).table.fingerprint for split in ("train", "val", "test")},
             "fingerprint": cell.fingerprint,
@@ -122,13 +120,11 @@ def run_cell(cell: Cell, thumbnails: Path) -> None:
 
 
 def guarded(function: Callable[..., None], *arguments: Any) -> str | None:
-    """Run a job in a worker; return its failure in words instead of raising, so that any exception can be sent back."""
+    """Run a job in a worker; return its failure in words, because not every exception can be sent back."""
     try:
         function(*arguments)
-    except (ValueError, OSError) as error:
-        return " ".join(str(error).split())
-    except Exception:
-        return traceback.format_exc()
+    except Exception as error:
+        return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None
 
 
@@ -163,6 +159,9 @@ def _log(folder: Path, name: str = "log.txt") -> Iterator[None]:
             logger.handlers, logger.propagate = [handler], False
         try:
             yield
+        except Exception:
+            traceback.print_exc(file=file)
+            raise
         finally:
             for logger in loggers:
                 logger.handlers = []
@@ -192,7 +191,12 @@ def _examples(image: Tensor, text: Tensor, data: RetrievalDataModule, thumbnails
     for row in np.linspace(0, len(table.image_ids) - 1, _EXAMPLE_QUERIES + 2).astype(int)[1:-1]:
         top = scores[row].topk(_EXAMPLE_RESULTS)
         results = [
-            {"image": None, "text": table.captions[int(c)], "score": float(s), "correct": int(table.caption_image[int(c)]) == row}
+            {
+                "image": None,
+                "text": table.captions[int(c)],
+                "score": float(s),
+                "correct": int(table.caption_image[int(c)]) == int(row),
+            }
             for s, c in zip(top.values, top.indices, strict=True)
         ]
         queries.append(

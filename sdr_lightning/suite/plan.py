@@ -83,6 +83,7 @@ class Cell:
         arguments: options of ``sdr fit``.
         fingerprint: of everything that decides its result.
         with_examples: whether example retrievals are kept.
+        distils: whether it needs the teachers' banks.
     """
 
     method: str
@@ -93,6 +94,7 @@ class Cell:
     arguments: tuple[str, ...]
     fingerprint: str
     with_examples: bool
+    distils: bool
 
     @property
     def result(self) -> Path:
@@ -156,7 +158,9 @@ def plan(suite: Suite, folder: Path) -> Plan:
                 examples = seed == suite.seeds[0] and imbalance.ratio == max(suite.ratios)
                 arguments = (*student, *options, "--run_dir", str(where))
                 fingerprint = sha256(base, method.teachers, str(method.weights), str(actual), str(seed))
-                cells.append(Cell(method_name, name, actual, seed, where, arguments, fingerprint, examples))
+                cells.append(
+                    Cell(method_name, name, actual, seed, where, arguments, fingerprint, examples, method.distils)
+                )
     return Plan(student, teachers, tuple(banks.values()), tuple(cells))
 
 
@@ -202,4 +206,6 @@ def _bank(teacher: TeacherJob, imbalance: Imbalance, suite: Suite, base: str) ->
     stem = f"{label}-{sha256(base, str(imbalance))[:12]}"
     banks = teacher.folder / "banks"
     placebo = any(method.teachers == "placebo" for method in suite.methods.values())
-    return BankJob(teacher, imbalance, banks / f"{stem}.safetensors", banks / f"{stem}-placebo.safetensors" if placebo else None)
+    return BankJob(
+        teacher, imbalance, banks / f"{stem}.safetensors", banks / f"{stem}-placebo.safetensors" if placebo else None
+    )

@@ -19,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sdr_lightning.paths import write_json
 from sdr_lightning.reporting import build_report
 from sdr_lightning.suite import jobs as work
-from sdr_lightning.suite.plan import Cell, Plan, TeacherJob
+from sdr_lightning.suite.plan import BankJob, Cell, Plan, TeacherJob
 from sdr_lightning.suite.spec import Suite
 
 Job = tuple[str, Callable[..., None], tuple[Any, ...]]
@@ -63,15 +63,28 @@ class Runner:
             f"{self.suite.title}: {len(self.plan.cells)} cells in {self.folder}, {before} finished before, "
             f"{self.jobs} at a time"
         )
-        student, thumbnails = self.plan.student, self.folder / "thumbnails"
+        student = self.plan.student
+
+        def teach(job: TeacherJob) -> Job:
+            return f"{job.modality} teacher", work.run_teacher, (job, student)
+
+        def extract(job: BankJob) -> Job:
+            return f"{job.teacher.modality} {job.file.stem}", work.run_bank, (job, student)
+
+        def run(cell: Cell) -> Job:
+            name = f"{cell.method}, {cell.imbalance_name} {cell.imbalance.ratio:g}, seed {cell.seed}"
+            return name, work.run_cell, (cell, self.folder / "thumbnails")
+
         with _pool(self.jobs) as pool:
             try:
                 data = pool.submit(work.describe, student).result()
                 write_json(self.folder / "suite.json", self._description(data, None))
-                self._phase(pool, "teachers", [(job.modality, work.run_teacher, (job, student)) for job in teachers])
-                self._phase(pool, "banks", [(bank.file.stem, work.run_bank, (bank, student)) for bank in banks])
-                self._phase(pool, "cells", [(_name(cell), work.run_cell, (cell, thumbnails)) for cell in cells])
+                alone = [cell for cell in cells if not cell.distils]
+                self._phase(pool, "teachers, cells without", [*map(teach, teachers), *map(run, alone)])
+                self._phase(pool, "feature banks", [*map(extract, banks)])
+                self._phase(pool, "cells", [run(cell) for cell in cells if cell.distils])
             except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
                 for process in multiprocessing.active_children():
                     process.terminate()
                 raise
@@ -90,7 +103,7 @@ class Runner:
         if not jobs:
             return
         columns = (
-            TextColumn("{task.description:9}"),
+            TextColumn("{task.description:23}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
@@ -104,9 +117,9 @@ class Runner:
             for future in as_completed(futures):
                 failure = future.result()
                 if failure is not None:
-                    for other in futures:
-                        other.cancel()
-                    raise ValueError(f"{futures[future]} failed: {failure}; what is finished in {self.folder} stays")
+                    raise ValueError(
+                        f"{futures[future]} failed: {failure} (its log.txt says more; what is finished in {self.folder} stays)"
+                    )
                 progress.update(bar, advance=1, last=futures[future])
                 if not self.console.is_terminal:
                     self.console.print(f"{what}: {futures[future]}")
@@ -153,7 +166,3 @@ def _finished(job: TeacherJob | Cell) -> bool:
         return bool(json.loads(job.result.read_text(encoding="utf-8"))["fingerprint"] == job.fingerprint)
     except FileNotFoundError:
         return False
-
-
-def _name(cell: Cell) -> str:
-    return f"{cell.method} {cell.imbalance_name} {cell.imbalance.ratio:g} seed {cell.seed}"

@@ -159,7 +159,9 @@ def _checked(entry: Any, kind: type, where: str, but: tuple[str, ...] = ()) -> d
     for key in entry:
         if key not in known:
             near = get_close_matches(str(key), known, n=1)
-            raise ValueError(f"{where} has no {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; it knows {known}"))
+            raise ValueError(
+                f"{where} has no {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; it knows {known}")
+            )
     return entry
 
 

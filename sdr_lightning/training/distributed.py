@@ -68,5 +68,7 @@ class EmbeddingTable(Metric):
         index, embeddings = dim_zero_cat(self.index), dim_zero_cat(self.embeddings)
         order = index.argsort()
         if not torch.equal(index[order], torch.arange(len(index), device=index.device)):
-            raise ValueError(f"evaluation needs every row once, got {len(index)} items with rows up to {int(index.max())}")
+            raise ValueError(
+                f"evaluation needs every row once, got {len(index)} items with rows up to {int(index.max())}"
+            )
         return embeddings[order]

@@ -60,5 +60,3 @@ class Optimisation:
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
         }
-
-

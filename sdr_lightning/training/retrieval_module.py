@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,13 +10,11 @@ from torch import Tensor
 
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.encoders.dual_encoder import DualEncoder
-from sdr_lightning.encoders.tower import Tower
-from sdr_lightning.features.bank import FeatureBank, Modality
-from sdr_lightning.features.extract import extract
-from sdr_lightning.identity import sha256
+from sdr_lightning.features.bank import Modality
 from sdr_lightning.losses.objective import RebalancingObjective
 from sdr_lightning.metrics.evaluation import cross_modal, evaluate
 from sdr_lightning.training.distributed import EmbeddingTable, gather
+from sdr_lightning.training.extraction import split_bank
 from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.types import PairEmbeddings, RetrievalBatch, UnimodalBatch
 
@@ -77,9 +74,13 @@ class RetrievalModule(pl.LightningModule):
                     f"the objective distils an {modality} teacher and there is no bank of its features: write one with "
                     f"sdr extract and name it as --data.init_args.{modality}_bank"
                 )
-        for prepared in self.data.splits:
-            for name, tower in self.encoder.frozen_towers().items():
-                self._cache_features(prepared, "image" if name == "image_tower" else "text", tower)
+        for name, split in self.data.splits.items():
+            for tower in self.encoder.frozen_towers().values():
+                device = self.trainer.strategy.root_device
+                if self.trainer.is_global_zero:
+                    split_bank(tower, self.data, name, device)
+                self.trainer.strategy.barrier()
+                split.cache(split_bank(tower, self.data, name, device))
 
     def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`."""
@@ -102,7 +103,9 @@ class RetrievalModule(pl.LightningModule):
         loss = self.objective.total(terms)
         if not bool(torch.isfinite(loss)):
             values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
-            raise ValueError(f"the loss is {loss.item()} at step {self.global_step} ({values}): lower the learning rate")
+            raise ValueError(
+                f"the loss is {loss.item()} at step {self.global_step} ({values}): lower the learning rate"
+            )
         self.epoch_terms.append({"loss": loss.detach()} | {name: value.detach() for name, value in terms.items()})
         return loss
 
@@ -170,14 +173,3 @@ class RetrievalModule(pl.LightningModule):
         self.image_table.reset()
         self.text_table.reset()
         return image.cpu(), text.cpu()
-
-    def _cache_features(self, name: Any, modality: Modality, tower: Tower) -> None:
-        split = self.data.splits[name]
-        content = split.content(modality)
-        key = sha256(tower.fingerprint(), "\n".join(split.ids(modality)), content.tobytes(), str(split.image_size))[:24]
-        path = Path(self.data.cache) / f"{modality}-{key}.safetensors"
-        if self.trainer.is_global_zero and not path.is_file():
-            device = self.trainer.strategy.root_device
-            extract(tower, modality, self.data.items(name, modality), split.ids(modality), content, device).save(path)
-        self.trainer.strategy.barrier()
-        split.cache(FeatureBank.load(path, modality))

@@ -24,13 +24,10 @@ class TeacherModule(pl.LightningModule):
     and no validation label either: the last epoch is the teacher.
 
     Args:
-        tower: image or text tower; the data module's ``batches`` must be of the same modality.
+        tower: image or text tower, pretrained and frozen if it is to be used as it is; the data module's ``batches`` must be of the same modality.
         embedding_width: width of the projection that the contrast is computed in.
         temperature: of NT-Xent.
         optimisation: optimiser and schedule.
-
-    Raises:
-        ValueError: a frozen tower, which has nothing to train.
     """
 
     def __init__(
@@ -41,15 +38,19 @@ class TeacherModule(pl.LightningModule):
         optimisation: Optimisation | None = None,
     ) -> None:
         super().__init__()
-        if tower.frozen:
-            raise ValueError("a frozen tower has nothing to train: run sdr extract on it as it is")
         self.tower = tower
         self.projection = Projection(tower.width, embedding_width, hidden_width=tower.width)
         self.temperature = temperature
         self.optimisation = optimisation if optimisation is not None else Optimisation()
 
     def configure_optimizers(self) -> dict[str, Any]:
-        """AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`."""
+        """AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`.
+
+        Raises:
+            ValueError: a frozen tower, which has nothing to train.
+        """
+        if self.tower.frozen:
+            raise ValueError("a frozen tower has nothing to train: run sdr extract on it as it is")
         return self.optimisation.configure(self)
 
     def training_step(self, batch: UnimodalBatch, batch_idx: int) -> Tensor:

@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from sdr_lightning.data.imbalance import Imbalance, chosen, noisy_pixels
+from sdr_lightning.data.split import PreparedSplit
+from sdr_lightning.data.tokenizer import SceneTokenizer
+from sdr_lightning.data.transforms import to_input
+from sdr_lightning.types import Tokens
+from tests.data.collection import COUNTS, MemorySource, bank_of
+
+CLEAN = Imbalance()
+MISMATCH = Imbalance("mismatch", 0.6)
+WORDS = Imbalance("missing_words", 0.5)
+NOISE = Imbalance("gaussian_noise", 0.5)
+EVERY_IMAGE, EVERY_CAPTION = np.arange(len(COUNTS)), np.arange(sum(COUNTS))
+
+
+def split_under(imbalance: Imbalance, image_size: int = 16, source: MemorySource | None = None) -> PreparedSplit:
+    return PreparedSplit(source or MemorySource(), "train", SceneTokenizer(), image_size, imbalance)
+
+
+def invert(image: Tensor) -> Tensor:
+    """An augmentation without randomness."""
+    return 255 - image
+
+
+def test_clean_images_and_texts_are_the_source_s() -> None:
+    split = split_under(CLEAN)
+    rows = np.array([5, 0, 5])
+    images = split.images(rows)
+    pixels = MemorySource().images("train")
+    assert images.dtype == torch.uint8
+    for image, row in zip(images, rows, strict=True):
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), pixels[row])
+    texts = split.texts(np.array([4, 1]))
+    expected = SceneTokenizer()([split.table.captions[4], split.table.captions[1]])
+    assert isinstance(texts, Tokens)
+    assert torch.equal(texts.input_ids, expected.input_ids)
+
+
+def test_images_are_resized() -> None:
+    source = MemorySource()
+    image = split_under(CLEAN, image_size=8).images(np.array([2]))[0]
+    assert torch.equal(image, to_input(source.images("train")[2], 8))
+
+
+def test_texts_are_those_of_the_imbalance() -> None:
+    split = split_under(Imbalance("missing_words", 1.0))
+    clean = split_under(CLEAN)
+    assert split.table.captions != clean.table.captions
+    texts, expected = split.texts(EVERY_CAPTION), SceneTokenizer()(split.table.captions)
+    assert isinstance(texts, Tokens)
+    assert torch.equal(texts.input_ids, expected.input_ids)
+
+
+def test_noise_is_on_the_chosen_images_only_and_always_the_same() -> None:
+    split = split_under(NOISE)
+    noisy = set(chosen(list(split.table.image_ids), NOISE).tolist())
+    images, pixels = split.images(EVERY_IMAGE), MemorySource().images("train")
+    for row, image in enumerate(images):
+        expected = noisy_pixels(pixels[row], f"i{row}", NOISE) if row in noisy else pixels[row]
+        np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
+    assert torch.equal(split.images(EVERY_IMAGE[::-1].copy()), images.flip(0))
+
+
+def test_noise_is_drawn_at_the_size_that_the_model_sees() -> None:
+    split = split_under(NOISE, image_size=8)
+    row = int(chosen(list(split.table.image_ids), NOISE)[0])
+    small = to_input(MemorySource().images("train")[row], 8).permute(1, 2, 0).numpy()
+    image = split.images(np.array([row]))[0].permute(1, 2, 0).numpy()
+    np.testing.assert_array_equal(image, noisy_pixels(small, f"i{row}", NOISE))
+
+
+def test_transforms_apply_to_noisy_and_to_clean_images() -> None:
+    split = split_under(NOISE)
+    assert torch.equal(split.images(EVERY_IMAGE, invert), 255 - split.images(EVERY_IMAGE))
+
+
+def test_content_changes_exactly_where_the_imbalance_does() -> None:
+    clean = split_under(CLEAN)
+    for imbalance in (MISMATCH, WORDS, NOISE):
+        split = split_under(imbalance)
+        changed = {
+            modality: set(np.flatnonzero(split.content(modality) != clean.content(modality)).tolist())
+            for modality in ("image", "text")
+        }
+        noisy = set(chosen(list(split.table.image_ids), imbalance).tolist())
+        texts = zip(split.table.captions, clean.table.captions, strict=True)
+        assert changed["image"] == (noisy if imbalance is NOISE else set())
+        assert changed["text"] == {row for row, (now, before) in enumerate(texts) if now != before}
+    assert not np.array_equal(split_under(Imbalance("gaussian_noise", 0.5, 4)).content("image"), split.content("image"))
+
+
+def test_content_does_not_touch_the_table() -> None:
+    split = split_under(NOISE)
+    np.testing.assert_array_equal(split.table.image_content, split_under(CLEAN).table.image_content)
+    np.testing.assert_array_equal(split.content("image"), split.content("image"))
+
+
+@pytest.mark.parametrize("imbalance", [CLEAN, MISMATCH, WORDS, NOISE])
+def test_teacher_rows_follow_ids(imbalance: Imbalance) -> None:
+    split = split_under(imbalance)
+    for modality, n in (("image", len(COUNTS)), ("text", sum(COUNTS))):
+        assert split.teacher(modality, np.array([0])) is None
+        split.attach_teacher(bank_of(split, modality))
+        rows = np.random.default_rng(0).permutation(n)
+        features = split.teacher(modality, rows)
+        assert features is not None
+        assert features[:, 0].tolist() == rows.tolist()
+        assert isinstance(split.images(np.array([0])), Tensor)
+    assert isinstance(split.texts(np.array([0])), Tokens)  # a teacher replaces nothing
+
+
+def test_a_mismatch_shares_the_clean_banks() -> None:
+    clean, split = split_under(CLEAN), split_under(MISMATCH)
+    split.attach_teacher(bank_of(clean, "image"))
+    split.attach_teacher(bank_of(clean, "text"))
+
+
+@pytest.mark.parametrize(
+    ("modality", "of", "under"),
+    [
+        ("text", CLEAN, WORDS),
+        ("text", WORDS, CLEAN),
+        ("text", WORDS, Imbalance("missing_words", 0.5, seed=1)),
+        ("image", CLEAN, NOISE),
+        ("image", NOISE, CLEAN),
+        ("image", NOISE, Imbalance("gaussian_noise", 0.5, severity=1)),
+    ],
+)
+@pytest.mark.parametrize("role", ["attach_teacher", "cache"])
+def test_a_bank_of_other_content_is_refused(modality: str, of: Imbalance, under: Imbalance, role: str) -> None:
+    bank = bank_of(split_under(of), "image" if modality == "image" else "text")
+    split = split_under(under)
+    with pytest.raises(ValueError, match=f"the {modality} bank was extracted from other content for .* of"):
+        getattr(split, role)(bank)
+
+
+def test_a_bank_of_fewer_items_is_refused() -> None:
+    bank = bank_of(split_under(CLEAN, source=MemorySource(COUNTS[:6])), "image")
+    with pytest.raises(ValueError, match="the image bank lacks 2 of 8 ids, first 'i6'"):
+        split_under(CLEAN).attach_teacher(bank)
+
+
+def test_a_bank_of_more_items_will_do() -> None:
+    split = split_under(CLEAN, source=MemorySource(COUNTS[:6]))
+    split.attach_teacher(bank_of(split_under(CLEAN), "image"))
+    features = split.teacher("image", np.array([4, 1]))
+    assert features is not None
+    assert features[:, 0].tolist() == [4, 1]
+
+
+def test_cached_features_replace_pixels_and_tokens() -> None:
+    split = split_under(CLEAN)
+    split.cache(bank_of(split, "image", width=4))
+    assert split.images(np.array([6, 2])).tolist() == [[6.0] * 4, [2.0] * 4]
+    assert isinstance(split.texts(np.array([0])), Tokens)
+    split.cache(bank_of(split, "text", width=2))
+    texts = split.texts(np.array([19, 0, 3]))
+    assert isinstance(texts, Tensor)
+    assert texts.tolist() == [[19.0] * 2, [0.0] * 2, [3.0] * 2]
+    assert split.teacher("image", np.array([0])) is None

@@ -1,0 +1,56 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sdr_lightning.data.table import CaptionTable
+from tests.data.collection import COUNTS, make_table
+
+TABLE = make_table()
+
+
+def test_ids_must_be_unique() -> None:
+    with pytest.raises(ValueError, match="memory train: image id 'i3' occurs more than once"):
+        replace(TABLE, image_ids=["i3", *TABLE.image_ids[1:]])
+    with pytest.raises(ValueError, match=r"memory train: caption id 'c3.0' occurs more than once"):
+        replace(TABLE, caption_ids=["c3.0", *TABLE.caption_ids[1:]])
+
+
+def test_columns_must_have_one_length() -> None:
+    with pytest.raises(ValueError, match="captions, their ids and their images differ in number"):
+        replace(TABLE, captions=TABLE.captions[1:])
+    with pytest.raises(ValueError, match="captions, their ids and their images differ in number"):
+        replace(TABLE, caption_image=TABLE.caption_image[1:])
+
+
+@pytest.mark.parametrize(("images", "captions"), [(0, 0), (1, 0)])
+def test_an_empty_split_is_refused(images: int, captions: int) -> None:
+    with pytest.raises(ValueError, match=f"memory val: {images} images and {captions} captions"):
+        CaptionTable("memory", "val", ["i"] * images, [], [], np.zeros(0, dtype=np.int64))
+
+
+def test_equal_captions_have_equal_content_and_other_ones_have_not() -> None:
+    table = replace(TABLE, captions=["a word", "a word", *TABLE.captions[2:]])
+    assert table.text_content[0] == table.text_content[1]
+    assert len(set(table.text_content.tolist())) == sum(COUNTS) - 1
+    assert table.text_content.dtype == table.image_content.dtype == np.int64
+
+
+def test_content_of_images_tells_collections_apart() -> None:
+    here, there = TABLE.image_content, make_table(name="elsewhere").image_content
+    assert len({*here.tolist(), *there.tolist()}) == 2 * len(COUNTS)
+
+
+def test_fingerprint_covers_every_column() -> None:
+    swapped = TABLE.caption_image.copy()
+    swapped[[0, 3]] = swapped[[3, 0]]
+    others = [
+        replace(TABLE, name="other"),
+        replace(TABLE, split="val"),
+        replace(TABLE, image_ids=["x", *TABLE.image_ids[1:]]),
+        replace(TABLE, captions=["x", *TABLE.captions[1:]]),
+        replace(TABLE, caption_ids=["x", *TABLE.caption_ids[1:]]),
+        replace(TABLE, caption_image=swapped),
+    ]
+    assert len({table.fingerprint for table in (TABLE, *others)}) == 7
+    assert make_table().fingerprint == TABLE.fingerprint

@@ -1,0 +1,101 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from sdr_lightning.encoders import DualEncoder, Projection
+from tests.encoders.tiny import image_tower, images, text_tower, tokens
+
+
+def make_encoder(image_frozen=False, text_frozen=False, **kwargs):
+    encoder = DualEncoder(image_tower(frozen=image_frozen), text_tower(frozen=text_frozen), embedding_width=6, **kwargs)
+    torch.manual_seed(7)
+    for projection in (encoder.image_projection, encoder.text_projection):
+        for layer in projection:
+            if isinstance(layer, nn.Linear):
+                layer.reset_parameters()
+    return encoder
+
+
+PROJECTIONS = [
+    {},
+    {"hidden_width": 9},
+    {"hidden_width": 9, "dropout": 0.5},
+    {"normalise_features": True},
+    {"hidden_width": 9, "normalise_features": True},
+]
+
+
+@pytest.mark.parametrize("kwargs", PROJECTIONS)
+def test_embeddings_are_unit_vectors_of_the_common_space(kwargs):
+    encoder = make_encoder(**kwargs)
+    for embeddings in (encoder.encode_image(images()), encoder.encode_text(tokens())):
+        assert embeddings.shape == (3, 6)
+        torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(3))
+
+
+def test_an_embedding_is_the_normalised_projection_of_the_towers_feature():
+    encoder = make_encoder().eval()
+    image, text = encoder.image_projection[0], encoder.text_projection[0]
+    expected = F.normalize(encoder.image_tower(images()) @ image.weight.T + image.bias, dim=1)
+    torch.testing.assert_close(encoder.encode_image(images()), expected)
+    expected = F.normalize(encoder.text_tower(tokens()) @ text.weight.T + text.bias, dim=1)
+    torch.testing.assert_close(encoder.encode_text(tokens()), expected)
+
+
+def test_cached_features_give_the_same_embeddings():
+    encoder = make_encoder(True, True).eval()
+    cached_image, cached_text = encoder.image_tower(images()), encoder.text_tower(tokens())
+    assert torch.equal(encoder.encode_image(cached_image), encoder.encode_image(images()))
+    assert torch.equal(encoder.encode_text(cached_text), encoder.encode_text(tokens()))
+    with pytest.raises(ValueError, match="cached features are 5 wide"):
+        encoder.encode_text(torch.zeros(2, 5))
+
+
+@pytest.mark.parametrize(
+    ("image_frozen", "text_frozen", "names"),
+    [
+        (False, False, []),
+        (True, False, ["image_tower"]),
+        (False, True, ["text_tower"]),
+        (True, True, ["image_tower", "text_tower"]),
+    ],
+)
+def test_frozen_towers(image_frozen, text_frozen, names):
+    encoder = make_encoder(image_frozen, text_frozen).train()
+    assert list(encoder.frozen_towers()) == names
+    assert all(encoder.get_submodule(name) is tower for name, tower in encoder.frozen_towers().items())
+    (encoder.encode_image(images())[:, 0].sum() + encoder.encode_text(tokens())[:, 0].sum()).backward()
+    for name, parameter in encoder.named_parameters():
+        assert (parameter.grad is None) == name.startswith(tuple(f"{frozen}." for frozen in names)), name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "layers"),
+    [
+        ({}, [nn.Linear]),
+        ({"normalise_input": True}, [nn.LayerNorm, nn.Linear]),
+        ({"hidden_width": 8, "dropout": 0.1}, [nn.Linear, nn.GELU, nn.Dropout, nn.Linear]),
+    ],
+)
+def test_layers_of_a_projection(arguments, layers):
+    projection = Projection(5, 3, **arguments)
+    assert [type(layer) for layer in projection] == layers
+    assert projection(torch.randn(2, 5)).shape == (2, 3)
+
+
+def test_dropout_acts_in_training_only():
+    projection = Projection(5, 3, hidden_width=64, dropout=0.5)
+    rows = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+    torch.manual_seed(0)
+    assert not torch.equal(projection(rows), projection(rows))
+    projection.eval()
+    assert torch.equal(projection(rows), projection(rows))
+
+
+def test_a_layer_norm_makes_the_scale_of_the_features_irrelevant():
+    torch.manual_seed(0)
+    rows = torch.randn(4, 16)
+    with_norm, without = Projection(16, 3, normalise_input=True), Projection(16, 3)
+    torch.testing.assert_close(with_norm(100 * rows), with_norm(rows), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(without(100 * rows), without(rows), atol=0.1)

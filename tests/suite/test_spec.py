@@ -1,0 +1,166 @@
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sdr_lightning.data.imbalance import Imbalance
+from sdr_lightning.suite.spec import Method, Suite
+
+STUDY = Path(__file__).parents[2] / "experiments" / "scenes" / "suite.yaml"
+
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "title": "A small study",
+    "student": "student.yaml",
+    "teachers": {"image": {"config": "image.yaml"}, "text": {"config": "text.yaml", "pretrained": True}},
+    "methods": {"ITC": {"weights": {"itc": 1}}, "SDR": {"weights": {"itc": 1, "kd": 2}, "teachers": "placebo"}},
+    "baseline": "ITC",
+    "candidate": "SDR",
+    "imbalances": {"wrong captions": {"kind": "mismatch"}, "noise": {"kind": "gaussian_noise", "severity": 2}},
+    "ratios": [0, 0.5],
+    "seeds": 3,
+}
+
+
+def read(folder: Path, change: Callable[[dict[str, Any]], object] = lambda study: None) -> Suite:
+    """The small study with a change."""
+    for name in ("student", "image", "text"):
+        (folder / f"{name}.yaml").write_text(f"{name}: 1\n")
+    study = copy.deepcopy(SMALL)
+    change(study)
+    path = folder / "study.yaml"
+    path.write_text(yaml.safe_dump(study))
+    return Suite.load(path)
+
+
+def refused(folder: Path, change: Callable[[dict[str, Any]], object]) -> str:
+    """The message, without the file that it starts with."""
+    with pytest.raises(ValueError) as error:  # noqa: PT011 (the caller looks at the message)
+        read(folder, change)
+    message = str(error.value)
+    assert message.startswith(f"{folder / 'study.yaml'}: ")
+    assert "\n" not in message
+    return message.removeprefix(f"{folder / 'study.yaml'}: ")
+
+
+def test_the_study_of_scenes() -> None:
+    suite = Suite.load(STUDY)
+    assert suite.name == "scenes"
+    assert suite.student == (STUDY.parent / "sdr.yaml",)
+    assert suite.teachers["text"].config == STUDY.parent / "text_teacher.yaml"
+    assert not suite.teachers["image"].pretrained
+    assert suite.imbalances["image noise"] == Imbalance("gaussian_noise", 0.0, 5, 0)
+    assert (suite.baseline, suite.candidate) == ("ITC", "SDR")
+    assert suite.methods["SDR"].weights == {"itc": 1, "iic": 1, "ttc": 2, "kd": 2, "kdi": 1, "kdt": 1}
+    assert suite.ratios == (0, 0.3, 0.6)
+    assert suite.seeds == (0, 1, 2)
+    assert suite.file == STUDY
+    assert [method.distils for method in suite.methods.values()] == [False, True, True, True, True]
+    assert [method.teachers for method in suite.methods.values()] == ["real"] * 4 + ["placebo"]
+    assert suite.imbalance_descriptions()["mismatch"].startswith("pair: the chosen images lose all their captions")
+
+
+def test_single_values_are_lists_of_one_and_the_rest_has_defaults(tmp_path: Path) -> None:
+    suite = read(tmp_path)
+    assert suite.seeds == (3,)
+    assert suite.student == (tmp_path / "student.yaml",)
+    assert (suite.jobs, suite.notes, suite.description) == (1, (), "")
+    assert suite.teachers["text"].pretrained
+    assert read(tmp_path, lambda s: s.update(notes="one caveat")).notes == ("one caveat",)
+
+
+def test_paths_are_relative_to_the_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "large.yaml").write_text("a: 1")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    suite = read(tmp_path, lambda s: s.update(student=["student.yaml", "elsewhere/large.yaml"]))
+    assert suite.student == (tmp_path / "student.yaml", tmp_path / "elsewhere" / "large.yaml")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.update(seads=[0]), "the study has no 'seads'; did you mean 'seeds'?"),
+        (lambda s: s.update(file="x"), "the study has no 'file'; did you mean 'title'?"),
+        (
+            lambda s: s["teachers"]["text"].update(pretraind=True),
+            "teacher text has no 'pretraind'; did you mean 'pretrained'?",
+        ),
+        (lambda s: s["methods"]["SDR"].update(weight=1), "method SDR has no 'weight'; did you mean 'weights'?"),
+        (
+            lambda s: s["imbalances"]["noise"].update(severty=1),
+            "imbalance noise has no 'severty'; did you mean 'severity'?",
+        ),
+        # Those are the study's to set.
+        (
+            lambda s: s["imbalances"]["noise"].update(ratio=0.5),
+            "imbalance noise has no 'ratio'; it knows ['kind', 'severity']",
+        ),
+        (lambda s: s["imbalances"]["noise"].update(seed=0), "imbalance noise has no 'seed'"),
+        (lambda s: s["methods"]["SDR"]["weights"].update(kdx=1), "unknown term 'kdx', expected some of itc, iic"),
+        (lambda s: s["methods"]["SDR"].update(teachers="fake"), "teachers must be real or placebo, got 'fake'"),
+        (lambda s: s["imbalances"]["noise"].update(kind="noise"), "unknown imbalance 'noise', expected one of none"),
+        (
+            lambda s: s["imbalances"]["noise"].update(severity=6),
+            "the imbalance severity must be 1, 2, 3, 4 or 5, got 6",
+        ),
+        (lambda s: s.update(baseline="CLIP"), "baseline 'CLIP' is not among the methods ITC, SDR"),
+        (lambda s: s.update(candidate="CLIP"), "candidate 'CLIP' is not among the methods ITC, SDR"),
+        (lambda s: s["teachers"].pop("image"), "teachers must be image and text, got text"),
+        (lambda s: s.update(teachers={}), "teachers must be image and text, got none"),
+        (lambda s: s.update(ratios=[0, 1.2, -1]), "ratios must lie in [0, 1], got 1.2"),
+        (lambda s: s.update(ratios=-0.1), "ratios must lie in [0, 1], got -0.1"),
+        (lambda s: s.update(ratios=[]), "ratios must be given, each once, got []"),
+        (lambda s: s.update(ratios=[0, 0.5, 0.5]), "ratios must be given, each once, got [0, 0.5, 0.5]"),
+        (lambda s: s.update(seeds=[1, 1]), "seeds must be given, each once, got [1, 1]"),
+        (lambda s: s.update(imbalances={}), "imbalances must be given, each once, got []"),
+        (lambda s: s.update(methods=["ITC"]), "methods must be a mapping, got list"),
+        (lambda s: s["teachers"].update(image="image.yaml"), "teacher image must be a mapping, got str"),
+        (lambda s: s.pop("title"), "title"),
+        (lambda s: s.pop("baseline"), "baseline"),
+    ],
+)
+def test_mistakes(tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str) -> None:
+    assert message in refused(tmp_path, change)
+
+
+@pytest.mark.xfail(strict=True, raises=KeyError, reason="a missing key of a mapping that is read early is a KeyError")
+@pytest.mark.parametrize("key", ["student", "teachers", "methods", "imbalances", "config"])
+def test_missing_keys(tmp_path: Path, key: str) -> None:
+    assert key in refused(tmp_path, lambda s: (s["teachers"]["image"] if key == "config" else s).pop(key))
+
+
+@pytest.mark.xfail(strict=True, raises=AttributeError, reason="weights are taken for a mapping")
+def test_weights_must_be_a_mapping(tmp_path: Path) -> None:
+    assert "weights" in refused(tmp_path, lambda s: s["methods"]["SDR"].update(weights=2))
+
+
+def test_configurations_must_exist(tmp_path: Path) -> None:
+    message = refused(tmp_path, lambda s: s.update(student=["student.yaml", "absent.yaml"]))
+    assert message == f"no configuration at {tmp_path / 'absent.yaml'}"
+    message = refused(tmp_path, lambda s: s["teachers"]["text"].update(config="absent.yaml"))
+    assert message == f"no configuration at {tmp_path / 'absent.yaml'}"
+
+
+def test_files_that_are_no_study(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"no study at {tmp_path}/absent.yaml"):
+        Suite.load(tmp_path / "absent.yaml")
+    for content, message in (
+        (b"a: [1", "is not YAML"),
+        (b"\xff\xfe\x00", "is not YAML"),
+        (b"", "the study must be a mapping"),
+    ):
+        path = tmp_path / "broken.yaml"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=message) as error:
+            Suite.load(path)
+        assert str(error.value).startswith(str(path))
+
+
+def test_which_methods_distil() -> None:
+    assert not Method({"itc": 1}).distils
+    assert not Method({"itc": 1, "kd": 0}).distils
+    assert Method({"itc": 1, "kd": 0.1}).distils
