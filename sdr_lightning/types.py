@@ -47,12 +47,12 @@ class UnimodalBatch(NamedTuple):
 
     Attributes:
         inputs: (B, 3, H, W) pixels, tokens of B captions, or (B, D) cached tower features.
-        index: (B,) int64, row of the item in its split (rows of images, or rows of captions).
+        rows: (B,) int64, row of the item in its split (rows of images, or rows of captions).
         group: (B,) int64, row of the image that the item shows or describes; equal groups are positives.
     """
 
     inputs: Tensor | Tokens
-    index: Tensor
+    rows: Tensor
     group: Tensor
 
 

@@ -20,14 +20,16 @@ def run(arguments: list[str]) -> int:
         "Further options (such as --data.init_args.imbalance.kind) go to the student's configuration.",
     )
     parser.add_argument("--config", action="append", required=True, help="the student's configuration; may be repeated")
-    parser.add_argument("--teacher", required=True, help="the teacher's configuration")
+    parser.add_argument(
+        "--teacher", action="append", required=True, help="the teacher's configuration; may be repeated"
+    )
     parser.add_argument("--ckpt_path", help="the teacher's checkpoint; without one its tower is used as configured")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["train"], help="which splits (default: train)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
     parser.add_argument("--output", type=Path, required=True, help="the bank, FILE.safetensors")
     options, rest = parser.parse_known_args(arguments)
     data = student_data([*(word for config in options.config for word in ("--config", config)), *rest])
-    tower = teacher_tower(options.teacher, options.ckpt_path)
+    tower = teacher_tower([word for config in options.teacher for word in ("--config", config)], options.ckpt_path)
     bank = extract_bank(tower, data, options.splits, torch.device(options.device))
     bank.save(options.output)
     print(

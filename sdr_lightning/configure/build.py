@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -23,21 +24,23 @@ def student_data(arguments: list[str]) -> RetrievalDataModule:
     return data
 
 
-def teacher_tower(config: str, checkpoint: str | None) -> Tower:
-    """The tower of a teacher, with the weights of its checkpoint if there is one.
+def teacher_tower(arguments: Sequence[str], checkpoint: str | None) -> Tower:
+    """The tower of the teacher that options describe, with the weights of its checkpoint if there is one.
 
     Raises:
         ValueError: the configuration is not a teacher's, or the checkpoint is not of this teacher.
     """
-    module = build(["--config", config]).model
+    module = build(list(arguments)).model
     if not isinstance(module, TeacherModule):
-        raise ValueError(f"{config} configures a {type(module).__name__}, expected a TeacherModule")
+        raise ValueError(f"the teacher's configuration makes a {type(module).__name__}, expected a TeacherModule")
     if checkpoint is not None:
         if not Path(checkpoint).is_file():
-            raise ValueError(f"no checkpoint at {checkpoint}: train the teacher with sdr fit --config {config}")
+            raise ValueError(f"no checkpoint at {checkpoint}: train the teacher with sdr fit")
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
         try:
             module.load_state_dict(state)
         except RuntimeError as error:
-            raise ValueError(f"{checkpoint} is not a checkpoint of {config}: {str(error).splitlines()[0]}") from error
+            raise ValueError(
+                f"{checkpoint} is not a checkpoint of this teacher: {str(error).splitlines()[0]}"
+            ) from error
     return module.tower

@@ -18,7 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from sdr_lightning.configure.complaints import one_line
-from sdr_lightning.paths import write_atomically, write_json
+from sdr_lightning.paths import write_json, write_text
 from sdr_lightning.training.checkpoint import BestCheckpoint
 from sdr_lightning.training.record import environment
 from sdr_lightning.training.retrieval_module import RetrievalModule
@@ -121,7 +121,7 @@ class SdrCLI(LightningCLI):
     def write_record(self) -> None:
         """Write the configuration as resolved, and what the run is made with, into the run's folder."""
         text = self._parser(self.subcommand).dump(self.settings.clone(), skip_none=False)
-        write_atomically(self.run_dir / "config.yaml", lambda part: part.write_text(text, encoding="utf-8"))
+        write_text(self.run_dir / "config.yaml", text)
         write_json(self.run_dir / "run.json", {"options": self.arguments, **environment()})
 
     def before_test(self) -> None:

@@ -26,23 +26,20 @@ class KarpathySource(Source):
     Args:
         annotations: the JSON file; ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
         images: the folder that the file names (with ``filepath`` where an entry has one) are relative to.
-        name: of the collection; the file's own ``dataset`` when None.
+        name: of the collection; the file's own, without ``dataset_``, when None.
         skip_missing: leave out images that are not in the folder, instead of refusing the collection.
-
-    Raises:
-        ValueError: a variable that is not set.
     """
 
     def __init__(self, annotations: str, images: str, name: str | None = None, skip_missing: bool = False) -> None:
-        self.annotations, self.root = Path(expand(annotations)), Path(expand(images))
-        self.name = name if name is not None else self.annotations.stem.removeprefix("dataset_")
+        self.annotations, self.root = annotations, images
+        self.name = name if name is not None else Path(annotations).stem.removeprefix("dataset_")
         self.skip_missing = skip_missing
 
     def table(self, split: Split) -> CaptionTable:
         """Images and captions of a split.
 
         Raises:
-            ValueError: the file is absent or malformed, or images are missing (counted, the first five named).
+            ValueError: a variable is not set, the file is absent or malformed, or images are missing (counted, the first five named).
         """
         entries = self._entries(split)
         return CaptionTable(
@@ -59,10 +56,10 @@ class KarpathySource(Source):
         return ImageFiles([self._path(entry) for entry in self._entries(split)])
 
     def _path(self, entry: dict[str, Any]) -> Path:
-        return self.root / entry.get("filepath", "") / str(entry["filename"])
+        return Path(expand(self.root)) / str(entry.get("filepath", "")) / str(entry["filename"])
 
     def _entries(self, split: Split) -> list[dict[str, Any]]:
-        entries = _read(self.annotations)[split]
+        entries = _read(Path(expand(self.annotations)))[split]
         missing = [entry for entry in entries if not self._path(entry).is_file()]
         if missing and not self.skip_missing:
             first = ", ".join(str(self._path(entry)) for entry in missing[:5])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from torch.utils.data import DataLoader, Sampler
@@ -139,5 +139,5 @@ class RetrievalDataModule(pl.LightningDataModule):
         )
 
 
-def _as_it_is(batch: RetrievalBatch | UnimodalBatch) -> RetrievalBatch | UnimodalBatch:
+def _as_it_is(batch: Any) -> Any:
     return batch

@@ -57,7 +57,7 @@ _TRAIN_SHARE = 80  # of 100 graphs, 10 each for val and test
 
 
 class SceneObject(NamedTuple):
-    """One object of a scene; a value is None where a caption does not tell it."""
+    """One object of a scene; a value is None where a caption does not tell it, never in a scene's own graph."""
 
     shape: str | None
     colour: str | None
@@ -258,7 +258,9 @@ def _paint(objects: tuple[SceneObject, ...], size: int, generator: np.random.Gen
     canvas = ImageDraw.Draw(image)
     cell = size / 3
     for thing in objects:
-        assert thing.shape and thing.colour and thing.size and thing.place
+        assert thing.shape is not None
+        assert thing.colour is not None
+        assert thing.place is not None
         row, column = divmod(PLACES.index(thing.place), 3)
         radius = cell * (0.46 if thing.size == "large" else 0.28)
         wiggle = generator.uniform(-0.08, 0.08, size=2) * cell

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from sdr_lightning.paths import expand, package_path
 from sdr_lightning.types import Tokens
 
 
-class Tokenizer(ABC):
+class Tokenizer:
     """A tokenizer of transformers with a limit on the length.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ def to_input(pixels: Pixels, size: int) -> Tensor:
     image = torch.from_numpy(pixels).permute(2, 0, 1)
     if image.shape[1:] == (size, size):
         return image.contiguous()
-    return tv.resize(image, [size, size], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
+    resized: Tensor = tv.resize(image, [size, size], interpolation=tv.InterpolationMode.BICUBIC, antialias=True)
+    return resized
 
 
 def augmentation(kind: Augmentation, size: int) -> Transform | None:
@@ -46,21 +47,23 @@ def augmentation(kind: Augmentation, size: int) -> Transform | None:
     if kind == "none":
         return None
     if kind == "paper":
-        return v2.Compose(
-            [
-                v2.RandomResizedCrop(size, (0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
-                v2.RandomHorizontalFlip(),
-                v2.RandAugment(2, 7),
-            ]
-        )
-    return v2.Compose([v2.RandomCrop(size, padding=size // 8, padding_mode="edge"), _jitter])
+        steps: list[Any] = [
+            v2.RandomResizedCrop(size, (0.5, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
+            v2.RandomHorizontalFlip(),
+            v2.RandAugment(2, 7),
+        ]
+    else:
+        steps = [v2.RandomCrop(size, padding=size // 8, padding_mode="edge"), _jitter]
+    transform: Transform = v2.Compose(steps)
+    return transform
 
 
 def seeded(transform: Transform, image: Tensor, *key: int) -> Tensor:
     """Apply a random transform with a generator state that the key alone decides; the global state is left as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(hash(key))
-        return transform(image)
+        augmented: Tensor = transform(image)
+        return augmented
 
 
 def _jitter(image: Tensor) -> Tensor:

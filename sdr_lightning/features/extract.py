@@ -47,8 +47,8 @@ def encode(
         encoded = encoder(inputs).float().cpu()
         if features is None:
             features = encoded.new_empty(size, encoded.shape[1])
-        features[batch.index] = encoded
-        seen[batch.index] = True
+        features[batch.rows] = encoded
+        seen[batch.rows] = True
     if features is None or not bool(seen.all()):
         raise ValueError(f"{int((~seen).sum())} of {size} items were not encoded")
     return features

@@ -52,9 +52,9 @@ def run_teacher(job: TeacherJob, student: tuple[str, ...]) -> None:
     _empty(job.folder)
     with _log(job.folder):
         if job.checkpoint is not None:
-            cli = build(["--config", str(job.config), "--run_dir", str(job.folder), *_SILENT])
+            cli = build([*job.config, "--run_dir", str(job.folder), *_SILENT])
             cli.trainer.fit(cli.model, cli.datamodule)
-        tower = teacher_tower(str(job.config), str(job.checkpoint) if job.checkpoint else None)
+        tower = teacher_tower(job.config, str(job.checkpoint) if job.checkpoint else None)
         data = student_data(list(student))
         bank = extract_bank(tower, data, ["test"], _device())
         metrics = single_modal(F.normalize(bank.features, dim=1), data.relevance("test"), tower.modality)
@@ -76,7 +76,7 @@ def run_bank(job: BankJob, student: tuple[str, ...]) -> None:
     """Extract a bank of the training split, and its placebo."""
     checkpoint = str(job.teacher.checkpoint) if job.teacher.checkpoint else None
     with _log(job.file.parent, f"{job.file.stem}.log"):
-        tower = teacher_tower(str(job.teacher.config), checkpoint)
+        tower = teacher_tower(job.teacher.config, checkpoint)
         data = student_data([*student, *imbalance_options(job.imbalance)])
         bank = extract_bank(tower, data, ["train"], _device())
         if job.placebo is not None:
@@ -176,8 +176,8 @@ def _examples(image: Tensor, text: Tensor, data: RetrievalDataModule, thumbnails
         truth = int(table.caption_image[row])
         top = scores[:, row].topk(_EXAMPLE_RESULTS)
         results = [
-            {"image": _thumbnail(data, int(i), thumbnails), "text": None, "score": float(s), "correct": int(i) == truth}
-            for s, i in zip(top.values, top.indices, strict=True)
+            {"image": _thumbnail(data, i, thumbnails), "text": None, "score": s, "correct": i == truth}
+            for s, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
         ]
         queries.append(
             {

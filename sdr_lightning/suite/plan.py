@@ -24,7 +24,7 @@ class TeacherJob:
     Attributes:
         modality: of the teacher.
         folder: its run folder.
-        config: its configuration.
+        config: its configurations, as options of ``sdr fit``.
         pretrained: not to be trained.
         description: for the report.
         fingerprint: of everything that decides its result.
@@ -32,7 +32,7 @@ class TeacherJob:
 
     modality: str
     folder: Path
-    config: Path
+    config: tuple[str, ...]
     pretrained: bool
     description: str
     fingerprint: str
@@ -116,10 +116,11 @@ class Plan:
         lines = []
         for teacher in self.teachers:
             if not teacher.pretrained:
-                lines.append(["sdr", "fit", "--config", str(teacher.config), "--run_dir", str(teacher.folder)])
+                lines.append(["sdr", "fit", *teacher.config, "--run_dir", str(teacher.folder)])
         for bank in self.banks:
             checkpoint = ("--ckpt_path", str(bank.teacher.checkpoint)) if bank.teacher.checkpoint else ()
-            source = ("--teacher", str(bank.teacher.config), *checkpoint, "--output", str(bank.file))
+            teacher_config = ("--teacher" if word == "--config" else word for word in bank.teacher.config)
+            source = (*teacher_config, *checkpoint, "--output", str(bank.file))
             lines.append(["sdr", "extract", *self.student, *imbalance_options(bank.imbalance), *source])
         for cell in self.cells:
             lines.append(["sdr", "fit", *cell.arguments])
@@ -138,7 +139,7 @@ def plan(suite: Suite, folder: Path) -> Plan:
     Returns:
         The jobs; cells that would be the same (every imbalance at ratio 0) occur once.
     """
-    student = tuple(word for path in suite.student for word in ("--config", str(path)))
+    student = _config_options(suite.student)
     teachers = tuple(_teacher(suite, modality, folder) for modality in ("image", "text"))
     base = sha256(__version__, *(path.read_text() for path in suite.student), *(t.fingerprint for t in teachers))
     banks: dict[Path, BankJob] = {}
@@ -186,6 +187,10 @@ def _imbalances(suite: Suite) -> Sequence[tuple[str, Imbalance]]:
     ]
 
 
+def _config_options(paths: Sequence[Path]) -> tuple[str, ...]:
+    return tuple(word for path in paths for word in ("--config", str(path)))
+
+
 def _seed_and_weights(seed: int, weights: dict[str, float]) -> tuple[str, ...]:
     every = {term: weights.get(term, 0) for term in TERMS}  # named one by one, so that none is inherited
     return ("--seed_everything", str(seed), "--model.init_args.objective.init_args.weights", json.dumps(every))
@@ -193,9 +198,11 @@ def _seed_and_weights(seed: int, weights: dict[str, float]) -> tuple[str, ...]:
 
 def _teacher(suite: Suite, modality: str, folder: Path) -> TeacherJob:
     teacher = suite.teachers[modality]
-    fingerprint = sha256(__version__, teacher.config.read_text(), str(teacher.pretrained))
+    fingerprint = sha256(__version__, *(path.read_text() for path in teacher.config), str(teacher.pretrained))
     where = folder / "teachers" / modality
-    return TeacherJob(modality, where, teacher.config, teacher.pretrained, teacher.description, fingerprint)
+    return TeacherJob(
+        modality, where, _config_options(teacher.config), teacher.pretrained, teacher.description, fingerprint
+    )
 
 
 def _bank(teacher: TeacherJob, imbalance: Imbalance, suite: Suite, base: str) -> BankJob:

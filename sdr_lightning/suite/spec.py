@@ -18,12 +18,12 @@ class Teacher:
     """A teacher of a study.
 
     Attributes:
-        config: its configuration.
+        config: its configurations, later ones over earlier ones.
         pretrained: use its tower as configured, without training.
         description: one sentence for the report.
     """
 
-    config: Path
+    config: tuple[Path, ...]
     pretrained: bool = False
     description: str = ""
 
@@ -103,7 +103,8 @@ class Suite:
         for what, values in (("ratios", self.ratios), ("seeds", self.seeds), ("imbalances", self.imbalances)):
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{what} must be given, each once, got {list(values)}")
-        missing = [path for path in (*self.student, *(t.config for t in self.teachers.values())) if not path.is_file()]
+        configs = [*self.student, *(path for teacher in self.teachers.values() for path in teacher.config)]
+        missing = [path for path in configs if not path.is_file()]
         if missing:
             raise ValueError(f"no configuration at {missing[0]}")
 
@@ -130,9 +131,9 @@ class Suite:
     def _parse(cls, document: Any, path: Path) -> Suite:
         values = dict(_checked(document, cls, "the study", but=("file",)))
         base = path.parent
-        values["student"] = tuple(base / str(name) for name in _listed(values["student"]))
+        values["student"] = _paths(base, values["student"])
         values["teachers"] = {
-            name: Teacher(**{**_checked(entry, Teacher, f"teacher {name}"), "config": base / str(entry["config"])})
+            name: Teacher(**{**_checked(entry, Teacher, f"teacher {name}"), "config": _paths(base, entry["config"])})
             for name, entry in _mapping(values["teachers"], "teachers").items()
         }
         values["methods"] = {
@@ -154,21 +155,25 @@ class Suite:
 
 
 def _checked(entry: Any, kind: type, where: str, but: tuple[str, ...] = ()) -> dict[str, Any]:
-    entry = _mapping(entry, where)
+    mapping = _mapping(entry, where)
     known = [field.name for field in fields(kind) if field.name not in but]
-    for key in entry:
+    for key in mapping:
         if key not in known:
             near = get_close_matches(str(key), known, n=1)
             raise ValueError(
                 f"{where} has no {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; it knows {known}")
             )
-    return entry
+    return mapping
 
 
 def _mapping(entry: Any, where: str) -> dict[str, Any]:
     if not isinstance(entry, dict):
         raise ValueError(f"{where} must be a mapping, got {type(entry).__name__}")
     return entry
+
+
+def _paths(base: Path, names: Any) -> tuple[Path, ...]:
+    return tuple(base / str(name) for name in _listed(names))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -40,7 +40,7 @@ class Optimisation:
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup, self.betas = warmup, betas
 
-    def configure(self, module: pl.LightningModule) -> dict[str, Any]:
+    def configure(self, module: pl.LightningModule) -> OptimizerLRSchedulerConfig:
         """Optimiser and schedule for the parameters of a module that want a gradient, as Lightning takes them."""
         parameters = [p for p in module.parameters() if p.requires_grad]
         groups = [

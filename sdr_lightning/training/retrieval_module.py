@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from sdr_lightning.data.module import RetrievalDataModule
@@ -82,7 +83,7 @@ class RetrievalModule(pl.LightningModule):
                 self.trainer.strategy.barrier()
                 split.cache(split_bank(tower, self.data, name, device))
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`."""
         return self.optimisation.configure(self)
 
@@ -124,9 +125,9 @@ class RetrievalModule(pl.LightningModule):
     def validation_step(self, batch: UnimodalBatch, batch_idx: int, dataloader_idx: int) -> None:
         """Embed a batch of images (loader 0) or captions (loader 1)."""
         if dataloader_idx == 0:
-            self.image_table.update(batch.index, self.encoder.encode_image(batch.inputs))  # type: ignore[arg-type]
+            self.image_table.update(batch.rows, self.encoder.encode_image(batch.inputs))  # type: ignore[arg-type]
         else:
-            self.text_table.update(batch.index, self.encoder.encode_text(batch.inputs))
+            self.text_table.update(batch.rows, self.encoder.encode_text(batch.inputs))
 
     test_step = validation_step
 

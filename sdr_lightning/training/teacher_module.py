@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning.pytorch as pl
 import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from sdr_lightning.encoders.projection import Projection
@@ -24,7 +23,8 @@ class TeacherModule(pl.LightningModule):
     and no validation label either: the last epoch is the teacher.
 
     Args:
-        tower: image or text tower, pretrained and frozen if it is to be used as it is; the data module's ``batches`` must be of the same modality.
+        tower: image or text tower, pretrained and frozen if it is to be used as it is; the data module's ``batches``
+            must be of the same modality.
         embedding_width: width of the projection that the contrast is computed in.
         temperature: of NT-Xent.
         optimisation: optimiser and schedule.
@@ -43,7 +43,7 @@ class TeacherModule(pl.LightningModule):
         self.temperature = temperature
         self.optimisation = optimisation if optimisation is not None else Optimisation()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`.
 
         Raises:

@@ -71,10 +71,10 @@ def test_images_and_captions() -> None:
     images, captions = Images(split), Captions(split)
     assert (len(images), len(captions)) == (len(COUNTS), sum(COUNTS))
     batch = images[draw(3, 1)]
-    assert batch.index.tolist() == batch.group.tolist() == [3, 1]
+    assert batch.rows.tolist() == batch.group.tolist() == [3, 1]
     assert torch.equal(batch.inputs, split.images(np.array([3, 1])))
     batch = captions[draw(4, 0)]
-    assert batch.index.tolist() == [4, 0]
+    assert batch.rows.tolist() == [4, 0]
     assert batch.group.tolist() == split.table.caption_image[[4, 0]].tolist()
     assert tokens_of(batch.inputs) == ids_of([split.table.captions[4], split.table.captions[0]])
 
@@ -83,7 +83,7 @@ def test_image_views() -> None:
     views = ImageViews(split_under(Imbalance()), PAPER, 0)
     assert len(views) == len(COUNTS)
     batch = views[draw(3, 1, 4)]
-    assert batch.index.tolist() == batch.group.tolist() == [3, 1, 4, 3, 1, 4]
+    assert batch.rows.tolist() == batch.group.tolist() == [3, 1, 4, 3, 1, 4]
     assert isinstance(batch.inputs, Tensor)
     assert batch.inputs.shape == (6, 3, 16, 16)
     for first, second in zip(batch.inputs[:3], batch.inputs[3:], strict=True):
@@ -107,20 +107,20 @@ def test_sibling_captions(imbalance: Imbalance) -> None:
     groups: set[int] = set()
     for epoch in range(4):
         batch = siblings[draw(5, 0, 2, epoch=epoch)]
-        assert batch.index.shape == (6,)
-        first, second = batch.index.view(2, 3)
+        assert batch.rows.shape == (6,)
+        first, second = batch.rows.view(2, 3)
         assert (first != second).all()
-        assert torch.equal(batch.group, split.caption_image[batch.index])
+        assert torch.equal(batch.group, split.caption_image[batch.rows])
         assert torch.equal(*batch.group.view(2, 3))
         assert len(set(batch.group.tolist())) == 3
-        assert tokens_of(batch.inputs) == ids_of([split.table.captions[row] for row in batch.index])
+        assert tokens_of(batch.inputs) == ids_of([split.table.captions[row] for row in batch.rows])
         groups |= set(siblings[draw(*range(6), epoch=epoch)].group.tolist())
     assert groups == set(np.flatnonzero(counts > 1).tolist())
 
 
 def test_every_pair_of_siblings_comes_up() -> None:
     siblings = SiblingCaptions(split_under(Imbalance(), (1, 3)), 0)
-    seen = {tuple(siblings[draw(0, epoch=epoch)].index.tolist()) for epoch in range(100)}
+    seen = {tuple(siblings[draw(0, epoch=epoch)].rows.tolist()) for epoch in range(100)}
     assert seen == {(a, b) for a in (1, 2, 3) for b in (1, 2, 3) if a != b}
 
 
@@ -129,11 +129,11 @@ def test_siblings_are_a_function_of_seed_epoch_and_row() -> None:
     every = draw(*range(12))
 
     def index(seed: int, epoch: int) -> list[int]:
-        return SiblingCaptions(split, seed)[Draw(epoch, every.rows)].index.tolist()
+        return SiblingCaptions(split, seed)[Draw(epoch, every.rows)].rows.tolist()
 
     assert index(0, 0) == index(0, 0)
     assert len({tuple(index(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
-    alone = SiblingCaptions(split, 0)[draw(7)].index.tolist()
+    alone = SiblingCaptions(split, 0)[draw(7)].rows.tolist()
     assert alone == [index(0, 0)[7], index(0, 0)[19]]
 
 

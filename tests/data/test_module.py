@@ -138,16 +138,16 @@ def test_evaluation_loaders_cover_both_modalities_once(world_size: int) -> None:
         data = on_rank(module(), rank, world_size)
         data.setup("test")
         of_images, of_captions = data.test_dataloader()
-        images += [int(row) for batch in of_images for row in batch.index]
-        captions += [(int(r), int(g)) for batch in of_captions for r, g in zip(batch.index, batch.group, strict=True)]
+        images += [int(row) for batch in of_images for row in batch.rows]
+        captions += [(int(r), int(g)) for batch in of_captions for r, g in zip(batch.rows, batch.group, strict=True)]
     assert sorted(images) == list(range(7))
     assert sorted(captions) == [(row, row // 5) for row in range(35)]
 
 
 def test_items_are_all_here_by_default() -> None:
     data = on_rank(module(), 1, 2)
-    assert [int(row) for batch in data.items("val", "image") for row in batch.index] == list(range(6))
-    assert [len(batch.index) for batch in data.items("val", "text", rank=1, world_size=4)] == [4, 4]
+    assert [int(row) for batch in data.items("val", "image") for row in batch.rows] == list(range(6))
+    assert [len(batch.rows) for batch in data.items("val", "text", rank=1, world_size=4)] == [4, 4]
 
 
 def test_stages_read_what_they_need() -> None:

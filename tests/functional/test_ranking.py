@@ -100,9 +100,7 @@ def test_embeddings_rank_as_their_scores_at_any_chunk_size():
     image, text, image_ids, text_ids = random_problem()
     expected = rank_scores(image @ text.T, image_ids, text_ids).ranks
     for chunk_size in (1, 7, 40, 1000):
-        assert torch.equal(
-            rank_embeddings(image, text, image_ids, text_ids, chunk_size=chunk_size).ranks, expected
-        )
+        assert torch.equal(rank_embeddings(image, text, image_ids, text_ids, chunk_size=chunk_size).ranks, expected)
 
 
 def test_memory_is_bounded_by_chunks(monkeypatch):
@@ -190,9 +188,7 @@ def test_non_finite_scores_are_counted_and_located():
     scores = SCORES.clone()
     scores[1, 4], scores[2, 0] = torch.nan, torch.inf
     for chunk_size in (256, 1, 2):
-        with pytest.raises(
-            ValueError, match=r"2 of 18 scores are not finite, the first at query 1, gallery item 4"
-        ):
+        with pytest.raises(ValueError, match=r"2 of 18 scores are not finite, the first at query 1, gallery item 4"):
             rank_scores(scores, QUERY_IDS, GALLERY_IDS, chunk_size=chunk_size)
 
 

@@ -45,10 +45,7 @@ def test_ties_and_rule():
     found = cross_modal_retrieval(same, same, torch.arange(3))
     assert found["i2t_tie_rate"] == found["t2i_tie_rate"] == 1.0
     assert found["i2t_R@1"] == pytest.approx(100 / 3)
-    assert (
-        cross_modal_retrieval(same, same, torch.arange(3), recall_at=(1, 2), ties="pessimistic")["rsum"]
-        == 0.0
-    )
+    assert cross_modal_retrieval(same, same, torch.arange(3), recall_at=(1, 2), ties="pessimistic")["rsum"] == 0.0
 
 
 def test_modality_gap_is_the_distance_of_the_means():

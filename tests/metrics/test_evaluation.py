@@ -54,9 +54,7 @@ def test_the_lengths_of_embeddings_do_not_matter(problem):
 def test_half_precision_is_ranked_in_fp32(problem):
     images, texts, index, relevance = problem
     images, texts = images.half(), texts.half()
-    assert evaluate(images, texts, index, relevance) == evaluate(
-        images.float(), texts.float(), index, relevance
-    )
+    assert evaluate(images, texts, index, relevance) == evaluate(images.float(), texts.float(), index, relevance)
 
 
 def test_permuting_the_items_changes_nothing(problem):
@@ -65,9 +63,7 @@ def test_permuting_the_items_changes_nothing(problem):
     image_order = torch.randperm(len(images), generator=generator)
     text_order = torch.randperm(len(texts), generator=generator)
     moved = image_order.argsort()[index][text_order]
-    assert evaluate(images[image_order], texts[text_order], moved) == pytest.approx(
-        evaluate(images, texts, index)
-    )
+    assert evaluate(images[image_order], texts[text_order], moved) == pytest.approx(evaluate(images, texts, index))
 
 
 def test_a_perfect_model(problem):
@@ -92,9 +88,7 @@ def test_a_collapsed_model_is_at_chance(problem):
 def test_rouge_l_end_to_end():
     captions = ["a red dog", "the red dog", "a blue cat", "a red dog runs", "two birds"]
     index = torch.tensor([0, 0, 1, 2, 3])
-    found = evaluate(
-        torch.eye(4), torch.eye(4)[index], index, RougeLRelevance(captions, index, 4), ndcg_at=(1,)
-    )
+    found = evaluate(torch.eye(4), torch.eye(4)[index], index, RougeLRelevance(captions, index, 4), ndcg_at=(1,))
     assert found["t2it_NDCG@1"] == 100.0  # its image, the first in the gallery, has relevance 1
     assert found["t2i_R@1"] == 100.0
 

@@ -24,12 +24,8 @@ class TableRelevance:
 def problem():
     """Embeddings on a coarse grid, so that scores tie within and across modalities."""
     generator = torch.Generator().manual_seed(0)
-    images = normalize(
-        torch.randint(-1, 2, (17, 4), generator=generator).float() + torch.tensor([0.0, 0, 0, 0.5])
-    )
-    texts = normalize(
-        torch.randint(-1, 2, (41, 4), generator=generator).float() + torch.tensor([0.0, 0, 0, 0.5])
-    )
+    images = normalize(torch.randint(-1, 2, (17, 4), generator=generator).float() + torch.tensor([0.0, 0, 0, 0.5]))
+    texts = normalize(torch.randint(-1, 2, (41, 4), generator=generator).float() + torch.tensor([0.0, 0, 0, 0.5]))
     table = torch.randint(0, 4, (58, 58), generator=generator) / 3  # not symmetric
     return images, texts, TableRelevance(table, 17)
 
@@ -60,9 +56,7 @@ def test_equals_the_literal_definition(problem, chunk_size):
 
 def test_keys(problem):
     found = graded_retrieval(*problem)
-    assert list(found) == [
-        f"{task}_NDCG@{k}" for task in ("i2i", "t2t", "i2it", "t2it") for k in (10, 20, 50)
-    ]
+    assert list(found) == [f"{task}_NDCG@{k}" for task in ("i2i", "t2t", "i2it", "t2it") for k in (10, 20, 50)]
     assert all(0 < value < 100 for value in found.values())
 
 
@@ -79,9 +73,7 @@ def test_scores_that_order_as_relevance_are_perfect():
 def test_the_query_is_left_out_and_its_counterpart_stays():
     # Image 0 and text 0 coincide; image 1 and text 1 are opposite to them.
     images = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
-    relevance = FactRelevance(
-        [[1], [0]], [[1], [0]]
-    )  # of each kind only number 0 is relevant, and to number 0
+    relevance = FactRelevance([[1], [0]], [[1], [0]])  # of each kind only number 0 is relevant, and to number 0
     with pytest.raises(ValueError, match="i2i: none of 2 queries"):  # but a query is not its own answer
         graded_retrieval(images, images, relevance, ks=(1,))
     relevance = FactRelevance([[2], [1]], [[2], [1]])
@@ -103,9 +95,7 @@ def test_one_modality_alone_is_as_among_both(problem, chunk_size):
     of_images = single_modal(images, relevance, "image", chunk_size=chunk_size)
     of_texts = single_modal(texts, relevance, "text", chunk_size=chunk_size)
     assert list(of_images) == ["i2i_NDCG@10", "i2i_NDCG@20", "i2i_NDCG@50"]
-    assert of_images | of_texts == {
-        key: value for key, value in both.items() if key in of_images or key in of_texts
-    }
+    assert of_images | of_texts == {key: value for key, value in both.items() if key in of_images or key in of_texts}
     assert len(of_texts) == 3
     with pytest.raises(ValueError, match="relevance is of 41 texts, not 17"):
         single_modal(images, relevance, "text")

@@ -38,9 +38,7 @@ class TestFacts:
         assert torch.equal(relevance.rows("image", "text", EVERYTHING), expected)
         assert torch.equal(relevance.rows("text", "image", EVERYTHING), expected.T)
         itself = relevance.rows("image", "image", EVERYTHING)
-        assert torch.equal(
-            itself, torch.diag(torch.tensor([1.0, 1.0, 0.0]))
-        )  # empty is like nothing, not itself
+        assert torch.equal(itself, torch.diag(torch.tensor([1.0, 1.0, 0.0])))  # empty is like nothing, not itself
 
     @pytest.mark.parametrize("as_torch", [False, True])
     def test_equals_the_definition(self, as_torch):
@@ -69,9 +67,7 @@ class TestFacts:
         changed = self.texts.copy()
         changed[0, 0] += 1
         assert FactRelevance(self.images, changed).fingerprint != base
-        assert (
-            FactRelevance(np.concatenate((self.images, self.texts[:1])), self.texts[1:]).fingerprint != base
-        )
+        assert FactRelevance(np.concatenate((self.images, self.texts[:1])), self.texts[1:]).fingerprint != base
 
     def test_without_any_fact(self):
         relevance = FactRelevance(np.zeros((2, 0), int), np.zeros((3, 4), int)[:, :0])
@@ -107,9 +103,7 @@ class TestRougeL:
         found = rouge_l([list("abcd"), list("abcxyzuvw"), ["d"]], np.array([0, 1, 1]), 2)
         assert found[0, 1] == pytest.approx(2.44 * 0.75 / (1 + 1.44 * 0.75))
 
-    @pytest.mark.parametrize(
-        ("seed", "longest"), [(0, 14), (1, 14), (2, 90)]
-    )  # one word of 64 bits is too short
+    @pytest.mark.parametrize(("seed", "longest"), [(0, 14), (1, 14), (2, 90)])  # one word of 64 bits is too short
     def test_equals_the_literal_definition(self, seed, longest, monkeypatch):
         monkeypatch.setattr(module, "_ROW_CHUNK", 7)
         captions, index = drawn_captions(seed=seed, longest=longest, images=9 if longest < 64 else 4)

@@ -24,7 +24,5 @@ def is_tied(scores, query_ids, gallery_ids):
     tied = []
     for row, query_id in zip(scores, query_ids, strict=True):
         best = max(score for score, item in zip(row, gallery_ids, strict=True) if item == query_id)
-        tied.append(
-            any(score == best for score, item in zip(row, gallery_ids, strict=True) if item != query_id)
-        )
+        tied.append(any(score == best for score, item in zip(row, gallery_ids, strict=True) if item != query_id))
     return tied

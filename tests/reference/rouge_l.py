@@ -12,12 +12,8 @@ def lcs(a, b):
 
 def rouge_l(candidate, references, beta=1.2):
     """Score of one token list against several; the two maxima are independent."""
-    precision = max(
-        (lcs(candidate, reference) / len(candidate) if candidate else 0.0) for reference in references
-    )
-    recall = max(
-        (lcs(candidate, reference) / len(reference) if reference else 0.0) for reference in references
-    )
+    precision = max((lcs(candidate, reference) / len(candidate) if candidate else 0.0) for reference in references)
+    recall = max((lcs(candidate, reference) / len(reference) if reference else 0.0) for reference in references)
     if precision == 0 or recall == 0:
         return 0.0
     return (1 + beta**2) * precision * recall / (recall + beta**2 * precision)

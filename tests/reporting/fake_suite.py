@@ -95,9 +95,7 @@ def write_suite(
 
 
 def conditions(imbalances: tuple[str, ...], ratios: tuple[float, ...]) -> list[tuple[str, float]]:
-    return [("none", 0.0)] * (0 in ratios) + [
-        (name, ratio) for name in imbalances for ratio in ratios if ratio
-    ]
+    return [("none", 0.0)] * (0 in ratios) + [(name, ratio) for name in imbalances for ratio in ratios if ratio]
 
 
 def folder(root: Path, method: str, imbalance: str, ratio: float, seed: int) -> Path:
@@ -116,12 +114,7 @@ def edit_json(path: Path, **changes: object) -> None:
 def metrics_of(method: str, imbalance: str, ratio: float, seed: int, ndcg: bool = True) -> dict[str, float]:
     """Metrics that depend on their arguments alone; rsum is the sum of the recalls."""
     draw = random.Random(f"{method} {imbalance} {ratio} {seed}")
-    level = (
-        BASE[method]
-        - SLOPE[method] * ratio * STEEPNESS[imbalance]
-        + 6 * math.sin(7 * seed)
-        + draw.gauss(0, 3)
-    )
+    level = BASE[method] - SLOPE[method] * ratio * STEEPNESS[imbalance] + 6 * math.sin(7 * seed) + draw.gauss(0, 3)
     shares = {"R@1": 0.10, "R@5": 0.18, "R@10": 0.22}
     metrics = {f"{way}_{key}": level * share for way in ("i2t", "t2i") for key, share in shares.items()}
     metrics["rsum"] = math.fsum(metrics.values())
@@ -134,9 +127,7 @@ def metrics_of(method: str, imbalance: str, ratio: float, seed: int, ndcg: bool 
     return metrics if ndcg else {key: value for key, value in metrics.items() if "NDCG" not in key}
 
 
-def _write_run(
-    root: Path, method: str, imbalance: str, ratio: float, seed: int, ndcg: bool, extras: bool
-) -> None:
+def _write_run(root: Path, method: str, imbalance: str, ratio: float, seed: int, ndcg: bool, extras: bool) -> None:
     at = folder(root, method, imbalance, ratio, seed)
     metrics = metrics_of(method, imbalance, ratio, seed, ndcg)
     write_json(
@@ -200,9 +191,7 @@ def _write_examples(path: Path, ratio: float, method: str, seed: int) -> None:
         ]
         query = {"direction": "t2i", "query_text": caption, "query_image": None, "truth": [f"img{i}"]}
         queries.append(query | {"results": results})
-        texts = [
-            {"image": None, "text": draw.choice(CAPTIONS), "score": 0.8, "correct": n < 2} for n in range(5)
-        ]
+        texts = [{"image": None, "text": draw.choice(CAPTIONS), "score": 0.8, "correct": n < 2} for n in range(5)]
         query = {"direction": "i2t", "query_text": None, "query_image": f"img{i}", "truth": []}
         queries.append(query | {"results": texts})
     write_json(path, {"queries": queries})

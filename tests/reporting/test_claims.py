@@ -31,13 +31,9 @@ def test_verdicts_in_all_directions(tmp_path: Path) -> None:
     assert (below.verdict, above.verdict) == ("not supported", "supported")
     assert above.difference.mean == 5.5
     summary = " ".join(summarise(suite))
-    assert (
-        "of 2 comparisons: supported in 1 (mismatch 60\u00a0%), not supported in 1 (no imbalance)." in summary
-    )
+    assert "of 2 comparisons: supported in 1 (mismatch 60\u00a0%), not supported in 1 (no imbalance)." in summary
     # Half of the interval: t(2, 0.975) * 0.5 / sqrt(3).
-    assert (
-        "mean rsum is 155.5 with SDR and 150.0 with ITC, a paired difference of +5.5 [4.3, 6.7]." in summary
-    )
+    assert "mean rsum is 155.5 with SDR and 150.0 with ITC, a paired difference of +5.5 [4.3, 6.7]." in summary
 
 
 def test_undecided_is_said_as_undecided(tmp_path: Path) -> None:

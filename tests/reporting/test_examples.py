@@ -36,9 +36,7 @@ def test_no_examples(tmp_path: Path) -> None:
 def test_malformed_examples_name_the_file(tmp_path: Path) -> None:
     path = folder(write_suite(tmp_path, extras=True), "SDR", "mismatch", 0.6, 0) / "examples.json"
     edit_json(path, queries=[{"direction": "t2t"}])
-    with pytest.raises(
-        ValueError, match=rf"{path}: query 0: 'direction' must be one of t2i, i2t, found 't2t'"
-    ):
+    with pytest.raises(ValueError, match=rf"{path}: query 0: 'direction' must be one of t2i, i2t, found 't2t'"):
         collect_examples(load_suite(tmp_path))
 
 

@@ -64,9 +64,7 @@ def test_a_run_off_the_grid_is_left_out_and_named(tmp_path: Path) -> None:
 def test_optional_files_and_fields_may_be_absent(tmp_path: Path) -> None:
     write_suite(tmp_path)
     path = folder(tmp_path, "SDR", "mismatch", 0.6, 1) / "results.json"
-    kept = {
-        k: v for k, v in json.loads(path.read_text()).items() if k in ("method", "imbalance", "ratio", "seed")
-    }
+    kept = {k: v for k, v in json.loads(path.read_text()).items() if k in ("method", "imbalance", "ratio", "seed")}
     path.write_text(json.dumps(kept | {"metrics": {}}))
     suite = load_suite(tmp_path)
     run = suite.runs["SDR", Condition("mismatch", 0.6), 1]

@@ -74,15 +74,11 @@ def signed(text: str) -> list[float]:
 @pytest.mark.parametrize(
     ("label", "imbalance", "ratio"), [("no imbalance", "none", 0.0), ("mismatch 60 %", "mismatch", 0.6)]
 )
-def test_claims_equal_an_independent_computation(
-    page: Tables, label: str, imbalance: str, ratio: float
-) -> None:
+def test_claims_equal_an_independent_computation(page: Tables, label: str, imbalance: str, ratio: float) -> None:
     columns = (("rsum",), ("i2i_NDCG@10", "t2t_NDCG@10"), ("i2it_NDCG@10", "t2it_NDCG@10"))
     for cell, metrics in zip(page.row("claims", label)[1:], columns, strict=True):
         values = {
-            method: [
-                np.mean([metrics_of(method, imbalance, ratio, s)[m] for m in metrics]) for s in (0, 1, 2)
-            ]
+            method: [np.mean([metrics_of(method, imbalance, ratio, s)[m] for m in metrics]) for s in (0, 1, 2)]
             for method in ("ITC", "SDR")
         }
         test = stats.ttest_rel(values["SDR"], values["ITC"])
@@ -205,9 +201,7 @@ def test_a_malformed_file_leaves_the_former_report(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").read_bytes() == before
 
 
-def test_an_interrupted_call_leaves_the_former_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_call_leaves_the_former_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_suite(tmp_path, seeds=(0,), ndcg=False)
     before = build_report(tmp_path).read_bytes()
     edit_json(tmp_path / "suite.json", title="Another title")

@@ -1,0 +1,104 @@
+"""A student trained, tested and reloaded through the command line."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.sdr import MATCHING_ALONE, SMALL, complaint, sdr, succeeded
+
+# A ranking at random of 60 images with five captions each has an rsum of about 1.7 + 8.1 + 16.0 (i2t: the best of five)
+# and 1.7 + 8.3 + 16.7 (t2i), below 60 in all.
+CHANCE = 60.0
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory, experiments: Path) -> Path:
+    folder = tmp_path_factory.mktemp("fit") / "run"
+    done = sdr("fit", "--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL, "--run_dir", folder)
+    assert "finished in" in succeeded(done)
+    return folder
+
+
+def epochs(folder: Path, column: str) -> list[float]:
+    with (folder / "metrics.csv").open() as file:
+        return [float(row[column]) for row in csv.DictReader(file) if row.get(column)]
+
+
+def test_fit_learns_and_records_itself(fitted: Path) -> None:
+    rsum = epochs(fitted, "val/rsum")
+    assert max(rsum) > 2 * CHANCE, rsum
+    losses = epochs(fitted, "train/itc")
+    assert losses[-1] < losses[0]
+    assert len(epochs(fitted, "objective/temperature")) == len(losses)
+    record = json.loads((fitted / "run.json").read_text())
+    assert {"versions", "git", "hardware", "options"} <= record.keys()
+    assert (fitted / "config.yaml").is_file()
+
+
+def test_the_best_checkpoint_reloads_to_identical_numbers(fitted: Path, experiments: Path, tmp_path: Path) -> None:
+    best = fitted / "checkpoints/best.ckpt"
+    config = ("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL, "--ckpt_path", best)
+    succeeded(sdr("test", *config, "--run_dir", tmp_path / "a"))
+    succeeded(sdr("test", *config, "--run_dir", tmp_path / "b"))
+    first, second = (json.loads((tmp_path / name / "results.json").read_text())["metrics"] for name in "ab")
+    assert first == second
+    assert first["rsum"] > 2 * CHANCE
+    assert {"i2i_NDCG@10", "t2t_NDCG@20", "i2it_NDCG@50", "t2it_NDCG@10", "i2t_R@1", "t2i_tie_rate"} <= first.keys()
+    succeeded(sdr("validate", *config, "--run_dir", tmp_path / "v"))
+    assert epochs(tmp_path / "v", "val/rsum") == [max(epochs(fitted, "val/rsum"))]
+
+
+def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
+    fitted: Path, experiments: Path, tmp_path: Path
+) -> None:
+    options = ("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL, "--trainer.max_epochs=1")
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        succeeded(sdr("fit", *options, "--seed_everything", str(seed), "--run_dir", tmp_path / name))
+    losses = [epochs(tmp_path / name, "train/loss") for name in "abc"]
+    assert losses[0] == losses[1]
+    assert losses[0] != losses[2]
+
+
+def test_a_run_folder_is_never_shared(fitted: Path, experiments: Path) -> None:
+    again = ("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL, "--run_dir", fitted)
+    assert "already holds a run" in complaint(sdr("fit", *again))
+
+
+def test_continuing_from_nothing_is_refused(experiments: Path, tmp_path: Path) -> None:
+    options = ("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL, "--run_dir", tmp_path / "none")
+    assert "nothing to continue" in complaint(sdr("fit", *options, "--ckpt_path", "last"))
+
+
+def test_two_processes_train_and_evaluate_as_one(experiments: Path, tmp_path: Path) -> None:
+    # Batch normalisation sees a rank's share of the batch, so the image tower is a transformer here.
+    tower = json.dumps({"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2})
+    options = (
+        *("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL, "--trainer.max_epochs=2"),
+        *("--model.init_args.encoder.image_tower.init_args.name", "vit_tiny_patch16_224"),
+        *("--model.init_args.encoder.image_tower.init_args.model_args", tower),
+        # 61 items do not divide by two
+        *("--data.init_args.source.init_args.num_val=61", "--trainer.accelerator=cpu"),
+    )
+    succeeded(sdr("fit", *options, "--run_dir", tmp_path / "one", "--trainer.devices=1"))
+    two = ("--trainer.devices=2", "--trainer.strategy=ddp")
+    succeeded(sdr("fit", *options, "--run_dir", tmp_path / "two", *two))
+    for column in ("train/loss", "objective/temperature"):
+        assert epochs(tmp_path / "two", column) == pytest.approx(epochs(tmp_path / "one", column), abs=2e-5)
+    assert epochs(tmp_path / "two", "val/rsum") == pytest.approx(epochs(tmp_path / "one", "val/rsum"), abs=1.0)
+    best = tmp_path / "two/checkpoints/best.ckpt"
+    for name, devices in (("a", "--trainer.devices=1"), ("b", "--trainer.devices=2")):
+        strategy = () if name == "a" else ("--trainer.strategy=ddp",)
+        test = ("test", *options, "--ckpt_path", best, "--run_dir", tmp_path / name, devices, *strategy)
+        succeeded(sdr(*test))
+    metrics = [json.loads((tmp_path / name / "results.json").read_text())["metrics"] for name in "ab"]
+    assert metrics[0] == metrics[1]
+
+
+def test_wandb_overlay_writes_an_offline_run_and_the_csv(experiments: Path, tmp_path: Path) -> None:
+    overlay = ("--config", experiments / "_base/wandb.yaml", "--trainer.max_epochs=1")
+    options = ("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL, *overlay)
+    succeeded(sdr("fit", *options, "--run_dir", tmp_path / "run", cwd=tmp_path, WANDB_MODE="offline"))
+    assert list((tmp_path / "run").glob("wandb/offline-run-*"))
+    assert epochs(tmp_path / "run", "val/rsum")

@@ -1,0 +1,129 @@
+"""A whole study, small: teachers, banks, cells, report; interrupted, continued, repeated."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.e2e.sdr import complaint, sdr, succeeded
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory, experiments: Path) -> Path:
+    """The scenes' study at a fraction of its size, with configurations of its own."""
+    folder = tmp_path_factory.mktemp("study")
+    sizes = {"num_train": 128, "num_val": 40, "num_test": 40}
+    for name in ("sdr", "image_teacher", "text_teacher"):
+        config = yaml.safe_load((experiments / f"scenes/{name}.yaml").read_text())
+        for section in ("model", "data"):
+            if isinstance(config[section], str):
+                config[section] = yaml.safe_load((experiments / "scenes" / config[section]).read_text())
+        config["data"]["init_args"]["source"]["init_args"] = sizes
+        config["data"]["init_args"]["batch_size"] = 64
+        config["trainer"]["max_epochs"] = 1
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
+    suite = yaml.safe_load((experiments / "scenes/suite.yaml").read_text())
+    suite |= {"ratios": [0, 0.5], "seeds": [0, 1], "imbalances": {"image noise": suite["imbalances"]["image noise"]}}
+    suite["methods"] = {name: suite["methods"][name] for name in ("ITC", "SDR", "SDR, placebo teachers")}
+    (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
+    return folder
+
+
+def cells(folder: Path) -> dict[Path, float]:
+    return {path: path.stat().st_mtime for path in folder.glob("cells/**/results.json")}
+
+
+def test_a_study_runs_is_interrupted_and_continues_where_it_stopped(study: Path) -> None:
+    output = study / "out"
+    code = "import sys; from sdr_lightning.cli.main import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "reproduce", str(study / "suite.yaml"), "--output", str(output)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 200
+    while not cells(output) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    os.kill(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    before = cells(output)
+    assert 1 <= len(before) < 12
+
+    printed = succeeded(sdr("reproduce", study / "suite.yaml", "--output", output))
+    after = cells(output)
+    assert len(after) == 12  # 3 methods x (clean + 1 imbalance) x 2 seeds
+    assert all(after[path] == changed for path, changed in before.items())
+    assert str(output / "report.html") in printed.replace("\n", "")
+    assert (output / "report.md").is_file()
+    assert not list(output.rglob(".*-*"))  # no temporary file is left
+
+    again = succeeded(sdr("reproduce", study / "suite.yaml", "--output", output))
+    assert "12 finished" in " ".join(again.split())
+    assert cells(output) == after
+
+
+def test_every_cell_records_what_made_it(study: Path) -> None:
+    for path in cells(study / "out"):
+        result = json.loads(path.read_text())
+        assert result["realised"]["ratio"] == pytest.approx(result["ratio"], abs=0.005)
+        assert {"versions", "git", "data", "fingerprint", "val"} <= result.keys()
+        assert (path.parent / "config.yaml").is_file()
+        assert (path.parent / "metrics.csv").is_file()
+    report = (study / "out/report.html").read_text()
+    assert "placebo" in report
+
+
+def test_a_dry_run_prints_commands_and_writes_nothing(study: Path, tmp_path: Path) -> None:
+    printed = succeeded(sdr("reproduce", study / "suite.yaml", "--output", tmp_path / "new", "--dry-run"))
+    lines = printed.splitlines()
+    assert all(line.startswith("sdr ") for line in lines)
+    assert sum(line.startswith("sdr test") for line in lines) == 12
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_printed_command_can_be_typed(study: Path, tmp_path: Path) -> None:
+    import shlex
+
+    printed = succeeded(sdr("reproduce", study / "suite.yaml", "--output", study / "out", "--dry-run"))
+    extract = next(line for line in printed.splitlines() if line.startswith("sdr extract"))
+    words = shlex.split(extract)[1:]
+    words[words.index("--output") + 1] = str(tmp_path / "bank.safetensors")
+    succeeded(sdr(*words))
+    original = Path(shlex.split(extract)[-1])
+    assert (tmp_path / "bank.safetensors").read_bytes() == original.read_bytes()
+
+
+def test_changed_settings_run_the_cells_again(study: Path) -> None:
+    suite = yaml.safe_load((study / "suite.yaml").read_text())
+    suite["methods"] = {
+        "ITC": suite["methods"]["ITC"],
+        "SDR": {**suite["methods"]["SDR"], "weights": {"itc": 1, "ttc": 2}},
+    }
+    (study / "changed.yaml").write_text(yaml.safe_dump(suite))
+    before = cells(study / "out")
+    succeeded(sdr("reproduce", study / "changed.yaml", "--output", study / "out"))
+    changed = {path for path, when in cells(study / "out").items() if when != before[path]}
+    assert {path.parts[-4] for path in changed} == {"SDR"}
+    assert len(changed) == 4
+
+
+def test_a_failing_job_stops_the_study_with_its_reason(study: Path, tmp_path: Path) -> None:
+    for name in ("suite", "sdr", "image_teacher", "text_teacher"):
+        (tmp_path / f"{name}.yaml").write_text((study / f"{name}.yaml").read_text())
+    config = yaml.safe_load((tmp_path / "sdr.yaml").read_text())
+    config["data"]["init_args"]["batch_size"] = 5000
+    (tmp_path / "sdr.yaml").write_text(yaml.safe_dump(config))
+    line = complaint(sdr("reproduce", tmp_path / "suite.yaml", "--output", tmp_path / "out"))
+    assert "batch size 5000 is larger than the 640" in line
+    assert not cells(tmp_path / "out")
+
+
+def test_an_unwritable_output_folder_is_refused(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    line = complaint(sdr("reproduce", study / "suite.yaml", "--output", tmp_path / "file/out"))
+    assert str(tmp_path / "file") in line
