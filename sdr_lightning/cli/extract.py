@@ -27,10 +27,13 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["train"], help="which splits (default: train)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
     parser.add_argument("--output", type=Path, required=True, help="the bank, FILE.safetensors")
+    parser.add_argument("--placebo", type=Path, help="also write a bank of random features, for a control")
     options, rest = parser.parse_known_args(arguments)
     data = student_data([*(word for config in options.config for word in ("--config", config)), *rest])
     tower = teacher_tower([word for config in options.teacher for word in ("--config", config)], options.ckpt_path)
     bank = extract_bank(tower, data, options.splits, torch.device(options.device))
+    if options.placebo is not None:
+        bank.placebo().save(options.placebo)
     bank.save(options.output)
     print(
         f"{len(bank.ids)} {bank.modality} features of width {bank.width} in {options.output} ({bank.fingerprint[:12]})"

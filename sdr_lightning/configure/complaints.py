@@ -4,66 +4,86 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Callable
 from difflib import get_close_matches
 from importlib import import_module
+from typing import Any
 
-_UNKNOWN = re.compile(
-    r"Option '(?P<option>[\w.]+)' is not accepted"
-    r"|[Uu]nrecognized arguments: --(?P<argument>[\w.]+)"
-    r"|Key '(?P<key>[\w.]+)' is not expected"
-    r"|'(?P<nested>[\w.]+)' is not (?:accepted|expected)"
+from lightning.pytorch import Trainer
+
+from sdr_lightning.training.checkpoint import BestCheckpoint
+
+_UNKNOWN = (
+    re.compile(r"Option '(?P<name>[\w.]+)' is not accepted"),
+    re.compile(r"[Uu]nrecognized arguments: --(?P<name>[\w.]+)"),
+    re.compile(r"Key '(?P<name>[\w.]+)' is not expected"),
+    re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.]+)'"),
 )
 _CLASS = re.compile(r"given class_path '(?P<path>[\w.]+)'")
-_NOISE = re.compile(r"Expected a <class 'NoneType'>|Subtypes: |Errors:|Does not validate|Given value")
+_KEY = re.compile(r'Parser key "(?P<key>[\w.]+)"')
+_VALUE = re.compile(r"Given value: (?P<value>.*)")
+_TYPE = re.compile(r"^Expected a <class '[\w.]+'>$")
+_FRAME = re.compile(r"NoneType'>$|^Subtypes: |^Errors:|^Does not validate|^Given value|^Parser key|^Problem with")
+_SECTIONS: dict[str, Callable[..., Any]] = {"trainer": Trainer, "checkpoint": BestCheckpoint}
+_TOP = [*_SECTIONS, "model", "data", "seed_everything", "run_dir", "ckpt_path", "config"]
 
 
 def one_line(complaint: str) -> str:
     """Say what is wrong in one line.
 
     Args:
-        complaint: the message of jsonargparse, often many lines of nested attempts.
+        complaint: the message of jsonargparse, often many lines of nested attempts; a single line stays as it is
+            unless it is about an unknown option.
 
     Returns:
-        The innermost cause; for an unknown key, with the nearest known ones of the class that refused it.
+        The innermost cause; for an unknown key, with the nearest known ones of whatever refused it.
     """
-    unknown = list(_UNKNOWN.finditer(complaint))
-    if unknown:
-        found = unknown[-1]
-        name = next(value for value in found.groupdict().values() if value)
-        classes = _CLASS.findall(complaint[: found.start()])
-        owner = classes[-1] if classes else None
-        return _unknown(name, owner)
+    for pattern in _UNKNOWN:
+        found = pattern.search(complaint)
+        if found:
+            owners = _CLASS.findall(complaint[: found.start()])
+            group = f"{found['group']}." if "group" in pattern.groupindex else ""
+            return _unknown(group + found["name"], owners[-1] if owners else None)
     if "\n" not in complaint:
         return complaint
-    lines = [line.strip(" -") for line in complaint.splitlines() if line.strip() and not _NOISE.search(line)]
-    return lines[-1] if lines else " ".join(complaint.split())
+    causes = [line for line in (raw.strip(" -") for raw in complaint.splitlines()) if line and not _FRAME.search(line)]
+    cause = causes[-1] if causes else " ".join(complaint.split())
+    if _TYPE.match(cause) and (value := _VALUE.search(complaint)):  # says neither where nor what
+        cause = f"{cause}. Got value: {value['value']}"
+    keys = _KEY.findall(complaint)
+    return f"{keys[-1]}: {cause}" if keys and "Got value" in cause else cause
 
 
 def _unknown(name: str, owner: str | None) -> str:
-    leaf = name.rsplit(".", 1)[-1]
-    known = _arguments(owner) if owner else _trainer_arguments()
-    near = get_close_matches(leaf, known, n=2, cutoff=0.5)
-    where = f"{owner.rsplit('.', 1)[-1]} has no {name!r}" if owner else f"there is no option {name!r}"
-    if near:
-        return f"{where}; did you mean {' or '.join(map(repr, near))}?"
-    return f"{where}; it knows {', '.join(sorted(known))}" if owner else where
+    if owner is None:
+        return _unknown_option(name.split("."))
+    target = _imported(owner)
+    where = f"{owner.rsplit('.', 1)[-1]} has no {name!r}"
+    return where + _hint(name.split("."), target)
 
 
-def _arguments(path: str) -> list[str]:
+def _unknown_option(parts: list[str]) -> str:
+    where = f"there is no option {'.'.join(parts)!r}"
+    section = _SECTIONS.get(parts[0])
+    if section is None or len(parts) == 1:
+        return where + _nearest(parts[0], _TOP)
+    return where + _hint(parts[1:], section)
+
+
+def _hint(parts: list[str], target: Callable[..., Any]) -> str:
+    """Walk down the name as far as it is known, and suggest for the first part that is not."""
+    parameters = inspect.signature(target, eval_str=True).parameters
+    if parts[0] in parameters and len(parts) > 1:
+        return _hint(parts[1:], parameters[parts[0]].annotation)
+    return _nearest(parts[0], list(parameters))
+
+
+def _nearest(part: str, known: list[str]) -> str:
+    near = get_close_matches(part, known, n=2, cutoff=0.5)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; it knows {', '.join(known)}"
+
+
+def _imported(path: str) -> Callable[..., Any]:
     module, _, name = path.rpartition(".")
-    target = getattr(import_module(module), name)
-    own = list(inspect.signature(target).parameters)
-    nested = [
-        field
-        for parameter in inspect.signature(target, eval_str=True).parameters.values()
-        for field in getattr(parameter.annotation, "__dataclass_fields__", ())
-    ]
-    return own + nested
-
-
-def _trainer_arguments() -> Iterable[str]:
-    from lightning.pytorch import Trainer
-
-    sections = ["model", "data", "trainer", "checkpoint", "seed_everything", "run_dir", "ckpt_path", "config"]
-    return [*sections, *inspect.signature(Trainer).parameters]
+    found: Callable[..., Any] = getattr(import_module(module), name)
+    return found

@@ -30,12 +30,10 @@ _TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 _INSIDES = (
-    ".*jsonargparse.*",
     ".*tensorboardX.*",
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
     ".*smaller than the logging interval.*",
-    ".*isinstance.treespec, LeafSpec.*",
 )
 
 
@@ -72,7 +70,7 @@ class SdrCLI(LightningCLI):
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         """Parsers raise instead of exiting, so that a mistake is told in one line."""
-        return super().init_parser(**{**kwargs, "exit_on_error": False})
+        return super().init_parser(**{**kwargs, "exit_on_error": False, "allow_abbrev": False})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's folder and the checkpoint rule, and give the data module the seed."""
@@ -197,5 +195,5 @@ def _quiet() -> Iterator[None]:
     with warnings.catch_warnings():
         for message in _INSIDES:
             warnings.filterwarnings("ignore", message=message)
-        warnings.filterwarnings("ignore", module="jsonargparse.*")
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # between Lightning, jsonargparse and torch
         yield

@@ -43,6 +43,14 @@ def decode(path: Path) -> Pixels:
     """
     try:
         with Image.open(path) as image:
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            return to_rgb(image)
     except (UnidentifiedImageError, OSError) as error:
         raise ValueError(f"cannot read the image {path}: {error}; replace the file or remove its entry") from error
+
+
+def to_rgb(image: Image.Image) -> Pixels:
+    """An image as upright RGB, (H, W, 3) uint8; 16-bit greys keep their upper eight bits."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):  # PIL would cut 16-bit greys off at 255
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    return np.array(upright.convert("RGB"))

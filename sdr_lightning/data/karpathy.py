@@ -26,7 +26,7 @@ class KarpathySource(Source):
     Args:
         annotations: the JSON file; ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
         images: the folder that the file names (with ``filepath`` where an entry has one) are relative to.
-        name: of the collection; the file's own, without ``dataset_``, when None.
+        name: of the collection; the file's name without ``dataset_`` when None.
         skip_missing: leave out images that are not in the folder, instead of refusing the collection.
     """
 
@@ -39,7 +39,8 @@ class KarpathySource(Source):
         """Images and captions of a split.
 
         Raises:
-            ValueError: a variable is not set, the file is absent or malformed, or images are missing (counted, the first five named).
+            ValueError: a variable is not set, the file is absent or malformed, or images are missing (counted, the
+                first five named).
         """
         entries = self._entries(split)
         return CaptionTable(
@@ -74,8 +75,8 @@ class KarpathySource(Source):
 def _read(path: Path) -> dict[Split, list[dict[str, Any]]]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"no annotation file at {path}: expected Karpathy's JSON for this data set") from error
+    except OSError as error:
+        raise ValueError(f"no annotation file at {path} ({error.strerror}): expected Karpathy's JSON") from error
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise ValueError(f"{path} is not JSON in UTF-8: {error}") from error
     if not isinstance(document, dict) or not isinstance(document.get("images"), list):
@@ -95,10 +96,13 @@ def _check(path: Path, number: int, entry: Any) -> None:
     for key in ("filename", "split", "sentences"):
         if key not in entry:
             raise ValueError(f"{where} has no {key!r}; it has {', '.join(sorted(entry))}")
-    if entry["split"] not in _SPLIT_OF:
+    if not isinstance(entry["split"], str) or entry["split"] not in _SPLIT_OF:
         raise ValueError(f"{where} has the split {entry['split']!r}, expected one of {', '.join(_SPLIT_OF)}")
+    if not isinstance(entry["sentences"], list):
+        raise ValueError(f"{where} ({entry['filename']}) has no list under 'sentences'")
     for sentence in entry["sentences"]:
-        if not isinstance(sentence, dict) or "sentid" not in sentence or not str(sentence.get("raw", "")).strip():
+        text = sentence.get("raw") if isinstance(sentence, dict) else None
+        if not isinstance(text, str) or not text.strip() or "sentid" not in sentence:
             raise ValueError(
                 f"{where} ({entry['filename']}) has a sentence without text under 'raw' or without 'sentid'"
             )

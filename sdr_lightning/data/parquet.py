@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
-from PIL import ImageOps
 
+from sdr_lightning.data.files import to_rgb
 from sdr_lightning.data.source import Pixels, Source
 from sdr_lightning.data.table import CaptionTable, Split
 from sdr_lightning.paths import expand
@@ -25,7 +25,7 @@ class ParquetSource(Source):
         revision: commit of the hub's repository; pin it, so that the data cannot change under a study.
         id_column: unique name of an image, such as its file name.
         image_column: the image.
-        caption_column: the list of captions.
+        caption_column: the captions, a list or a single one.
         splits: name of each split there.
     """
 
@@ -51,7 +51,10 @@ class ParquetSource(Source):
         """
         rows = self._rows(split)
         names = [str(name) for name in rows[self.id_column]]
-        captions = [[" ".join(str(text).split()) for text in texts] for texts in rows[self.caption_column]]
+        captions = [
+            [" ".join(str(text).split()) for text in ([texts] if isinstance(texts, str) else texts or [])]
+            for texts in rows[self.caption_column]
+        ]
         empty = [name for name, texts in zip(names, captions, strict=True) if not texts or not all(texts)]
         if empty:
             raise ValueError(
@@ -71,6 +74,8 @@ class ParquetSource(Source):
         return _ParquetImages(self._rows(split), self.image_column)
 
     def _rows(self, split: Split) -> Any:
+        if split not in self.splits:
+            raise ValueError(f"{self.name} has no split {split!r}; its splits are {self.splits}")
         rows = _load(self.path, self.revision, self.splits[split])
         for column in (self.id_column, self.image_column, self.caption_column):
             if column not in rows.column_names:
@@ -92,7 +97,10 @@ class _ParquetImages(Sequence[Pixels]):
     def __getitem__(self, row: int | slice) -> Pixels | Sequence[Pixels]:
         if isinstance(row, slice):
             return [self[i] for i in range(*row.indices(len(self)))]
-        return np.array(ImageOps.exif_transpose(self.rows[int(row)][self.column]).convert("RGB"))
+        try:
+            return to_rgb(self.rows[int(row)][self.column])
+        except (AttributeError, OSError) as error:  # null, or bytes that are no image
+            raise ValueError(f"row {row} of the column {self.column!r} holds no readable image: {error}") from error
 
 
 @lru_cache(maxsize=6)

@@ -137,7 +137,7 @@ class SceneSource(Source):
         max_objects: a scene has 2 to this many objects, at most 9.
 
     Raises:
-        ValueError: a number that is not positive, or objects that do not fit.
+        ValueError: a number that is not positive, objects that do not fit, or more scenes than there are graphs.
     """
 
     relevance_description = (
@@ -229,7 +229,11 @@ def _collection(
     scenes: dict[Split, list[Scene]] = {"train": [], "val": [], "test": []}
     seen: set[tuple[SceneObject, ...]] = set()
     index = 0
+    limit = 1000 + 100 * sum(wanted.values())
     while any(len(scenes[split]) < wanted[split] for split in wanted):
+        if index == limit:
+            found = {split: len(scenes[split]) for split in wanted}
+            raise ValueError(f"{limit} scenes hold only {found} different graphs: ask for fewer, or raise max_objects")
         graph = _sample_graph(np.random.default_rng([seed, index]), max_objects)
         split = graph_split(graph)
         if graph not in seen and len(scenes[split]) < wanted[split]:

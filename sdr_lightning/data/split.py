@@ -86,10 +86,7 @@ class PreparedSplit:
         self._teacher[bank.modality] = bank.rows(self.ids(bank.modality), self.content(bank.modality))
 
     def pixels(self, row: int) -> Pixels:
-        """One image under the imbalance, in its own size, (H, W, 3) uint8.
-
-        Noise on photographs is drawn at the resolution that the model sees, see :meth:`images`; this is the clean one.
-        """
+        """One image as the collection has it, in its own size and without noise, (H, W, 3) uint8."""
         return self._images[row]
 
     def images(self, rows: Rows, transform: Transform | None = None, key: tuple[int, ...] = ()) -> Tensor:
@@ -97,7 +94,7 @@ class PreparedSplit:
 
         Args:
             rows: (B,) image rows.
-            transform: a random augmentation, applied before noise; None for none.
+            transform: a random augmentation, applied after noise; None for none.
             key: what the augmentation is a function of, together with the row.
 
         Returns:

@@ -44,6 +44,11 @@ class CaptionTable:
                 raise ValueError(f"{self.name} {self.split}: {what} id {twice!r} occurs more than once")
         if not (len(self.captions) == len(self.caption_ids) == len(self.caption_image)):
             raise ValueError(f"{self.name} {self.split}: captions, their ids and their images differ in number")
+        rows = self.caption_image
+        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self.image_ids):
+            raise ValueError(
+                f"{self.name} {self.split}: image rows from {rows.min()} to {rows.max()} for {len(self.image_ids)} images"
+            )
         if not len(self.image_ids) or not len(self.captions):
             raise ValueError(
                 f"{self.name} {self.split}: {len(self.image_ids)} images and {len(self.captions)} captions"

@@ -26,6 +26,7 @@ class Tokenizer:
         if max_tokens < 3:
             raise ValueError(f"max_tokens must be at least 3 (a word and two special tokens), got {max_tokens}")
         self.tokenizer, self.max_tokens = tokenizer, max_tokens
+        self.tokenizer.padding_side = "right"  # what trimming a batch relies on
         self.vocabulary_size = len(tokenizer)
 
     def __call__(self, captions: Sequence[str]) -> Tokens:

@@ -53,22 +53,25 @@ def augmentation(kind: Augmentation, size: int) -> Transform | None:
             v2.RandAugment(2, 7),
         ]
     else:
-        steps = [v2.RandomCrop(size, padding=size // 8, padding_mode="edge"), _jitter]
+        steps = [v2.Resize([size, size]), v2.RandomCrop(size, padding=size // 8, padding_mode="edge"), _jitter]
     transform: Transform = v2.Compose(steps)
     return transform
 
 
 def seeded(transform: Transform, image: Tensor, *key: int) -> Tensor:
-    """Apply a random transform with a generator state that the key alone decides; the global state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(hash(key))
-        augmented: Tensor = transform(image)
-        return augmented
+    """Apply a random transform with a generator state that the key alone decides; the state is put back as it was."""
+    generator = torch.default_generator  # the CPU's alone: torch.manual_seed would reset the accelerator's as well
+    state = generator.get_state()
+    generator.manual_seed(hash(key))
+    try:
+        return transform(image)
+    finally:
+        generator.set_state(state)
 
 
 def _jitter(image: Tensor) -> Tensor:
     pixels = image.float()
     mean = pixels.mean()
-    brightness, contrast = torch.empty(2).uniform_(0.7, 1.3)
+    brightness, contrast = torch.empty(2).uniform_(0.7, 1.3).unbind()
     pixels = (pixels - mean) * contrast + mean * brightness + torch.randn_like(pixels) * 8
-    return pixels.clamp(0, 255).to(torch.uint8)
+    return pixels.clamp(0, 255).byte()

@@ -93,7 +93,7 @@ class FeatureBank:
             )
         return self.features[torch.from_numpy(rows)]
 
-    def placebo(self, seed: int) -> FeatureBank:
+    def placebo(self, seed: int = 0) -> FeatureBank:
         """The same bank with random features: a teacher that knows nothing, for the study's control.
 
         Args:

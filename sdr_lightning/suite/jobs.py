@@ -27,7 +27,6 @@ from sdr_lightning.training.extraction import extract_bank
 from sdr_lightning.training.record import environment
 from sdr_lightning.training.retrieval_module import RetrievalModule
 
-_PLACEBO_SEED = 0
 _EXAMPLE_QUERIES, _EXAMPLE_RESULTS = 3, 5
 
 
@@ -80,7 +79,7 @@ def run_bank(job: BankJob, student: tuple[str, ...]) -> None:
         data = student_data([*student, *imbalance_options(job.imbalance)])
         bank = extract_bank(tower, data, ["train"], _device())
         if job.placebo is not None:
-            bank.placebo(_PLACEBO_SEED).save(job.placebo)
+            bank.placebo().save(job.placebo)
         bank.save(job.file)
 
 

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import yaml
+
 from sdr_lightning import __version__
 from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.identity import sha256
@@ -120,7 +122,8 @@ class Plan:
         for bank in self.banks:
             checkpoint = ("--ckpt_path", str(bank.teacher.checkpoint)) if bank.teacher.checkpoint else ()
             teacher_config = ("--teacher" if word == "--config" else word for word in bank.teacher.config)
-            source = (*teacher_config, *checkpoint, "--output", str(bank.file))
+            placebo = ("--placebo", str(bank.placebo)) if bank.placebo else ()
+            source = (*teacher_config, *checkpoint, *placebo, "--output", str(bank.file))
             lines.append(["sdr", "extract", *self.student, *imbalance_options(bank.imbalance), *source])
         for cell in self.cells:
             lines.append(["sdr", "fit", *cell.arguments])
@@ -141,7 +144,7 @@ def plan(suite: Suite, folder: Path) -> Plan:
     """
     student = _config_options(suite.student)
     teachers = tuple(_teacher(suite, modality, folder) for modality in ("image", "text"))
-    base = sha256(__version__, *(path.read_text() for path in suite.student), *(t.fingerprint for t in teachers))
+    base = sha256(__version__, *map(_text, suite.student), *(t.fingerprint for t in teachers))
     banks: dict[Path, BankJob] = {}
     cells = []
     for name, imbalance in _imbalances(suite):
@@ -155,7 +158,7 @@ def plan(suite: Suite, folder: Path) -> Plan:
                     for bank in needed:
                         file = bank.placebo if method.teachers == "placebo" else bank.file
                         options += (f"--data.init_args.{bank.teacher.modality}_bank", str(file))
-                where = folder / "cells" / method_name / f"{name}-{imbalance.ratio:g}" / f"seed-{seed}"
+                where = folder / "cells" / method_name / f"{name}-{imbalance.ratio}" / f"seed-{seed}"
                 examples = seed == suite.seeds[0] and imbalance.ratio == max(suite.ratios)
                 arguments = (*student, *options, "--run_dir", str(where))
                 fingerprint = sha256(base, method.teachers, str(method.weights), str(actual), str(seed))
@@ -187,6 +190,14 @@ def _imbalances(suite: Suite) -> Sequence[tuple[str, Imbalance]]:
     ]
 
 
+def _text(config: Path) -> str:
+    """A configuration with the fragments that it refers to."""
+    text = config.read_text(encoding="utf-8")
+    values = (yaml.safe_load(text) or {}).values()
+    fragments = [config.parent / value for value in values if isinstance(value, str) and value.endswith(".yaml")]
+    return "\n".join([text, *(fragment.read_text(encoding="utf-8") for fragment in fragments)])
+
+
 def _config_options(paths: Sequence[Path]) -> tuple[str, ...]:
     return tuple(word for path in paths for word in ("--config", str(path)))
 
@@ -198,7 +209,7 @@ def _seed_and_weights(seed: int, weights: dict[str, float]) -> tuple[str, ...]:
 
 def _teacher(suite: Suite, modality: str, folder: Path) -> TeacherJob:
     teacher = suite.teachers[modality]
-    fingerprint = sha256(__version__, *(path.read_text() for path in teacher.config), str(teacher.pretrained))
+    fingerprint = sha256(__version__, *map(_text, teacher.config), str(teacher.pretrained))
     where = folder / "teachers" / modality
     return TeacherJob(
         modality, where, _config_options(teacher.config), teacher.pretrained, teacher.description, fingerprint
@@ -209,7 +220,7 @@ def _bank(teacher: TeacherJob, imbalance: Imbalance, suite: Suite, base: str) ->
     # A bank depends on the imbalance only where that changes what the teacher is shown.
     if _CONTENT.get(imbalance.kind) != teacher.modality or not imbalance.active:
         imbalance = Imbalance()
-    label = f"{imbalance.kind}-{imbalance.ratio:g}-seed-{imbalance.seed}" if imbalance.active else "clean"
+    label = f"{imbalance.kind}-{imbalance.ratio}-seed-{imbalance.seed}" if imbalance.active else "clean"
     stem = f"{label}-{sha256(base, str(imbalance))[:12]}"
     banks = teacher.folder / "banks"
     placebo = any(method.teachers == "placebo" for method in suite.methods.values())

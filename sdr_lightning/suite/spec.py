@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+import re
+from dataclasses import MISSING, dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +12,8 @@ import yaml
 
 from sdr_lightning.data.imbalance import KINDS, Imbalance
 from sdr_lightning.losses.objective import TERMS
+
+_FOLDER = re.compile(r"\w[\w ,.+()-]*")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,8 @@ class Method:
     description: str = ""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.weights, dict):
+            raise ValueError(f"weights must map terms to numbers, got {self.weights!r}")
         unknown = sorted(self.weights.keys() - TERMS.keys())
         if unknown:
             raise ValueError(f"unknown term {unknown[0]!r}, expected some of {', '.join(TERMS)}")
@@ -92,6 +97,9 @@ class Suite:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        for name in (self.name, *self.methods, *self.imbalances):
+            if not _FOLDER.fullmatch(str(name)):
+                raise ValueError(f"{name!r} cannot name a folder: use letters, digits, spaces and , . + - _ ( )")
         for role in ("baseline", "candidate"):
             if getattr(self, role) not in self.methods:
                 raise ValueError(f"{role} {getattr(self, role)!r} is not among the methods {', '.join(self.methods)}")
@@ -163,6 +171,10 @@ def _checked(entry: Any, kind: type, where: str, but: tuple[str, ...] = ()) -> d
             raise ValueError(
                 f"{where} has no {key!r}" + (f"; did you mean {near[0]!r}?" if near else f"; it knows {known}")
             )
+    required = [field.name for field in fields(kind) if field.name in known and field.default is MISSING]
+    missing = [name for name in required if name not in mapping]
+    if missing:
+        raise ValueError(f"{where} lacks {missing[0]!r}")
     return mapping
 
 

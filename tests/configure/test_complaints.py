@@ -50,7 +50,6 @@ def test_an_unknown_option_is_named_with_the_nearest_right_one(option: str, foun
     assert f"'{nearest}'" in after
 
 
-@pytest.mark.xfail(strict=True, reason="the nearest name is looked for by the last part alone")
 @pytest.mark.parametrize(
     ("option", "nearest"),
     [
@@ -72,7 +71,7 @@ def test_the_class_that_refuses_is_named() -> None:
 def test_without_a_near_name_all_are_listed() -> None:
     message = complaint(f"{DATA}.source.init_args.zzz", "3")
     assert "\n" not in message
-    assert "SceneSource has no 'zzz'; it knows max_objects, num_test, num_train, num_val, seed, size" in message
+    assert "SceneSource has no 'zzz'; it knows seed, num_train, num_val, num_test, size, max_objects" in message
 
 
 @pytest.mark.parametrize("where", ["option", "file"])
@@ -84,10 +83,9 @@ def test_an_unknown_key_of_the_imbalance(tmp_path: Path, where: str) -> None:
         path.write_text("data:\n  init_args:\n    imbalance: {kind: mismatch, ration: 0.5}\n")
         message = complaint("--config", str(path))
     assert "\n" not in message
-    assert "'ration'" in message
+    assert "imbalance.ration'" in message
 
 
-@pytest.mark.xfail(strict=True, reason="a group's complaint is passed on as it is")
 def test_an_unknown_key_of_the_imbalance_has_a_hint() -> None:
     assert "'ratio'" in complaint(f"{DATA}.imbalance", "{kind: mismatch, ration: 0.5}")
 
@@ -118,7 +116,6 @@ def test_a_value_of_the_wrong_kind(options: tuple[str, ...], parts: tuple[str, .
     assert all(part in message for part in parts)
 
 
-@pytest.mark.xfail(strict=True, reason="for an optional value only the type that was expected is told")
 def test_a_wrong_value_of_an_optional_option() -> None:
     message = complaint("--trainer.max_epochs", "many")
     assert "max_epochs" in message

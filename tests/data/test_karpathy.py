@@ -82,7 +82,7 @@ def test_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     source = KarpathySource("$SMALL_ROOT/dataset_small.json", f"${{SMALL_IMAGES:-{tmp_path}/images}}")
     assert len(source.table("train").image_ids) == 3
     with pytest.raises(ValueError, match="environment variable SMALL_IMAGES, which is not set"):
-        KarpathySource("$SMALL_ROOT/dataset_small.json", "$SMALL_IMAGES")
+        KarpathySource("$SMALL_ROOT/dataset_small.json", "$SMALL_IMAGES").table("train")
 
 
 def test_relevance_is_rouge_and_is_kept(tmp_path: Path) -> None:
@@ -173,9 +173,6 @@ def test_malformed_annotations(tmp_path: Path, document: Any, message: str) -> N
     assert str(path) in str(error.value)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="values of another type end in another exception", raises=(AttributeError, TypeError)
-)
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -256,7 +253,6 @@ def test_16_bit_gives_rgb(tmp_path: Path) -> None:
     saved(tmp_path / "p.png", Image.fromarray(np.full((6, 6), 300, dtype=np.uint16)))
 
 
-@pytest.mark.xfail(strict=True, reason="everything above 255 of 65,535 becomes white")
 def test_16_bit_is_scaled(tmp_path: Path) -> None:
     ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
     pixels = saved(tmp_path / "p.png", Image.fromarray(ramp))

@@ -36,7 +36,7 @@ def test_embeddings_are_unit_vectors_of_the_common_space(kwargs):
 
 def test_an_embedding_is_the_normalised_projection_of_the_towers_feature():
     encoder = make_encoder().eval()
-    image, text = encoder.image_projection[0], encoder.text_projection[0]
+    image, text = encoder.image_projection[-1], encoder.text_projection[-1]
     expected = F.normalize(encoder.image_tower(images()) @ image.weight.T + image.bias, dim=1)
     torch.testing.assert_close(encoder.encode_image(images()), expected)
     expected = F.normalize(encoder.text_tower(tokens()) @ text.weight.T + text.bias, dim=1)
@@ -73,9 +73,9 @@ def test_frozen_towers(image_frozen, text_frozen, names):
 @pytest.mark.parametrize(
     ("arguments", "layers"),
     [
-        ({}, [nn.Linear]),
-        ({"normalise_input": True}, [nn.LayerNorm, nn.Linear]),
-        ({"hidden_width": 8, "dropout": 0.1}, [nn.Linear, nn.GELU, nn.Dropout, nn.Linear]),
+        ({}, [nn.Dropout, nn.Linear]),
+        ({"normalise_input": True}, [nn.LayerNorm, nn.Dropout, nn.Linear]),
+        ({"hidden_width": 8, "dropout": 0.1}, [nn.Dropout, nn.Linear, nn.GELU, nn.Dropout, nn.Linear]),
     ],
 )
 def test_layers_of_a_projection(arguments, layers):
@@ -84,13 +84,17 @@ def test_layers_of_a_projection(arguments, layers):
     assert projection(torch.randn(2, 5)).shape == (2, 3)
 
 
-def test_dropout_acts_in_training_only():
-    projection = Projection(5, 3, hidden_width=64, dropout=0.5)
-    rows = torch.randn(2, 5, generator=torch.Generator().manual_seed(0))
+@pytest.mark.parametrize("hidden_width", [None, 64])
+def test_dropout_acts_in_training_only(hidden_width):
+    projection = Projection(5, 3, hidden_width, dropout=0.5)
+    assert all(layer.p == 0.5 for layer in projection if isinstance(layer, nn.Dropout))
+    rows = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
     torch.manual_seed(0)
     assert not torch.equal(projection(rows), projection(rows))
     projection.eval()
     assert torch.equal(projection(rows), projection(rows))
+    without = Projection(5, 3, hidden_width)
+    assert torch.equal(without(rows), without(rows))
 
 
 def test_a_layer_norm_makes_the_scale_of_the_features_irrelevant():
