@@ -46,8 +46,8 @@ test: $(READY) ## the fast tests, offline
 test-slow: $(READY) ## the slow tests
 	$(BIN)/pytest -m slow
 
-docs: $(READY) ## make the figures of the docs anew
-	$(BIN)/python docs/make_figures.py
+docs: $(READY) ## publish the studies that were run, as docs/results/
+	$(BIN)/python docs/make_results.py runs/scenes runs/flickr8k
 
 clean: ## remove .venv and everything that tools left
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

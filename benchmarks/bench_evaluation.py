@@ -35,15 +35,11 @@ def naive_ndcg(scores: np.ndarray, relevance: np.ndarray) -> list[float]:
     for row, gains in zip(scores, relevance, strict=True):
         ranked, ideal = gains[np.argsort(-row, kind="stable")], np.sort(gains)[::-1]
         discount = np.log2(np.arange(2, len(row) + 2))
-        values.append(
-            [float((ranked / discount)[:k].sum() / (ideal / discount)[:k].sum()) for k in (10, 20, 50)]
-        )
+        values.append([float((ranked / discount)[:k].sum() / (ideal / discount)[:k].sum()) for k in (10, 20, 50)])
     return np.mean(values, axis=0).tolist()
 
 
-def interleaved(
-    naive: Callable[[], list[float]], ours: Callable[[], list[float]], repeats: int
-) -> tuple[float, float]:
+def interleaved(naive: Callable[[], list[float]], ours: Callable[[], list[float]], repeats: int) -> tuple[float, float]:
     """Median seconds of both, after checking that they agree."""
     np.testing.assert_allclose(naive(), ours(), rtol=1e-6)
     seconds: tuple[list[float], list[float]] = ([], [])
@@ -68,8 +64,7 @@ def captions(count: int) -> list[str]:
     """Captions of 6 to 18 words, the frequent ones far more frequent."""
     draw = np.random.default_rng(0)
     return [
-        " ".join(f"w{word}" for word in np.minimum(draw.zipf(1.3, draw.integers(6, 19)), 5000))
-        for _ in range(count)
+        " ".join(f"w{word}" for word in np.minimum(draw.zipf(1.3, draw.integers(6, 19)), 5000)) for _ in range(count)
     ]
 
 
@@ -88,9 +83,7 @@ def alone(name: str, run: Callable[[], object], repeats: int = 1) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--captions-per-image", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=7)
@@ -107,9 +100,7 @@ def main() -> None:
         return [recall_at_k(ranks, k) for k in (1, 5, 10)]
 
     arrays = (scores.numpy(), ids.numpy(), index.numpy())
-    report(
-        f"R@K from scores, {size}", *interleaved(lambda: naive_recall(*arrays), recalls, arguments.repeats)
-    )
+    report(f"R@K from scores, {size}", *interleaved(lambda: naive_recall(*arrays), recalls, arguments.repeats))
 
     relevance = torch.rand(scores.shape, generator=torch.Generator().manual_seed(1))
     pair = (scores.numpy(), relevance.numpy())

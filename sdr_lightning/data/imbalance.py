@@ -56,6 +56,11 @@ class Imbalance:
             raise ValueError(f"the imbalance severity must be 1, 2, 3, 4 or 5, got {self.severity}")
 
     @property
+    def has_degrees(self) -> bool:
+        """Whether the severity means anything."""
+        return self.kind in ("missing_words", "gaussian_noise")
+
+    @property
     def active(self) -> bool:
         """Whether anything is changed."""
         return self.kind != "none" and self.ratio > 0

@@ -139,7 +139,11 @@ class Runner:
                 for name, method in suite.methods.items()
             },
             "imbalances": {
-                name: {"kind": imbalance.kind, "severity": imbalance.severity, "description": descriptions[name]}
+                name: {
+                    "kind": imbalance.kind,
+                    "severity": imbalance.severity if imbalance.has_degrees else None,
+                    "description": descriptions[name],
+                }
                 for name, imbalance in suite.imbalances.items()
             },
             "ratios": list(suite.ratios),

@@ -34,7 +34,7 @@ def test_sdr_fit_refuses(options: tuple[str, ...], said: str, experiments: Path,
 def test_photographs_need_a_folder_and_say_so(folder: str, experiments: Path, tmp_path: Path) -> None:
     variable = f"{folder.upper()}_ROOT"
     config = ("fit", "--config", experiments / f"{folder}/sdr.yaml", "--run_dir", tmp_path / "run")
-    unset = {name: "" for name in ("FLICKR8K_ROOT", "FLICKR30K_ROOT", "IMAGE_WEIGHTS")}
+    unset = dict.fromkeys(("FLICKR8K_ROOT", "FLICKR30K_ROOT", "IMAGE_WEIGHTS"), "")
     line = complaint(sdr(*config, **unset))
     assert variable in line or "IMAGE_WEIGHTS" in line or "hub" in line
 
