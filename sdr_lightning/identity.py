@@ -17,7 +17,7 @@ def stable_hash(*parts: object) -> int:
 
 def stable_hashes(prefix: tuple[object, ...], items: Iterable[str]) -> NDArray[np.int64]:
     """:func:`stable_hash` of ``(*prefix, item)`` for every item, (N,) int64."""
-    base = hashlib.blake2b(("\x1f".join(map(str, prefix)) + "\x1f").encode(), digest_size=8)
+    base = hashlib.blake2b("".join(f"{part}\x1f" for part in prefix).encode(), digest_size=8)
     hashes = []
     for item in items:
         digest = base.copy()

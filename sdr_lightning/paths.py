@@ -27,7 +27,7 @@ def expand(reference: str) -> str:
         found = os.environ.get(name) or match["default"]
         if found is None:
             raise ValueError(
-                f"{reference!r} needs the environment variable {name}, which is not set: export {name}=..."
+                f"{reference!r} needs the environment variable {name}, which is not set or empty: export {name}=..."
             )
         return found
 
@@ -45,10 +45,12 @@ def package_path(reference: str) -> str:
     if not reference.startswith(_PACKAGE):
         return reference
     name, _, inside = reference.removeprefix(_PACKAGE).partition("/")
+    if not name.isidentifier():
+        raise ValueError(f"{reference!r} should read package:NAME/FOLDER, with the name that is imported")
     spec = find_spec(name)
-    if spec is None or spec.origin is None:
+    if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"{reference!r} names the package {name}, which is not installed: pip install {name}")
-    return str(Path(spec.origin).parent / inside)
+    return str(Path(spec.submodule_search_locations[0]) / inside)
 
 
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:

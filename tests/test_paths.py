@@ -20,6 +20,7 @@ from sdr_lightning.paths import expand, package_path, write_atomically, write_js
         ("${UNSET:-}x", "x"),
         ("${EMPTY:-/elsewhere}/x", "/elsewhere/x"),
         ("$ROOT/${UNSET:-a b}/$NAME", "/r/a b/n"),
+        ("${UNSET:-a}/${ROOT:-b}/{c}", "a//r/{c}"),
         ("package:some/${NAME}", "package:some/n"),
         ("~/x", "/home/me/x"),
         ("${UNSET:-~/x}", "/home/me/x"),

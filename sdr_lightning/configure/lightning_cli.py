@@ -47,8 +47,9 @@ class SdrCLI(LightningCLI):
 
     def __init__(self, arguments: list[str], run: bool = True) -> None:
         self.started, self.arguments = time.time(), arguments
-        # With arguments of its own LightningCLI warns about those of the process, which are not for it.
-        with patch.object(sys, "argv", ["sdr", *(arguments if run else [])]), _quiet():
+        # With arguments of its own LightningCLI warns about those of the process, which are not for it; the name of the
+        # program stays, because DDP starts it again for every further process.
+        with patch.object(sys, "argv", [sys.argv[0], *(arguments if run else [])]), _quiet():
             super().__init__(
                 pl.LightningModule,
                 pl.LightningDataModule,

@@ -50,9 +50,16 @@ class TimmImageTower(Tower):
             raise ValueError(f"timm has no model {name!r}{near_names(name, timm.list_models())}")
         weights = None if weights is None else expand(weights)
         arguments = {"num_classes": 0, **(model_args or {})}
+        if arguments["num_classes"] != 0 or arguments.get("global_pool") == "":
+            raise ValueError(
+                f"a tower gives one feature vector an image: drop num_classes and global_pool from {model_args}"
+            )
+        self.architecture = f"{name.split('.')[0]} {sorted(arguments.items())}"
         try:
             self.model = timm.create_model(name, pretrained=weights == "hub", **arguments)
         except (OSError, RuntimeError) as error:
+            if "pretrained tag" in str(error):
+                raise ValueError(f"timm has no weights {name!r}: {error}") from error
             if weights != "hub":
                 raise
             raise ValueError(
@@ -60,7 +67,7 @@ class TimmImageTower(Tower):
                 "pass image_tower.init_args.weights the path of a state dict"
             ) from error
         if weights not in (None, "hub"):
-            load_state(self.model, Path(weights), ignore=("classifier.", "head.fc.", "fc."))
+            load_state(self.model, Path(weights), ignore=("classifier.", "head.", "fc."))
         self.width = int(self.model.num_features)
         if hasattr(self.model, "head_hidden_size"):
             self.width = int(self.model.head_hidden_size)
@@ -70,9 +77,9 @@ class TimmImageTower(Tower):
         self.model.to(memory_format=torch.channels_last)  # what convolutions are fastest with, on CPUs and on GPUs
         self.freeze_if_asked()
 
-    def extra_repr(self) -> str:
-        """The normalisation, which is part of what the features are."""
-        return f"mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+    def settings(self) -> str:
+        """The architecture with its arguments, and the normalisation."""
+        return f"{self.architecture} mean={self.mean.flatten().tolist()} std={self.std.flatten().tolist()}"
 
     def features(self, inputs: Tensor) -> Tensor:
         """Encode images.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, Literal
 
 from torch import Tensor
@@ -51,12 +52,22 @@ class TransformersTextTower(Tower):
                 raise unreachable("text tower", reference, "text_tower.init_args.weights", error) from error
         else:
             assert config is not None
-            settings = AutoConfig.for_model(**config)
+            try:
+                settings = AutoConfig.for_model(**config)
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"config needs a model_type that transformers knows, got {config}") from error
             self.model = AutoModel.from_config(settings, **_no_pooler(settings))
+        if pooling not in ("mean", "cls"):
+            raise ValueError(f"pooling must be mean or cls, got {pooling!r}")
         self.pooling = pooling
         self.width = int(self.model.config.hidden_size)
         self.vocabulary_size = int(self.model.config.vocab_size)
         self.freeze_if_asked()
+
+    def settings(self) -> str:
+        """The configuration of the model, without where it came from, and the pooling."""
+        config = {key: value for key, value in self.model.config.to_dict().items() if key not in _PROVENANCE}
+        return f"{self.pooling} {json.dumps(config, sort_keys=True, default=str)}"
 
     def features(self, inputs: Tokens) -> Tensor:
         """Encode captions.
@@ -74,6 +85,9 @@ class TransformersTextTower(Tower):
             return hidden[:, 0]
         mask = inputs.attention_mask.unsqueeze(-1).to(hidden.dtype)  # (B, L, 1)
         return (hidden * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+
+
+_PROVENANCE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 
 
 def _no_pooler(config: Any) -> dict[str, bool]:

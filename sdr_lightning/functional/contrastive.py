@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 
-def positive_targets(query_index: Tensor, gallery_index: Tensor) -> Tensor:
+def positive_targets(query_index: Tensor, gallery_index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Spread each row's target evenly over the gallery items that share its image.
 
     ``y_ij = [q_i = g_j] / sum_k [q_i = g_k]``
@@ -21,11 +21,12 @@ def positive_targets(query_index: Tensor, gallery_index: Tensor) -> Tensor:
     Args:
         query_index: (Q,) int64 image rows.
         gallery_index: (G,) int64 image rows.
+        dtype: of the result.
 
     Returns:
-        (Q, G) float32, rows sum to 1; a row without a positive is all zero.
+        (Q, G), rows sum to 1; a row without a positive is all zero.
     """
-    positives = (query_index[:, None] == gallery_index[None, :]).float()  # (Q, G)
+    positives = (query_index[:, None] == gallery_index[None, :]).to(dtype)  # (Q, G)
     return positives / positives.sum(dim=1, keepdim=True).clamp(min=1)
 
 
@@ -71,7 +72,7 @@ def image_text_contrast(image: Tensor, text: Tensor, image_index: Tensor, temper
     Returns:
         A scalar; gradient flows to both embeddings and to the temperature.
     """
-    targets = positive_targets(image_index, image_index).to(image.dtype)
+    targets = positive_targets(image_index, image_index, image.dtype)
     logits = image @ text.T / temperature  # (B, B)
     return (soft_cross_entropy(logits, targets) + soft_cross_entropy(logits.T, targets)) / 2
 
@@ -85,11 +86,17 @@ def nt_xent(embeddings: Tensor, group: Tensor, temperature: float) -> Tensor:
         temperature: tau > 0.
 
     Returns:
-        A scalar over the items that have a positive; gradient flows to the embeddings.
+        A scalar over the items that have a positive, in float32 at least, also under autocast; gradient flows to the
+        embeddings.
 
     Raises:
         ValueError: no item has a positive.
     """
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return _nt_xent(embeddings if embeddings.dtype.itemsize >= 4 else embeddings.float(), group, temperature)
+
+
+def _nt_xent(embeddings: Tensor, group: Tensor, temperature: float) -> Tensor:
     itself = torch.eye(len(group), dtype=torch.bool, device=group.device)
     positives = (group[:, None] == group[None, :]) & ~itself  # (B, B)
     has_positive = positives.any(dim=1)

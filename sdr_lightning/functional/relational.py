@@ -54,7 +54,9 @@ def student_relation(image: Tensor, text: Tensor, relation: StudentRelation) -> 
         return relation_matrix(text)
     if relation == "image_text":
         return relation_matrix(image, text)
-    return relation_matrix((image + text) / 2)
+    if relation == "averaged":
+        return relation_matrix((image + text) / 2)
+    raise ValueError(f"unknown student relation {relation!r}")
 
 
 def fuse_relations(image_relation: Tensor, text_relation: Tensor, text_share: Tensor | float) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
@@ -66,7 +67,8 @@ class RebalancingObjective(nn.Module):
         text_share: lambda; 0.5 and learned by default.
 
     Raises:
-        ValueError: an unknown term, a negative weight, no positive weight, or a teacher width that is missing.
+        ValueError: an unknown term, relation or distance, a negative weight, no positive weight, or a teacher width that
+            is missing.
     """
 
     def __init__(
@@ -83,8 +85,11 @@ class RebalancingObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.weights = _checked_weights(weights)
+        _one_of("relation", relation, StudentRelation)
+        _one_of("distance", distance, Distance)
         self.relation, self.distance = relation, distance
-        self.temperature = temperature if temperature is not None else Temperature()
+        if self.has_contrast:
+            self.temperature = temperature if temperature is not None else Temperature()
         if "iic" in self.weights:
             width = _required(image_teacher_width, "image_teacher_width", "iic")
             self.project_image_teacher = nn.Linear(width, embedding_width)
@@ -94,6 +99,11 @@ class RebalancingObjective(nn.Module):
         if self.has_structure:
             self.relation_temperature = relation_temperature if relation_temperature is not None else Temperature()
             self.text_share = text_share if text_share is not None else TextShare()
+
+    @property
+    def has_contrast(self) -> bool:
+        """Whether any contrastive term is computed."""
+        return any(term in self.weights for term in ("itc", "iic", "ttc"))
 
     @property
     def has_structure(self) -> bool:
@@ -127,7 +137,7 @@ class RebalancingObjective(nn.Module):
 
     def _terms(self, image: Tensor, text: Tensor, pairs: PairEmbeddings) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
-        tau = self.temperature()
+        tau = self.temperature() if self.has_contrast else image.new_ones(())
         if "itc" in self.weights:
             terms["itc"] = image_text_contrast(image, text, pairs.image_index, tau)
         if "iic" in self.weights:
@@ -146,7 +156,7 @@ class RebalancingObjective(nn.Module):
 
     def scalars(self) -> dict[str, Tensor]:
         """Temperatures and lambda by the name they are logged under, detached."""
-        values = {"temperature": self.temperature().detach()}
+        values = {"temperature": self.temperature().detach()} if self.has_contrast else {}
         if self.has_structure:
             values["relation_temperature"] = self.relation_temperature().detach()
             values["lambda"] = self.text_share().detach()
@@ -154,14 +164,15 @@ class RebalancingObjective(nn.Module):
 
     def clamp(self) -> None:
         """Put the temperatures back into their ranges; called after each optimiser step."""
-        self.temperature.clamp()
+        if self.has_contrast:
+            self.temperature.clamp()
         if self.has_structure:
             self.relation_temperature.clamp()
 
     def _structure(self, image: Tensor, text: Tensor, pairs: PairEmbeddings) -> dict[str, Tensor]:
         tau2 = self.relation_temperature()
-        image_relation = relation_matrix(_teacher(pairs.image_teacher, "image")) / tau2
-        text_relation = relation_matrix(_teacher(pairs.text_teacher, "text")) / tau2
+        image_relation = relation_matrix(_teacher(pairs.image_teacher, "image").to(image.dtype)) / tau2
+        text_relation = relation_matrix(_teacher(pairs.text_teacher, "text").to(text.dtype)) / tau2
         fused = fuse_relations(image_relation, text_relation, self.text_share())
         terms: dict[str, Tensor] = {}
         if "kd" in self.weights:
@@ -176,7 +187,7 @@ class RebalancingObjective(nn.Module):
 
 def _distil(student: Tensor, teacher: Tensor, projection: nn.Linear, index: Tensor, tau: Tensor) -> Tensor:
     projected = F.normalize(projection(teacher.to(projection.weight.dtype)), dim=1).to(student.dtype)
-    return contrast(student, projected, positive_targets(index, index).to(student.dtype), tau)
+    return contrast(student, projected, positive_targets(index, index, student.dtype), tau)
 
 
 def _teacher(features: Tensor | None, modality: str, width: int | None = None) -> Tensor:
@@ -209,6 +220,11 @@ def _checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
     if not positive:
         raise ValueError(f"no term has a positive weight: give at least one of {', '.join(TERMS)}")
     return positive
+
+
+def _one_of(argument: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise ValueError(f"{argument} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
 def _required(width: int | None, argument: str, term: str) -> int:

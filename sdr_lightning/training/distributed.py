@@ -59,11 +59,29 @@ class EmbeddingTable(Metric):
         self.index.append(index)
         self.embeddings.append(embeddings.detach().float())
 
+    def table(self, size: int) -> Tensor:
+        """:meth:`compute`, and start again.
+
+        Args:
+            size: N, the number of rows there must be.
+
+        Returns:
+            (N, d) float32 on the CPU.
+
+        Raises:
+            ValueError: rows that came twice, or are missing.
+        """
+        embeddings: Tensor = self.compute()
+        self.reset()
+        if len(embeddings) != size:
+            raise ValueError(f"evaluation needs {size} rows, got {len(embeddings)}")
+        return embeddings.cpu()
+
     def compute(self) -> Tensor:
         """(N, d) float32, the rows of all ranks in order.
 
         Raises:
-            ValueError: rows that are missing or came twice.
+            ValueError: rows that came twice, or are missing below the greatest that came.
         """
         index, embeddings = dim_zero_cat(self.index), dim_zero_cat(self.embeddings)
         order = index.argsort()

@@ -39,7 +39,7 @@ def split_bank(tower: Tower, data: RetrievalDataModule, name: Split, device: tor
         file = data.cache / f"{modality}-{key[:24]}.safetensors"
         if file.is_file():
             return FeatureBank.load(file, modality)
-    bank = extract(tower, modality, data.items(name, modality), ids, content, device)
+    bank = extract(tower, data.items(name, modality), ids, content, device)
     if file is not None:
         bank.save(file)
     return bank

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from sdr_lightning.data.module import RetrievalDataModule
+from sdr_lightning.data.table import Split
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.features.bank import Modality
 from sdr_lightning.losses.objective import RebalancingObjective
@@ -133,15 +134,17 @@ class RetrievalModule(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Recall on the validation split."""
-        image, text = self._collect()
         if self.trainer.sanity_checking:  # a few batches are not the gallery
+            self.image_table.reset()
+            self.text_table.reset()
             return
-        metrics = cross_modal(image, text, self.data.split("val").caption_image.to(image.device))
+        image, text = self._collect("val")
+        metrics = cross_modal(image, text, self.data.split("val").caption_image)
         self.log_dict({f"val/{name}": value for name, value in metrics.items()})
 
     def on_test_epoch_end(self) -> None:
         """Everything, on the test split."""
-        image, text = self._collect()
+        image, text = self._collect("test")
         self.test_embeddings = image, text
         self.test_metrics = evaluate(image, text, self.data.split("test").caption_image, self.data.relevance("test"))
         self.log_dict({f"test/{name}": value for name, value in self.test_metrics.items()})
@@ -169,8 +172,6 @@ class RetrievalModule(pl.LightningModule):
             prefix = f"encoder.{name}."
             checkpoint["state_dict"] |= {prefix + key: value for key, value in towers[name].state_dict().items()}
 
-    def _collect(self) -> tuple[Tensor, Tensor]:
-        image, text = self.image_table.compute(), self.text_table.compute()
-        self.image_table.reset()
-        self.text_table.reset()
-        return image.cpu(), text.cpu()
+    def _collect(self, name: Split) -> tuple[Tensor, Tensor]:
+        table = self.data.split(name).table
+        return self.image_table.table(len(table.image_ids)), self.text_table.table(len(table.captions))

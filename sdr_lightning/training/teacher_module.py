@@ -56,6 +56,6 @@ class TeacherModule(pl.LightningModule):
     def training_step(self, batch: UnimodalBatch, batch_idx: int) -> Tensor:
         """NT-Xent over the views of all ranks."""
         embeddings = gather(self, F.normalize(self.projection(self.tower(batch.inputs)), dim=1))
-        loss = nt_xent(embeddings.float(), gather(self, batch.group), self.temperature)
+        loss = nt_xent(embeddings, gather(self, batch.group), self.temperature)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(embeddings))
         return loss

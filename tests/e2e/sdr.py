@@ -20,9 +20,8 @@ MATCHING_ALONE = (
 
 def sdr(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a process of its own."""
-    code = "import sys; from sdr_lightning.cli.main import main; sys.exit(main())"
     return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
+        [sys.executable, "-m", "sdr_lightning", *map(str, arguments)],
         capture_output=True,
         text=True,
         cwd=cwd,

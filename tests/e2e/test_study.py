@@ -41,8 +41,7 @@ def cells(folder: Path) -> dict[Path, float]:
 
 def test_a_study_runs_is_interrupted_and_continues_where_it_stopped(study: Path) -> None:
     output = study / "out"
-    code = "import sys; from sdr_lightning.cli.main import main; sys.exit(main())"
-    command = [sys.executable, "-c", code, "reproduce", str(study / "suite.yaml"), "--output", str(output)]
+    command = [sys.executable, "-m", "sdr_lightning", "reproduce", str(study / "suite.yaml"), "--output", str(output)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while not cells(output) and process.poll() is None and time.monotonic() < deadline:

@@ -32,6 +32,9 @@ def test_embeddings_are_unit_vectors_of_the_common_space(kwargs):
     for embeddings in (encoder.encode_image(images()), encoder.encode_text(tokens())):
         assert embeddings.shape == (3, 6)
         torch.testing.assert_close(embeddings.norm(dim=1), torch.ones(3))
+    layers = [[type(layer) for layer in side] for side in (encoder.image_projection, encoder.text_projection)]
+    assert layers[0] == layers[1]
+    assert (nn.LayerNorm in layers[0]) == kwargs.get("normalise_features", False)
 
 
 def test_an_embedding_is_the_normalised_projection_of_the_towers_feature():

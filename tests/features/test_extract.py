@@ -25,6 +25,9 @@ class TinyTower(Tower):
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
         self.freeze_if_asked()
 
+    def settings(self):
+        return "tiny"
+
     def features(self, inputs):
         return self.layers(inputs)
 
@@ -83,7 +86,7 @@ def test_progress_is_shown_where_it_is_described(capfd):
 def test_a_bank_holds_what_the_tower_says_in_evaluation_mode(training, frozen):
     tower = TinyTower(frozen).train(training)
     before = tower.fingerprint()
-    bank = extract(tower, "image", batches([4, 5, 6], [0, 1, 2, 3]), IDS, CONTENT, CPU)
+    bank = extract(tower, batches([4, 5, 6], [0, 1, 2, 3]), IDS, CONTENT, CPU)
     assert tower.training == (training and not frozen)
     assert tower.fingerprint() == before == bank.source
     tower.eval()
@@ -95,7 +98,7 @@ def test_a_bank_holds_what_the_tower_says_in_evaluation_mode(training, frozen):
 def test_the_tower_is_left_in_its_mode_when_a_batch_fails():
     tower = TinyTower().train()
     with pytest.raises(ValueError, match="3 of 7 items were not encoded"):
-        extract(tower, "image", batches([0, 1, 2, 3]), IDS, CONTENT, CPU)
+        extract(tower, batches([0, 1, 2, 3]), IDS, CONTENT, CPU)
     assert tower.training
 
 
@@ -103,4 +106,4 @@ def test_a_tower_that_gives_nan_makes_no_bank():
     tower = TinyTower()
     nn.init.constant_(tower.layers[1].weight, float("nan"))
     with pytest.raises(ValueError, match="the image tower gave NaN"):
-        extract(tower, "image", batches(list(range(7))), IDS, CONTENT, CPU)
+        extract(tower, batches(list(range(7))), IDS, CONTENT, CPU)

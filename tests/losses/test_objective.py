@@ -434,7 +434,7 @@ def test_the_published_starting_values():
 
 
 def test_two_objectives_share_no_scalar():
-    first, second = RebalancingObjective({"kd": 1}, WIDTH), RebalancingObjective({"kd": 1}, WIDTH)
+    first, second = RebalancingObjective({"itc": 1, "kd": 1}, WIDTH), RebalancingObjective({"itc": 1, "kd": 1}, WIDTH)
     assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
     assert first.temperature is not first.relation_temperature
 

@@ -1,0 +1,28 @@
+"""The table that evaluation is collected in."""
+
+import pytest
+import torch
+
+from sdr_lightning.training.distributed import EmbeddingTable
+
+
+def test_a_table_that_lacks_its_last_row() -> None:
+    table = EmbeddingTable()
+    table.update(torch.tensor([0, 1]), torch.zeros(2, 3))  # of 3
+    with pytest.raises(ValueError, match="needs 3 rows, got 2"):
+        table.table(3)
+
+
+def test_rows_find_their_places_and_the_table_starts_again() -> None:
+    table = EmbeddingTable()
+    for _ in range(2):
+        table.update(torch.tensor([2, 0]), torch.tensor([[2.0], [0.0]]))
+        table.update(torch.tensor([1]), torch.tensor([[1.0]]))
+        assert table.table(3).tolist() == [[0.0], [1.0], [2.0]]
+
+
+def test_a_row_that_comes_twice_is_an_error() -> None:
+    table = EmbeddingTable()
+    table.update(torch.tensor([0, 1, 1]), torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="every row once"):
+        table.table(3)
