@@ -259,7 +259,9 @@ def test_text_weights_from_a_folder(tmp_path, monkeypatch):
 
 def test_text_weights_that_nobody_has(offline, tmp_path):
     for reference in ("nobody/has-this-model", str(tmp_path), str(tmp_path / "nothing")):
-        with pytest.raises(ValueError, match=r"is no local folder, and the hub did not give it") as caught:
+        with pytest.raises(
+            ValueError, match=r"is no local folder, and the hub did not give it|holds no model that can be read"
+        ) as caught:
             TransformersTextTower(reference)
         assert repr(reference) in str(caught.value)
         assert "text_tower.init_args.weights" in str(caught.value)
