@@ -39,7 +39,8 @@ class RetrievalDataModule(pl.LightningDataModule):
             teacher, who sees one modality alone.
         augmentation: of training images.
         imbalance: what is wrong with the training data.
-        image_bank: the image teacher's feature bank; ``$NAME`` and ``${NAME:-default}`` are filled in.
+        image_bank: the image teacher's feature bank, read when the student's objective needs it; ``$NAME`` and
+            ``${NAME:-default}`` are filled in.
         text_bank: the text teacher's feature bank, likewise.
         evaluation_batch_size: items a process encodes at a time outside training.
         workers: worker processes that read data; 0 reads in the training process.
@@ -47,7 +48,7 @@ class RetrievalDataModule(pl.LightningDataModule):
         seed: of shuffling and augmentation; follows ``seed_everything``.
 
     Raises:
-        ValueError: from :meth:`setup`: data that is absent or malformed, a bank of other data, a batch that is too large.
+        ValueError: from :meth:`setup`: data that is absent or malformed.
     """
 
     def __init__(
@@ -77,14 +78,24 @@ class RetrievalDataModule(pl.LightningDataModule):
         self.splits: dict[Split, PreparedSplit] = {}
 
     def setup(self, stage: str) -> None:
-        """Read the splits that a stage needs and attach the teachers' banks to the training split."""
+        """Read the splits that a stage needs."""
         needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
         for split in needed[stage]:
             self.split(split)
-        if stage == "fit":
-            for modality, path in self.banks.items():
-                if path is not None:
-                    self.splits["train"].attach_teacher(FeatureBank.load(Path(expand(path)), modality))
+
+    def attach_teacher(self, modality: Modality) -> None:
+        """Hand out a teacher's features with every training pair; the student's module asks for those it distils.
+
+        Raises:
+            ValueError: no bank is configured or found, or it is a bank of other data.
+        """
+        path = self.banks[modality]
+        if path is None:
+            raise ValueError(
+                f"the objective distils an {modality} teacher and there is no bank of its features: write one with "
+                f"sdr extract and name it as --data.init_args.{modality}_bank"
+            )
+        self.split("train").attach_teacher(FeatureBank.load(Path(expand(path)), modality))
 
     def split(self, split: Split) -> PreparedSplit:
         """A split as it is read here, prepared once."""

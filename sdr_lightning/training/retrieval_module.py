@@ -55,10 +55,10 @@ class RetrievalModule(pl.LightningModule):
         return data
 
     def setup(self, stage: str) -> None:
-        """Check data against model, and let frozen towers speak once.
+        """Check data against model, attach the teachers that the objective needs, and let frozen towers speak once.
 
         Raises:
-            ValueError: a tokenizer that is not the text tower's, or an objective whose teachers have no bank.
+            ValueError: a tokenizer that is not the text tower's, or a teacher's bank that is absent or of other data.
         """
         vocabulary = getattr(self.encoder.text_tower, "vocabulary_size", None)
         if vocabulary is not None and vocabulary < self.data.tokenizer.vocabulary_size:
@@ -71,11 +71,8 @@ class RetrievalModule(pl.LightningModule):
             "text": self.objective.needs_text_teacher,
         }
         for modality, is_needed in needed.items():
-            if stage == "fit" and is_needed and self.data.banks[modality] is None:
-                raise ValueError(
-                    f"the objective distils an {modality} teacher and there is no bank of its features: write one with "
-                    f"sdr extract and name it as --data.init_args.{modality}_bank"
-                )
+            if stage == "fit" and is_needed:
+                self.data.attach_teacher(modality)
         for name, split in self.data.splits.items():
             for tower in self.encoder.frozen_towers().values():
                 device = self.trainer.strategy.root_device

@@ -172,6 +172,8 @@ def test_banks_are_attached_to_the_training_split(tmp_path: Path, monkeypatch: p
         image_bank="$BANKS/image.safetensors",
         text_bank="${BANKS}/text.safetensors",
     )
+    data.attach_teacher("image")
+    data.attach_teacher("text")
     batch = next(iter(data.train_dataloader()))
     assert (batch.image_teacher[:, 0] == batch.image_index).all()
     assert (batch.text_teacher[:, 0] == batch.text_index).all()
@@ -185,11 +187,14 @@ def test_wrong_banks(tmp_path: Path) -> None:
     path = tmp_path / "image.safetensors"
     bank_of(fitted(source=source).split("train"), "image").save(path)
     with pytest.raises(ValueError, match=f"no feature bank at {tmp_path}/none"):
-        fitted(source=source, image_bank=str(tmp_path / "none"))
+        fitted(source=source, image_bank=str(tmp_path / "none")).attach_teacher("image")
     with pytest.raises(ValueError, match="is a bank of the image modality, expected text"):
-        fitted(source=source, text_bank=str(path))
+        fitted(source=source, text_bank=str(path)).attach_teacher("text")
+    noisy = fitted(source=source, image_bank=str(path), imbalance=Imbalance("gaussian_noise", 0.5))
     with pytest.raises(ValueError, match="the image bank was extracted from other content"):
-        fitted(source=source, image_bank=str(path), imbalance=Imbalance("gaussian_noise", 0.5))
+        noisy.attach_teacher("image")
+    with pytest.raises(ValueError, match="and there is no bank of its features"):
+        fitted(source=source).attach_teacher("text")
 
 
 @pytest.mark.parametrize("batch_size", [1, 0, -4])

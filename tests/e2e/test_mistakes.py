@@ -31,8 +31,14 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         (("--data.init_args.batch_size=100000",), "larger than the 1000 training items"),
         (("--checkpoint.monitor=test/rsum",), "never selected on test"),
         (("--model.init_args.objective.init_args.weights", '{"itcc": 1}'), "did you mean 'itc'"),
-        (("--model.init_args.objective.init_args.weights", '{"ttc": 1}'), "--data.init_args.text_bank"),
-        (("--data.init_args.image_bank=absent.safetensors",), "no feature bank at absent.safetensors"),
+        (
+            ("--model.init_args.objective.init_args.weights", '{"ttc": 1}', "--data.init_args.text_bank=null"),
+            "text_bank",
+        ),
+        (
+            ("--model.init_args.objective.init_args.weights", '{"iic": 1}', "--data.init_args.image_bank=absent"),
+            "no feature bank",
+        ),
         (("--model.init_args.encoder.init_args.image_tower.init_args.name=resnet10",), "timm has no model 'resnet10'"),
         (("--model.init_args.encoder.init_args.image_tower.init_args.weights=absent.pth",), "no weights at absent.pth"),
         (("--model.init_args.encoder.init_args.image_tower.init_args.weights=$UNSET_WEIGHTS",), "UNSET_WEIGHTS"),
