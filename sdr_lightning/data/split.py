@@ -99,8 +99,16 @@ class PreparedSplit:
 
         Returns:
             (B, 3, S, S) uint8 pixels, or (B, D) cached features.
+
+        Raises:
+            ValueError: an augmentation of images whose features are cached.
         """
         if "image" in self._cached:
+            if transform is not None:
+                raise ValueError(
+                    "a frozen image tower's features are computed once, so images cannot be augmented: set "
+                    "data.init_args.augmentation to none, or the tower's frozen to false"
+                )
             return self._cached["image"][torch.from_numpy(rows)]
         return torch.stack([self._image(int(row), transform, key) for row in rows])
 

@@ -20,14 +20,34 @@ from torch import Tensor
 
 from sdr_lightning.configure import build, student_data, teacher_tower
 from sdr_lightning.data.module import RetrievalDataModule
+from sdr_lightning.data.table import Split
+from sdr_lightning.features.bank import Modality
 from sdr_lightning.metrics.graded import single_modal
 from sdr_lightning.paths import write_atomically, write_json
 from sdr_lightning.suite.plan import BankJob, Cell, TeacherJob, imbalance_options
-from sdr_lightning.training.extraction import extract_bank
+from sdr_lightning.training.extraction import extract_bank, split_bank
 from sdr_lightning.training.record import environment
 from sdr_lightning.training.retrieval_module import RetrievalModule
 
 _EXAMPLE_QUERIES, _EXAMPLE_RESULTS = 3, 5
+
+
+def frozen_modalities(student: tuple[str, ...]) -> list[Modality]:
+    """Which towers of the student are frozen."""
+    module = build(list(student)).model
+    assert isinstance(module, RetrievalModule)
+    return [tower.modality for tower in module.encoder.frozen_towers().values()]
+
+
+def run_features(student: tuple[str, ...], modality: Modality, split: Split) -> None:
+    """Fill the cache with what a frozen tower says of the clean data, once for all cells."""
+    cli = build(list(student))
+    module, data = cli.model, cli.datamodule
+    assert isinstance(module, RetrievalModule)
+    assert isinstance(data, RetrievalDataModule)
+    with _log(data.cache, f"{modality}-{split}.log"):
+        tower = next(tower for tower in module.encoder.frozen_towers().values() if tower.modality == modality)
+        split_bank(tower, data, split, _device())
 
 
 def describe(student: tuple[str, ...]) -> dict[str, Any]:

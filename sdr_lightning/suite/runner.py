@@ -16,6 +16,8 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sdr_lightning.data.table import SPLITS, Split
+from sdr_lightning.features.bank import Modality
 from sdr_lightning.paths import write_json
 from sdr_lightning.reporting import build_report
 from sdr_lightning.suite import jobs as work
@@ -68,6 +70,9 @@ class Runner:
         def teach(job: TeacherJob) -> Job:
             return f"{job.modality} teacher", work.run_teacher, (job, student)
 
+        def features(modality: Modality, split: Split) -> Job:
+            return f"{modality}, {split}", work.run_features, (student, modality, split)
+
         def extract(job: BankJob) -> Job:
             return f"{job.teacher.modality} {job.file.stem}", work.run_bank, (job, student)
 
@@ -79,6 +84,9 @@ class Runner:
             try:
                 data = pool.submit(work.describe, student).result()
                 write_json(self.folder / "suite.json", self._description(data, None))
+                if cells:
+                    frozen = pool.submit(work.frozen_modalities, student).result()
+                    self._phase(pool, "tower features", [features(m, split) for split in SPLITS for m in frozen])
                 alone = [cell for cell in cells if not cell.distils]
                 self._phase(pool, "teachers, cells without", [*map(teach, teachers), *map(run, alone)])
                 self._phase(pool, "feature banks", [*map(extract, banks)])

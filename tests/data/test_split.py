@@ -156,6 +156,8 @@ def test_cached_features_replace_pixels_and_tokens() -> None:
     split = split_under(CLEAN)
     split.cache(bank_of(split, "image", width=4))
     assert split.images(np.array([6, 2])).tolist() == [[6.0] * 4, [2.0] * 4]
+    with pytest.raises(ValueError, match="cannot be augmented"):
+        split.images(np.array([6, 2]), lambda image: image)
     assert isinstance(split.texts(np.array([0])), Tokens)
     split.cache(bank_of(split, "text", width=2))
     texts = split.texts(np.array([19, 0, 3]))

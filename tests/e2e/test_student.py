@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.e2e.sdr import MATCHING_ALONE, SMALL, complaint, sdr, succeeded
 
@@ -102,3 +103,27 @@ def test_wandb_overlay_writes_an_offline_run_and_the_csv(experiments: Path, tmp_
     succeeded(sdr("fit", *options, "--run_dir", tmp_path / "run", cwd=tmp_path, WANDB_MODE="offline"))
     assert list((tmp_path / "run").glob("wandb/offline-run-*"))
     assert epochs(tmp_path / "run", "val/rsum")
+
+
+def test_frozen_towers_speak_once_and_stay_out_of_checkpoints(experiments: Path, tmp_path: Path) -> None:
+    encoder = "--model.init_args.encoder.init_args"
+    frozen = [f"{encoder}.{tower}.init_args.frozen=true" for tower in ("image_tower", "text_tower")]
+    cache = tmp_path / "cache"
+    options = (
+        *("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL, *frozen),
+        *("--trainer.max_epochs=1", f"--data.init_args.cache={cache}"),
+    )
+    succeeded(sdr("fit", *options, "--run_dir", tmp_path / "a"))
+    kept = {path: path.stat().st_mtime_ns for path in cache.iterdir()}
+    assert len(kept) == 4  # two towers, two splits
+    succeeded(sdr("fit", *options, "--run_dir", tmp_path / "b"))
+    assert {path: path.stat().st_mtime_ns for path in cache.iterdir()} == kept
+    assert epochs(tmp_path / "a", "train/loss") == epochs(tmp_path / "b", "train/loss")
+
+    checkpoint = torch.load(tmp_path / "a/checkpoints/best.ckpt", weights_only=True)
+    assert not [key for key in checkpoint["state_dict"] if "_tower." in key]
+    best = ("--ckpt_path", tmp_path / "a/checkpoints/best.ckpt")
+    succeeded(sdr("validate", *options, *best, "--run_dir", tmp_path / "v"))
+    assert epochs(tmp_path / "v", "val/rsum") == epochs(tmp_path / "a", "val/rsum")
+    other = complaint(sdr("validate", *options, *best, "--run_dir", tmp_path / "w", "--seed_everything", "5"))
+    assert "another frozen image_tower" in other
