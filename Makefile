@@ -41,7 +41,7 @@ type: $(READY) ## types, strictly
 	$(BIN)/mypy
 
 test: $(READY) ## the fast tests, offline
-	$(BIN)/pytest -m "not slow" -n 2
+	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(READY) ## the slow tests
 	$(BIN)/pytest -m slow

@@ -53,6 +53,9 @@ class Runner:
             KeyboardInterrupt: after the workers were stopped; what is finished stays.
         """
         started = time.time()
+        signal.signal(
+            signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)
+        )  # a batch system's way to say Ctrl-C
         self._claim_folder()
         teachers = [job for job in self.plan.teachers if not _finished(job)]
         for job in teachers:  # banks of a teacher that is to be made anew are stale
