@@ -34,6 +34,8 @@ _INSIDES = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
     ".*smaller than the logging interval.*",
+    ".*isinstance.treespec, LeafSpec.*",
+    ".*in eval mode at the start of training.*",  # frozen towers, and towers know their mode
 )
 
 

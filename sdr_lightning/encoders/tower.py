@@ -33,8 +33,8 @@ class Tower(nn.Module):
 
     def freeze_if_asked(self) -> None:
         """Stop gradients where the tower is frozen; subclasses call this once their weights are in place."""
-        if self.frozen:
-            self.requires_grad_(False).eval()
+        self.requires_grad_(not self.frozen)
+        self.train()  # transformers hands pretrained models out in evaluation mode
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode; a frozen tower stays in evaluation mode."""

@@ -81,3 +81,9 @@ def test_a_misspelt_text_configuration_is_a_short_value_error() -> None:
 def test_a_pooling_that_does_not_exist() -> None:
     with pytest.raises(ValueError, match="pooling"):
         text_tower(pooling="max")
+
+
+def test_a_pretrained_tower_starts_in_training_mode_unless_it_is_frozen(tmp_path) -> None:
+    text_tower().model.save_pretrained(tmp_path)
+    assert all(module.training for module in TransformersTextTower(str(tmp_path)).modules())
+    assert not any(module.training for module in TransformersTextTower(str(tmp_path), frozen=True).modules())
