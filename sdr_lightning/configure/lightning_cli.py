@@ -34,6 +34,7 @@ _INSIDES = (
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
     ".*smaller than the logging interval.*",
+    ".*dirpath has changed.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*in eval mode at the start of training.*",  # frozen towers, and towers know their mode
 )
@@ -129,6 +130,7 @@ class SdrCLI(LightningCLI):
         """Refuse to test untrained weights by accident."""
         if self.settings.get("ckpt_path") is None:
             raise ValueError("sdr test needs --ckpt_path, the checkpoint to test")
+        self.config_init[self.subcommand]["verbose"] = False  # Lightning's table repeats every number per data loader
 
     def after_fit(self) -> None:
         """Say where the run is."""
@@ -142,6 +144,8 @@ class SdrCLI(LightningCLI):
         if self.trainer.is_global_zero and isinstance(self.model, RetrievalModule):
             results = {"metrics": self.model.test_metrics, "ckpt_path": self.settings.ckpt_path, **environment()}
             write_json(self.run_dir / "results.json", results)
+            for name, value in self.model.test_metrics.items():
+                print(f"{name:14} {value:8.2f}")
             print(f"results in {self.run_dir / 'results.json'}")
 
 
