@@ -53,6 +53,38 @@ def package_path(reference: str) -> str:
     return str(Path(spec.submodule_search_locations[0]) / inside)
 
 
+def text_lines(path: Path) -> list[str]:
+    """The lines of a text file.
+
+    Raises:
+        ValueError: no such file, or not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
+    except OSError as error:
+        raise ValueError(f"no text file at {path} ({error.strerror})") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text: {error}") from error
+
+
+def read_json(path: Path, expected: str) -> Any:
+    """A JSON file.
+
+    Args:
+        path: the file.
+        expected: what it should be, for the message.
+
+    Raises:
+        ValueError: no such file, not UTF-8, or not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes().decode("utf-8"))
+    except OSError as error:
+        raise ValueError(f"no file at {path} ({error.strerror}): expected {expected}") from error
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not JSON in UTF-8: {error}") from error
+
+
 def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     """Create or replace a file in one step: a reader sees the old file or the whole new one.
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
-from sdr_lightning.configure import build
+from sdr_lightning.configure import build, build_data
 from sdr_lightning.suite.plan import plan
 from sdr_lightning.suite.spec import Suite
 
@@ -14,7 +14,10 @@ ROOT = Path(__file__).parent.parent / "experiments"
 FILES = sorted(ROOT.rglob("*.yaml"))
 SUITES = [path for path in FILES if path.stem.startswith("suite")]
 OVERLAYS = sorted((ROOT / "_base").glob("*.yaml"))
-FRAGMENTS = sorted([*(ROOT / "models").glob("*.yaml"), *(ROOT / "data").glob("*.yaml")])
+FRAGMENTS = sorted(path for folder in ("models", "data", "sources") for path in (ROOT / folder).glob("*.yaml"))
+SOURCES = sorted((ROOT / "sources").glob("*.yaml"))
+DATA = sorted((ROOT / "data").glob("*.yaml"))
+ROOTS = ("FLICKR8K_ROOT", "FLICKR30K_ROOT", "COCO_ROOT", "VIZWIZ_ROOT", "OWN_ROOT", "PRECOMP_ROOT", "IMAGE_WEIGHTS")
 EXPERIMENTS = [path for path in FILES if path not in {*SUITES, *OVERLAYS, *FRAGMENTS}]
 
 
@@ -41,13 +44,31 @@ def test_a_study_has_its_cells(path: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_an_experiment_is_instantiated(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The weights are stood in for, because they are not at hand: images by random ones, text by a small BERT."""
-    for name in ("FLICKR8K_ROOT", "FLICKR30K_ROOT", "IMAGE_WEIGHTS"):
+    for name in ROOTS:
         monkeypatch.setenv(name, str(tmp_path))
     monkeypatch.setenv("TEXT_WEIGHTS", small_bert(tmp_path / "bert"))
     monkeypatch.setattr("sdr_lightning.encoders.image.load_state", lambda *_, **__: None)
     cli = build(["--config", str(path), "--run_dir", str(tmp_path / "run"), "--trainer.accelerator", "cpu"])
     assert cli.datamodule is not None
     assert cli.model is not None
+
+
+@pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
+def test_data_is_instantiated(path: Path) -> None:
+    data = build_data(["--data", str(path)])
+    assert data.banks["image"] is not None
+    assert [part.ratio for part in data.imbalances] == [0]
+    assert build_data(["--data", str(path), "--data.init_args.imbalance.ratio", "0.4"]).imbalances[0].ratio == 0.4
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
+def test_a_source_takes_the_place_of_another(path: Path) -> None:
+    data = build_data(
+        ["--data", str(ROOT / "data/flickr30k_frozen.yaml"), "--data.init_args.source", str(path.resolve())]
+    )
+    described = yaml.safe_load(path.read_text())
+    assert type(data.source).__name__ == described["class_path"].rpartition(".")[2]
+    assert data.source.name == described["init_args"]["name"]
 
 
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)

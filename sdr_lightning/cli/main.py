@@ -19,6 +19,12 @@ Train and evaluate (every option of a YAML file is also an option here; --help a
   sdr test      --config FILE --ckpt_path FILE             the whole evaluation, on the test split
   sdr extract   --config FILE --teacher FILE --output FILE write a teacher's feature bank
 
+Data and what is wrong with it:
+  sdr data check   --data FILE                             is what is on disk complete and right?
+  sdr data prepare --data FILE                             keep decoded images and tokens; continues where it stopped
+  sdr noise make   --data FILE --kind KIND --ratio R ...   choose the items of an imbalance, as a file
+  sdr noise show   FILE                                    what a noise table or a published index does
+
 Studies:
   sdr reproduce SUITE.yaml [--dry_run] [--jobs N]          teachers, every cell, report; continues where it stopped
   sdr report    FOLDER                                     report.html and report.md from what is finished
@@ -79,6 +85,18 @@ def _extract(arguments: list[str]) -> int:
     return run(arguments[1:])
 
 
+def _data(arguments: list[str]) -> int:
+    from sdr_lightning.cli.data import run
+
+    return run(arguments[1:])
+
+
+def _noise(arguments: list[str]) -> int:
+    from sdr_lightning.cli.noise import run
+
+    return run(arguments[1:])
+
+
 def _reproduce(arguments: list[str]) -> int:
     from sdr_lightning.cli.reproduce import run
 
@@ -96,6 +114,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "validate": _lightning,
     "test": _lightning,
     "extract": _extract,
+    "data": _data,
+    "noise": _noise,
     "reproduce": _reproduce,
     "report": _report,
 }

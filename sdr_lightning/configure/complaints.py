@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from importlib import import_module
 from typing import Any
 
+from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer
 
 from sdr_lightning.training.checkpoint import BestCheckpoint
@@ -24,8 +26,21 @@ _KEY = re.compile(r'Parser key "(?P<key>[\w.]+)"')
 _VALUE = re.compile(r"Given value: (?P<value>.*)")
 _TYPE = re.compile(r"^Expected a <class '[\w.]+'>$")
 _FRAME = re.compile(r"NoneType'>$|^Subtypes: |^Errors:|^Does not validate|^Given value|^Parser key|^Problem with")
+# What is said of the other form of a value that may be one object or a list of them.
+_OTHER_FORM = re.compile(
+    r"^Expected a <class 'list'>$|^Not a valid subclass of|^Subclass types expect|^a (class path|dict) "
+)
 _SECTIONS: dict[str, Callable[..., Any]] = {"trainer": Trainer, "checkpoint": BestCheckpoint}
 _TOP = [*_SECTIONS, "model", "data", "seed_everything", "run_dir", "ckpt_path", "config"]
+
+
+@contextlib.contextmanager
+def told_in_one_line() -> Iterator[None]:
+    """Turn a parser's complaints into a ``ValueError`` of one line."""
+    try:
+        yield
+    except (ArgumentError, ValueError) as error:
+        raise ValueError(one_line(str(error))) from error
 
 
 def one_line(complaint: str) -> str:
@@ -47,6 +62,7 @@ def one_line(complaint: str) -> str:
     if "\n" not in complaint:
         return complaint
     causes = [line for line in (raw.strip(" -") for raw in complaint.splitlines()) if line and not _FRAME.search(line)]
+    causes = [line for line in causes if not _OTHER_FORM.search(line)] or causes
     cause = causes[-1] if causes else " ".join(complaint.split())
     if _TYPE.match(cause) and (value := _VALUE.search(complaint)):  # says neither where nor what
         cause = f"{cause}. Got value: {value['value']}"

@@ -13,11 +13,10 @@ from typing import Any
 from unittest.mock import patch
 
 import lightning.pytorch as pl
-from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
-from sdr_lightning.configure.complaints import one_line
+from sdr_lightning.configure.complaints import told_in_one_line
 from sdr_lightning.paths import write_json, write_text
 from sdr_lightning.training.checkpoint import BestCheckpoint
 from sdr_lightning.training.record import environment
@@ -124,7 +123,15 @@ class SdrCLI(LightningCLI):
         """Write the configuration as resolved, and what the run is made with, into the run's folder."""
         text = self._parser(self.subcommand).dump(self.settings.clone(), skip_none=False)
         write_text(self.run_dir / "config.yaml", text)
-        write_json(self.run_dir / "run.json", {"options": self.arguments, **environment()})
+        splits = {name: split.record() for name, split in self.datamodule.splits.items()}
+        write_json(self.run_dir / "run.json", {"options": self.arguments, "data": splits, **environment()})
+        self._write_noise()
+
+    def _write_noise(self) -> None:
+        """Keep which items each imbalance changed, so that the very same noise can be read again, here or elsewhere."""
+        for name, split in self.datamodule.splits.items():
+            for number, part in enumerate(split.realised.parts):
+                part.save(self.run_dir / "noise" / f"{name}-{number}-{part.imbalance.kind}.npz")
 
     def before_test(self) -> None:
         """Refuse to test untrained weights by accident."""
@@ -142,8 +149,13 @@ class SdrCLI(LightningCLI):
     def after_test(self) -> None:
         """Write and show the results."""
         if self.trainer.is_global_zero and isinstance(self.model, RetrievalModule):
-            results = {"metrics": self.model.test_metrics, "ckpt_path": self.settings.ckpt_path, **environment()}
-            write_json(self.run_dir / "results.json", results)
+            under = self.datamodule.evaluated_under()
+            results = {"metrics": self.model.test_metrics, "evaluated_under": under}
+            write_json(
+                self.run_dir / "results.json", {**results, "ckpt_path": self.settings.ckpt_path, **environment()}
+            )
+            for part in under.get("test", {"imbalances": []})["imbalances"]:
+                print(f"the test data is imbalanced: {part['kind']}, {part['affected']} of {part['of']} items")
             for name, value in self.model.test_metrics.items():
                 print(f"{name:14} {value:8.2f}")
             print(f"results in {self.run_dir / 'results.json'}")
@@ -161,7 +173,7 @@ def run(arguments: list[str]) -> SdrCLI:
     Raises:
         ValueError: options or files that do not fit, in one line.
     """
-    with _told_in_one_line():
+    with told_in_one_line():
         return SdrCLI(arguments)
 
 
@@ -171,7 +183,7 @@ def build(arguments: list[str]) -> SdrCLI:
     Raises:
         ValueError: options or files that do not fit, in one line.
     """
-    with _told_in_one_line():
+    with told_in_one_line():
         return SdrCLI(arguments, run=False)
 
 
@@ -184,14 +196,6 @@ class _WriteRecord(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self.cli.write_record()
-
-
-@contextlib.contextmanager
-def _told_in_one_line() -> Iterator[None]:
-    try:
-        yield
-    except (ArgumentError, ValueError) as error:
-        raise ValueError(one_line(str(error))) from error
 
 
 @contextlib.contextmanager

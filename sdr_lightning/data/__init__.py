@@ -1,19 +1,27 @@
 """Captioned images: collections, imbalance, and the data module that serves them."""
 
+from sdr_lightning.data.coco import CocoSource
+from sdr_lightning.data.huggingface import HuggingFaceSource
 from sdr_lightning.data.imbalance import KINDS, Imbalance
 from sdr_lightning.data.karpathy import KarpathySource
+from sdr_lightning.data.lists import ListSource
 from sdr_lightning.data.module import RetrievalDataModule
-from sdr_lightning.data.parquet import ParquetSource
+from sdr_lightning.data.precomputed import PrecomputedSource
 from sdr_lightning.data.scenes import SceneSource
+from sdr_lightning.data.tabular import TabularSource
 from sdr_lightning.data.tokenizer import PretrainedTokenizer, SceneTokenizer
 
 __all__ = [
     "KINDS",
+    "CocoSource",
+    "HuggingFaceSource",
     "Imbalance",
     "KarpathySource",
-    "ParquetSource",
+    "ListSource",
+    "PrecomputedSource",
     "PretrainedTokenizer",
     "RetrievalDataModule",
     "SceneSource",
     "SceneTokenizer",
+    "TabularSource",
 ]

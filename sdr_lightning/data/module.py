@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
+from rich.progress import Progress, TimeElapsedColumn
 from torch.utils.data import DataLoader, Sampler
 
 from sdr_lightning.data.datasets import BatchDataset, Captions, Draw, Images, ImageViews, Pairs, SiblingCaptions
 from sdr_lightning.data.imbalance import Imbalance
+from sdr_lightning.data.pixel_cache import PixelCache, cache_folder, fill
 from sdr_lightning.data.samplers import EvaluationSampler, TrainingSampler
 from sdr_lightning.data.source import Source
-from sdr_lightning.data.split import PreparedSplit
+from sdr_lightning.data.split import PreparedSplit, Rows
 from sdr_lightning.data.table import Split
 from sdr_lightning.data.tokenizer import Tokenizer
 from sdr_lightning.data.transforms import Augmentation, augmentation
@@ -28,23 +32,24 @@ Loader = DataLoader[RetrievalBatch | UnimodalBatch]
 class RetrievalDataModule(pl.LightningDataModule):
     """Captioned images, clean or imbalanced, as batches of pairs or of one modality.
 
-    The imbalance touches the training split only: validation and test are clean.
-
     Args:
         source: the collection.
         tokenizer: of the text tower.
         batch_size: *global* batch size; each of W processes gets batch_size / W pairs.
-        image_size: side of the images that the image tower sees, in pixels.
+        image_size: side of the images that the image tower sees, in pixels; None for collections of features.
         batches: what a training batch holds: ``pairs`` for a student; ``image_views`` or ``sibling_captions`` for a
             teacher, who sees one modality alone.
         augmentation: of training images.
-        imbalance: what is wrong with the training data.
+        imbalance: what is wrong with the data: one specification or several, applied in order. Each touches the training
+            split only, unless it names others.
         image_bank: the image teacher's feature bank, read when the student's objective needs it; ``$NAME`` and
             ``${NAME:-default}`` are filled in.
         text_bank: the text teacher's feature bank, likewise.
         evaluation_batch_size: items a process encodes at a time outside training.
         workers: worker processes that read data; 0 reads in the training process.
-        cache: folder for relevance and for features of frozen towers.
+        cached_size: side of decoded images that are kept on disk and memory-mapped, instead of decoding files at every
+            epoch; ``sdr data prepare`` or the first run writes them. None to decode.
+        cache: folder for decoded images, tokens, relevance and features of frozen towers.
         seed: of shuffling and augmentation; follows ``seed_everything``.
 
     Raises:
@@ -56,26 +61,42 @@ class RetrievalDataModule(pl.LightningDataModule):
         source: Source,
         tokenizer: Tokenizer,
         batch_size: int,
-        image_size: int,
+        image_size: int | None = None,
         batches: Literal["pairs", "image_views", "sibling_captions"] = "pairs",
         augmentation: Augmentation = "none",
-        imbalance: Imbalance = Imbalance(),  # noqa: B008 (frozen)
+        imbalance: Imbalance | list[Imbalance] = Imbalance(),  # noqa: B008 (frozen)
         image_bank: str | None = None,
         text_bank: str | None = None,
         evaluation_batch_size: int = 256,
         workers: int = 0,
+        cached_size: int | None = None,
         cache: str = "cache",
         seed: int = 0,
     ) -> None:
         super().__init__()
         if batch_size < 2:
             raise ValueError(f"the batch size must be at least 2, a contrast needs a negative; got {batch_size}")
-        self.source, self.tokenizer, self.imbalance = source, tokenizer, imbalance
+        if cached_size is not None and (image_size is None or cached_size < image_size):
+            raise ValueError(f"cached_size must be at least image_size, {image_size}, got {cached_size}")
+        if image_size is None and augmentation != "none":
+            raise ValueError(f"features cannot be augmented: set augmentation to none, got {augmentation}")
+        self.source, self.tokenizer = source, tokenizer
+        self.imbalances = [imbalance] if isinstance(imbalance, Imbalance) else imbalance
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
         self.image_size, self.batches, self.augmentation = image_size, batches, augmentation
         self.banks: dict[Modality, str | None] = {"image": image_bank, "text": text_bank}
-        self.workers, self.cache, self.seed = workers, Path(expand(cache)), seed
+        self.workers, self.cached_size, self.cache, self.seed = workers, cached_size, Path(expand(cache)), seed
         self.splits: dict[Split, PreparedSplit] = {}
+
+    def prepare_data(self) -> None:
+        """Write decoded images that are not kept yet; Lightning calls it in one process of a machine."""
+        if self.cached_size is None:
+            return
+        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), transient=True) as progress:
+            for split in self.source.splits:
+                images = self.source.images(split)
+                task = progress.add_task(f"decoding {split}", total=len(images))
+                fill(self._kept_images(), images, self.cached_size, partial(progress.advance, task))
 
     def setup(self, stage: str) -> None:
         """Read the splits that a stage needs."""
@@ -100,25 +121,36 @@ class RetrievalDataModule(pl.LightningDataModule):
     def split(self, split: Split) -> PreparedSplit:
         """A split as it is read here, prepared once."""
         if split not in self.splits:
-            imbalance = self.imbalance if split == "train" else Imbalance()
-            self.splits[split] = PreparedSplit(self.source, split, self.tokenizer, self.image_size, imbalance)
+            table, images = self.source.table(split), self.source.images(split)
+            if self.cached_size is not None:
+                images = PixelCache(self._kept_images(), images, self.cached_size)
+            self.splits[split] = PreparedSplit(
+                table, images, self.tokenizer, self.image_size, self.imbalances, self.cache
+            )
         return self.splits[split]
+
+    def evaluated_under(self) -> dict[str, Any]:
+        """What is wrong with the validation and test data that were read, by split; empty where they are clean."""
+        records = {name: self.splits[name].record() for name in ("val", "test") if name in self.splits}
+        return {name: record for name, record in records.items() if record["imbalances"]}
 
     def relevance(self, split: Split) -> Relevance:
         """Graded relevance between the items of a split."""
         return self.source.relevance(split, self.cache)
 
-    def items(self, split: Split, modality: Modality, rank: int = 0, world_size: int = 1) -> Loader:
-        """Every image or every caption of a split once, over all ranks; all of them here by default."""
+    def items(
+        self, split: Split, modality: Modality, rank: int = 0, world_size: int = 1, rows: Rows | None = None
+    ) -> Loader:
+        """Every image or every caption of a split once, or those of some rows; over all ranks, all of them here by default."""
         prepared = self.split(split)
         dataset = Images(prepared) if modality == "image" else Captions(prepared)
-        sampler = EvaluationSampler(len(dataset), self.evaluation_batch_size, rank, world_size)
-        return self._loader(dataset, sampler)
+        wanted = np.arange(len(dataset)) if rows is None else rows
+        return self._loader(dataset, EvaluationSampler(wanted, self.evaluation_batch_size, rank, world_size))
 
     def train_dataloader(self) -> Loader:
         """Shuffled global batches, this rank's share."""
         prepared = self.splits["train"]
-        transform = augmentation(self.augmentation, self.image_size)
+        transform = None if self.image_size is None else augmentation(self.augmentation, self.image_size)
         dataset: BatchDataset
         if self.batches == "pairs":
             dataset = Pairs(prepared, transform, self.seed)
@@ -135,6 +167,10 @@ class RetrievalDataModule(pl.LightningDataModule):
     def test_dataloader(self) -> Sequence[Loader]:
         """The images, then the captions, of the test split."""
         return [self.items("test", "image", *self._place()), self.items("test", "text", *self._place())]
+
+    def _kept_images(self) -> Path:
+        assert self.cached_size is not None
+        return cache_folder(self.cache, self.source.name, self.cached_size)
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from sdr_lightning.data.datasets import Draw
@@ -59,14 +60,14 @@ class EvaluationSampler(Sampler[Draw]):
     """Every row exactly once over all ranks, in batches; nothing is repeated to even out the ranks.
 
     Args:
-        size: number of rows.
+        rows: (n,) the rows.
         batch_size: rows of a batch of one rank.
         rank: of this process.
         world_size: number of processes.
     """
 
-    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
-        self.rows = np.arange(rank, size, world_size)
+    def __init__(self, rows: NDArray[np.int64], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        self.rows = rows[rank::world_size]
         self.batch_size = batch_size
 
     def __len__(self) -> int:

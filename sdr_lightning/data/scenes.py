@@ -17,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from sdr_lightning.data.source import Pixels, Source
+from sdr_lightning.data.images import Images, InMemory, Pixels
+from sdr_lightning.data.source import Source
 from sdr_lightning.data.table import CaptionTable, Split
 from sdr_lightning.identity import stable_hash
 from sdr_lightning.metrics.relevance import FactRelevance, Relevance
@@ -176,9 +177,9 @@ class SceneSource(Source):
             np.repeat(np.arange(len(scenes)), _CAPTIONS_PER_SCENE),
         )
 
-    def images(self, split: Split) -> Sequence[Pixels]:
+    def images(self, split: Split) -> Images:
         """The drawn images."""
-        return [scene.pixels for scene in self.scenes(split)]
+        return InMemory([scene.pixels for scene in self.scenes(split)])
 
     def relevance(self, split: Split, cache: Path) -> Relevance:
         """Weighted Jaccard similarity of facts; cheap, so nothing is cached."""

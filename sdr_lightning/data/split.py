@@ -3,52 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdr_lightning.data.imbalance import Imbalance, Realised, imbalanced, noisy_images, noisy_pixels
-from sdr_lightning.data.source import Pixels, Source
-from sdr_lightning.data.table import CaptionTable, Split
-from sdr_lightning.data.tokenizer import Tokenizer, take
+from sdr_lightning.data.degree import measure_degree
+from sdr_lightning.data.images import AnyImage, Images
+from sdr_lightning.data.imbalance import Imbalance, Realised, imbalanced
+from sdr_lightning.data.pixel_cache import PixelCache
+from sdr_lightning.data.table import CaptionTable
+from sdr_lightning.data.tokenizer import Tokenizer, take, tokenised
 from sdr_lightning.data.transforms import Transform, seeded, to_input
 from sdr_lightning.features.bank import FeatureBank, Modality
-from sdr_lightning.identity import stable_hash
 from sdr_lightning.types import Tokens
 
 Rows = NDArray[np.int64]
 
 
 class PreparedSplit:
-    """One split under one imbalance.
+    """One split under a stack of imbalances.
 
     Args:
-        source: the collection.
-        split: which split.
+        clean: its captions.
+        images: its images.
         tokenizer: of the text tower.
-        image_size: S, side of the images handed out.
-        imbalance: what is wrong with it.
+        image_size: S, side of the images handed out; None for a collection of features.
+        imbalances: what is wrong with it; those of other splits are passed over.
+        cache: folder that kept tokens are looked for in.
 
     Attributes:
-        table: the captions as they are paired and worded under the imbalance.
-        realised: what the imbalance came to.
+        table: the captions as they are paired and worded under the imbalances.
+        realised: what the imbalances came to.
     """
 
     def __init__(
-        self, source: Source, split: Split, tokenizer: Tokenizer, image_size: int, imbalance: Imbalance
+        self,
+        clean: CaptionTable,
+        images: Images,
+        tokenizer: Tokenizer,
+        image_size: int | None,
+        imbalances: Sequence[Imbalance],
+        cache: Path,
     ) -> None:
-        self.table: CaptionTable
-        self.realised: Realised
-        self.table, self.realised = imbalanced(source.table(split), imbalance)
+        self._state = imbalanced(clean, imbalances)
+        self.table: CaptionTable = self._state.table
+        self.realised: Realised = self._state.realised
         self.image_size = image_size
         self.caption_image = torch.from_numpy(self.table.caption_image)
-        self._imbalance = imbalance
-        self._noisy = noisy_images(self.table, imbalance)
-        self._images: Sequence[Pixels] = source.images(split)
+        self._images = images
         self._tokenizer = tokenizer
-        self._tokens = tokenizer(self.table.captions)
+        self._tokens = tokenised(tokenizer, self.table.captions, cache)
         self._cached: dict[Modality, Tensor] = {}
         self._teacher: dict[Modality, Tensor] = {}
 
@@ -57,17 +65,15 @@ class PreparedSplit:
         return self.table.image_ids if modality == "image" else self.table.caption_ids
 
     def content(self, modality: Modality) -> NDArray[np.int64]:
-        """(n,) int64 hash of each item's content under the imbalance, by row."""
-        if modality == "text":
-            return self.table.text_content
-        content = self.table.image_content.copy()
-        for row in np.flatnonzero(self._noisy):
-            content[row] = stable_hash("noisy", content[row], self._imbalance)
-        return content
+        """(n,) int64 hash of each item's content under the imbalances, by row."""
+        return self.table.text_content if modality == "text" else self._state.image_content
 
     def input_description(self, modality: Modality) -> str:
         """What the items are turned into before a tower sees them."""
-        return f"{self.image_size} px" if modality == "image" else f"{self._tokenizer.max_tokens} tokens"
+        if modality == "text":
+            return f"{self._tokenizer.max_tokens} tokens"
+        kept = f" from {self._images.side} px" if isinstance(self._images, PixelCache) else ""
+        return f"{self.image_size} px{kept if f' from {self.image_size} px' != kept else ''}"
 
     def cache(self, bank: FeatureBank) -> None:
         """Hand out a frozen tower's features from now on, instead of pixels or tokens.
@@ -85,8 +91,8 @@ class PreparedSplit:
         """
         self._teacher[bank.modality] = bank.rows(self.ids(bank.modality), self.content(bank.modality))
 
-    def pixels(self, row: int) -> Pixels:
-        """One image as the collection has it, in its own size and without noise, (H, W, 3) uint8."""
+    def original(self, row: int) -> AnyImage:
+        """One image as the collection has it: in its own size, or the pixel cache's, and without noise."""
         return self._images[row]
 
     def images(self, rows: Rows, transform: Transform | None = None, key: tuple[int, ...] = ()) -> Tensor:
@@ -98,7 +104,7 @@ class PreparedSplit:
             key: what the augmentation is a function of, together with the row.
 
         Returns:
-            (B, 3, S, S) uint8 pixels, or (B, D) cached features.
+            (B, 3, S, S) uint8 pixels, (B, R, D) float32 features of a collection of features, or (B, D) cached features.
 
         Raises:
             ValueError: an augmentation of images whose features are cached.
@@ -123,11 +129,23 @@ class PreparedSplit:
         features = self._teacher.get(modality)
         return None if features is None else features[torch.from_numpy(rows)]
 
+    def record(self) -> dict[str, Any]:
+        """What the imbalances came to, for a run's record; with the measured degree where both teachers are attached."""
+        record = self.realised.record()
+        if len(self._teacher) == 2:
+            degree = measure_degree(self._teacher["image"], self._teacher["text"], self.caption_image)
+            record["degree"] = {**degree._asdict(), "mean": degree.mean}
+        return record
+
     def _image(self, row: int, transform: Transform | None, key: tuple[int, ...]) -> Tensor:
-        if self._noisy[row]:
-            small = to_input(self._images[row], self.image_size).permute(1, 2, 0).numpy()
-            image = torch.from_numpy(noisy_pixels(small, self.table.image_ids[row], self._imbalance)).permute(2, 0, 1)
-        else:
-            pixels = self._images[row]
-            image = torch.from_numpy(pixels).permute(2, 0, 1) if transform else to_input(pixels, self.image_size)
-        return image if transform is None else seeded(transform, image, *key, row)
+        stored = self._images[row]
+        if stored.dtype != np.uint8:
+            return torch.from_numpy(self._state.image(row, stored))
+        if self.image_size is None:
+            raise ValueError("images of pixels need a size: set data.init_args.image_size")
+        if self._state.changes_image(row):  # at the size that the model sees, whatever the image's own
+            small = to_input(stored, self.image_size).permute(1, 2, 0).numpy()
+            stored = self._state.image(row, small)
+        if transform is None:
+            return to_input(stored, self.image_size)
+        return seeded(transform, torch.from_numpy(stored).permute(2, 0, 1), *key, row)

@@ -10,6 +10,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from sdr_lightning.data.strings import Strings
 from sdr_lightning.identity import sha256, stable_hashes
 
 Split = Literal["train", "val", "test"]
@@ -19,6 +20,8 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 @dataclass(frozen=True)
 class CaptionTable:
     """Images and captions of one split, any number of captions per image.
+
+    Ids and captions may be given as any sequences and are kept as :class:`Strings`, which worker processes share.
 
     Attributes:
         name: of the collection; part of every content hash.
@@ -37,6 +40,9 @@ class CaptionTable:
     caption_image: NDArray[np.int64]
 
     def __post_init__(self) -> None:
+        for column in ("image_ids", "captions", "caption_ids"):
+            if not isinstance(getattr(self, column), Strings):
+                object.__setattr__(self, column, Strings(getattr(self, column)))
         for what, ids in (("image", self.image_ids), ("caption", self.caption_ids)):
             if len(set(ids)) != len(ids):
                 seen: set[str] = set()

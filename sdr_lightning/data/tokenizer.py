@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from sdr_lightning.data.scenes import vocabulary
 from sdr_lightning.encoders.weights import unreachable
-from sdr_lightning.paths import expand, package_path
+from sdr_lightning.identity import sha256
+from sdr_lightning.paths import expand, package_path, write_atomically
 from sdr_lightning.types import Tokens
 
 
-class Tokenizer:
-    """A tokenizer of transformers with a limit on the length.
+class Tokenizer(ABC):
+    """A tokenizer of transformers with a limit on the length, made when it is first used.
 
     Args:
-        tokenizer: a fast tokenizer.
         max_tokens: captions are cut at this many tokens, special ones included.
     """
 
-    def __init__(self, tokenizer: Any, max_tokens: int) -> None:
+    def __init__(self, max_tokens: int) -> None:
         if max_tokens < 3:
             raise ValueError(f"max_tokens must be at least 3 (a word and two special tokens), got {max_tokens}")
-        self.tokenizer, self.max_tokens = tokenizer, max_tokens
-        self.tokenizer.padding_side = "right"  # what trimming a batch relies on
-        self.vocabulary_size = len(tokenizer)
+        self.max_tokens = max_tokens
 
-    def __call__(self, captions: Sequence[str]) -> Tokens:
+    @abstractmethod
+    def make(self) -> Any:
+        """The fast tokenizer.
+
+        Raises:
+            ValueError: it cannot be had.
+        """
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The fast tokenizer, padding on the right, which is what trimming a batch relies on."""
+        made = self.make()
+        made.padding_side = "right"
+        return made
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of entries that a text tower must embed."""
+        return len(self.tokenizer)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides the tokens."""
+        return sha256(self.tokenizer.backend_tokenizer.to_str(), str(self.max_tokens))
+
+    def __call__(self, captions: Iterable[str]) -> Tokens:
         """Tokenise C captions into (C, L) ids and mask, padded to the longest."""
         encoded = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
@@ -44,23 +70,23 @@ class PretrainedTokenizer(Tokenizer):
         weights: a folder, a hub name, ``package:NAME/FOLDER``, or a WordPiece ``vocab.txt`` (lower case).
             ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
         max_tokens: captions are cut at this many tokens, special ones included.
-
-    Raises:
-        ValueError: the tokenizer cannot be had.
     """
 
     def __init__(self, weights: str, max_tokens: int = 60) -> None:
+        super().__init__(max_tokens)
+        self.weights = weights
+
+    def make(self) -> Any:
+        """The tokenizer of the weights."""
         from transformers import AutoTokenizer, BertTokenizerFast
 
-        reference = package_path(expand(weights))
+        reference = package_path(expand(self.weights))
         if Path(reference).is_file():
-            super().__init__(BertTokenizerFast(vocab=reference), max_tokens)
-            return
+            return BertTokenizerFast(vocab=reference)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(reference)
+            return AutoTokenizer.from_pretrained(reference)
         except (OSError, ValueError) as error:
             raise unreachable("tokenizer", reference, "data.init_args.tokenizer.init_args.weights", error) from error
-        super().__init__(tokenizer, max_tokens)
 
 
 class SceneTokenizer(Tokenizer):
@@ -71,19 +97,43 @@ class SceneTokenizer(Tokenizer):
     """
 
     def __init__(self, max_tokens: int = 40) -> None:
+        super().__init__(max_tokens)
+
+    def make(self) -> Any:
+        """A word-level tokenizer."""
         from tokenizers import Tokenizer as FastTokenizer
         from tokenizers.models import WordLevel
-        from tokenizers.pre_tokenizers import Whitespace
+        from tokenizers.pre_tokenizers import WhitespaceSplit
         from tokenizers.processors import TemplateProcessing
         from transformers import PreTrainedTokenizerFast
 
-        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *vocabulary()]
+        words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *vocabulary(), "[MASK]"]
         fast = FastTokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
-        fast.pre_tokenizer = Whitespace()
+        fast.pre_tokenizer = WhitespaceSplit()
         fast.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-        super().__init__(
-            PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="[PAD]", unk_token="[UNK]"), max_tokens
-        )
+        return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]")
+
+
+def tokenised(tokenizer: Tokenizer, captions: Sequence[str], cache: Path, write: bool = False) -> Tokens:
+    """Tokens of captions, from the cache where they were kept.
+
+    Args:
+        tokenizer: the tokenizer.
+        captions: C captions.
+        cache: folder.
+        write: whether to keep them.
+
+    Returns:
+        (C, L) ids and mask.
+    """
+    file = cache / "tokens" / f"{sha256(tokenizer.fingerprint, *captions)[:24]}.safetensors"
+    if file.is_file():
+        kept = load_file(file)
+        return Tokens(kept["input_ids"], kept["attention_mask"])
+    tokens = tokenizer(captions)
+    if write:
+        write_atomically(file, lambda part: save_file(tokens._asdict(), part))
+    return tokens
 
 
 def trimmed(tokens: Tokens) -> Tokens:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from sdr_lightning.data.source import Pixels
+from sdr_lightning.data.images import Pixels
 
 Augmentation = Literal["none", "paper", "weak"]
 Transform = Callable[[Tensor], Tensor]

@@ -95,6 +95,35 @@ class FeatureBank:
             )
         return self.features[torch.from_numpy(rows)]
 
+    def having(self, ids: Sequence[str], content: NDArray[np.int64]) -> FeatureBank:
+        """The part of this bank that holds features of some items as they are now.
+
+        Args:
+            ids: n ids.
+            content: (n,) int64 hash of each item's content now.
+        """
+        now = dict(zip(ids, content.tolist(), strict=True))
+        rows = [
+            row
+            for row, (name, was) in enumerate(zip(self.ids, self.content.tolist(), strict=True))
+            if now.get(name) == was
+        ]
+        kept = np.array(rows, dtype=np.int64)
+        features = self.features[torch.from_numpy(kept)]
+        return FeatureBank(self.modality, [self.ids[row] for row in rows], self.content[kept], features, self.source)
+
+    @classmethod
+    def union(cls, banks: Sequence[FeatureBank]) -> FeatureBank:
+        """One bank of several of the same tower, whose ids are disjoint."""
+        first = banks[0]
+        return cls(
+            first.modality,
+            [item for bank in banks for item in bank.ids],
+            np.concatenate([bank.content for bank in banks]),
+            torch.cat([bank.features for bank in banks]),
+            first.source,
+        )
+
     def placebo(self, seed: int = 0) -> FeatureBank:
         """The same bank with random features: a teacher that knows nothing, for the study's control.
 

@@ -20,43 +20,46 @@ from sdr_lightning.types import Tokens, UnimodalBatch
 def encode(
     encoder: Callable[[Any], Tensor],
     batches: Iterable[UnimodalBatch],
-    size: int,
+    rows: NDArray[np.int64],
     device: torch.device,
     description: str = "",
 ) -> Tensor:
-    """Encode every item of a split and put it into its own row.
+    """Encode some items of a split, each once.
 
     Args:
         encoder: a batch of inputs in, (B, D) out.
-        batches: batches that together hold each of the rows 0 to ``size`` - 1.
-        size: N, number of items.
+        batches: batches that together hold each of the rows.
+        rows: (n,) rows of the split.
         device: where the encoder lives.
         description: shown beside a progress bar; no bar when empty.
 
     Returns:
-        (N, D) float32 on the CPU.
+        (n, D) float32 on the CPU, in the order of the rows.
 
     Raises:
         ValueError: rows that no batch held.
     """
     features: Tensor | None = None
-    seen = torch.zeros(size, dtype=torch.bool)
+    place = torch.empty(int(rows.max()) + 1, dtype=torch.int64)
+    place[torch.from_numpy(rows)] = torch.arange(len(rows))
+    seen = torch.zeros(len(rows), dtype=torch.bool)
     for batch in track(batches, description) if description else batches:
         inputs = batch.inputs
         inputs = Tokens(*(t.to(device) for t in inputs)) if isinstance(inputs, Tokens) else inputs.to(device)
         encoded = encoder(inputs).float().cpu()
         if features is None:
-            features = encoded.new_empty(size, encoded.shape[1])
-        features[batch.rows] = encoded
-        seen[batch.rows] = True
+            features = encoded.new_empty(len(rows), encoded.shape[1])
+        features[place[batch.rows]] = encoded
+        seen[place[batch.rows]] = True
     if features is None or not bool(seen.all()):
-        raise ValueError(f"{int((~seen).sum())} of {size} items were not encoded")
+        raise ValueError(f"{int((~seen).sum())} of {len(rows)} items were not encoded")
     return features
 
 
 def extract(
     tower: Tower,
     batches: Iterable[UnimodalBatch],
+    rows: NDArray[np.int64],
     ids: Sequence[str],
     content: NDArray[np.int64],
     device: torch.device,
@@ -65,8 +68,9 @@ def extract(
 
     Args:
         tower: any image or text tower; used in evaluation mode and left in the mode it was in.
-        batches: batches over all items.
-        ids: N ids by row.
+        batches: batches that together hold each of the rows.
+        rows: (n,) rows of the split that are wanted.
+        ids: N ids of the split, by row.
         content: (N,) int64 hash of each item's content.
         device: where to compute.
 
@@ -77,7 +81,7 @@ def extract(
     source = tower.fingerprint()
     tower.to(device).eval()
     try:
-        features = encode(tower, batches, len(ids), device, f"{tower.modality} features")
+        features = encode(tower, batches, rows, device, f"{tower.modality} features")
     finally:
         tower.to(home).train(was_training)
-    return FeatureBank(tower.modality, ids, content, features, source)
+    return FeatureBank(tower.modality, [ids[row] for row in rows], content[rows], features, source)

@@ -80,6 +80,12 @@ def gather(suite: Suite) -> Contents:
 _TRAINING = "By epoch, at the highest ratio of each imbalance. Thin lines are seeds, thick lines their mean."
 
 
+_DEGREE = (
+    "rsum against the degree of imbalance as it is measured: the mean information imbalance (Glielmo et al., 2022) between "
+    "the teachers' features of images and of the captions they are paired with. Points are means over seeds."
+)
+
+
 def _absent(suite: Suite) -> tuple[str, ...]:
     named = {"rsum": RSUM, "Single-modal NDCG": SINGLE_MODAL, "Mixed NDCG": MIXED}
     return tuple(name for name, quantity in named.items() if not quantity.present(suite))
@@ -102,6 +108,9 @@ def _pictures(suite: Suite) -> tuple[Picture, ...]:
             "(n is given where fewer are in), bars 95 % Student-t intervals of the mean."
         )
         pictures.append(_picture(quantity.key, caption, figure))
+    by_degree = plots.degree_figure(suite, RSUM)
+    if by_degree is not None:
+        pictures.append(_picture("degree", _DEGREE, by_degree))
     return tuple(pictures)
 
 

@@ -97,6 +97,13 @@ class Fields:
         for key in self._values:
             yield key, self.child(key)
 
+    def objects(self, key: str) -> Iterator["Fields"]:
+        """The objects of a list, none when the key is absent."""
+        for number, value in enumerate(self.items(key)):
+            if not isinstance(value, Mapping):
+                raise self.complaint(key, "a list of objects")
+            yield Fields(value, f"{self.source}: {key}[{number}]")
+
     def items(self, key: str) -> list[object]:
         """A list, empty when the key is absent."""
         value = self._values.get(key)

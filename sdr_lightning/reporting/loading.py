@@ -13,6 +13,7 @@ from sdr_lightning.reporting.results import (
     Data,
     Imbalance,
     Method,
+    Part,
     Realised,
     Run,
     Suite,
@@ -105,6 +106,7 @@ def _run(path: Path, root: Path) -> Run:
         seed=fields.integer("seed"),
         metrics=_metrics(fields.child("metrics")),
         realised=_realised(fields.child("realised")) if "realised" in fields else None,
+        evaluated_under=_evaluated_under(fields.optional_child("evaluated_under")),
         fingerprint=fields.text("fingerprint", ""),
         wall_time_s=fields.optional_number("wall_time_s"),
         versions=fields.optional_child("versions").words(),
@@ -128,11 +130,26 @@ def _metrics(fields: Fields) -> dict[str, float]:
 
 
 def _realised(fields: Fields) -> Realised:
+    degree = fields.optional_child("degree")
     return Realised(
-        ratio=fields.optional_number("ratio"),
-        affected=fields.optional_integer("affected"),
-        total=fields.optional_integer("of"),
+        parts=_parts(fields),
         sha256=fields.text("sha256", ""),
+        image_to_text=degree.optional_number("image_to_text"),
+        text_to_image=degree.optional_number("text_to_image"),
+    )
+
+
+def _parts(fields: Fields) -> tuple[Part, ...]:
+    return tuple(
+        Part(part.text("kind"), part.integer("affected"), part.integer("of")) for part in fields.objects("imbalances")
+    )
+
+
+def _evaluated_under(fields: Fields) -> tuple[str, ...]:
+    return tuple(
+        f"{split}: {part.kind}, {part.affected} of {part.total}"
+        for split, record in fields.children()
+        for part in _parts(record)
     )
 
 
@@ -154,8 +171,7 @@ def _method(name: str, fields: Fields) -> Method:
 
 
 def _imbalance(name: str, fields: Fields) -> Imbalance:
-    severity = fields.optional_number("severity")
-    return Imbalance(name, fields.text("kind", name), severity, fields.text("description", ""))
+    return Imbalance(name, fields.text("kind", name), fields.numbers("severities"), fields.text("description", ""))
 
 
 def _teacher(path: Path) -> Teacher:

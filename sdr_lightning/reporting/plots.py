@@ -149,6 +149,38 @@ def _draw_panel(panel: Axes, suite: Suite, quantity: Quantity, imbalance: str, p
     panel.set_xticks([100 * ratio for ratio in suite.ratios])
 
 
+def degree_figure(suite: Suite, quantity: Quantity) -> Figure | None:
+    """A quantity against the measured degree of imbalance: one axis for every kind, a panel per method, a line per imbalance.
+
+    None where no run measured the degree.
+    """
+    degrees = {condition: suite.degree(condition) for condition in suite.conditions}
+    if sum(degree is not None for degree in degrees.values()) < 2:
+        return None
+    shown = [method for method in (suite.baseline, suite.candidate) if method in suite.methods]
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
+        panels = figure.subplots(1, len(shown), sharey=True, sharex=True, squeeze=False)[0]
+        for panel, method in zip(panels, shown, strict=True):
+            for i, imbalance in enumerate(suite.imbalances):
+                conditions = [Condition.of(imbalance, ratio) for ratio in suite.ratios]
+                points = [(degrees[c], quantity.interval(suite, method, c).mean) for c in conditions]
+                known = sorted((x, y) for x, y in points if x is not None)
+                panel.plot(
+                    [x for x, _ in known],
+                    [y for _, y in known],
+                    label=write.name(imbalance),
+                    color=COLOURS[i % len(COLOURS)],
+                    marker=MARKERS[i % len(MARKERS)],
+                    linewidth=1.6,
+                )
+            panel.set_title(method, loc="left")
+            panel.set_xlabel("measured degree of imbalance (0: none, 1: the modalities say nothing of one another)")
+        panels[0].set_ylabel(f"{quantity.label} ({quantity.unit})")
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(suite.imbalances))
+    return figure
+
+
 def training_figure(suite: Suite) -> Figure | None:
     """Validation rsum, λ and the temperatures by epoch at the highest ratio of each imbalance.
 

@@ -1,5 +1,7 @@
 """Tables of what was run rather than what came out: methods, imbalances, teachers, provenance."""
 
+from collections import Counter
+
 from sdr_lightning.reporting import formatting as write
 from sdr_lightning.reporting.results import Condition, Realised, Run, Suite
 from sdr_lightning.reporting.table import Block, Cell, Table, cells
@@ -28,7 +30,7 @@ def imbalances_table(suite: Suite) -> Table:
         cells(
             write.name(item.name),
             item.description,
-            write.MISSING if item.severity is None else f"{item.severity:g}",
+            ", ".join(f"{severity:g}" for severity in item.severities) or write.MISSING,
         )
         for item in suite.imbalances.values()
     )
@@ -60,29 +62,47 @@ def teachers_table(suite: Suite) -> Table | None:
 
 
 def realised_table(suite: Suite) -> Table | None:
-    """What each imbalance did in fact, by seed, and whether it was the same for all methods."""
+    """What each imbalance did in fact, by seed, how much of it is measured, and whether it was the same for all methods."""
     rows = []
     for condition in suite.conditions:
         for seed in suite.seeds:
             found = realised(suite, condition, seed)
             if not found:
                 continue
-            first, same = found[0], len(set(found)) == 1
+            measured = next((item for item in found if item.degree is not None), found[0])
+            outcomes = {item.sha256 for item in found}
             rows.append(
                 cells(
                     write.condition_label(condition),
                     str(seed),
                     write.percent(condition.ratio),
-                    write.MISSING if first.ratio is None else write.percent(first.ratio),
-                    f"{write.count(first.affected)} of {write.count(first.total)}",
-                    write.short(first.sha256),
-                    f"yes ({len(found)})" if same else f"no, {len(set(found))} different",
+                    ", ".join(write.percent(part.ratio) for part in measured.parts) or write.MISSING,
+                    ", ".join(f"{write.count(part.affected)} of {write.count(part.total)}" for part in measured.parts)
+                    or write.MISSING,
+                    _share(measured.image_to_text),
+                    _share(measured.text_to_image),
+                    write.short(measured.sha256),
+                    f"yes ({len(found)})" if len(outcomes) == 1 else f"no, {len(outcomes)} different",
                 )
             )
     if not rows:
         return None
-    headings = ("Condition", "Seed", "Asked", "Realised", "Affected", "SHA-256", "Same for all methods")
+    headings = (
+        "Condition",
+        "Seed",
+        "Asked",
+        "Realised",
+        "Affected",
+        "Δ image → text",
+        "Δ text → image",
+        "SHA-256",
+        "Same for all methods",
+    )
     return Table("realised", "Imbalance asked for and imbalance found", headings, (Block(tuple(rows)),))
+
+
+def _share(value: float | None) -> str:
+    return write.MISSING if value is None else f"{value:.3f}"
 
 
 def realised(suite: Suite, condition: Condition, seed: int) -> list[Realised]:
@@ -152,6 +172,9 @@ def caveats(suite: Suite) -> list[str]:
             if len({item.sha256 for item in realised(suite, condition, seed)}) > 1:
                 where = f"{write.condition_label(condition)}, seed {seed}"
                 notes.append(f"{where}: the methods did not see the same corrupted data, so pairing is in doubt.")
+    under = Counter(text for run in suite.runs.values() for text in run.evaluated_under)
+    for text, runs in sorted(under.items()):
+        notes.append(f"The evaluation data is imbalanced in {runs} of {len(suite.runs)} runs: {text}.")
     dirty = sum(run.dirty for run in suite.runs.values())
     if dirty:
         notes.append(f"{dirty} runs were made from files that differ from their commit.")

@@ -53,18 +53,39 @@ class Imbalance:
 
     name: str
     kind: str
-    severity: float | None
+    severities: tuple[float, ...]
     description: str
 
 
 @dataclass(frozen=True)
-class Realised:
-    """What an imbalance did in fact: ``affected`` of ``total`` items, and a hash of which."""
+class Part:
+    """What one imbalance of a stack did in fact: ``affected`` of ``total`` items, images or captions."""
 
-    ratio: float | None
-    affected: int | None
-    total: int | None
+    kind: str
+    affected: int
+    total: int
+
+    @property
+    def ratio(self) -> float:
+        """Share of the items that were changed."""
+        return self.affected / self.total
+
+
+@dataclass(frozen=True)
+class Realised:
+    """What a stack of imbalances did in fact, with a hash of the outcome and, where teachers were at hand, its degree."""
+
+    parts: tuple[Part, ...]
     sha256: str
+    image_to_text: float | None
+    text_to_image: float | None
+
+    @property
+    def degree(self) -> float | None:
+        """The measured degree of imbalance: the mean of both directions."""
+        if self.image_to_text is None or self.text_to_image is None:
+            return None
+        return (self.image_to_text + self.text_to_image) / 2
 
 
 @dataclass(frozen=True)
@@ -81,6 +102,8 @@ class Run:
     seed: int
     metrics: Mapping[str, float]
     realised: Realised | None
+    evaluated_under: tuple[str, ...]
+    """What is wrong with the data it was validated and tested on."""
     fingerprint: str
     wall_time_s: float | None
     versions: Mapping[str, str]
@@ -128,6 +151,15 @@ class Suite:
         """All conditions in order, ratio 0 once."""
         points = (Condition.of(name, ratio) for name in self.imbalances for ratio in self.ratios)
         return tuple(sorted(dict.fromkeys(points), key=lambda c: c.imbalance != NO_IMBALANCE))
+
+    def degree(self, condition: Condition) -> float | None:
+        """The measured degree of imbalance of a condition: the mean over the seeds for which a run could measure it."""
+        by_seed = {
+            run.seed: run.realised.degree
+            for run in self.runs.values()
+            if run.condition == condition and run.realised is not None and run.realised.degree is not None
+        }
+        return sum(by_seed.values()) / len(by_seed) if by_seed else None
 
     @property
     def hardest(self) -> tuple[Condition, ...]:

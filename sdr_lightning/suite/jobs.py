@@ -97,7 +97,7 @@ def run_bank(job: BankJob, student: tuple[str, ...]) -> None:
     checkpoint = str(job.teacher.checkpoint) if job.teacher.checkpoint else None
     with _log(job.file.parent, f"{job.file.stem}.log"):
         tower = teacher_tower(job.teacher.config, checkpoint)
-        data = student_data([*student, *imbalance_options(job.imbalance)])
+        data = student_data([*student, *imbalance_options(job.imbalances)])
         bank = extract_bank(tower, data, ["train"], _device())
         if job.placebo is not None:
             bank.placebo().save(job.placebo)
@@ -117,7 +117,7 @@ def run_cell(cell: Cell, thumbnails: Path) -> None:
         best = cli.trainer.checkpoint_callback
         cli.trainer.test(module, data, ckpt_path=best.best_model_path, verbose=False)  # type: ignore[union-attr]
         assert module.test_embeddings is not None
-        if cell.with_examples:
+        if cell.with_examples and data.image_size is not None:  # features cannot be shown
             write_json(cell.folder / "examples.json", _examples(*module.test_embeddings, data, thumbnails))
     epoch = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["epoch"]  # type: ignore[union-attr]
     score: Tensor = best.best_model_score  # type: ignore[union-attr]
@@ -125,12 +125,13 @@ def run_cell(cell: Cell, thumbnails: Path) -> None:
         cell.result,
         {
             "method": cell.method,
-            "imbalance": cell.imbalance_name,
-            "ratio": cell.imbalance.ratio,
+            "imbalance": cell.imbalance,
+            "ratio": cell.ratio,
             "seed": cell.seed,
             "metrics": module.test_metrics,
             "val": {"rsum": float(score), "best_epoch": epoch, "epochs": cli.trainer.current_epoch},
-            "realised": data.split("train").realised.record(),
+            "realised": data.split("train").record(),
+            "evaluated_under": data.evaluated_under(),
             "data": {split: data.split(split).table.fingerprint for split in ("train", "val", "test")},
             "fingerprint": cell.fingerprint,
             "wall_time_s": time.time() - started,
@@ -235,7 +236,7 @@ def _thumbnail(data: RetrievalDataModule, row: int, folder: Path) -> str:
     key = f"test-{row}"
     path = folder / f"{key}.png"
     if not path.exists():
-        picture = Image.fromarray(data.split("test").pixels(row))
+        picture = Image.fromarray(data.split("test").original(row))
         if min(picture.size) < 96:
             picture = picture.resize((96, 96), Image.Resampling.NEAREST)
         picture.thumbnail((128, 128))

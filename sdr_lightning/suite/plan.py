@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,7 +17,7 @@ from sdr_lightning.identity import sha256
 from sdr_lightning.losses.objective import TERMS
 from sdr_lightning.suite.spec import Suite
 
-_CONTENT = {"gaussian_noise": "image", "missing_words": "text"}  # which modality's items an imbalance changes
+Stack = tuple[Imbalance, ...]
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,13 @@ class BankJob:
 
     Attributes:
         teacher: whose features.
-        imbalance: what is wrong with the data.
+        imbalances: what is wrong with the data.
         file: the bank.
         placebo: the bank of random features; None where no method asks for one.
     """
 
     teacher: TeacherJob
-    imbalance: Imbalance
+    imbalances: Stack
     file: Path
     placebo: Path | None
 
@@ -78,8 +79,8 @@ class Cell:
 
     Attributes:
         method: name of the method.
-        imbalance_name: as the study names it; ``none`` at ratio 0.
-        imbalance: with ratio and seed.
+        imbalance: as the study names it; ``none`` at ratio 0.
+        ratio: of the imbalance.
         seed: of the run.
         folder: its run folder.
         arguments: options of ``sdr fit``.
@@ -89,8 +90,8 @@ class Cell:
     """
 
     method: str
-    imbalance_name: str
-    imbalance: Imbalance
+    imbalance: str
+    ratio: float
     seed: int
     folder: Path
     arguments: tuple[str, ...]
@@ -124,7 +125,7 @@ class Plan:
             teacher_config = ("--teacher" if word == "--config" else word for word in bank.teacher.config)
             placebo = ("--placebo", str(bank.placebo)) if bank.placebo else ()
             source = (*teacher_config, *checkpoint, *placebo, "--output", str(bank.file))
-            lines.append(["sdr", "extract", *self.student, *imbalance_options(bank.imbalance), *source])
+            lines.append(["sdr", "extract", *self.student, *imbalance_options(bank.imbalances), *source])
         for cell in self.cells:
             lines.append(["sdr", "fit", *cell.arguments])
             best = ("--ckpt_path", str(cell.folder / "checkpoints" / "best.ckpt"))
@@ -147,55 +148,53 @@ def plan(suite: Suite, folder: Path) -> Plan:
     base = sha256(__version__, *map(_text, suite.student), *(t.fingerprint for t in teachers))
     banks: dict[Path, BankJob] = {}
     cells = []
-    for name, imbalance in _imbalances(suite):
+    for name, ratio in _conditions(suite):
         for seed in suite.seeds:
-            actual = replace(imbalance, seed=seed)
+            stack = suite.imbalance_at(name, ratio, seed) if ratio else ()
             for method_name, method in suite.methods.items():
-                options = _seed_and_weights(seed, method.weights) + imbalance_options(actual)
+                options = _seed_and_weights(seed, method.weights) + imbalance_options(stack)
                 if method.distils:
-                    needed = [_bank(teacher, actual, suite, base) for teacher in teachers]
+                    needed = [_bank(teacher, stack, suite, base) for teacher in teachers]
                     banks |= {bank.file: bank for bank in needed}
                     for bank in needed:
                         file = bank.placebo if method.teachers == "placebo" else bank.file
                         options += (f"--data.init_args.{bank.teacher.modality}_bank", str(file))
-                where = folder / "cells" / method_name / f"{name}-{imbalance.ratio}" / f"seed-{seed}"
-                examples = seed == suite.seeds[0] and imbalance.ratio == max(suite.ratios)
+                where = folder / "cells" / method_name / f"{name}-{ratio}" / f"seed-{seed}"
+                examples = seed == suite.seeds[0] and ratio == max(suite.ratios)
                 arguments = (*student, *options, "--run_dir", str(where))
-                fingerprint = sha256(base, method.teachers, str(method.weights), str(actual), str(seed))
+                fingerprint = sha256(base, method.teachers, str(method.weights), str(stack), str(seed))
                 cells.append(
-                    Cell(method_name, name, actual, seed, where, arguments, fingerprint, examples, method.distils)
+                    Cell(method_name, name, ratio, seed, where, arguments, fingerprint, examples, method.distils)
                 )
     return Plan(student, teachers, tuple(banks.values()), tuple(cells))
 
 
-def imbalance_options(imbalance: Imbalance) -> tuple[str, ...]:
-    """An imbalance as options of the student's data."""
-    prefix = "--data.init_args.imbalance"
-    if not imbalance.active:
-        return (f"{prefix}.kind", "none")
-    return tuple(
-        word
-        for field in ("kind", "ratio", "severity", "seed")
-        for word in (f"{prefix}.{field}", str(getattr(imbalance, field)))
-    )
+def imbalance_options(stack: Stack) -> tuple[str, ...]:
+    """Imbalances as an option of the student's data."""
+    given = [{name: value for name, value in asdict(part).items() if value is not None} for part in stack]
+    return ("--data.init_args.imbalance", json.dumps(given))
 
 
-def _imbalances(suite: Suite) -> Sequence[tuple[str, Imbalance]]:
-    clean = [("none", Imbalance())] if 0 in suite.ratios else []
-    return clean + [
-        (name, replace(imbalance, ratio=ratio))
-        for ratio in suite.ratios
-        if ratio > 0
-        for name, imbalance in suite.imbalances.items()
-    ]
+def _conditions(suite: Suite) -> list[tuple[str, float]]:
+    """Names and ratios, the greatest first: features of what is chosen there serve the smaller ones, whose choice is nested."""
+    ratios = sorted((ratio for ratio in suite.ratios if ratio > 0), reverse=True)
+    clean = [("none", 0.0)] if 0 in suite.ratios else []
+    return clean + [(name, ratio) for ratio in ratios for name in suite.imbalances]
 
 
 def _text(config: Path) -> str:
     """A configuration with the fragments that it refers to."""
     text = config.read_text(encoding="utf-8")
-    values = (yaml.safe_load(text) or {}).values()
-    fragments = [config.parent / value for value in values if isinstance(value, str) and value.endswith(".yaml")]
-    return "\n".join([text, *(fragment.read_text(encoding="utf-8") for fragment in fragments)])
+    fragments = [config.parent / name for name in _fragments(yaml.safe_load(text))]
+    return "\n".join([text, *map(_text, fragments)])
+
+
+def _fragments(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for inside in value.values():
+            yield from _fragments(inside)
+    elif isinstance(value, str) and value.endswith(".yaml"):
+        yield value
 
 
 def _config_options(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -216,14 +215,13 @@ def _teacher(suite: Suite, modality: str, folder: Path) -> TeacherJob:
     )
 
 
-def _bank(teacher: TeacherJob, imbalance: Imbalance, suite: Suite, base: str) -> BankJob:
-    # A bank depends on the imbalance only where that changes what the teacher is shown.
-    if _CONTENT.get(imbalance.kind) != teacher.modality or not imbalance.active:
-        imbalance = Imbalance()
-    label = f"{imbalance.kind}-{imbalance.ratio}-seed-{imbalance.seed}" if imbalance.active else "clean"
-    stem = f"{label}-{sha256(base, str(imbalance))[:12]}"
+def _bank(teacher: TeacherJob, stack: Stack, suite: Suite, base: str) -> BankJob:
+    # A bank depends on what the teacher is shown alone; only the data can say what a file does.
+    shown = tuple(part for part in stack if part.modality == teacher.modality or part.file is not None)
+    label = "-".join(f"{part.kind}-{part.ratio}-seed-{part.seed}" for part in shown) or "clean"
+    stem = f"{label}-{sha256(base, str(shown))[:12]}"
     banks = teacher.folder / "banks"
     placebo = any(method.teachers == "placebo" for method in suite.methods.values())
     return BankJob(
-        teacher, imbalance, banks / f"{stem}.safetensors", banks / f"{stem}-placebo.safetensors" if placebo else None
+        teacher, shown, banks / f"{stem}.safetensors", banks / f"{stem}-placebo.safetensors" if placebo else None
     )

@@ -16,13 +16,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sdr_lightning.data.imbalance import KINDS
 from sdr_lightning.data.table import SPLITS, Split
 from sdr_lightning.features.bank import Modality
 from sdr_lightning.paths import write_json
 from sdr_lightning.reporting import build_report
 from sdr_lightning.suite import jobs as work
 from sdr_lightning.suite.plan import BankJob, Cell, Plan, TeacherJob
-from sdr_lightning.suite.spec import Suite
+from sdr_lightning.suite.spec import Suite, describe_imbalance
 
 Job = tuple[str, Callable[..., None], tuple[Any, ...]]
 
@@ -80,7 +81,7 @@ class Runner:
             return f"{job.teacher.modality} {job.file.stem}", work.run_bank, (job, student)
 
         def run(cell: Cell) -> Job:
-            name = f"{cell.method}, {cell.imbalance_name} {cell.imbalance.ratio:g}, seed {cell.seed}"
+            name = f"{cell.method}, {cell.imbalance} {cell.ratio:g}, seed {cell.seed}"
             return name, work.run_cell, (cell, self.folder / "thumbnails")
 
         with _pool(self.jobs) as pool:
@@ -137,7 +138,6 @@ class Runner:
 
     def _description(self, data: dict[str, Any], wall_time_s: float | None) -> dict[str, Any]:
         suite = self.suite
-        descriptions = suite.imbalance_descriptions()
         return {
             "name": suite.name,
             "title": suite.title,
@@ -151,11 +151,11 @@ class Runner:
             },
             "imbalances": {
                 name: {
-                    "kind": imbalance.kind,
-                    "severity": imbalance.severity if imbalance.has_degrees else None,
-                    "description": descriptions[name],
+                    "kind": " + ".join(part.kind for part in stack),
+                    "severities": [part.severity for part in stack if KINDS[part.kind].has_degrees],
+                    "description": describe_imbalance(stack),
                 }
-                for name, imbalance in suite.imbalances.items()
+                for name, stack in suite.imbalances.items()
             },
             "ratios": list(suite.ratios),
             "seeds": list(suite.seeds),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import re
-from dataclasses import MISSING, dataclass, fields
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields, replace
 from difflib import get_close_matches
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -73,7 +75,9 @@ class Suite:
         methods: by name.
         baseline: the method that others are compared with.
         candidate: the method whose claims are tested.
-        imbalances: by name; their ratio and seed are the study's to set.
+        imbalances: by name, each a stack of one or more; ratio and seed are the study's to set. A field that is given a list
+            is swept: ``noise: {kind: blur, severity: [1, 3, 5]}`` is three imbalances. In ``file``, ``{ratio}`` stands for
+            the ratio.
         ratios: of each imbalance, in [0, 1]; ratio 0 is run once and shared.
         seeds: of initialisation, order of batches and choice of imbalanced items.
         jobs: cells run at a time, each in a process of its own.
@@ -88,7 +92,7 @@ class Suite:
     methods: dict[str, Method]
     baseline: str
     candidate: str
-    imbalances: dict[str, Imbalance]
+    imbalances: dict[str, tuple[Imbalance, ...]]
     ratios: tuple[float, ...]
     seeds: tuple[int, ...]
     file: Path
@@ -149,17 +153,43 @@ class Suite:
             for name, entry in _mapping(values["methods"], "methods").items()
         }
         values["imbalances"] = {
-            name: Imbalance(**_checked(entry, Imbalance, f"imbalance {name}", but=("ratio", "seed")))
+            swept: stack
             for name, entry in _mapping(values["imbalances"], "imbalances").items()
+            for swept, stack in _stacks(name, entry)
         }
         for key in ("ratios", "seeds", "notes"):
             if key in values:
                 values[key] = tuple(_listed(values[key]))
         return cls(**values, file=path)
 
-    def imbalance_descriptions(self) -> dict[str, str]:
-        """One sentence for each imbalance."""
-        return {name: KINDS[imbalance.kind] for name, imbalance in self.imbalances.items()}
+    def imbalance_at(self, name: str, ratio: float, seed: int) -> tuple[Imbalance, ...]:
+        """An imbalance of the study at a ratio."""
+        return tuple(
+            replace(part, file=part.file.replace("{ratio}", f"{ratio:g}"))
+            if part.file is not None
+            else replace(part, ratio=ratio, seed=seed)
+            for part in self.imbalances[name]
+        )
+
+
+def describe_imbalance(stack: Sequence[Imbalance]) -> str:
+    """What a stack of imbalances does, in words."""
+    return "; ".join(
+        KINDS[part.kind].description if part.file is None else f"as the file {part.file} says" for part in stack
+    )
+
+
+def _stacks(name: str, entry: Any) -> Iterator[tuple[str, tuple[Imbalance, ...]]]:
+    where = f"imbalance {name}"
+    if isinstance(entry, list):
+        yield name, tuple(Imbalance(**_checked(part, Imbalance, where, but=("ratio", "seed"))) for part in entry)
+        return
+    fields_given = _checked(entry, Imbalance, where, but=("ratio", "seed"))
+    swept = {key: value for key, value in fields_given.items() if isinstance(value, list) and key != "splits"}
+    for values in product(*swept.values()):
+        chosen = dict(zip(swept, values, strict=True))
+        label = ", ".join([name, *(f"{key} {value}" for key, value in chosen.items())])
+        yield label, (Imbalance(**{**fields_given, **chosen}),)
 
 
 def _checked(entry: Any, kind: type, where: str, but: tuple[str, ...] = ()) -> dict[str, Any]:

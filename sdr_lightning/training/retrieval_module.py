@@ -76,10 +76,11 @@ class RetrievalModule(pl.LightningModule):
         for name, split in self.data.splits.items():
             for tower in self.encoder.frozen_towers().values():
                 device = self.trainer.strategy.root_device
-                if self.trainer.is_global_zero:
-                    split_bank(tower, self.data, name, device)
+                if self.trainer.is_global_zero:  # writes the cache that the others then read
+                    split.cache(split_bank(tower, self.data, name, device))
                 self.trainer.strategy.barrier()
-                split.cache(split_bank(tower, self.data, name, device))
+                if not self.trainer.is_global_zero:
+                    split.cache(split_bank(tower, self.data, name, device))
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`."""

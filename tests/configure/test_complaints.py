@@ -83,11 +83,13 @@ def test_an_unknown_key_of_the_imbalance(tmp_path: Path, where: str) -> None:
         path.write_text("data:\n  init_args:\n    imbalance: {kind: mismatch, ration: 0.5}\n")
         message = complaint("--config", str(path))
     assert "\n" not in message
-    assert "imbalance.ration'" in message
+    assert "Imbalance has no 'ration'; did you mean 'ratio'?" in message
 
 
-def test_an_unknown_key_of_the_imbalance_has_a_hint() -> None:
-    assert "'ratio'" in complaint(f"{DATA}.imbalance", "{kind: mismatch, ration: 0.5}")
+def test_a_value_of_one_imbalance_among_several() -> None:
+    message = complaint(f"{DATA}.imbalance", "[{kind: mismatch, ratio: 0.5}, {kind: typos, ratio: 2}]")
+    assert "the imbalance ratio must lie in [0, 1], got 2" in message
+    assert "\n" not in message
 
 
 def test_an_unknown_key_in_a_file(tmp_path: Path) -> None:

@@ -6,9 +6,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sdr_lightning.data.source import Pixels, Source
+from sdr_lightning.data.images import Images, InMemory
+from sdr_lightning.data.imbalance import Imbalance
+from sdr_lightning.data.source import Source
 from sdr_lightning.data.split import PreparedSplit
 from sdr_lightning.data.table import CaptionTable, Split
+from sdr_lightning.data.tokenizer import Tokenizer
 from sdr_lightning.features.bank import FeatureBank, Modality
 from sdr_lightning.metrics.relevance import Relevance
 
@@ -47,12 +50,22 @@ class MemorySource(Source):
     def table(self, split: Split) -> CaptionTable:
         return make_table(self.counts, split)
 
-    def images(self, split: Split) -> Sequence[Pixels]:
+    def images(self, split: Split) -> Images:
         generator = np.random.default_rng(self.seed)
-        return [generator.integers(0, 256, (self.size, self.size, 3), dtype=np.uint8) for _ in range(len(self.counts))]
+        shape = (self.size, self.size, 3)
+        return InMemory([generator.integers(0, 256, shape, dtype=np.uint8) for _ in range(len(self.counts))])
 
     def relevance(self, split: Split, cache: Path) -> Relevance:
         raise AssertionError("not asked for here")
+
+
+def prepared(
+    source: Source, tokenizer: Tokenizer, image_size: int, imbalances: Sequence[Imbalance], split: Split = "train"
+) -> PreparedSplit:
+    """A split of a source under imbalances, with nothing kept on disk."""
+    return PreparedSplit(
+        source.table(split), source.images(split), tokenizer, image_size, imbalances, Path("no cache here")
+    )
 
 
 def bank_of(split: PreparedSplit, modality: Modality, width: int = 3) -> FeatureBank:

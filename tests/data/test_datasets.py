@@ -11,14 +11,14 @@ from sdr_lightning.data.split import PreparedSplit
 from sdr_lightning.data.tokenizer import SceneTokenizer
 from sdr_lightning.data.transforms import augmentation
 from sdr_lightning.types import Tokens
-from tests.data.collection import COUNTS, MemorySource, bank_of, make_table
+from tests.data.collection import COUNTS, MemorySource, bank_of, make_table, prepared
 
 MISMATCH = Imbalance("mismatch", 1.0)
 TOKENIZER = SceneTokenizer()
 
 
 def split_under(imbalance: Imbalance, counts: tuple[int, ...] = COUNTS) -> PreparedSplit:
-    return PreparedSplit(MemorySource(counts), "train", TOKENIZER, 16, imbalance)
+    return prepared(MemorySource(counts), TOKENIZER, 16, [imbalance])
 
 
 def draw(*rows: int, epoch: int = 0) -> Draw:

@@ -58,7 +58,7 @@ def test_draws_carry_the_epoch() -> None:
     sampler = TrainingSampler(20, 4, 0)
     sampler.set_epoch(7)
     assert {draw.epoch for draw in sampler} == {7}
-    assert {draw.epoch for draw in EvaluationSampler(20, 4)} == {0}
+    assert {draw.epoch for draw in EvaluationSampler(np.arange(20), 4)} == {0}
 
 
 def test_a_batch_as_large_as_the_data_is_one_step() -> None:
@@ -78,7 +78,7 @@ def test_a_batch_that_ranks_cannot_share() -> None:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 9, 10, 11, 12])
 def test_evaluation_covers_every_row_once(size: int, world_size: int) -> None:
-    ranks = [batches(EvaluationSampler(size, 2, rank, world_size)) for rank in range(world_size)]
+    ranks = [batches(EvaluationSampler(np.arange(size), 2, rank, world_size)) for rank in range(world_size)]
     rows = [row for rank in ranks for batch in rank for row in batch]
     assert sorted(rows) == list(range(size))
     lengths = [sum(map(len, rank)) for rank in ranks]
@@ -87,4 +87,4 @@ def test_evaluation_covers_every_row_once(size: int, world_size: int) -> None:
 
 
 def test_evaluation_keeps_the_order() -> None:
-    assert batches(EvaluationSampler(5, 2)) == [[0, 1], [2, 3], [4]]
+    assert batches(EvaluationSampler(np.arange(5), 2)) == [[0, 1], [2, 3], [4]]

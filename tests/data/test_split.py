@@ -3,22 +3,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdr_lightning.data.imbalance import Imbalance, chosen, noisy_pixels
+from sdr_lightning.data.imbalance import Imbalance
+from sdr_lightning.data.imbalance.pictures import noisy
 from sdr_lightning.data.split import PreparedSplit
 from sdr_lightning.data.tokenizer import SceneTokenizer
 from sdr_lightning.data.transforms import to_input
 from sdr_lightning.types import Tokens
-from tests.data.collection import COUNTS, MemorySource, bank_of
+from tests.data.collection import COUNTS, MemorySource, bank_of, prepared
 
 CLEAN = Imbalance()
 MISMATCH = Imbalance("mismatch", 0.6)
-WORDS = Imbalance("missing_words", 0.5)
+WORDS = Imbalance("drop_words", 0.5)
 NOISE = Imbalance("gaussian_noise", 0.5)
 EVERY_IMAGE, EVERY_CAPTION = np.arange(len(COUNTS)), np.arange(sum(COUNTS))
 
 
 def split_under(imbalance: Imbalance, image_size: int = 16, source: MemorySource | None = None) -> PreparedSplit:
-    return PreparedSplit(source or MemorySource(), "train", SceneTokenizer(), image_size, imbalance)
+    return prepared(source or MemorySource(), SceneTokenizer(), image_size, [imbalance])
 
 
 def invert(image: Tensor) -> Tensor:
@@ -47,7 +48,7 @@ def test_images_are_resized() -> None:
 
 
 def test_texts_are_those_of_the_imbalance() -> None:
-    split = split_under(Imbalance("missing_words", 1.0))
+    split = split_under(Imbalance("drop_words", 1.0))
     clean = split_under(CLEAN)
     assert split.table.captions != clean.table.captions
     texts, expected = split.texts(EVERY_CAPTION), SceneTokenizer()(split.table.captions)
@@ -57,20 +58,20 @@ def test_texts_are_those_of_the_imbalance() -> None:
 
 def test_noise_is_on_the_chosen_images_only_and_always_the_same() -> None:
     split = split_under(NOISE)
-    noisy = set(chosen(list(split.table.image_ids), NOISE).tolist())
+    changed = set(NOISE.choose(split.table).tolist())
     images, pixels = split.images(EVERY_IMAGE), MemorySource().images("train")
     for row, image in enumerate(images):
-        expected = noisy_pixels(pixels[row], f"i{row}", NOISE) if row in noisy else pixels[row]
+        expected = noisy(pixels[row], 5, NOISE.generator(f"i{row}")) if row in changed else pixels[row]
         np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), expected)
     assert torch.equal(split.images(EVERY_IMAGE[::-1].copy()), images.flip(0))
 
 
 def test_noise_is_drawn_at_the_size_that_the_model_sees() -> None:
     split = split_under(NOISE, image_size=8)
-    row = int(chosen(list(split.table.image_ids), NOISE)[0])
+    row = int(NOISE.choose(split.table)[0])
     small = to_input(MemorySource().images("train")[row], 8).permute(1, 2, 0).numpy()
     image = split.images(np.array([row]))[0].permute(1, 2, 0).numpy()
-    np.testing.assert_array_equal(image, noisy_pixels(small, f"i{row}", NOISE))
+    np.testing.assert_array_equal(image, noisy(small, 5, NOISE.generator(f"i{row}")))
 
 
 def test_transforms_apply_to_noisy_and_to_clean_images() -> None:
@@ -86,11 +87,13 @@ def test_content_changes_exactly_where_the_imbalance_does() -> None:
             modality: set(np.flatnonzero(split.content(modality) != clean.content(modality)).tolist())
             for modality in ("image", "text")
         }
-        noisy = set(chosen(list(split.table.image_ids), imbalance).tolist())
+        chosen = set(imbalance.choose(split.table).tolist())
         texts = zip(split.table.captions, clean.table.captions, strict=True)
-        assert changed["image"] == (noisy if imbalance is NOISE else set())
+        assert changed["image"] == (chosen if imbalance is NOISE else set())
         assert changed["text"] == {row for row, (now, before) in enumerate(texts) if now != before}
-    assert not np.array_equal(split_under(Imbalance("gaussian_noise", 0.5, 4)).content("image"), split.content("image"))
+    assert not np.array_equal(
+        split_under(Imbalance("gaussian_noise", 0.5, severity=4)).content("image"), split.content("image")
+    )
 
 
 def test_content_does_not_touch_the_table() -> None:
@@ -124,7 +127,7 @@ def test_a_mismatch_shares_the_clean_banks() -> None:
     [
         ("text", CLEAN, WORDS),
         ("text", WORDS, CLEAN),
-        ("text", WORDS, Imbalance("missing_words", 0.5, seed=1)),
+        ("text", WORDS, Imbalance("drop_words", 0.5, seed=1)),
         ("image", CLEAN, NOISE),
         ("image", NOISE, CLEAN),
         ("image", NOISE, Imbalance("gaussian_noise", 0.5, severity=1)),

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from sdr_lightning.data.scenes import SceneSource, vocabulary
-from sdr_lightning.data.tokenizer import PretrainedTokenizer, SceneTokenizer, take, trimmed
+from sdr_lightning.data.tokenizer import PretrainedTokenizer, SceneTokenizer, take, tokenised, trimmed
 from sdr_lightning.types import Tokens
 
 PAD, UNKNOWN, START, END = 0, 1, 2, 3
@@ -18,8 +18,8 @@ def test_every_word_of_a_scene_is_known() -> None:
     assert not (tokens.input_ids == UNKNOWN).any()
     words = [len(text.split()) + 2 for text in (*captions, *vocabulary())]
     assert tokens.attention_mask.sum(dim=1).tolist() == words
-    assert tokenizer.vocabulary_size == len(vocabulary()) + 4
-    assert int(tokens.input_ids.max()) == tokenizer.vocabulary_size - 1
+    assert tokenizer.vocabulary_size == len(vocabulary()) + 5  # special ones and [MASK]
+    assert int(tokens.input_ids.max()) == tokenizer.vocabulary_size - 2
 
 
 def test_default_length_holds_every_scene() -> None:
@@ -38,6 +38,32 @@ def test_scene_tokens() -> None:
     ]
     assert tokens.attention_mask.tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]
     assert tokens.input_ids.dtype == tokens.attention_mask.dtype == torch.int64
+
+
+def test_a_masked_word_is_one_token() -> None:
+    tokens = SceneTokenizer()(["a [MASK] circle"])
+    assert tokens.input_ids[0].tolist() == [
+        START,
+        4 + vocabulary().index("a"),
+        SceneTokenizer().vocabulary_size - 1,
+        4 + vocabulary().index("circle"),
+        END,
+    ]
+
+
+def test_tokens_are_kept_and_found_again(tmp_path: Path) -> None:
+    captions = ["a red circle", "", "a dodecahedron"]
+    first = tokenised(SceneTokenizer(), captions, tmp_path)
+    assert not any(tmp_path.iterdir())
+    tokenised(SceneTokenizer(), captions, tmp_path, write=True)
+    (file,) = tmp_path.rglob("*.safetensors")
+    file.rename(file.with_suffix(".moved"))
+    for tokenizer, texts in ((SceneTokenizer(max_tokens=3), captions), (SceneTokenizer(), captions[:2])):
+        tokenised(tokenizer, texts, tmp_path, write=True)  # another length or other captions: another file
+    file.with_suffix(".moved").rename(file)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+    again = tokenised(SceneTokenizer(), captions, tmp_path)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_long_captions_are_cut() -> None:
@@ -99,7 +125,7 @@ def test_a_folder_without_tokenizer_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"tokenizer .*pass data\.init_args\.tokenizer\.init_args\.weights a local"
     ) as e:
-        PretrainedTokenizer(str(tmp_path / "absent"))
+        PretrainedTokenizer(str(tmp_path / "absent"))(["a"])
     assert str(tmp_path / "absent") in str(e.value)
     assert "\n" not in str(e.value)
 
@@ -107,4 +133,4 @@ def test_a_folder_without_tokenizer_says_what_to_do(tmp_path: Path) -> None:
 def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORDS_AT", raising=False)
     with pytest.raises(ValueError, match="environment variable WORDS_AT"):
-        PretrainedTokenizer("$WORDS_AT/vocab.txt")
+        PretrainedTokenizer("$WORDS_AT/vocab.txt")(["a"])

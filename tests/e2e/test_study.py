@@ -79,7 +79,10 @@ def finished(study: Path) -> Path:
 def test_every_cell_records_what_made_it(finished: Path) -> None:
     for path in cells(finished):
         result = json.loads(path.read_text())
-        assert result["realised"]["ratio"] == pytest.approx(result["ratio"], abs=0.005)
+        ratios = [part["realised_ratio"] for part in result["realised"]["imbalances"]]
+        assert ratios == ([pytest.approx(result["ratio"], abs=0.005)] if result["ratio"] else [])
+        assert ("degree" in result["realised"]) == (result["method"] != "ITC")
+        assert result["evaluated_under"] == {}
         assert {"versions", "git", "data", "fingerprint", "val"} <= result.keys()
         assert (path.parent / "config.yaml").is_file()
         assert (path.parent / "metrics.csv").is_file()

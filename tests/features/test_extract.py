@@ -11,6 +11,7 @@ CPU = torch.device("cpu")
 INPUTS = torch.randn(7, 3, 2, 2, generator=torch.Generator().manual_seed(0))
 IDS = [f"item-{i}" for i in range(7)]
 CONTENT = np.arange(7)
+EVERY = np.arange(7)
 
 
 class TinyTower(Tower):
@@ -46,19 +47,19 @@ def flat(inputs):
     "rows", [[range(7)], [[0, 1, 2], [3, 4, 5], [6]], [[6, 2], [0], [5, 1, 4, 3]], [[1, 0], [1, 2], [3, 4, 5, 6]]]
 )
 def test_every_item_is_put_into_its_own_row(rows):
-    features = encode(flat, batches(*map(list, rows)), 7, CPU)
+    features = encode(flat, batches(*map(list, rows)), EVERY, CPU)
     assert torch.equal(features, INPUTS.flatten(1))
 
 
 @pytest.mark.parametrize(("rows", "count"), [([[0, 1, 2, 3], [5, 6]], 1), ([[0, 0, 0]], 6), ([], 7)])
 def test_items_that_no_batch_held_are_counted(rows, count):
     with pytest.raises(ValueError, match=f"{count} of 7 items were not encoded"):
-        encode(flat, batches(*rows), 7, CPU)
+        encode(flat, batches(*rows), EVERY, CPU)
 
 
 def test_features_are_float32_and_carry_no_gradient():
     weight = torch.ones(12, 12, dtype=torch.bfloat16, requires_grad=True)
-    features = encode(lambda inputs: flat(inputs).bfloat16() @ weight, batches(list(range(7))), 7, CPU)
+    features = encode(lambda inputs: flat(inputs).bfloat16() @ weight, batches(list(range(7))), EVERY, CPU)
     assert features.dtype == torch.float32
     assert not features.requires_grad
 
@@ -70,14 +71,14 @@ def test_tokens_stay_tokens():
         assert isinstance(inputs, Tokens)
         return inputs.input_ids
 
-    features = encode(encoder, [UnimodalBatch(tokens, torch.tensor([1, 0]), torch.tensor([0, 0]))], 2, CPU)
+    features = encode(encoder, [UnimodalBatch(tokens, torch.tensor([1, 0]), torch.tensor([0, 0]))], np.arange(2), CPU)
     assert features.tolist() == [[4, 5, 6, 7], [0, 1, 2, 3]]
 
 
 def test_progress_is_shown_where_it_is_described(capfd):
-    encode(flat, batches(list(range(7))), 7, CPU)
+    encode(flat, batches(list(range(7))), EVERY, CPU)
     assert capfd.readouterr().out == ""
-    encode(flat, batches(list(range(7))), 7, CPU, "image features")
+    encode(flat, batches(list(range(7))), EVERY, CPU, "image features")
     assert "image features" in capfd.readouterr().out
 
 
@@ -86,7 +87,7 @@ def test_progress_is_shown_where_it_is_described(capfd):
 def test_a_bank_holds_what_the_tower_says_in_evaluation_mode(training, frozen):
     tower = TinyTower(frozen).train(training)
     before = tower.fingerprint()
-    bank = extract(tower, batches([4, 5, 6], [0, 1, 2, 3]), IDS, CONTENT, CPU)
+    bank = extract(tower, batches([4, 5, 6], [0, 1, 2, 3]), EVERY, IDS, CONTENT, CPU)
     assert tower.training == (training and not frozen)
     assert tower.fingerprint() == before == bank.source
     tower.eval()
@@ -95,10 +96,17 @@ def test_a_bank_holds_what_the_tower_says_in_evaluation_mode(training, frozen):
     assert (bank.modality, list(bank.ids), bank.content.tolist()) == ("image", IDS, list(range(7)))
 
 
+def test_some_rows_make_a_bank_of_those_items():
+    tower = TinyTower().eval()
+    bank = extract(tower, batches([5], [2, 6]), np.array([2, 5, 6]), IDS, CONTENT, CPU)
+    assert (list(bank.ids), bank.content.tolist()) == (["item-2", "item-5", "item-6"], [2, 5, 6])
+    torch.testing.assert_close(bank.features, tower(INPUTS).detach()[[2, 5, 6]])
+
+
 def test_the_tower_is_left_in_its_mode_when_a_batch_fails():
     tower = TinyTower().train()
     with pytest.raises(ValueError, match="3 of 7 items were not encoded"):
-        extract(tower, batches([0, 1, 2, 3]), IDS, CONTENT, CPU)
+        extract(tower, batches([0, 1, 2, 3]), EVERY, IDS, CONTENT, CPU)
     assert tower.training
 
 
@@ -106,4 +114,4 @@ def test_a_tower_that_gives_nan_makes_no_bank():
     tower = TinyTower()
     nn.init.constant_(tower.layers[1].weight, float("nan"))
     with pytest.raises(ValueError, match="the image tower gave NaN"):
-        extract(tower, batches(list(range(7))), IDS, CONTENT, CPU)
+        extract(tower, batches(list(range(7))), EVERY, IDS, CONTENT, CPU)

@@ -24,17 +24,17 @@ METHODS = {
 IMBALANCES: dict[str, dict[str, Any]] = {
     "mismatch": {
         "kind": "mismatch",
-        "severity": None,
+        "severities": [],
         "description": "Captions are exchanged between images.",
     },
     "missing_words": {
         "kind": "missing_words",
-        "severity": 0.5,
+        "severities": [3],
         "description": "Half of the words are dropped.",
     },
     "gaussian_noise": {
         "kind": "gaussian_noise",
-        "severity": 0.8,
+        "severities": [5],
         "description": "Noise is added to the images.",
     },
 }
@@ -139,12 +139,7 @@ def _write_run(root: Path, method: str, imbalance: str, ratio: float, seed: int,
             "seed": seed,
             "metrics": metrics,
             "val": {"rsum": metrics["rsum"] + 4},
-            "realised": {
-                "ratio": ratio,
-                "affected": int(20000 * ratio),
-                "of": 20000,
-                "sha256": f"{seed}ab4" * 16,
-            },
+            "realised": realised_of(imbalance, ratio, seed, extras and method != "ITC"),
             "fingerprint": sha256(str(at).encode()).hexdigest(),
             "wall_time_s": 231.4 + seed,
             "versions": {"torch": "2.14.0", "lightning": "2.6.1"},
@@ -158,6 +153,16 @@ def _write_run(root: Path, method: str, imbalance: str, ratio: float, seed: int,
     if extras:
         _write_log(at / "metrics.csv", method, metrics["rsum"], seed)
         _write_examples(at / "examples.json", ratio, method, seed)
+
+
+def realised_of(imbalance: str, ratio: float, seed: int, measured: bool) -> dict[str, Any]:
+    """What an imbalance came to, with its degree where a run could measure it."""
+    parts = [{"kind": imbalance, "affected": int(20000 * ratio), "of": 20000}] if ratio else []
+    record: dict[str, Any] = {"imbalances": parts, "sha256": f"{seed}ab4" * 16}
+    if measured:
+        degree = 0.3 + 0.5 * ratio * STEEPNESS[imbalance] + 0.01 * seed
+        record["degree"] = {"image_to_text": degree, "text_to_image": degree + 0.1, "mean": degree + 0.05}
+    return record
 
 
 def _write_log(path: Path, method: str, rsum: float, seed: int) -> None:

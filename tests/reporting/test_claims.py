@@ -2,12 +2,14 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from sdr_lightning.reporting.claims import claims, summarise
 from sdr_lightning.reporting.loading import load_suite
 from sdr_lightning.reporting.quantities import RSUM
 from sdr_lightning.reporting.record_tables import caveats
 from sdr_lightning.reporting.results import Condition, Suite
-from tests.reporting.fake_suite import PLACEBO, edit_json, folder, write_suite
+from tests.reporting.fake_suite import PLACEBO, edit_json, folder, realised_of, write_suite
 
 HARD = Condition("mismatch", 0.6)
 
@@ -64,11 +66,25 @@ def test_whoever_is_best_is_named(tmp_path: Path) -> None:
 
 def test_different_corruption_within_a_pair_is_said(tmp_path: Path) -> None:
     write_suite(tmp_path)
-    realised = {"ratio": 0.6, "affected": 12000, "of": 20000, "sha256": "other"}
+    realised = realised_of("mismatch", 0.6, 1, measured=False) | {"sha256": "other"}
     edit_json(folder(tmp_path, "SDR", "mismatch", 0.6, 1) / "results.json", realised=realised)
     doubts = [note for note in caveats(load_suite(tmp_path)) if "pairing is in doubt" in note]
     assert len(doubts) == 1
     assert doubts[0].startswith("mismatch 60\u00a0%, seed 1: ")
+
+
+def test_imbalanced_evaluation_data_is_said(tmp_path: Path) -> None:
+    write_suite(tmp_path)
+    noisy = {"test": realised_of("gaussian_noise", 0.5, 0, measured=False)}
+    edit_json(folder(tmp_path, "SDR", "mismatch", 0.6, 1) / "results.json", evaluated_under=noisy)
+    (said,) = [note for note in caveats(load_suite(tmp_path)) if "evaluation data" in note]
+    assert said == "The evaluation data is imbalanced in 1 of 12 runs: test: gaussian_noise, 10000 of 20000."
+
+
+def test_the_degree_is_the_mean_over_seeds_that_measured_it(tmp_path: Path) -> None:
+    suite = load_suite(write_suite(tmp_path, extras=True))
+    assert suite.degree(Condition("mismatch", 0.6)) == pytest.approx(0.3 + 0.5 * 0.6 + 0.05 + 0.01)
+    assert load_suite(write_suite(tmp_path / "plain")).degree(Condition("mismatch", 0.6)) is None
 
 
 def test_claims_without_metrics_are_left_out(tmp_path: Path) -> None:

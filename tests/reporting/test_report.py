@@ -130,7 +130,7 @@ def test_captions_are_escaped(built: Path) -> None:
 
 def test_sections_come_in_order(built: Path) -> None:
     text = (built / "report.html").read_text()
-    order = ["claims", "rsum", "i2i_ndcg_10", "recall", "ndcg", "training", "teachers", "realised", "runs"]
+    order = ["claims", "rsum", "i2i_ndcg_10", "degree", "recall", "ndcg", "training", "teachers", "realised", "runs"]
     positions = [text.index(f'id="{key}"') for key in order]
     assert positions == sorted(positions)
     assert "Only 17 of 18 runs are in." in text
@@ -142,7 +142,7 @@ def test_markdown_and_its_figures(built: Path) -> None:
     markdown = (built / "report.md").read_text()
     linked = re.findall(r"\((figures/[^)]+)\)", markdown)
     assert linked[0] == "figures/rsum.png"
-    assert len(linked) == 6
+    assert len(linked) == 7
     for link in linked:
         assert (built / link).read_bytes().startswith(b"\x89PNG")
     widths = [line.replace("\\|", "").count("|") for line in markdown.splitlines() if line.startswith("|")]
@@ -159,7 +159,7 @@ def files_beside(root: Path) -> set[str]:
 
 
 def test_no_temporary_file_is_left(built: Path) -> None:
-    keys = ("rsum", "i2i_ndcg_10", "t2t_ndcg_10", "i2it_ndcg_10", "t2it_ndcg_10", "training")
+    keys = ("rsum", "i2i_ndcg_10", "t2t_ndcg_10", "i2it_ndcg_10", "t2it_ndcg_10", "degree", "training")
     figures = {f"figures/{key}.png" for key in keys}
     assert files_beside(built) == {"suite.json", "report.html", "report.md"} | figures
 

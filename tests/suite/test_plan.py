@@ -24,6 +24,11 @@ def option(cell: Cell, name: str) -> str | None:
     return cell.arguments[cell.arguments.index(name) + 1] if name in cell.arguments else None
 
 
+def stack(cell: Cell) -> tuple[Imbalance, ...]:
+    """The imbalances that a cell's options ask for."""
+    return tuple(Imbalance(**entry) for entry in json.loads(option(cell, "--data.init_args.imbalance") or ""))
+
+
 def cells(planned: Plan, **wanted: object) -> list[Cell]:
     return [cell for cell in planned.cells if all(getattr(cell, k) == v for k, v in wanted.items())]
 
@@ -45,13 +50,13 @@ def fingerprints(suite: Suite) -> list[str]:
 def test_number_of_cells(ratios: tuple[float, ...], conditions: int) -> None:
     planned = plan(replace(SUITE, ratios=ratios), FOLDER)
     assert len(planned.cells) == 5 * conditions * 3
-    clean = [cell for cell in planned.cells if cell.imbalance.ratio == 0]
+    clean = [cell for cell in planned.cells if cell.ratio == 0]
     assert len(clean) == (15 if 0 in ratios else 0)
-    assert {cell.imbalance_name for cell in clean} <= {"none"}
+    assert {cell.imbalance for cell in clean} <= {"none"}
 
 
 def test_every_combination_occurs_once() -> None:
-    found = Counter((c.method, c.imbalance_name, c.imbalance.ratio, c.seed) for c in PLAN.cells)
+    found = Counter((c.method, c.imbalance, c.ratio, c.seed) for c in PLAN.cells)
     expected = {
         (method, name, ratio, seed)
         for method in SUITE.methods
@@ -75,11 +80,9 @@ def test_no_two_jobs_share_a_folder_a_file_or_a_fingerprint() -> None:
 
 def test_the_imbalance_is_drawn_with_the_seed_of_the_run() -> None:
     for cell in PLAN.cells:
-        assert cell.imbalance.seed == cell.seed
         assert option(cell, "--seed_everything") == str(cell.seed)
-        if cell.imbalance_name != "none":
-            assert cell.imbalance.kind == SUITE.imbalances[cell.imbalance_name].kind
-            assert cell.imbalance.severity == SUITE.imbalances[cell.imbalance_name].severity
+        expected = SUITE.imbalances.get(cell.imbalance, ())
+        assert stack(cell) == tuple(replace(part, ratio=cell.ratio, seed=cell.seed) for part in expected)
 
 
 def test_options_name_every_term() -> None:
@@ -94,9 +97,9 @@ def test_options_name_every_term() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_options_say_what_the_cell_is() -> None:
     """Parsed by the real parser; banks are not read before a fit."""
-    for cell in (cells(PLAN, method="SDR", imbalance_name="missing words")[4], cells(PLAN, imbalance_name="none")[1]):
+    for cell in (cells(PLAN, method="SDR", imbalance="missing words")[4], cells(PLAN, imbalance="none")[1]):
         cli = build(list(cell.arguments))
-        assert cli.datamodule.imbalance == (cell.imbalance if cell.imbalance.active else Imbalance())
+        assert tuple(cli.datamodule.imbalances) == stack(cell)
         assert cli.datamodule.seed == cell.seed
         assert cli.model.objective.weights == SUITE.methods[cell.method].weights
         for modality, name in BANKS.items():
@@ -104,16 +107,11 @@ def test_options_say_what_the_cell_is() -> None:
 
 
 def test_imbalance_options() -> None:
-    prefix = "--data.init_args.imbalance"
-    words = imbalance_options(Imbalance("missing_words", 0.3, 4, 7))
-    assert dict(zip(words[::2], words[1::2], strict=True)) == {
-        f"{prefix}.kind": "missing_words",
-        f"{prefix}.ratio": "0.3",
-        f"{prefix}.severity": "4",
-        f"{prefix}.seed": "7",
-    }
-    for imbalance in (Imbalance(), Imbalance("mismatch", 0.0)):
-        assert imbalance_options(imbalance) == (f"{prefix}.kind", "none")
+    parts = (Imbalance("drop_words", 0.3, severity=4, seed=7), Imbalance(file="noise.npz", splits=("train", "val")))
+    name, value = imbalance_options(parts)
+    assert name == "--data.init_args.imbalance"
+    assert tuple(Imbalance(**entry) for entry in json.loads(value)) == parts
+    assert imbalance_options(()) == (name, "[]")
 
 
 def test_only_methods_that_distil_have_banks() -> None:
@@ -126,8 +124,8 @@ def test_only_methods_that_distil_have_banks() -> None:
 
 def test_banks_are_shared_exactly_where_teachers_are_shown_the_same() -> None:
     def files(name: str, modality: str) -> dict[tuple[float, int], str | None]:
-        found = cells(PLAN, method="SDR", imbalance_name=name)
-        return {(cell.imbalance.ratio, cell.seed): option(cell, BANKS[modality]) for cell in found}
+        found = cells(PLAN, method="SDR", imbalance=name)
+        return {(cell.ratio, cell.seed): option(cell, BANKS[modality]) for cell in found}
 
     for modality, touched in (("image", "image noise"), ("text", "missing words")):
         clean = set(files("none", modality).values())
@@ -150,8 +148,14 @@ def test_banks_are_extracted_once_from_what_they_are_for() -> None:
         for modality, name in BANKS.items():
             bank = extracted[option(cell, name) or ""]
             assert bank.teacher.modality == modality
-            touches = {"gaussian_noise": "image", "missing_words": "text"}.get(cell.imbalance.kind) == modality
-            assert bank.imbalance == (cell.imbalance if touches and cell.imbalance.active else Imbalance())
+            assert bank.imbalances == tuple(part for part in stack(cell) if part.modality == modality)
+
+
+def test_a_noise_file_may_touch_either_teacher() -> None:
+    noisy = replace(SUITE, imbalances={"published": (Imbalance(file="index_{ratio}.npy"),)}, ratios=(0.4,), seeds=(0,))
+    planned = plan(noisy, FOLDER)
+    assert {stack(cell)[0].file for cell in planned.cells} == {"index_0.4.npy"}
+    assert all(bank.imbalances == (Imbalance(file="index_0.4.npy"),) for bank in planned.banks)
 
 
 def test_placebo_banks_stand_beside_the_real_ones() -> None:
@@ -166,7 +170,7 @@ def test_placebo_banks_stand_beside_the_real_ones() -> None:
 
 
 def test_examples_are_kept_of_one_seed_at_the_hardest_ratio() -> None:
-    kept = [(cell.imbalance_name, cell.imbalance.ratio, cell.seed) for cell in PLAN.cells if cell.with_examples]
+    kept = [(cell.imbalance, cell.ratio, cell.seed) for cell in PLAN.cells if cell.with_examples]
     assert set(kept) == {(name, 0.6, 0) for name in SUITE.imbalances}
     assert len(kept) == 3 * 5
 
@@ -194,10 +198,10 @@ def test_fingerprints_do_not_depend_on_the_folder_or_on_other_methods() -> None:
 
 
 def test_fingerprints_change_with_the_method() -> None:
-    before = {(c.method, c.imbalance, c.seed): c.fingerprint for c in PLAN.cells}
+    before = {c.folder: c.fingerprint for c in PLAN.cells}
     heavier = Method({**SUITE.methods["SDR"].weights, "kd": 3})
     after = plan(replace(SUITE, methods={**SUITE.methods, "SDR": heavier}), FOLDER).cells
-    changed = {cell.method for cell in after if before[cell.method, cell.imbalance, cell.seed] != cell.fingerprint}
+    changed = {cell.method for cell in after if before[cell.folder] != cell.fingerprint}
     assert changed == {"SDR"}
     described = replace(SUITE.methods["SDR"], description="other words")
     assert fingerprints(replace(SUITE, methods={**SUITE.methods, "SDR": described})) == fingerprints(SUITE)

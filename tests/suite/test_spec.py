@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from sdr_lightning.data.imbalance import Imbalance
-from sdr_lightning.suite.spec import Method, Suite
+from sdr_lightning.suite.spec import Method, Suite, describe_imbalance
 
 STUDY = Path(__file__).parents[2] / "experiments" / "scenes" / "suite.yaml"
 
@@ -52,7 +52,7 @@ def test_the_study_of_scenes() -> None:
     assert suite.student == (STUDY.parent / "sdr.yaml",)
     assert suite.teachers["text"].config == (STUDY.parent / "text_teacher.yaml",)
     assert not suite.teachers["image"].pretrained
-    assert suite.imbalances["image noise"] == Imbalance("gaussian_noise", 0.0, 5, 0)
+    assert suite.imbalances["image noise"] == (Imbalance("gaussian_noise", severity=5),)
     assert (suite.baseline, suite.candidate) == ("ITC", "SDR")
     assert suite.methods["SDR"].weights == {"itc": 1, "iic": 1, "ttc": 2, "kd": 2, "kdi": 1, "kdt": 1}
     assert suite.ratios == (0, 0.3, 0.6)
@@ -60,7 +60,7 @@ def test_the_study_of_scenes() -> None:
     assert suite.file == STUDY
     assert [method.distils for method in suite.methods.values()] == [False, True, True, True, True]
     assert [method.teachers for method in suite.methods.values()] == ["real"] * 4 + ["placebo"]
-    assert suite.imbalance_descriptions()["mismatch"].startswith("pair: the chosen images lose all their captions")
+    assert describe_imbalance(suite.imbalances["mismatch"]).startswith("chosen images lose all their captions")
 
 
 def test_single_values_are_lists_of_one_and_the_rest_has_defaults(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_paths_are_relative_to_the_study(tmp_path: Path, monkeypatch: pytest.Mon
         # Those are the study's to set.
         (
             lambda s: s["imbalances"]["noise"].update(ratio=0.5),
-            "imbalance noise has no 'ratio'; it knows ['kind', 'severity']",
+            "imbalance noise has no 'ratio'; it knows ['kind', 'modality', 'level', 'severity', 'splits', 'file']",
         ),
         (lambda s: s["imbalances"]["noise"].update(seed=0), "imbalance noise has no 'seed'"),
         (lambda s: s["methods"]["SDR"]["weights"].update(kdx=1), "unknown term 'kdx', expected some of itc, iic"),
@@ -162,3 +162,26 @@ def test_which_methods_distil() -> None:
     assert not Method({"itc": 1}).distils
     assert not Method({"itc": 1, "kd": 0}).distils
     assert Method({"itc": 1, "kd": 0.1}).distils
+
+
+def test_a_field_with_a_list_is_swept(tmp_path: Path) -> None:
+    suite = read(tmp_path, lambda study: study.update(imbalances={"blur": {"kind": "blur", "severity": [1, 3]}, "words": {"kind": "drop_words"}}))
+    assert suite.imbalances == {
+        "blur, severity 1": (Imbalance("blur", severity=1),),
+        "blur, severity 3": (Imbalance("blur", severity=3),),
+        "words": (Imbalance("drop_words"),),
+    }
+
+
+def test_imbalances_are_stacked(tmp_path: Path) -> None:
+    suite = read(tmp_path, lambda study: study.update(imbalances={"both": [{"kind": "mismatch"}, {"kind": "missing", "modality": "text"}]}))
+    assert suite.imbalance_at("both", 0.3, 2) == (
+        Imbalance("mismatch", 0.3, seed=2),
+        Imbalance("missing", 0.3, modality="text", seed=2),
+    )
+    assert "; " in describe_imbalance(suite.imbalances["both"])
+
+
+def test_a_file_may_depend_on_the_ratio(tmp_path: Path) -> None:
+    suite = read(tmp_path, lambda study: study.update(imbalances={"published": {"file": "noise_inx_{ratio}.npy", "splits": ["train"]}}))
+    assert suite.imbalance_at("published", 0.4, 1) == (Imbalance(file="noise_inx_0.4.npy"),)

@@ -1,0 +1,104 @@
+"""``sdr data``: whether a collection is complete and right, and caches that make it fast."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sdr_lightning.configure import build_data
+from sdr_lightning.data.check import Findings, check
+from sdr_lightning.data.module import RetrievalDataModule
+from sdr_lightning.data.table import Split
+from sdr_lightning.data.tokenizer import tokenised
+from sdr_lightning.paths import write_text
+
+
+def run(arguments: list[str]) -> int:
+    """Check or prepare; see ``sdr data check --help``."""
+    parser = ArgumentParser(
+        prog="sdr data",
+        description="Further options (such as --data.init_args.source.init_args.skip_missing true) go to the data.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    checking = commands.add_parser("check", help="find everything that is wrong with a collection, at once")
+    checking.add_argument("--fast", action="store_true", help="see only whether images are there, do not read them")
+    checking.add_argument("--unusable", type=Path, help="write the ids of images that are missing or cannot be read")
+    preparing = commands.add_parser("prepare", help="keep decoded images and tokens on disk; may be interrupted")
+    for command in (checking, preparing):
+        command.add_argument("--data", required=True, metavar="FILE", help="a configuration of data")
+    options, rest = parser.parse_known_args(arguments)
+    data = build_data(["--data", options.data, *rest])
+    console = Console()
+    return _prepare(data, console) if options.command == "prepare" else _check(data, console, options)
+
+
+def _check(data: RetrievalDataModule, console: Console, options: object) -> int:
+    fast, unusable = bool(getattr(options, "fast", False)), getattr(options, "unusable", None)
+    columns = (TextColumn("reading {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks = {split: progress.add_task(split, total=None) for split in data.source.splits if not fast}
+
+        def advance(split: Split, done: int, total: int) -> None:
+            progress.update(tasks[split], completed=done, total=total)
+
+        findings = check(data, not fast, advance)
+    _show(findings, data.source.name, console)
+    if unusable is not None:
+        write_text(unusable, "".join(f"{name}\n" for name in findings.unusable))
+        console.print(f"{len(findings.unusable)} ids of unusable images in {unusable}")
+    if findings.fatal:
+        console.print("[bold]training would fail[/bold]")
+        return 1
+    console.print("training can start" + ("" if not fast else " (images were not read)"))
+    return 0
+
+
+def _show(findings: Findings, name: str, console: Console) -> None:
+    if findings.sizes:
+        sizes = Table(title=name, title_justify="left", title_style="bold")
+        for heading in ("split", "images", "captions", "captions an image", "known split"):
+            sizes.add_column(heading, justify="left" if heading == "split" else "right")
+        for size in findings.sizes:
+            spread = str(size.fewest) if size.fewest == size.most else f"{size.fewest} to {size.most}"
+            images, captions = size.expected or (None, None)
+            known = "" if images is None else f"{images:,}" + ("" if captions is None else f" / {captions:,}")
+            sizes.add_row(size.split, f"{size.images:,}", f"{size.captions:,}", spread, known)
+        console.print(sizes)
+    if not findings.problems:
+        return
+    ordered = sorted(findings.problems, key=lambda problem: not problem.fatal)
+    problems = Table(title="what was found", title_justify="left", title_style="bold")
+    for heading in ("", "split", "how many", "what"):
+        problems.add_column(heading, justify="right" if heading == "how many" else "left")
+    for problem in ordered:
+        state = "[bold red]error[/bold red]" if problem.fatal else "note"
+        problems.add_row(state, problem.split, f"{problem.number:,} of {problem.of:,}", problem.what)
+    console.print(problems)
+    for problem in ordered:
+        console.print(
+            f"{problem.split}: {problem.what}; [bold]{problem.remedy}[/bold]", soft_wrap=True, highlight=False
+        )
+        for name in problem.first:
+            console.print(f"    {name}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _prepare(data: RetrievalDataModule, console: Console) -> int:
+    for split in data.source.splits:  # a problem is told before any work is done
+        data.source.table(split)
+    data.prepare_data()
+    for split in data.source.splits:
+        tokenised(data.tokenizer, data.source.table(split).captions, data.cache, write=True)
+    kept = (
+        f"images at {data.cached_size} pixels and tokens"
+        if data.cached_size
+        else "tokens (cached_size is not set: no images)"
+    )
+    size = sum(file.stat().st_size for file in data.cache.rglob("*") if file.is_file())
+    console.print(
+        f"{data.source.name}: {kept} are kept in {data.cache} ({size / 1e9:.2f} GB with everything else there)"
+    )
+    return 0

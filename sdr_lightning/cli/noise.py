@@ -1,0 +1,100 @@
+"""``sdr noise``: which items an imbalance changes, as a file, and what such a file does."""
+
+from __future__ import annotations
+
+import hashlib
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from sdr_lightning.configure import build_data
+from sdr_lightning.data.imbalance import KINDS, Imbalance, NoiseTable, read_noise
+from sdr_lightning.data.table import SPLITS
+
+_BAR = 40  # characters of the longest bar
+
+
+def run(arguments: list[str]) -> int:
+    """Make or show a noise table; see ``sdr noise make --help``."""
+    parser = ArgumentParser(
+        prog="sdr noise",
+        description="Further options (such as --data.init_args.source.init_args.skip_missing true) go to the data.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    making = commands.add_parser("make", help="choose the items of an imbalance and write them down")
+    making.add_argument("--data", required=True, metavar="FILE", help="a configuration of data")
+    making.add_argument("--split", choices=SPLITS, default="train")
+    making.add_argument("--kind", choices=[kind for kind in KINDS if kind != "none"], required=True)
+    making.add_argument("--modality", choices=["image", "text", "pair"], help="of the kind missing")
+    making.add_argument("--level", choices=["image", "caption"], help="what is chosen")
+    making.add_argument("--ratio", type=float, required=True, help="share that is chosen, in [0, 1]")
+    making.add_argument("--severity", type=int, default=5, help="1 to 5, of kinds that have degrees")
+    making.add_argument("--seed", type=int, default=0)
+    making.add_argument(
+        "--output", type=Path, required=True, help=".npz, or .npy for a mismatch in the published form of its level"
+    )
+    showing = commands.add_parser("show", help="what a noise table or a published index does")
+    showing.add_argument("file", type=Path, help=".npz of sdr noise make, or a published .npy")
+    showing.add_argument("--data", metavar="FILE", help="the data it is for, to be sure of the captions of each image")
+    showing.add_argument("--split", choices=SPLITS, default="train")
+    options, rest = parser.parse_known_args(arguments)
+    if options.command == "make":
+        return _make(options, rest)
+    if rest and options.data is None:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    return _show(options, rest)
+
+
+def _make(options: Namespace, rest: list[str]) -> int:
+    imbalance = Imbalance(
+        options.kind, options.ratio, options.modality, options.level, options.severity, options.seed, (options.split,)
+    )
+    table = build_data(["--data", options.data, *rest]).source.table(options.split)
+    noise = NoiseTable.draw(table, imbalance)
+    noise.save(options.output)
+    print("\n".join(describe(noise, options.output)))
+    return 0
+
+
+def _show(options: Namespace, rest: list[str]) -> int:
+    table = None
+    if options.data is not None:
+        table = build_data(["--data", options.data, *rest]).source.table(options.split)
+    print("\n".join(describe(read_noise(options.file, table), options.file)))
+    return 0
+
+
+def _meaning(imbalance: Imbalance) -> str:
+    if imbalance.kind != "mismatch":
+        return KINDS[imbalance.kind].description
+    if imbalance.level == "image":
+        return "chosen images lose all their captions to one another (as in RCL, DECL, L2RM)"
+    return "chosen captions go, one by one, to images of one another (as in NCR, BiCro)"
+
+
+def describe(noise: NoiseTable, file: Path) -> list[str]:
+    """A noise table in words, line by line."""
+    imbalance = noise.imbalance
+    items = "images" if imbalance.level == "image" else "captions"
+    facts = {
+        "imbalance": f"{imbalance.kind}, {imbalance.modality}, level {imbalance.level}",
+        "meaning": _meaning(imbalance),
+        "realised": f"{100 * noise.ratio:.2f} % ({len(noise.rows):,} of {noise.of:,} {items})",
+    }
+    if file.suffix == ".npz":
+        facts["asked"] = f"{100 * imbalance.ratio:g} %, seed {imbalance.seed}"
+        if KINDS[imbalance.kind].has_degrees:
+            facts["asked"] += f", severity {imbalance.severity}"
+    facts["made for"] = (
+        f"{noise.collection} {noise.split} ({noise.fingerprint[:12]})"
+        if noise.collection
+        else "a collection that it does not name; read as equally many captions an image, in order"
+    )
+    facts["SHA-256"] = f"{hashlib.sha256(file.read_bytes()).hexdigest()} of the file"
+    lines = [f"{file}", *(f"  {name:10} {value}" for name, value in facts.items())]
+    if imbalance.kind == "mismatch":
+        histogram = noise.wrong_captions_per_image
+        most = max(histogram.values())
+        lines.append("  wrong captions per image")
+        for wrong, images in histogram.items():
+            lines.append(f"    {wrong:2}  {images:9,} images  {'█' * max(1, round(_BAR * images / most))}")
+    return lines

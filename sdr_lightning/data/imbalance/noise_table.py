@@ -1,0 +1,203 @@
+"""Which items an imbalance changed, as a file: this project's own, and the two published forms of a mismatch."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdr_lightning.data.imbalance.pairs import mismatched
+from sdr_lightning.data.imbalance.specification import Imbalance, Level
+from sdr_lightning.data.table import CaptionTable
+from sdr_lightning.identity import sha256
+from sdr_lightning.paths import write_atomically
+
+_FORMAT = "sdr-noise-table-1"
+
+
+@dataclass(frozen=True)
+class NoiseTable:
+    """What an imbalance chose on one split.
+
+    Attributes:
+        imbalance: the specification.
+        collection: name of the collection.
+        split: which split.
+        fingerprint: of the clean split; empty where a published index does not say.
+        rows: (n,) int64 images or captions, as the level says, that are changed.
+        caption_image: (C,) int64 image that each caption is paired with.
+        clean: (C,) int64 image that each caption belongs to.
+    """
+
+    imbalance: Imbalance
+    collection: str
+    split: str
+    fingerprint: str
+    rows: NDArray[np.int64]
+    caption_image: NDArray[np.int64]
+    clean: NDArray[np.int64]
+
+    @classmethod
+    def draw(cls, table: CaptionTable, imbalance: Imbalance) -> NoiseTable:
+        """Choose the items of a specification.
+
+        Args:
+            table: a clean split.
+            imbalance: with a kind, not a file.
+
+        Raises:
+            ValueError: a mismatch of items that cannot be paired wrongly.
+        """
+        rows = imbalance.choose(table) if imbalance.active else np.empty(0, dtype=np.int64)
+        paired = table.caption_image
+        if imbalance.kind == "mismatch" and len(rows):
+            paired = mismatched(table, rows, imbalance.level or "image")
+        return cls(imbalance, table.name, table.split, table.fingerprint, rows, paired, table.caption_image)
+
+    @property
+    def of(self) -> int:
+        """Number of items that could have been chosen."""
+        return int(self.clean.max()) + 1 if self.imbalance.level == "image" else len(self.clean)
+
+    @property
+    def ratio(self) -> float:
+        """Share of the items that are changed."""
+        return len(self.rows) / self.of
+
+    @property
+    def wrong_captions_per_image(self) -> dict[int, int]:
+        """How many images have 0, 1, 2 ... captions of another image."""
+        return wrong_captions_per_image(self.clean, self.caption_image)
+
+    @property
+    def sha256(self) -> str:
+        """Of what is chosen and how it is paired."""
+        return sha256(str(self.imbalance.content_key), np.sort(self.rows).tobytes(), self.caption_image.tobytes())
+
+    def record(self) -> dict[str, Any]:
+        """Plain values for a run's record."""
+        return {
+            **asdict(self.imbalance),
+            "affected": len(self.rows),
+            "of": self.of,
+            "realised_ratio": self.ratio,
+            "sha256": self.sha256,
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the table, atomically.
+
+        Args:
+            path: ``.npz`` for this project's form; ``.npy`` for the published form of a mismatch: (N,) images of which image
+                i gets the captions, or (C,) image of caption k, by level.
+
+        Raises:
+            ValueError: another suffix, or ``.npy`` for what is no mismatch.
+        """
+        if path.suffix == ".npz":
+            header: dict[str, Any] = {"format": _FORMAT, "collection": self.collection, "split": self.split}
+            header |= {"fingerprint": self.fingerprint, "imbalance": asdict(self.imbalance)}
+            arrays: dict[str, Any] = {"rows": self.rows, "caption_image": self.caption_image, "clean": self.clean}
+            write_atomically(
+                path, lambda part: np.savez_compressed(part, header=np.array(json.dumps(header)), **arrays)
+            )
+        elif path.suffix == ".npy" and self.imbalance.kind == "mismatch":
+            write_atomically(path, lambda part: np.save(part, self._published()))
+        else:
+            raise ValueError(f"{path} must end in .npz, or in .npy for a mismatch in its published form")
+
+    def _published(self) -> NDArray[np.int64]:
+        if self.imbalance.level == "caption":
+            return self.caption_image
+        receiver = np.arange(self.of)
+        receiver[self.clean] = self.caption_image
+        return receiver
+
+
+def read_noise(path: Path, table: CaptionTable | None = None) -> NoiseTable:
+    """Read a noise table or a published index.
+
+    A published index of N numbers below N is taken for images: the captions of image i are paired with image index[i] (RCL,
+    DECL). One of C numbers is taken for captions: caption k is paired with image index[k] (NCR, BiCro). Both count rows, so
+    they mean what their authors meant where the split is read in their order.
+
+    Args:
+        path: ``.npz`` or ``.npy``; nothing pickled is read.
+        table: the split that it is for; when None, captions are taken to be in the order of the images, equally many each.
+
+    Raises:
+        ValueError: no such file, another format, another length than the split has images or captions, or a table of other
+            data.
+    """
+    if not path.is_file():
+        raise ValueError(f"no noise table at {path}: make one with sdr noise make")
+    if path.suffix == ".npy":
+        return _read_published(path, table)
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            header = json.loads(str(file["header"]))
+            rows, paired, clean = (np.asarray(file[name]) for name in ("rows", "caption_image", "clean"))
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a noise table of sdr noise make: {error}") from error
+    if not isinstance(header, dict) or header.get("format") != _FORMAT:
+        raise ValueError(f"{path} is not a noise table of sdr noise make")
+    imbalance = Imbalance(**{**header["imbalance"], "splits": tuple(header["imbalance"]["splits"])})
+    found = NoiseTable(imbalance, header["collection"], header["split"], header["fingerprint"], rows, paired, clean)
+    if table is not None and table.fingerprint != found.fingerprint:
+        raise ValueError(
+            f"{path} was made for {found.collection} {found.split} ({found.fingerprint[:12]}), not for {table.name} "
+            f"{table.split} as it is read here ({table.fingerprint[:12]}): make it anew with sdr noise make"
+        )
+    return found
+
+
+def wrong_captions_per_image(clean: NDArray[np.int64], paired: NDArray[np.int64]) -> dict[int, int]:
+    """How many images have 0, 1, 2 ... captions of another image.
+
+    Args:
+        clean: (C,) image that each caption belongs to.
+        paired: (C,) image that it is paired with.
+    """
+    wrong = np.bincount(paired[paired != clean], minlength=int(clean.max()) + 1)
+    return {int(k): int(n) for k, n in enumerate(np.bincount(wrong)) if n}
+
+
+def _read_published(path: Path, table: CaptionTable | None) -> NoiseTable:
+    try:
+        index = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is not a plain .npy array: {error}") from error
+    if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer) or not len(index) or index.min() < 0:
+        raise ValueError(f"{path} holds {index.dtype} of shape {index.shape}, expected (n,) rows of images")
+    index = index.astype(np.int64)
+    level, clean = _meaning(path, index, table)
+    paired = index[clean] if level == "image" else index
+    changed = np.flatnonzero(index != np.arange(len(index))) if level == "image" else np.flatnonzero(index != clean)
+    of = len(index)
+    imbalance = Imbalance("mismatch", len(changed) / of, level=level)
+    name, split, fingerprint = (table.name, table.split, table.fingerprint) if table is not None else ("", "", "")
+    return NoiseTable(imbalance, name, split, fingerprint, changed, paired, clean)
+
+
+def _meaning(path: Path, index: NDArray[np.int64], table: CaptionTable | None) -> tuple[Level, NDArray[np.int64]]:
+    images = int(index.max()) + 1
+    if table is None:
+        if len(index) == images:
+            return "image", np.repeat(np.arange(images), 5)
+        if len(index) % images == 0:
+            return "caption", np.repeat(np.arange(images), len(index) // images)
+        raise ValueError(
+            f"{path} has {len(index)} entries for {images} images, neither one an image nor equally many: pass --data"
+        )
+    lengths: dict[int, Level] = {len(table.captions): "caption", len(table.image_ids): "image"}
+    if len(index) not in lengths or images > len(table.image_ids):
+        raise ValueError(
+            f"{path} has {len(index)} entries up to {images - 1}; {table.name} {table.split} expects "
+            f"{len(table.image_ids)} (one an image) or {len(table.captions)} (one a caption)"
+        )
+    return lengths[len(index)], table.caption_image

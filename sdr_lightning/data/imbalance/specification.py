@@ -1,0 +1,180 @@
+"""What is wrong with how much of the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdr_lightning.data.table import SPLITS, CaptionTable, Split
+from sdr_lightning.identity import stable_hash, stable_hashes
+
+Level = Literal["image", "caption"]
+Kind = Literal[
+    "none",
+    "mismatch",
+    "drop_words",
+    "mask_words",
+    "truncate",
+    "content_words",
+    "typos",
+    "gaussian_noise",
+    "blur",
+    "occlusion",
+    "low_resolution",
+    "low_light",
+    "jpeg",
+    "missing",
+]
+
+
+class KindOf(NamedTuple):
+    """What a kind is.
+
+    Attributes:
+        modalities: what it can be done to.
+        has_degrees: whether the severity means anything.
+        description: one sentence.
+    """
+
+    modalities: tuple[str, ...]
+    has_degrees: bool
+    description: str
+
+
+KINDS: dict[Kind, KindOf] = {
+    "none": KindOf(("pair",), False, "clean data"),
+    "mismatch": KindOf(
+        ("pair",),
+        False,
+        "chosen images lose all their captions to one another (level image), or chosen captions go to images of one "
+        "another (level caption)",
+    ),
+    "drop_words": KindOf(
+        ("text",), True, "each word of a chosen caption is dropped with probability 0.15 x severity, one always stays"
+    ),
+    "mask_words": KindOf(
+        ("text",),
+        True,
+        "each word of a chosen caption becomes [MASK] with probability 0.15 x severity, one always stays",
+    ),
+    "truncate": KindOf(
+        ("text",), True, "a chosen caption keeps the first 1 - 0.15 x severity of its words, rounded up, at least one"
+    ),
+    "content_words": KindOf(
+        ("text",),
+        False,
+        "a chosen caption loses its function words (articles, prepositions, pronouns, auxiliaries ...)",
+    ),
+    "typos": KindOf(
+        ("text",),
+        True,
+        "each character of a chosen caption is, with probability 0.03 x severity, dropped, doubled, replaced or swapped",
+    ),
+    "gaussian_noise": KindOf(
+        ("image",), True, "Gaussian noise on chosen images, sigma 0.08/0.12/0.18/0.26/0.38 of the range by severity"
+    ),
+    "blur": KindOf(
+        ("image",), True, "Gaussian blur of chosen images, sigma 1/2/3/4/6 pixels per 224 of the side by severity"
+    ),
+    "occlusion": KindOf(
+        ("image",), True, "a grey square covers 10/20/30/45/60 % of a chosen image, at a place of its own"
+    ),
+    "low_resolution": KindOf(
+        ("image",), True, "chosen images are shrunk to 0.6/0.5/0.4/0.3/0.25 of the side and enlarged again"
+    ),
+    "low_light": KindOf(
+        ("image",),
+        True,
+        "chosen images are dark (0.6/0.45/0.3/0.2/0.1 of the light) and grainy (60/25/12/5/3 photons a pixel)",
+    ),
+    "jpeg": KindOf(("image",), True, "chosen images are saved as JPEG with quality 25/18/15/10/7"),
+    "missing": KindOf(("image", "text"), False, "chosen captions are empty, or chosen images are blank"),
+}
+
+
+@dataclass(frozen=True)
+class Imbalance:
+    """What is wrong with how much of the data.
+
+    The choice of items is nested: what is chosen at a ratio is chosen at every greater one with the same seed.
+
+    Attributes:
+        kind: see :data:`KINDS`.
+        ratio: share of the items that are chosen, in [0, 1].
+        modality: ``image``, ``text`` or ``pair``; the kind decides, but for ``missing``, where it must be said.
+        level: the items that are chosen among: ``image`` (with all its captions) or ``caption``; by default images for
+            ``mismatch`` and images, captions for texts.
+        severity: 1 (mild) to 5, of kinds that have degrees.
+        seed: of the choice and of the noise.
+        splits: which splits; training alone by default.
+        file: a noise table of ``sdr noise make`` (``.npz``) or a published index (``.npy``) that decides everything but the
+            splits, instead of kind, ratio and seed; ``$NAME`` and ``${NAME:-default}`` are filled in.
+
+    Raises:
+        ValueError: a value out of its range, or two that do not go together.
+    """
+
+    kind: Kind = "none"
+    ratio: float = 0.0
+    modality: Literal["image", "text", "pair"] | None = None
+    level: Level | None = None
+    severity: int = 5
+    seed: int = 0
+    splits: tuple[Split, ...] = ("train",)
+    file: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "splits", tuple(self.splits))
+        if self.kind not in KINDS:
+            raise ValueError(f"unknown imbalance {self.kind!r}, expected one of {', '.join(KINDS)}")
+        if not 0 <= self.ratio <= 1:
+            raise ValueError(f"the imbalance ratio must lie in [0, 1], got {self.ratio}")
+        if self.severity not in range(1, 6):
+            raise ValueError(f"the imbalance severity must be 1, 2, 3, 4 or 5, got {self.severity}")
+        if not self.splits or not set(self.splits) <= set(SPLITS):
+            raise ValueError(f"the imbalance's splits must be some of {', '.join(SPLITS)}, got {list(self.splits)}")
+        if self.file is not None and (self.kind != "none" or self.ratio):
+            raise ValueError(f"the file {self.file} decides the imbalance: drop kind and ratio, or drop the file")
+        possible = KINDS[self.kind].modalities
+        if self.modality is None and len(possible) > 1:
+            raise ValueError(f"which modality is {self.kind}? expected modality {' or '.join(possible)}")
+        if self.modality is not None and self.modality not in possible:
+            raise ValueError(f"{self.kind} is done to {' or '.join(possible)}, got modality {self.modality}")
+        object.__setattr__(self, "modality", self.modality or possible[0])
+        if self.level == "caption" and self.modality == "image":
+            raise ValueError(f"{self.kind} is done to images: its level is image, got caption")
+        object.__setattr__(self, "level", self.level or ("caption" if self.modality == "text" else "image"))
+        if self.kind == "mismatch" and "test" in self.splits:
+            raise ValueError("a mismatched test split has no truth to measure against: leave test out of the splits")
+
+    @property
+    def active(self) -> bool:
+        """Whether anything is changed."""
+        return self.file is not None or (self.kind != "none" and self.ratio > 0)
+
+    @property
+    def content_key(self) -> tuple[str, int, int]:
+        """What an item's noise is a function of, besides its id."""
+        name = f"missing {self.modality}" if self.kind == "missing" else self.kind
+        return name, self.severity if KINDS[self.kind].has_degrees else 0, self.seed
+
+    def choose(self, table: CaptionTable) -> NDArray[np.int64]:
+        """The rows that are changed, in an order of their own.
+
+        Args:
+            table: a split.
+
+        Returns:
+            (round(ratio n),) int64 rows of images or captions, as the level says: the ids with the smallest hashes.
+        """
+        ids = table.image_ids if self.level == "image" else table.caption_ids
+        name, _, seed = self.content_key
+        order = np.argsort(stable_hashes((name, seed), ids), kind="stable")
+        return order[: round(self.ratio * len(ids))]
+
+    def generator(self, item: str) -> np.random.Generator:
+        """The random numbers of one item."""
+        return np.random.default_rng(stable_hash(*self.content_key, item) & 0xFFFFFFFFFFFFFFFF)

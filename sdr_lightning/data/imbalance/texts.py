@@ -1,0 +1,87 @@
+"""Poor captions: words dropped, masked, cut off or misspelt."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import ceil
+
+import numpy as np
+
+_SHARE_STEP, _TYPO_STEP = 0.15, 0.03
+_LETTERS = "abcdefghijklmnopqrstuvwxyz"
+
+# The closed classes of English: what is left when they are gone are nouns, verbs, adjectives, adverbs and numbers.
+_CLOSED_CLASSES = """
+    a an the this that these those some any each every either neither no all both
+    i me my mine myself we us our ours you your yours he him his himself she her hers herself it its itself they them their
+    theirs themselves one ones who whom whose which what someone something other others another
+    and or but nor so yet as if while when where because than though although until
+    of in on at by to from with without into onto out off over under above below up down near beside besides between among
+    behind across through along around about against after before during inside outside toward towards upon for next via
+    is are was were be been being am do does did doing done have has had having can could will would shall should may might
+    must not there here
+"""
+_FUNCTION_WORDS = frozenset(_CLOSED_CLASSES.split())
+
+
+def dropped(words: Sequence[str], severity: int, generator: np.random.Generator) -> list[str]:
+    """Drop words independently; one always stays."""
+    keep = _kept(len(words), severity, generator)
+    return [word for word, kept in zip(words, keep, strict=True) if kept]
+
+
+def masked(words: Sequence[str], severity: int, generator: np.random.Generator) -> list[str]:
+    """Replace words by ``[MASK]`` independently; one always stays."""
+    keep = _kept(len(words), severity, generator)
+    return [word if kept else "[MASK]" for word, kept in zip(words, keep, strict=True)]
+
+
+def truncated(words: Sequence[str], severity: int, generator: np.random.Generator) -> list[str]:
+    """Keep the beginning."""
+    return list(words[: max(1, ceil(round(len(words) * (1 - _SHARE_STEP * severity), 6)))])
+
+
+def contentful(words: Sequence[str], severity: int, generator: np.random.Generator) -> list[str]:
+    """Keep words that carry content; a caption of function words alone keeps its last."""
+    kept = [word for word in words if word.lower().strip(".,;:!?\"'") not in _FUNCTION_WORDS]
+    return kept or list(words[-1:])
+
+
+def misspelt(words: Sequence[str], severity: int, generator: np.random.Generator) -> list[str]:
+    """Drop, double, replace or swap characters independently; blanks stay where they are and no word vanishes."""
+    return [_misspell(word, _TYPO_STEP * severity, generator) for word in words]
+
+
+TEXT_KINDS: dict[str, Callable[[Sequence[str], int, np.random.Generator], list[str]]] = {
+    "drop_words": dropped,
+    "mask_words": masked,
+    "truncate": truncated,
+    "content_words": contentful,
+    "typos": misspelt,
+    "missing": lambda words, severity, generator: [],
+}
+
+
+def _kept(count: int, severity: int, generator: np.random.Generator) -> np.ndarray:
+    keep = generator.random(count) >= _SHARE_STEP * severity
+    if count and not keep.any():
+        keep[generator.integers(count)] = True
+    return keep
+
+
+def _misspell(word: str, probability: float, generator: np.random.Generator) -> str:
+    hit = np.flatnonzero(generator.random(len(word)) < probability)
+    if not len(hit):
+        return word
+    letters = list(word)
+    for place in hit.tolist():
+        what = int(generator.integers(4))
+        if what == 0:
+            letters[place] = ""
+        elif what == 1:
+            letters[place] *= 2
+        elif what == 2:
+            letters[place] = _LETTERS[int(generator.integers(len(_LETTERS)))]
+        elif place + 1 < len(letters):
+            letters[place], letters[place + 1] = letters[place + 1], letters[place]
+    return "".join(letters) or word

@@ -1,0 +1,14 @@
+"""How large the known splits are."""
+
+from __future__ import annotations
+
+from sdr_lightning.data.table import Split
+
+KNOWN_SIZES: dict[str, dict[Split, tuple[int, int | None]]] = {
+    "flickr8k": {"train": (6_000, 30_000), "val": (1_000, 5_000), "test": (1_000, 5_000)},
+    "flickr30k": {"train": (29_000, 145_000), "val": (1_014, 5_070), "test": (1_000, 5_000)},
+    "coco": {"train": (113_287, 566_747), "val": (5_000, 25_010), "test": (5_000, 25_010)},
+    "vizwiz": {"train": (23_431, None), "val": (7_750, None), "test": (8_000, None)},
+}
+"""Images and captions of Karpathy's splits and of VizWiz-Captions, by the name of the collection; captions where every copy has
+the same (VizWiz: its rejected and precanned captions may be left out)."""

@@ -1,0 +1,156 @@
+"""What every reader reads a collection into, and what can be wrong with it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from sdr_lightning.data.table import CaptionTable, Split
+
+
+class Record(NamedTuple):
+    """One image with its captions.
+
+    Attributes:
+        image_id: unique in the collection.
+        reference: where the image is: a path below the image folder, or the number of a row.
+        captions: any number of them.
+        caption_ids: as many ids, unique in the collection.
+    """
+
+    image_id: str
+    reference: str
+    captions: Sequence[str]
+    caption_ids: Sequence[str]
+
+
+Records = Mapping[Split, Sequence[Record]]
+
+
+class Problem(NamedTuple):
+    """Something that is wrong with a split.
+
+    Attributes:
+        split: which split.
+        what: a noun phrase, such as ``missing images``.
+        number: how many there are.
+        of: among how many.
+        first: up to five of them.
+        remedy: what to do.
+        fatal: whether training would fail; otherwise it is only worth knowing.
+    """
+
+    split: str
+    what: str
+    number: int
+    of: int
+    first: tuple[str, ...]
+    remedy: str
+    fatal: bool = True
+
+    def __str__(self) -> str:
+        return f"{self.split}: {self.number} of {self.of} {self.what}, first: {', '.join(self.first)}; {self.remedy}"
+
+
+def numbered(image_id: str, count: int) -> list[str]:
+    """Caption ids ``image#0``, ``image#1`` ... for formats that give captions none."""
+    return [f"{image_id}#{k}" for k in range(count)]
+
+
+def one_line(caption: str) -> str:
+    """A caption without line breaks and repeated blanks."""
+    return " ".join(caption.split())
+
+
+def without_empty(record: Record) -> Record:
+    """A record without its empty captions."""
+    kept = [k for k, caption in enumerate(record.captions) if caption]
+    return record._replace(
+        captions=[record.captions[k] for k in kept], caption_ids=[record.caption_ids[k] for k in kept]
+    )
+
+
+def grouped(rows: Sequence[tuple[str, str, str | None]]) -> list[Record]:
+    """Records from rows of (image id, reference, caption or None), in the order in which the images first occur."""
+    captions: dict[str, list[str]] = {}
+    references: dict[str, str] = {}
+    for image_id, reference, caption in rows:
+        captions.setdefault(image_id, []).extend([] if caption is None else [one_line(caption)])
+        references.setdefault(image_id, reference)
+    return [Record(name, references[name], texts, numbered(name, len(texts))) for name, texts in captions.items()]
+
+
+def tabulate(name: str, split: Split, records: Sequence[Record]) -> CaptionTable:
+    """Records as columns."""
+    return CaptionTable(
+        name,
+        split,
+        [record.image_id for record in records],
+        [caption for record in records for caption in record.captions],
+        [caption_id for record in records for caption_id in record.caption_ids],
+        np.repeat(np.arange(len(records)), [len(record.captions) for record in records]),
+    )
+
+
+def find_problems(split: Split, records: Sequence[Record], collection: Records) -> list[Problem]:
+    """What is wrong with the records of a split, pixels aside.
+
+    Args:
+        split: which split.
+        records: of the split, as they would be used.
+        collection: all records of all splits, to see leaks.
+
+    Returns:
+        Problems: no records at all, repeated ids, images that are in two splits, empty captions, images without captions.
+    """
+    images, captions = len(records), sum(len(record.captions) for record in records)
+    if not records:
+        return [Problem(split, "images", 0, 0, ("none",), "check the annotation file and what is skipped")]
+    problems = []
+
+    def add(what: str, found: Sequence[str], of: int, remedy: str, fatal: bool = True) -> None:
+        if found:
+            problems.append(Problem(split, what, len(found), of, tuple(found[:5]), remedy, fatal))
+
+    add(
+        "images have a repeated id",
+        _repeated(record.image_id for record in records),
+        images,
+        "give every image one entry with an id of its own",
+    )
+    add(
+        "captions have a repeated id",
+        _repeated(name for record in records for name in record.caption_ids),
+        captions,
+        "give every caption an id of its own",
+    )
+    elsewhere = {
+        record.image_id: other for other, entries in collection.items() if other != split for record in entries
+    }
+    add(
+        "images are in another split as well (a leak)",
+        [f"{r.image_id} ({elsewhere[r.image_id]})" for r in records if r.image_id in elsewhere],
+        images,
+        "keep each image in one split, or name it in leave_out",
+    )
+    add(
+        "captions are empty",
+        [name for r in records for name, text in zip(r.caption_ids, r.captions, strict=True) if not text],
+        captions,
+        "complete them, or leave them out with skip_empty",
+    )
+    add(
+        "images have no caption",
+        [record.image_id for record in records if not record.captions],
+        images,
+        "they are left out" if captions else "give them captions, or leave the split out",
+        fatal=not captions,
+    )
+    return problems
+
+
+def _repeated(names: Iterable[str]) -> list[str]:
+    return [name for name, count in Counter(names).items() if count > 1]

@@ -1,0 +1,57 @@
+"""Many strings in two arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, pairwise
+from typing import overload
+
+import numpy as np
+
+
+class Strings(Sequence[str]):
+    """An immutable list of strings, packed: UTF-8 bytes and offsets.
+
+    A list holds a Python object per string, and reading one writes its reference count, so every forked worker ends up
+    with a copy of the whole list. Arrays stay shared.
+
+    Args:
+        items: N strings.
+    """
+
+    __slots__ = ("_bytes", "_offsets")
+
+    def __init__(self, items: Iterable[str]) -> None:
+        encoded = [item.encode() for item in items]
+        self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
+        self._offsets = np.fromiter(accumulate(map(len, encoded), initial=0), dtype=np.int64, count=len(encoded) + 1)
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> str: ...
+    @overload
+    def __getitem__(self, row: slice) -> Strings: ...
+    def __getitem__(self, row: int | slice) -> str | Strings:
+        if isinstance(row, slice):
+            return Strings(self[i] for i in range(*row.indices(len(self))))
+        row = row + len(self) if row < 0 else row
+        if not 0 <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)} strings")
+        return self._bytes[self._offsets[row] : self._offsets[row + 1]].tobytes().decode()
+
+    def __iter__(self) -> Iterator[str]:
+        whole = self._bytes.tobytes()
+        return (whole[start:end].decode() for start, end in pairwise(self._offsets.tolist()))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence) or isinstance(other, str):
+            return NotImplemented
+        return len(self) == len(other) and all(a == b for a, b in zip(self, other, strict=True))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return f"Strings({list(self[:3])}{' ...' if len(self) > 3 else ''}, {len(self)} in all)"

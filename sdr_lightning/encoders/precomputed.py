@@ -1,0 +1,69 @@
+"""An image tower for features that were computed elsewhere."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor, nn
+
+from sdr_lightning.encoders.tower import Tower
+
+
+class PrecomputedImageTower(Tower):
+    """Regions, or one vector an image, to one feature vector: an MLP with a linear shortcut, then pooling over regions.
+
+    After the image encoder of Chen et al., "Learning the Best Pooling Strategy for Visual Semantic Embedding" (VSE-infinity),
+    CVPR 2021, with plain pooling.
+
+    Args:
+        features_width: D of the features.
+        width: of the tower's output.
+        hidden_width: of the MLP; half the output's width when None.
+        pooling: ``mean`` or ``max`` over the regions.
+        dropout: share of the MLP's hidden units that are dropped in training, in [0, 1).
+    """
+
+    modality = "image"
+
+    def __init__(
+        self,
+        features_width: int,
+        width: int = 1024,
+        hidden_width: int | None = None,
+        pooling: Literal["mean", "max"] = "mean",
+        dropout: float = 0.0,
+    ) -> None:
+        super().__init__()
+        if min(features_width, width, hidden_width or 2) < 1:
+            raise ValueError(f"widths must be positive, got {features_width}, {width}, {hidden_width}")
+        hidden = hidden_width or max(1, width // 2)
+        self.features_width, self.width, self.pooling = features_width, width, pooling
+        self.shortcut = nn.Linear(features_width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(features_width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width)
+        )
+
+    def settings(self) -> str:
+        """Widths and pooling."""
+        return f"{self.features_width} {self.mlp[0].out_features} {self.width} {self.pooling}"
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """Encode images.
+
+        Args:
+            inputs: (B, R, D) features.
+
+        Returns:
+            (B, width).
+
+        Raises:
+            ValueError: features of another shape.
+        """
+        if inputs.ndim != 3 or inputs.shape[2] != self.features_width:
+            raise ValueError(
+                f"the image tower expects features (B, R, {self.features_width}), got {tuple(inputs.shape)}: set its "
+                "features_width to that of the data"
+            )
+        regions = self.shortcut(inputs) + self.mlp(inputs)
+        pooled: Tensor = regions.mean(dim=1) if self.pooling == "mean" else regions.amax(dim=1)
+        return pooled
