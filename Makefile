@@ -47,6 +47,7 @@ test-slow: $(READY) ## the slow tests
 	$(BIN)/pytest -m slow
 
 docs: $(READY) ## publish the studies that were run, as docs/results/
+	$(BIN)/python docs/make_imbalance.py
 	$(BIN)/python docs/make_results.py runs/scenes runs/flickr8k
 
 clean: ## remove .venv and everything that tools left

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from sdr_lightning.paths import expand, package_path, write_atomically, write_json
+from sdr_lightning.paths import expand, package_path, read_json, text_lines, write_atomically, write_json
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from sdr_lightning.paths import expand, package_path, write_atomically, write_js
         ("cost: 5$", "cost: 5$"),
     ],
 )
-def test_expand(reference, expanded, monkeypatch):
+def test_expand(reference: str, expanded: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"ROOT": "/r", "NAME": "n", "EMPTY": "", "HOME": "/home/me"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.delenv("UNSET", raising=False)
@@ -36,19 +36,19 @@ def test_expand(reference, expanded, monkeypatch):
 
 
 @pytest.mark.parametrize("reference", ["$UNSET/x", "${UNSET}/x", "a/${ROOT:-b}/$UNSET"])
-def test_a_variable_that_is_not_set_is_named(reference, monkeypatch):
+def test_a_variable_that_is_not_set_is_named(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("UNSET", raising=False)
     with pytest.raises(ValueError, match=r"needs the environment variable UNSET, .*export UNSET=") as caught:
         expand(reference)
     assert repr(reference) in str(caught.value)
 
 
-def test_a_value_is_not_expanded_again(monkeypatch):
+def test_a_value_is_not_expanded_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROOT", "$OTHER")
     assert expand("$ROOT/x") == "$OTHER/x"
 
 
-def test_a_reference_into_a_package(tmp_path, monkeypatch):
+def test_a_reference_into_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "some_weights"
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('imported')")
@@ -58,24 +58,24 @@ def test_a_reference_into_a_package(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("reference", ["/data/x", "hub/name", "packages:x", "x/package:y", ""])
-def test_anything_else_is_returned_as_it_is(reference):
+def test_anything_else_is_returned_as_it_is(reference: str) -> None:
     assert package_path(reference) == reference
 
 
-def test_a_package_that_is_not_installed():
+def test_a_package_that_is_not_installed() -> None:
     with pytest.raises(ValueError, match=r"'package:no_such/x' names the package no_such.*pip install no_such"):
         package_path("package:no_such/x")
 
 
-def names(folder):
+def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_a_file_is_written_in_one_step(tmp_path):
+def test_a_file_is_written_in_one_step(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file.json"
-    seen = []
+    seen: list[Path] = []
 
-    def write(part):
+    def write(part: Path) -> None:
         seen.append(part)
         assert not path.exists()
         part.write_text("new")
@@ -88,11 +88,11 @@ def test_a_file_is_written_in_one_step(tmp_path):
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
-def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
+def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
 
-    def write(part):
+    def write(part: Path) -> None:
         part.write_text("new, half")
         assert path.read_text() == "old"
         part.write_text("new")
@@ -104,12 +104,12 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path):
 
 @pytest.mark.parametrize("error", [OSError, ValueError, KeyboardInterrupt])
 @pytest.mark.parametrize("exists", [True, False])
-def test_a_failure_leaves_nothing_behind(tmp_path, error, exists):
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, error: type[BaseException], exists: bool) -> None:
     path = tmp_path / "file.txt"
     if exists:
         path.write_text("old")
 
-    def write(part):
+    def write(part: Path) -> None:
         part.write_text("half")
         raise error("stop")
 
@@ -119,8 +119,8 @@ def test_a_failure_leaves_nothing_behind(tmp_path, error, exists):
     assert not exists or path.read_text() == "old"
 
 
-def test_a_writer_may_replace_the_temporary_file(tmp_path):
-    def write(part):
+def test_a_writer_may_replace_the_temporary_file(tmp_path: Path) -> None:
+    def write(part: Path) -> None:
         other = Path(f"{part}.other")
         other.write_text("new")
         other.rename(part)
@@ -129,7 +129,7 @@ def test_a_writer_may_replace_the_temporary_file(tmp_path):
     assert names(tmp_path) == ["file"]
 
 
-def test_json(tmp_path):
+def test_json(tmp_path: Path) -> None:
     value = {"b": [1, None, 0.5], "a": "Ünï"}
     write_json(tmp_path / "file.json", value)
     text = (tmp_path / "file.json").read_text(encoding="utf-8")
@@ -139,9 +139,55 @@ def test_json(tmp_path):
     assert text.endswith("}\n")
 
 
-def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None:
     write_json(tmp_path / "file.json", 1)
     with pytest.raises(TypeError):
         write_json(tmp_path / "file.json", {"a": object()})
     assert (tmp_path / "file.json").read_text() == "1\n"
     assert names(tmp_path) == ["file.json"]
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"a\nb\n", ["a", "b"]),
+        (b"a\nb", ["a", "b"]),
+        (b"a\n\nb\n\n", ["a", "", "b", ""]),
+        ("é\u2028\x85 猫\n".encode(), ["é\u2028\x85 猫"]),  # of all that Unicode calls a line break, one is one here
+        (b"\xef\xbb\xbfa\n", ["a"]),
+        (b"", [""]),
+    ],
+)
+def test_lines_of_a_text_file(tmp_path: Path, content: bytes, lines: list[str]) -> None:
+    (tmp_path / "file.txt").write_bytes(content)
+    assert text_lines(tmp_path / "file.txt") == lines
+
+
+def test_lines_of_what_is_no_text_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"no text file at {tmp_path}/none \(No such file or directory\)"):
+        text_lines(tmp_path / "none")
+    with pytest.raises(ValueError, match=rf"no text file at {tmp_path} \(Is a directory\)"):
+        text_lines(tmp_path)
+    (tmp_path / "latin").write_bytes("fine\ncafé\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=f"{tmp_path}/latin is not UTF-8 text: .* position 8"):
+        text_lines(tmp_path / "latin")
+
+
+def test_reading_json(tmp_path: Path) -> None:
+    value = {"b": [1, None, 0.5], "a": "Ünï"}
+    write_json(tmp_path / "file.json", value)
+    assert read_json(tmp_path / "file.json", "anything") == value
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2", b"[1] [2]", b"{'a': 1}", b'"caf\xe9"', b"\x1f\x8b\x08"])
+def test_what_is_no_json(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"{path} is not JSON in UTF-8: "):
+        read_json(path, "anything")
+
+
+def test_json_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "none.json"
+    with pytest.raises(ValueError, match=rf"no file at {path} \(No such file or directory\): expected a list of names"):
+        read_json(path, "a list of names")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
@@ -30,10 +31,35 @@ def run(arguments: list[str]) -> int:
     preparing = commands.add_parser("prepare", help="keep decoded images and tokens on disk; may be interrupted")
     for command in (checking, preparing):
         command.add_argument("--data", required=True, metavar="FILE", help="a configuration of data")
-    options, rest = parser.parse_known_args(arguments)
-    data = build_data(["--data", options.data, *rest])
+    own, rest = for_the_data(arguments)
+    options = parser.parse_args(own)
+    data = data_of(options.data, rest)
     console = Console()
     return _prepare(data, console) if options.command == "prepare" else _check(data, console, options)
+
+
+def for_the_data(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Tell a command's own options from those of the data, ``--data.NAME VALUE`` or ``--data.NAME=VALUE``."""
+    own: list[str] = []
+    rest: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        if word.startswith("--data."):
+            rest += [word] if "=" in word else [word, *islice(words, 1)]
+        else:
+            own.append(word)
+    return own, rest
+
+
+def data_of(file: str, rest: list[str]) -> RetrievalDataModule:
+    """The data module of a configuration and further options.
+
+    Raises:
+        ValueError: no such file, or options that do not fit.
+    """
+    if not Path(file).is_file():
+        raise ValueError(f"no configuration of data at {file}")
+    return build_data(["--data", file, *rest])
 
 
 def _check(data: RetrievalDataModule, console: Console, options: object) -> int:
@@ -49,7 +75,7 @@ def _check(data: RetrievalDataModule, console: Console, options: object) -> int:
     _show(findings, data.source.name, console)
     if unusable is not None:
         write_text(unusable, "".join(f"{name}\n" for name in findings.unusable))
-        console.print(f"{len(findings.unusable)} ids of unusable images in {unusable}")
+        console.print(f"{len(findings.unusable)} ids of unusable images in {unusable}", soft_wrap=True, markup=False)
     if findings.fatal:
         console.print("[bold]training would fail[/bold]")
         return 1
@@ -99,6 +125,8 @@ def _prepare(data: RetrievalDataModule, console: Console) -> int:
     )
     size = sum(file.stat().st_size for file in data.cache.rglob("*") if file.is_file())
     console.print(
-        f"{data.source.name}: {kept} are kept in {data.cache} ({size / 1e9:.2f} GB with everything else there)"
+        f"{data.source.name}: {kept} are kept in {data.cache} ({size / 1e9:.2f} GB with everything else there)",
+        soft_wrap=True,
+        markup=False,
     )
     return 0

@@ -6,7 +6,7 @@ import hashlib
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sdr_lightning.configure import build_data
+from sdr_lightning.cli.data import data_of, for_the_data
 from sdr_lightning.data.imbalance import KINDS, Imbalance, NoiseTable, read_noise
 from sdr_lightning.data.table import SPLITS
 
@@ -36,7 +36,8 @@ def run(arguments: list[str]) -> int:
     showing.add_argument("file", type=Path, help=".npz of sdr noise make, or a published .npy")
     showing.add_argument("--data", metavar="FILE", help="the data it is for, to be sure of the captions of each image")
     showing.add_argument("--split", choices=SPLITS, default="train")
-    options, rest = parser.parse_known_args(arguments)
+    own, rest = for_the_data(arguments)
+    options = parser.parse_args(own)
     if options.command == "make":
         return _make(options, rest)
     if rest and options.data is None:
@@ -48,7 +49,7 @@ def _make(options: Namespace, rest: list[str]) -> int:
     imbalance = Imbalance(
         options.kind, options.ratio, options.modality, options.level, options.severity, options.seed, (options.split,)
     )
-    table = build_data(["--data", options.data, *rest]).source.table(options.split)
+    table = data_of(options.data, rest).source.table(options.split)
     noise = NoiseTable.draw(table, imbalance)
     noise.save(options.output)
     print("\n".join(describe(noise, options.output)))
@@ -58,7 +59,7 @@ def _make(options: Namespace, rest: list[str]) -> int:
 def _show(options: Namespace, rest: list[str]) -> int:
     table = None
     if options.data is not None:
-        table = build_data(["--data", options.data, *rest]).source.table(options.split)
+        table = data_of(options.data, rest).source.table(options.split)
     print("\n".join(describe(read_noise(options.file, table), options.file)))
     return 0
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +17,10 @@ from sdr_lightning.data.imbalance import imbalanced
 from sdr_lightning.data.known import KNOWN_SIZES
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.records import Problem
+from sdr_lightning.data.source import RecordSource, Source
+from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import CaptionTable, Split
+from sdr_lightning.paths import expand, text_lines
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _ORDINARY = ("RGB", "upright")
@@ -77,14 +81,18 @@ def check(data: RetrievalDataModule, decode: bool, progress: Callable[[Split, in
         found = data.source.problems(split)
         findings.problems.extend(found)
         findings.unusable.extend(data.source.absent(split))
-        if any(problem.fatal for problem in found):
-            continue
-        table = data.source.table(split)
-        findings.sizes.append(_size(table))
-        findings.problems.extend(_known(table))
-        findings.problems.extend(_imbalance(data, table))
+        fine = not any(problem.fatal for problem in found)
+        if fine:
+            table = data.source.table(split)
+            findings.sizes.append(_size(table))
+            findings.problems.extend(_known(table))
+            findings.problems.extend(_imbalance(data, table))
         if decode:
-            read = _decode(split, table, data.source.images(split), progress)
+            ids, images = (
+                (table.image_ids, data.source.images(split)) if fine else _whatever_is_there(data.source, split)
+            )
+            look = _stream if images.one_after_another else _decode
+            read = look(split, ids, images, progress)
             findings.problems.extend(read.problems)
             findings.unusable.extend(read.unusable)
     for split in ("train", "val"):
@@ -125,34 +133,57 @@ def _imbalance(data: RetrievalDataModule, table: CaptionTable) -> list[Problem]:
     return []
 
 
-def _decode(
-    split: Split, table: CaptionTable, images: Images, progress: Callable[[Split, int, int], object]
+def _whatever_is_there(source: Source, split: Split) -> tuple[Sequence[str], Images]:
+    """Ids and images of a split that has no table because of its problems."""
+    assert isinstance(source, RecordSource)  # other collections have none
+    left_out = text_lines(Path(expand(source.leave_out))) if source.leave_out is not None else []
+    passed_over = set(map(str.strip, left_out)) | set(source.absent(split))
+    there = {r.reference: r.image_id for r in source.read()[split] if r.captions and r.image_id not in passed_over}
+    return list(there.values()), source.images_of(split, Strings(there))
+
+
+def _stream(
+    split: Split, ids: Sequence[str], images: Images, progress: Callable[[Split, int, int], object]
 ) -> Findings:
-    def look(row: int) -> tuple[str, str] | str:
+    done = 0
+    try:
+        for _ in images.stream():
+            done += 1
+            progress(split, done, len(images))
+    except ValueError as error:
+        remedy = f"name its id in the source's leave_out; {len(images) - done - 1} images behind it were not read"
+        return Findings([], [Problem(split, "images cannot be read", 1, len(images), (str(error),), remedy)], [])
+    return Findings([], [], [])
+
+
+def _decode(
+    split: Split, ids: Sequence[str], images: Images, progress: Callable[[Split, int, int], object]
+) -> Findings:
+    def look(row: int) -> tuple[str, str] | None:
         try:
             return _look(images, row)
-        except ValueError as error:
-            return str(error)
+        except ValueError:
+            return None
 
-    broken: list[tuple[int, str]] = []
+    broken: list[int] = []
     kinds: Counter[str] = Counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for row, seen in enumerate(pool.map(look, range(len(images)))):
-            if isinstance(seen, str):
-                broken.append((row, seen))
+            if seen is None:
+                broken.append(row)
             else:
                 kinds.update(kind for kind in seen if kind not in _ORDINARY)
             progress(split, row + 1, len(images))
     problems = []
+    unusable = [ids[row] for row in broken]
     if broken:
-        ids = [table.image_ids[row] for row, _ in broken]
         remedy = "replace them, or write their ids with --unusable FILE and name it as the source's leave_out"
-        problems.append(Problem(split, "images cannot be read", len(broken), len(images), tuple(ids[:5]), remedy))
+        problems.append(Problem(split, "images cannot be read", len(broken), len(images), tuple(unusable[:5]), remedy))
     for kind, number in sorted(kinds.items()):
         problems.append(
             Problem(split, f"images are {kind}", number, len(images), (kind,), "they are read as upright RGB", False)
         )
-    return Findings([], problems, [table.image_ids[row] for row, _ in broken])
+    return Findings([], problems, unusable)
 
 
 def _look(images: Images, row: int) -> tuple[str, str]:

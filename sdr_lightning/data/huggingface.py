@@ -243,7 +243,8 @@ def _reading(what: str) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError, ValueError, tarfile.TarError, DatasetsError) as error:
-        raise ValueError(f"{what} cannot be read: {error.__cause__ or error}") from error
+        reason = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
+        raise ValueError(f"{what} cannot be read: {reason}") from error
 
 
 def _load(path: str, revision: str | None, names: list[str], streaming: bool) -> Any:

@@ -46,6 +46,7 @@ class RetrievalDataModule(pl.LightningDataModule):
             ``${NAME:-default}`` are filled in.
         text_bank: the text teacher's feature bank, likewise.
         evaluation_batch_size: items a process encodes at a time outside training.
+        test_folds: also test within this many disjoint folds of the test images, averaged (COCO 1K: 5); None for none.
         workers: worker processes that read data; 0 reads in the training process.
         cached_size: side of decoded images that are kept on disk and memory-mapped, instead of decoding files at every
             epoch; ``sdr data prepare`` or the first run writes them. None to decode.
@@ -68,6 +69,7 @@ class RetrievalDataModule(pl.LightningDataModule):
         image_bank: str | None = None,
         text_bank: str | None = None,
         evaluation_batch_size: int = 256,
+        test_folds: int | None = None,
         workers: int = 0,
         cached_size: int | None = None,
         cache: str = "cache",
@@ -83,6 +85,7 @@ class RetrievalDataModule(pl.LightningDataModule):
         self.source, self.tokenizer = source, tokenizer
         self.imbalances = [imbalance] if isinstance(imbalance, Imbalance) else imbalance
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
+        self.test_folds = test_folds
         self.image_size, self.batches, self.augmentation = image_size, batches, augmentation
         self.banks: dict[Modality, str | None] = {"image": image_bank, "text": text_bank}
         self.workers, self.cached_size, self.cache, self.seed = workers, cached_size, Path(expand(cache)), seed

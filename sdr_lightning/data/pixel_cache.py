@@ -106,13 +106,16 @@ def fill(folder: Path, images: Images, side: int, progress: Callable[[int], obje
         OSError: the disk is full, which is found out before anything is written if it can be.
     """
     wanted = identities(images)
+    if np.isin(wanted, _kept(folder, side)).all():  # nothing is written, so the folder may be read-only
+        progress(len(wanted))
+        return 0
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         kept, size = _kept(folder, side), side * side * 3
         todo = ~np.isin(wanted, kept)
         progress(int((~todo).sum()))
-        if not todo.any():
+        if not todo.any():  # another process was faster
             return 0
         free, needed = shutil.disk_usage(folder).free, int(todo.sum()) * size
         if needed > free:

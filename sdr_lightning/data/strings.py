@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from itertools import accumulate, pairwise
 from typing import overload
 
@@ -19,12 +22,20 @@ class Strings(Sequence[str]):
         items: N strings.
     """
 
-    __slots__ = ("_bytes", "_offsets")
-
     def __init__(self, items: Iterable[str]) -> None:
         encoded = [item.encode() for item in items]
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._offsets = np.fromiter(accumulate(map(len, encoded), initial=0), dtype=np.int64, count=len(encoded) + 1)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hexadecimal SHA-256 of the strings and of where each ends."""
+        return hashlib.sha256(self._offsets.tobytes() + self._bytes.tobytes()).hexdigest()
+
+    @cached_property
+    def repeated(self) -> str | None:
+        """A string that occurs more than once; None where all differ."""
+        return next((item for item, count in Counter(self).items() if count > 1), None)
 
     def __len__(self) -> int:
         return len(self._offsets) - 1

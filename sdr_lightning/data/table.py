@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,11 +43,9 @@ class CaptionTable:
         for column in ("image_ids", "captions", "caption_ids"):
             if not isinstance(getattr(self, column), Strings):
                 object.__setattr__(self, column, Strings(getattr(self, column)))
-        for what, ids in (("image", self.image_ids), ("caption", self.caption_ids)):
-            if len(set(ids)) != len(ids):
-                seen: set[str] = set()
-                twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
-                raise ValueError(f"{self.name} {self.split}: {what} id {twice!r} occurs more than once")
+        for what, ids in (("image", cast(Strings, self.image_ids)), ("caption", cast(Strings, self.caption_ids))):
+            if ids.repeated is not None:
+                raise ValueError(f"{self.name} {self.split}: {what} id {ids.repeated!r} occurs more than once")
         if not (len(self.captions) == len(self.caption_ids) == len(self.caption_image)):
             raise ValueError(f"{self.name} {self.split}: captions, their ids and their images differ in number")
         rows = self.caption_image
@@ -73,11 +71,5 @@ class CaptionTable:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of ids, captions and pairing."""
-        return sha256(
-            self.name,
-            self.split,
-            "\n".join(self.image_ids),
-            "\n".join(self.caption_ids),
-            "\n".join(self.captions),
-            self.caption_image.tobytes(),
-        )
+        columns = [cast(Strings, column).sha256 for column in (self.image_ids, self.caption_ids, self.captions)]
+        return sha256(self.name, self.split, *columns, self.caption_image.tobytes())

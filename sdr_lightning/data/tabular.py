@@ -142,7 +142,8 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
                     raise ValueError(f"{path}, line {reader.line_num} has more cells than the header: quote its commas")
                 rows.append(row)
         except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}; double or close its quotation marks") from error
+            where = f"{path}, the row that begins in line {reader.line_num + 1}"
+            raise ValueError(f"{where}: {error}; close or double its quotation marks") from error
         return rows
 
 

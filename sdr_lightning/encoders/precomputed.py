@@ -17,10 +17,11 @@ class PrecomputedImageTower(Tower):
 
     Args:
         features_width: D of the features.
-        width: of the tower's output.
+        width: of the tower's output; None to pool the features as they are, which is how a detector serves as a teacher.
         hidden_width: of the MLP; half the output's width when None.
         pooling: ``mean`` or ``max`` over the regions.
         dropout: share of the MLP's hidden units that are dropped in training, in [0, 1).
+        frozen: see :class:`~sdr_lightning.encoders.tower.Tower`.
     """
 
     modality = "image"
@@ -28,24 +29,30 @@ class PrecomputedImageTower(Tower):
     def __init__(
         self,
         features_width: int,
-        width: int = 1024,
+        width: int | None = 1024,
         hidden_width: int | None = None,
         pooling: Literal["mean", "max"] = "mean",
         dropout: float = 0.0,
+        frozen: bool = False,
     ) -> None:
-        super().__init__()
-        if min(features_width, width, hidden_width or 2) < 1:
+        super().__init__(frozen)
+        self.width = features_width if width is None else width
+        hidden = max(1, self.width // 2) if hidden_width is None else hidden_width
+        if min(features_width, self.width, hidden) < 1:
             raise ValueError(f"widths must be positive, got {features_width}, {width}, {hidden_width}")
-        hidden = hidden_width or max(1, width // 2)
-        self.features_width, self.width, self.pooling = features_width, width, pooling
-        self.shortcut = nn.Linear(features_width, width)
-        self.mlp = nn.Sequential(
-            nn.Linear(features_width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, width)
-        )
+        self.features_width, self.pooling = features_width, pooling
+        self.shortcut: nn.Module = nn.Identity()
+        self.mlp: nn.Module | None = None
+        if width is not None:
+            self.shortcut = nn.Linear(features_width, self.width)
+            self.mlp = nn.Sequential(
+                nn.Linear(features_width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, self.width)
+            )
+        self.freeze_if_asked()
 
     def settings(self) -> str:
-        """Widths and pooling."""
-        return f"{self.features_width} {self.mlp[0].out_features} {self.width} {self.pooling}"
+        """Widths and pooling; those of the layers are in the weights."""
+        return f"{self.features_width} {self.width} {self.pooling}"
 
     def features(self, inputs: Tensor) -> Tensor:
         """Encode images.
@@ -64,6 +71,6 @@ class PrecomputedImageTower(Tower):
                 f"the image tower expects features (B, R, {self.features_width}), got {tuple(inputs.shape)}: set its "
                 "features_width to that of the data"
             )
-        regions = self.shortcut(inputs) + self.mlp(inputs)
+        regions = self.shortcut(inputs) if self.mlp is None else self.shortcut(inputs) + self.mlp(inputs)
         pooled: Tensor = regions.mean(dim=1) if self.pooling == "mean" else regions.amax(dim=1)
         return pooled

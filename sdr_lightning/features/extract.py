@@ -77,7 +77,8 @@ def extract(
     Returns:
         The bank, keyed by id, with the tower's fingerprint.
     """
-    was_training, home = tower.training, next(tower.parameters()).device
+    was_training = tower.training
+    home = next((weights.device for weights in tower.parameters()), device)  # pooling alone has no weights
     source = tower.fingerprint()
     tower.to(device).eval()
     try:

@@ -14,7 +14,7 @@ from sdr_lightning.data.table import Split
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.features.bank import Modality
 from sdr_lightning.losses.objective import RebalancingObjective
-from sdr_lightning.metrics.evaluation import cross_modal, evaluate
+from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds, evaluate
 from sdr_lightning.training.distributed import EmbeddingTable, gather
 from sdr_lightning.training.extraction import split_bank
 from sdr_lightning.training.optimisation import Optimisation
@@ -144,7 +144,10 @@ class RetrievalModule(pl.LightningModule):
         """Everything, on the test split."""
         image, text = self._collect("test")
         self.test_embeddings = image, text
-        self.test_metrics = evaluate(image, text, self.data.split("test").caption_image, self.data.relevance("test"))
+        pairs = self.data.split("test").caption_image
+        self.test_metrics = evaluate(image, text, pairs, self.data.relevance("test"))
+        if self.data.test_folds is not None:
+            self.test_metrics |= cross_modal_folds(image, text, pairs, self.data.test_folds)
         self.log_dict({f"test/{name}": value for name, value in self.test_metrics.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

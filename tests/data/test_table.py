@@ -1,26 +1,38 @@
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
+from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import CaptionTable
 from tests.data.collection import COUNTS, make_table
 
 TABLE = make_table()
+CAPTIONS = sum(COUNTS)
 
 
-def test_ids_must_be_unique() -> None:
-    with pytest.raises(ValueError, match="memory train: image id 'i3' occurs more than once"):
-        replace(TABLE, image_ids=["i3", *TABLE.image_ids[1:]])
-    with pytest.raises(ValueError, match=r"memory train: caption id 'c3.0' occurs more than once"):
-        replace(TABLE, caption_ids=["c3.0", *TABLE.caption_ids[1:]])
+def test_columns_of_text_are_packed_whatever_they_were() -> None:
+    table = CaptionTable("mine", "val", ("i",), iter(["x", "y"]), ["1", "2"], np.zeros(2, dtype=np.int64))  # type: ignore[arg-type]
+    assert all(isinstance(column, Strings) for column in (table.image_ids, table.captions, table.caption_ids))
+    assert (list(table.image_ids), list(table.captions), list(table.caption_ids)) == (["i"], ["x", "y"], ["1", "2"])
 
 
-def test_columns_must_have_one_length() -> None:
-    with pytest.raises(ValueError, match="captions, their ids and their images differ in number"):
-        replace(TABLE, captions=TABLE.captions[1:])
-    with pytest.raises(ValueError, match="captions, their ids and their images differ in number"):
-        replace(TABLE, caption_image=TABLE.caption_image[1:])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image_ids": ["i3", *TABLE.image_ids[1:]]}, "image id 'i3' occurs more than once"),
+        ({"caption_ids": ["c3.0", *TABLE.caption_ids[1:]]}, "caption id 'c3.0' occurs more than once"),
+        ({"captions": TABLE.captions[1:]}, "captions, their ids and their images differ in number"),
+        ({"caption_ids": TABLE.caption_ids[1:]}, "captions, their ids and their images differ in number"),
+        ({"caption_image": TABLE.caption_image[1:]}, "captions, their ids and their images differ in number"),
+        ({"caption_image": TABLE.caption_image + 1}, "image rows from 1 to 8 for 8 images"),
+        ({"caption_image": TABLE.caption_image - 1}, "image rows from -1 to 6 for 8 images"),
+    ],
+)
+def test_columns_that_do_not_fit(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=f"memory train: {message}"):
+        replace(TABLE, **changes)
 
 
 @pytest.mark.parametrize(("images", "captions"), [(0, 0), (1, 0)])
@@ -32,7 +44,7 @@ def test_an_empty_split_is_refused(images: int, captions: int) -> None:
 def test_equal_captions_have_equal_content_and_other_ones_have_not() -> None:
     table = replace(TABLE, captions=["a word", "a word", *TABLE.captions[2:]])
     assert table.text_content[0] == table.text_content[1]
-    assert len(set(table.text_content.tolist())) == sum(COUNTS) - 1
+    assert len(set(table.text_content.tolist())) == CAPTIONS - 1
     assert table.text_content.dtype == table.image_content.dtype == np.int64
 
 

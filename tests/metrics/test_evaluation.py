@@ -4,7 +4,7 @@ from torch.nn.functional import normalize
 
 from sdr_lightning.metrics import FactRelevance, RougeLRelevance, evaluate
 from sdr_lightning.metrics.cross_modal import cross_modal_retrieval
-from sdr_lightning.metrics.evaluation import cross_modal
+from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds
 from sdr_lightning.metrics.graded import graded_retrieval
 
 
@@ -38,6 +38,26 @@ def test_without_relevance_there_is_no_ndcg(problem):
     assert not any("NDCG" in key for key in found)
     assert found == evaluate(images, texts, index)
     assert found.items() <= evaluate(images, texts, index, relevance).items()
+
+
+@pytest.mark.parametrize("folds", [1, 3, 7])
+def test_folds_are_means_over_disjoint_galleries(problem, folds):
+    images, texts, index, _ = problem
+    bounds = [round(sum(30 // folds + (f < 30 % folds) for f in range(k))) for k in range(folds + 1)]
+    each = []
+    for first, end in zip(bounds, bounds[1:], strict=False):
+        rows = [c for c, image in enumerate(index.tolist()) if first <= image < end]
+        each.append(cross_modal(images[first:end], texts[rows], index[rows] - first))
+    found = cross_modal_folds(images, texts, index, folds)
+    assert found.keys() == {f"{folds}fold_{key}" for key in each[0]}
+    for key in each[0]:
+        assert found[f"{folds}fold_{key}"] == pytest.approx(sum(fold[key] for fold in each) / folds)
+
+
+@pytest.mark.parametrize("folds", [0, 31])
+def test_impossible_folds(problem, folds):
+    with pytest.raises(ValueError, match=f"folds must be from 1 to the 30 images, got {folds}"):
+        cross_modal_folds(*problem[:3], folds)
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 29, 10_000])

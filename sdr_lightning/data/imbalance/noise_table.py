@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -139,20 +138,16 @@ def read_noise(path: Path, table: CaptionTable | None = None) -> NoiseTable:
     if path.suffix == ".npy":
         return _read_published(path, table)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            header = json.loads(str(file["header"]))
-            rows, paired, clean = (np.asarray(file[name]) for name in ("rows", "caption_image", "clean"))
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, json.JSONDecodeError) as error:
+        found = _read_own(path)
+    except Exception as error:  # a damaged file makes numpy, zipfile and zlib raise almost anything
         raise ValueError(f"{path} is not a noise table of sdr noise make: {error}") from error
-    if not isinstance(header, dict) or header.get("format") != _FORMAT:
-        raise ValueError(f"{path} is not a noise table of sdr noise make")
-    imbalance = Imbalance(**{**header["imbalance"], "splits": tuple(header["imbalance"]["splits"])})
-    found = NoiseTable(imbalance, header["collection"], header["split"], header["fingerprint"], rows, paired, clean)
     if table is not None and table.fingerprint != found.fingerprint:
         raise ValueError(
             f"{path} was made for {found.collection} {found.split} ({found.fingerprint[:12]}), not for {table.name} "
             f"{table.split} as it is read here ({table.fingerprint[:12]}): make it anew with sdr noise make"
         )
+    if table is not None and not _fits(found, table):
+        raise ValueError(f"{path} is damaged, its rows are not those of {table.name} {table.split}: make it anew")
     return found
 
 
@@ -167,14 +162,44 @@ def wrong_captions_per_image(clean: NDArray[np.int64], paired: NDArray[np.int64]
     return {int(k): int(n) for k, n in enumerate(np.bincount(wrong)) if n}
 
 
+def _rows(array: NDArray[Any]) -> NDArray[np.int64]:
+    if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
+        raise ValueError(f"found {array.dtype} of shape {array.shape}, expected (n,) rows")
+    rows = array.astype(np.int64)
+    if len(rows) and rows.min() < 0:
+        raise ValueError(f"found the negative row {rows.min()}")
+    return rows
+
+
+def _read_own(path: Path) -> NoiseTable:
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        header = json.loads(str(file["header"]))
+        rows, paired, clean = (_rows(file[name]) for name in ("rows", "caption_image", "clean"))
+    if header["format"] != _FORMAT:
+        raise ValueError(f"found the format {header['format']!r}, expected {_FORMAT!r}")
+    if not len(clean) or len(clean) != len(paired):
+        raise ValueError(f"found {len(paired)} pairs for {len(clean)} captions")
+    imbalance = Imbalance(**header["imbalance"])
+    return NoiseTable(imbalance, header["collection"], header["split"], header["fingerprint"], rows, paired, clean)
+
+
+def _fits(found: NoiseTable, table: CaptionTable) -> bool:
+    items = len(table.image_ids) if found.imbalance.level == "image" else len(table.captions)
+    return (
+        np.array_equal(found.clean, table.caption_image)
+        and int(found.caption_image.max()) < len(table.image_ids)
+        and int(found.rows.max(initial=-1)) < items
+    )
+
+
 def _read_published(path: Path, table: CaptionTable | None) -> NoiseTable:
     try:
-        index = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise ValueError(f"{path} is not a plain .npy array: {error}") from error
-    if index.ndim != 1 or not np.issubdtype(index.dtype, np.integer) or not len(index) or index.min() < 0:
-        raise ValueError(f"{path} holds {index.dtype} of shape {index.shape}, expected (n,) rows of images")
-    index = index.astype(np.int64)
+        with path.open("rb") as file:
+            index = _rows(np.lib.format.read_array(file, allow_pickle=False))
+        if not len(index):
+            raise ValueError("it is empty")
+    except Exception as error:  # as above
+        raise ValueError(f"{path} is not a published index, rows of images in a plain .npy array: {error}") from error
     level, clean = _meaning(path, index, table)
     paired = index[clean] if level == "image" else index
     changed = np.flatnonzero(index != np.arange(len(index))) if level == "image" else np.flatnonzero(index != clean)

@@ -34,7 +34,7 @@ def noisy(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixe
 def blurred(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
     """Blur."""
     radius = _BLUR[severity - 1] * max(pixels.shape[:2]) / 224
-    return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+    return np.array(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
 
 
 def occluded(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
@@ -52,7 +52,7 @@ def coarse(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pix
     """Shrink and enlarge."""
     image = Image.fromarray(pixels)
     small = image.resize([max(1, round(side * _SHRUNK[severity - 1])) for side in image.size], Image.Resampling.BOX)
-    return np.asarray(small.resize(image.size, Image.Resampling.BOX))
+    return np.array(small.resize(image.size, Image.Resampling.BOX))
 
 
 def dark(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
@@ -66,7 +66,7 @@ def compressed(pixels: Pixels, severity: int, generator: np.random.Generator) ->
     """Save as JPEG and read again."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=_QUALITY[severity - 1])
-    return np.asarray(Image.open(buffer).convert("RGB"))
+    return np.array(Image.open(buffer).convert("RGB"))
 
 
 def blank(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:

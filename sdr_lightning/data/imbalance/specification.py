@@ -80,7 +80,7 @@ KINDS: dict[Kind, KindOf] = {
         ("image",), True, "Gaussian blur of chosen images, sigma 1/2/3/4/6 pixels per 224 of the side by severity"
     ),
     "occlusion": KindOf(
-        ("image",), True, "a grey square covers 10/20/30/45/60 % of a chosen image, at a place of its own"
+        ("image",), True, "a grey rectangle covers 10/20/30/45/60 % of a chosen image, at a place of its own"
     ),
     "low_resolution": KindOf(
         ("image",), True, "chosen images are shrunk to 0.6/0.5/0.4/0.3/0.25 of the side and enlarged again"
@@ -144,6 +144,8 @@ class Imbalance:
         if self.modality is not None and self.modality not in possible:
             raise ValueError(f"{self.kind} is done to {' or '.join(possible)}, got modality {self.modality}")
         object.__setattr__(self, "modality", self.modality or possible[0])
+        if self.level not in (None, "image", "caption"):
+            raise ValueError(f"the imbalance level must be image or caption, got {self.level}")
         if self.level == "caption" and self.modality == "image":
             raise ValueError(f"{self.kind} is done to images: its level is image, got caption")
         object.__setattr__(self, "level", self.level or ("caption" if self.modality == "text" else "image"))

@@ -1,0 +1,139 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdr_lightning.data.images import ImageFiles, InMemory, Pixels, decode
+from sdr_lightning.data.strings import Strings
+from tests.data.pictures import numbers, write_pictures
+
+PICTURE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
+
+
+def saved(path: Path, image: Image.Image, **options: Any) -> Pixels:
+    image.save(path, **options)
+    pixels = decode(path)
+    assert pixels.dtype == np.uint8
+    assert pixels.shape[2:] == (3,)
+    return pixels
+
+
+def test_rgb_is_exact(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(saved(tmp_path / "p.png", Image.fromarray(PICTURE)), PICTURE)
+
+
+def test_palette(tmp_path: Path) -> None:
+    image = Image.fromarray(PICTURE).quantize(8)
+    np.testing.assert_array_equal(saved(tmp_path / "p.png", image), np.asarray(image.convert("RGB")))
+    image = Image.new("P", (4, 4), 1)
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    assert saved(tmp_path / "q.gif", image)[0, 0].tolist() == [0, 0, 255]
+
+
+def test_cmyk(tmp_path: Path) -> None:
+    image = Image.new("RGB", (16, 16), (200, 30, 60)).convert("CMYK")
+    pixels = saved(tmp_path / "p.jpg", image, quality=95)
+    assert np.abs(pixels.astype(int) - (200, 30, 60)).max() < 12
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "LA"])
+def test_grey(tmp_path: Path, mode: str) -> None:
+    grey = np.zeros((6, 6), dtype=np.uint8)
+    grey[:, 3:] = 255
+    pixels = saved(tmp_path / "p.png", Image.fromarray(grey).convert(mode))
+    np.testing.assert_array_equal(pixels, np.stack([grey] * 3, axis=2))
+
+
+def test_transparency_is_dropped(tmp_path: Path) -> None:
+    image = Image.fromarray(np.dstack([PICTURE, PICTURE[..., :1]]), "RGBA")
+    np.testing.assert_array_equal(saved(tmp_path / "p.png", image), PICTURE)
+
+
+@pytest.mark.parametrize("transparency", [0, bytes([0, 128, 255])])
+def test_transparency_of_a_palette_is_dropped(tmp_path: Path, transparency: int | bytes) -> None:
+    image = Image.fromarray(PICTURE).quantize(8)
+    expected = np.asarray(image.convert("RGB"))
+    np.testing.assert_array_equal(saved(tmp_path / "p.png", image, transparency=transparency), expected)
+
+
+def test_16_bits_keep_their_upper_eight(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    pixels = saved(tmp_path / "p.png", Image.fromarray(ramp))
+    np.testing.assert_array_equal(pixels, np.stack([ramp >> 8] * 3, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("orientation", "upright"),
+    [
+        (1, PICTURE),
+        (2, PICTURE[:, ::-1]),
+        (3, PICTURE[::-1, ::-1]),
+        (6, np.rot90(PICTURE, -1)),
+        (8, np.rot90(PICTURE, 1)),
+    ],
+)
+def test_rotation_in_exif_is_applied(tmp_path: Path, orientation: int, upright: NDArray[np.uint8]) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    np.testing.assert_array_equal(saved(tmp_path / "p.png", Image.fromarray(PICTURE), exif=exif), upright)
+
+
+@pytest.mark.parametrize("kept", [0.5, 0.0])
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "bmp", "ppm"])
+def test_a_truncated_image_is_named(tmp_path: Path, suffix: str, kept: float) -> None:
+    path = tmp_path / f"cut.{suffix}"
+    Image.fromarray(np.tile(PICTURE, (10, 10, 1))).save(path)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(ValueError, match=f"cannot read the image {path}: .*; replace the file or remove its entry"):
+        decode(path)
+
+
+def html(path: Path) -> None:
+    path.write_text("<html>not found</html>")
+
+
+def bomb(path: Path) -> None:
+    path.write_bytes(b"P6 100000 100000 255 ")
+
+
+def broken_header(path: Path) -> None:
+    path.write_bytes(b"P6 ten 10 255 " + bytes(300))
+
+
+@pytest.mark.parametrize("write", [html, bomb, broken_header, Path.mkdir])
+def test_what_is_no_image_is_named(tmp_path: Path, write: Callable[[Path], None]) -> None:
+    path = tmp_path / "p.jpg"
+    write(path)
+    with pytest.raises(ValueError, match=f"cannot read the image {path}"):
+        decode(path)
+
+
+def test_files_are_read_by_row(tmp_path: Path) -> None:
+    names = ["a.png", "below/b.jpg", "c.gif"]
+    write_pictures(tmp_path, names)
+    images = ImageFiles(tmp_path, Strings([names[2], names[0], names[1]]))
+    assert len(images) == 3
+    assert numbers(images) == [2, 0, 1]
+    assert images.path(2) == tmp_path / "below/b.jpg"
+    with pytest.raises(IndexError):
+        images[3]
+
+
+def test_a_file_has_another_identity_once_it_changes(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["a.png", "b.png"])
+    images = ImageFiles(tmp_path, Strings(["a.png", "b.png", "a.png"]))
+    before = [images.identity(row) for row in range(3)]
+    assert before[0] == before[2] != before[1]
+    write_pictures(tmp_path, ["b.png"])
+    assert images.identity(0) == before[0]
+    assert images.identity(1) != before[1]
+
+
+def test_images_in_memory_are_told_apart_by_their_pixels() -> None:
+    images = InMemory([PICTURE, PICTURE.copy(), PICTURE[::-1]])
+    assert images.identity(0) == images.identity(1) != images.identity(2)
+    assert [row for row, _ in images.stream()] == [0, 1, 2]

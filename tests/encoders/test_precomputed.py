@@ -1,0 +1,88 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdr_lightning.encoders.precomputed import PrecomputedImageTower
+
+
+def tower(pooling: Any = "mean", **options: Any) -> PrecomputedImageTower:
+    torch.manual_seed(0)
+    return PrecomputedImageTower(**{"features_width": 6, "width": 8, **options}, pooling=pooling)
+
+
+def regions(images: int = 3, number: int = 5, width: int = 6) -> Tensor:
+    return torch.randn(images, number, width, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_regions_are_encoded_one_by_one_and_then_pooled(pooling: str) -> None:
+    encoder, inputs = tower(pooling).eval(), regions()
+    each = encoder(inputs.reshape(15, 1, 6)).reshape(3, 5, 8)
+    expected = each.mean(dim=1) if pooling == "mean" else each.max(dim=1).values
+    torch.testing.assert_close(encoder(inputs), expected)
+
+
+def test_a_region_passes_a_line_and_a_small_network() -> None:
+    encoder, inputs = tower(), regions(number=1)
+    linear, activation, _, last = encoder.mlp
+    expected = encoder.shortcut(inputs[:, 0]) + last(activation(linear(inputs[:, 0])))
+    torch.testing.assert_close(encoder(inputs), expected)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "max"])
+def test_the_order_of_the_regions_does_not_matter(pooling: str) -> None:
+    encoder, inputs = tower(pooling), regions()
+    torch.testing.assert_close(encoder(inputs), encoder(inputs.flip(1)))
+
+
+@pytest.mark.parametrize(("hidden_width", "hidden"), [(None, 4), (3, 3)])
+def test_widths(hidden_width: int | None, hidden: int) -> None:
+    encoder = tower(hidden_width=hidden_width)
+    assert encoder.width == 8
+    assert encoder(regions()).shape == (3, 8)
+    assert encoder.mlp[0].out_features == hidden
+
+
+def test_the_narrowest_tower() -> None:
+    assert tower(features_width=1, width=1)(regions(width=1)).shape == (3, 1)
+
+
+def test_every_weight_learns() -> None:
+    encoder = tower()
+    encoder(regions()).square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
+
+
+def test_dropout_is_for_training() -> None:
+    encoder, inputs = tower(dropout=0.5), regions()
+    assert not torch.equal(encoder(inputs), encoder(inputs))
+    encoder.eval()
+    assert torch.equal(encoder(inputs), encoder(inputs))
+
+
+def test_cached_features_pass_through() -> None:
+    cached = torch.randn(3, 8)
+    assert tower()(cached) is cached
+
+
+def test_fingerprint_covers_settings_and_weights() -> None:
+    other = tower()
+    with torch.no_grad():
+        other.shortcut.bias[0] += 1
+    towers = [tower(), tower("max"), tower(width=9), tower(hidden_width=3), tower(features_width=7), other]
+    assert len({each.fingerprint() for each in towers}) == 6
+    assert tower().fingerprint() == tower().fingerprint()
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (3, 5, 6, 1), (6,)])
+def test_features_of_another_shape_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expects features \(B, R, 6\), got .*: set its features_width to that of"):
+        tower()(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("option", [{"features_width": 0}, {"width": 0}, {"hidden_width": 0}, {"hidden_width": -1}])
+def test_widths_must_be_positive(option: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="widths must be positive, got"):
+        tower(**option)
