@@ -1,5 +1,7 @@
+import gc
 import json
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -185,6 +187,20 @@ def test_what_is_no_json(tmp_path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"{path} is not JSON in UTF-8: "):
         read_json(path, "anything")
+
+
+@pytest.mark.parametrize("content", ["[]", "no json"])
+@pytest.mark.parametrize("collecting", [True, False])
+def test_reading_json_leaves_the_garbage_collector_as_it_was(tmp_path: Path, content: str, collecting: bool) -> None:
+    (tmp_path / "file.json").write_text(content)
+    before = gc.isenabled()
+    (gc.enable if collecting else gc.disable)()
+    try:
+        with suppress(ValueError):
+            read_json(tmp_path / "file.json", "anything")
+        assert gc.isenabled() == collecting
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_json_that_is_not_there(tmp_path: Path) -> None:

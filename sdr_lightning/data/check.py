@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from sdr_lightning.data.images import ImageFiles, Images
+from sdr_lightning.data.images import UNREADABLE, ImageFiles, Images
 from sdr_lightning.data.imbalance import imbalanced
 from sdr_lightning.data.known import KNOWN_SIZES
 from sdr_lightning.data.module import RetrievalDataModule
@@ -198,6 +198,6 @@ def _look(images: Images, row: int) -> tuple[str, str]:
             turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
             image.draft(mode, (image.width // 8, image.height // 8))  # JPEG: the whole stream, an eighth of the pixels
             image.load()
-    except (OSError, SyntaxError, ValueError) as error:
+    except UNREADABLE as error:
         raise ValueError(f"{path}: {error}") from error
     return mode, "turned by EXIF" if turned else "upright"

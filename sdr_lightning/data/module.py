@@ -12,7 +12,9 @@ import numpy as np
 from rich.progress import Progress, TimeElapsedColumn
 from torch.utils.data import DataLoader, Sampler
 
-from sdr_lightning.data.datasets import BatchDataset, Captions, Draw, Images, ImageViews, Pairs, SiblingCaptions
+from sdr_lightning.data import datasets
+from sdr_lightning.data.datasets import BatchDataset, Draw
+from sdr_lightning.data.images import Images
 from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.data.pixel_cache import PixelCache, cache_folder, fill
 from sdr_lightning.data.samplers import EvaluationSampler, TrainingSampler
@@ -93,13 +95,9 @@ class RetrievalDataModule(pl.LightningDataModule):
 
     def prepare_data(self) -> None:
         """Write decoded images that are not kept yet; Lightning calls it in one process of a machine."""
-        if self.cached_size is None:
-            return
-        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), transient=True) as progress:
+        if self.cached_size is not None:
             for split in self.source.splits:
-                images = self.source.images(split)
-                task = progress.add_task(f"decoding {split}", total=len(images))
-                fill(self._kept_images(), images, self.cached_size, partial(progress.advance, task))
+                self._keep(split, self.source.images(split), self.cached_size)
 
     def setup(self, stage: str) -> None:
         """Read the splits that a stage needs."""
@@ -126,7 +124,7 @@ class RetrievalDataModule(pl.LightningDataModule):
         if split not in self.splits:
             table, images = self.source.table(split), self.source.images(split)
             if self.cached_size is not None:
-                images = PixelCache(self._kept_images(), images, self.cached_size)
+                images = self._keep(split, images, self.cached_size)
             self.splits[split] = PreparedSplit(
                 table, images, self.tokenizer, self.image_size, self.imbalances, self.cache
             )
@@ -146,7 +144,7 @@ class RetrievalDataModule(pl.LightningDataModule):
     ) -> Loader:
         """Every image or every caption of a split once, or those of some rows; over all ranks, all of them here by default."""
         prepared = self.split(split)
-        dataset = Images(prepared) if modality == "image" else Captions(prepared)
+        dataset = datasets.Images(prepared) if modality == "image" else datasets.Captions(prepared)
         wanted = np.arange(len(dataset)) if rows is None else rows
         return self._loader(dataset, EvaluationSampler(wanted, self.evaluation_batch_size, rank, world_size))
 
@@ -156,11 +154,11 @@ class RetrievalDataModule(pl.LightningDataModule):
         transform = None if self.image_size is None else augmentation(self.augmentation, self.image_size)
         dataset: BatchDataset
         if self.batches == "pairs":
-            dataset = Pairs(prepared, transform, self.seed)
+            dataset = datasets.Pairs(prepared, transform, self.seed)
         elif self.batches == "image_views":
-            dataset = ImageViews(prepared, transform, self.seed)
+            dataset = datasets.ImageViews(prepared, transform, self.seed)
         else:
-            dataset = SiblingCaptions(prepared, self.seed)
+            dataset = datasets.SiblingCaptions(prepared, self.seed)
         return self._loader(dataset, TrainingSampler(len(dataset), self.batch_size, self.seed, *self._place()))
 
     def val_dataloader(self) -> Sequence[Loader]:
@@ -171,9 +169,13 @@ class RetrievalDataModule(pl.LightningDataModule):
         """The images, then the captions, of the test split."""
         return [self.items("test", "image", *self._place()), self.items("test", "text", *self._place())]
 
-    def _kept_images(self) -> Path:
-        assert self.cached_size is not None
-        return cache_folder(self.cache, self.source.name, self.cached_size)
+    def _keep(self, split: Split, images: Images, side: int) -> PixelCache:
+        """The decoded images of a split, written where they are not kept yet."""
+        folder = cache_folder(self.cache, self.source.name, side)
+        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), transient=True) as progress:
+            task = progress.add_task(f"decoding {split}", total=len(images))
+            fill(folder, images, side, partial(progress.advance, task))
+        return PixelCache(folder, images, side)
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

@@ -1,5 +1,5 @@
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +8,7 @@ import pytest
 from PIL import Image
 
 from sdr_lightning.data.check import Findings, SplitSize, check
-from sdr_lightning.data.huggingface import StreamedImages
-from sdr_lightning.data.images import Images
+from sdr_lightning.data.images import Images, InMemory, Pixels
 from sdr_lightning.data.imbalance import Imbalance, NoiseTable
 from sdr_lightning.data.karpathy import KarpathySource
 from sdr_lightning.data.known import KNOWN_SIZES
@@ -321,18 +320,32 @@ def test_generated_scenes_are_fine() -> None:
     ]
 
 
-class StreamedSource(MemorySource):
-    """Images in rows that can only be streamed."""
+class Streamed(InMemory):
+    """Images that come one after another, up to a broken one."""
 
+    one_after_another = True
+
+    def __init__(self, broken: int | None) -> None:
+        super().__init__([np.full((4, 4, 3), row, dtype=np.uint8) for row in range(4)])
+        self.broken = broken
+
+    def __getitem__(self, row: int) -> Pixels:
+        raise AssertionError("a stream is not asked for single rows")
+
+    def stream(self) -> Iterator[tuple[int, Pixels]]:
+        for row, pixels in enumerate(self.pixels):
+            if row == self.broken:
+                raise ValueError(f"row {row} holds no readable image")
+            yield row, pixels
+
+
+class StreamedSource(MemorySource):
     def __init__(self, broken: int | None = None) -> None:
         super().__init__((1, 1, 1, 1))
         self.broken = broken
 
     def images(self, split: Split) -> Images:
-        rows: list[Entry] = [{"image": Image.new("RGB", (4, 4))} for _ in range(4)]
-        if self.broken is not None and split == "train":
-            rows[self.broken] = {"image": None}
-        return StreamedImages(rows, "image", np.arange(4), 0)
+        return Streamed(self.broken if split == "train" else None)
 
 
 def test_a_streamed_collection_is_read_in_its_order() -> None:
@@ -346,7 +359,7 @@ def test_a_streamed_collection_is_read_up_to_the_first_broken_image() -> None:
     findings = found(of(StreamedSource(broken=1)))
     assert summary(findings) == {("train", "images cannot be read"): (1, 4, True)}
     (problem,) = findings.problems
-    assert "row 1 of 'image' holds no readable image" in problem.first[0]
+    assert problem.first == ("row 1 holds no readable image",)
     assert "2 images behind it were not read" in problem.remedy
 
 

@@ -115,7 +115,7 @@ def test_annotations_that_cannot_be_used(tmp_path: Path, changed: dict[str, Any]
 def test_two_entries_of_a_file_are_refused(tmp_path: Path) -> None:
     write_pictures(tmp_path / "train", RAGGED)
     path = write(tmp_path, [*IMAGES[:-1], {**IMAGES[-1], "file_name": "a.png"}], ANNOTATIONS)
-    with pytest.raises(ValueError, match="mine train: 1 of 4 images have a repeated id, first: a.png"):
+    with pytest.raises(ValueError, match=r"mine train: 1 of 4 images have a repeated id, first: a.png"):
         CocoSource("mine", str(tmp_path), {"train": path}).table("train")
 
 

@@ -54,5 +54,5 @@ def test_a_share_of_nothing_holds_nothing_out() -> None:
     "shares", [{"val": -0.1}, {"val": 1.0}, {"val": 0.5, "test": 0.5}, {"val": 0.9, "test": 0.2}, {"val": math.nan}]
 )
 def test_shares_that_leave_nothing_to_train_on(shares: dict[Split, float]) -> None:
-    with pytest.raises(ValueError, match="must be in .* and leave something to train on, got"):
+    with pytest.raises(ValueError, match=r"must be in .* and leave something to train on, got"):
         held_out(NAMES[:3], shares, seed=0)

@@ -299,7 +299,9 @@ def test_the_join_knows_what_the_rows_lack(tmp_path: Path) -> None:
     options = {"caption_column": None, "karpathy": str(tmp_path / "karpathy.json")}
     rows = [row(3), row(2), row(9), row(0)]
     source = small(tmp_path, *rows, **options)
-    with pytest.raises(ValueError, match="mine train: 1 of 3 images are missing, first: no row for 1.png; .*skip_miss"):
+    with pytest.raises(
+        ValueError, match=r"mine train: 1 of 3 images are missing, first: no row for 1.png; .*skip_miss"
+    ):
         source.table("train")
     assert source.absent("train") == ["1.png"]
     assert source.table("val").captions == ["this is 2"]
@@ -376,7 +378,7 @@ def test_a_broken_image_spoils_its_own_row_alone(tmp_path: Path, content: bytes 
     assert source.table("train").captions == ["x", "y", "z"]
     stream = source.images("train").stream()
     assert next(stream)[1].shape == (8, 10, 3)
-    with pytest.raises(ValueError, match="row 1 of the column 'image' holds no readable image: .*leave_out"):
+    with pytest.raises(ValueError, match=r"row 1 of the column 'image' holds no readable image: .*leave_out"):
         next(stream)
     (tmp_path / "ids.txt").write_text("1.png\n", encoding="utf-8")
     without = small(tmp_path, row(0, "x"), broken, row(2, "z"), streaming=streaming, leave_out=f"{tmp_path}/ids.txt")
@@ -401,13 +403,13 @@ def test_cells_that_cannot_be_used(tmp_path: Path, cells: dict[str, Any], messag
 
 @pytest.mark.parametrize("cell", [{"raw": "x", "sentid": "3"}, 5])
 def test_a_column_that_holds_no_captions(tmp_path: Path, cell: Any) -> None:
-    with pytest.raises(ValueError, match="row 0 has .* under 'caption', expected text or a list of texts"):
+    with pytest.raises(ValueError, match=r"row 0 has .* under 'caption', expected text or a list of texts"):
         small(tmp_path, {**row(0), "caption": cell}).table("train")
 
 
 def test_empty_captions(tmp_path: Path) -> None:
     rows = [row(0, "x"), row(1, "fine", " \n")]
-    with pytest.raises(ValueError, match="mine train: 1 of 3 captions are empty, first: 1.png#1; .*skip_empty"):
+    with pytest.raises(ValueError, match=r"mine train: 1 of 3 captions are empty, first: 1.png#1; .*skip_empty"):
         small(tmp_path, *rows).table("train")
     assert small(tmp_path, *rows, skip_empty=True).table("train").captions == ["x", "fine"]
 

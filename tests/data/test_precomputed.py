@@ -180,7 +180,7 @@ def test_a_truncated_array(tmp_path: Path) -> None:
 
 def test_nothing_pickled_is_read(tmp_path: Path) -> None:
     source = write(tmp_path, np.array([{"a": 1}, None], dtype=object), told(10))
-    with pytest.raises(ValueError, match="is not a plain .npy array"):
+    with pytest.raises(ValueError, match=r"is not a plain .npy array"):
         source.table("train")
 
 

@@ -76,7 +76,7 @@ def test_missing_images_are_left_out_on_request(tmp_path: Path) -> None:
 
 def test_a_folder_without_any_image_is_refused(tmp_path: Path) -> None:
     source = given(tmp_path, NINE, skip_missing=True)
-    with pytest.raises(ValueError, match="given train: 0 of 0 images, first: none; check .* what is skipped"):
+    with pytest.raises(ValueError, match=r"given train: 0 of 0 images, first: none; check .* what is skipped"):
         source.table("train")
 
 

@@ -40,6 +40,22 @@ def test_pickles(texts: list[str]) -> None:
     assert pickle.loads(pickle.dumps(Strings(texts))) == texts  # noqa: S301 (our own)
 
 
+@given(TEXTS, TEXTS)
+def test_the_hash_tells_lists_apart(texts: list[str], others: list[str]) -> None:
+    assert (Strings(texts).sha256 == Strings(others).sha256) == (texts == others)
+
+
+def test_the_hash_knows_where_a_text_ends() -> None:
+    assert len({Strings(texts).sha256 for texts in (["ab"], ["a", "b"], ["", "ab"], ["ab", ""], ["a\nb"])}) == 5
+
+
+@given(TEXTS)
+def test_a_repeated_text_is_found(texts: list[str]) -> None:
+    repeated = Strings(texts).repeated
+    assert (repeated is None) == (len(set(texts)) == len(texts))
+    assert repeated is None or texts.count(repeated) > 1
+
+
 @pytest.mark.parametrize("row", [2, -3, 100])
 def test_a_row_beyond_the_end(row: int) -> None:
     with pytest.raises(IndexError, match="of 2 strings"):

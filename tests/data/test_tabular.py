@@ -131,7 +131,7 @@ def test_splits_are_drawn_by_image_so_that_no_captions_are_divided(tmp_path: Pat
 
 def test_shares_that_leave_nothing_to_train_on(tmp_path: Path) -> None:
     path = write(tmp_path / "t.csv", [{"image": "a.png", "caption": "x"}])
-    with pytest.raises(ValueError, match="must be in .* and leave something to train on"):
+    with pytest.raises(ValueError, match=r"must be in .* and leave something to train on"):
         TabularSource("mine", path, str(tmp_path), val_share=0.5, test_share=0.5).table("train")
 
 
@@ -204,7 +204,7 @@ def test_an_empty_caption(tmp_path: Path, suffix: str) -> None:
     rows = [{"image": "a.png", "caption": ""}, {"image": "b.png", "caption": "x"}]
     path = write(tmp_path / f"t{suffix}", rows)
     source = TabularSource("mine", path, str(tmp_path), **EVERYTHING_TRAINS)
-    with pytest.raises(ValueError, match="mine train: 1 of 2 captions are empty, first: a.png#0; .*skip_empty"):
+    with pytest.raises(ValueError, match=r"mine train: 1 of 2 captions are empty, first: a.png#0; .*skip_empty"):
         source.table("train")
 
 

@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdr_lightning.encoders.precomputed import PrecomputedImageTower
 
@@ -26,6 +26,7 @@ def test_regions_are_encoded_one_by_one_and_then_pooled(pooling: str) -> None:
 
 def test_a_region_passes_a_line_and_a_small_network() -> None:
     encoder, inputs = tower(), regions(number=1)
+    assert isinstance(encoder.mlp, nn.Sequential)
     linear, activation, _, last = encoder.mlp
     expected = encoder.shortcut(inputs[:, 0]) + last(activation(linear(inputs[:, 0])))
     torch.testing.assert_close(encoder(inputs), expected)
@@ -42,7 +43,7 @@ def test_widths(hidden_width: int | None, hidden: int) -> None:
     encoder = tower(hidden_width=hidden_width)
     assert encoder.width == 8
     assert encoder(regions()).shape == (3, 8)
-    assert encoder.mlp[0].out_features == hidden
+    assert encoder.get_parameter("mlp.0.weight").shape == (hidden, 6)
 
 
 def test_the_narrowest_tower() -> None:
@@ -62,6 +63,20 @@ def test_dropout_is_for_training() -> None:
     assert torch.equal(encoder(inputs), encoder(inputs))
 
 
+@pytest.mark.parametrize(("pooling", "expected"), [("mean", [2.0, 5.0]), ("max", [3.0, 9.0])])
+def test_without_a_width_features_are_pooled_as_they_are(pooling: str, expected: list[float]) -> None:
+    encoder = tower(pooling, features_width=2, width=None)
+    assert encoder.width == 2
+    assert list(encoder.parameters()) == []
+    assert encoder(torch.tensor([[[1.0, 9.0], [3.0, 1.0]]])).tolist() == [expected]
+
+
+def test_a_frozen_tower_learns_nothing_and_drops_nothing() -> None:
+    encoder, inputs = tower(frozen=True, dropout=0.5).train(), regions()
+    assert not any(parameter.requires_grad for parameter in encoder.parameters())
+    assert torch.equal(encoder(inputs), encoder(inputs))
+
+
 def test_cached_features_pass_through() -> None:
     cached = torch.randn(3, 8)
     assert tower()(cached) is cached
@@ -71,8 +86,18 @@ def test_fingerprint_covers_settings_and_weights() -> None:
     other = tower()
     with torch.no_grad():
         other.shortcut.bias[0] += 1
-    towers = [tower(), tower("max"), tower(width=9), tower(hidden_width=3), tower(features_width=7), other]
-    assert len({each.fingerprint() for each in towers}) == 6
+    towers = [
+        tower(),
+        tower("max"),
+        tower(width=9),
+        tower(width=6),
+        tower(width=None),
+        tower("max", width=None),
+        tower(hidden_width=3),
+        tower(features_width=7),
+        other,
+    ]
+    assert len({each.fingerprint() for each in towers}) == len(towers)
     assert tower().fingerprint() == tower().fingerprint()
 
 

@@ -2,7 +2,6 @@ import io
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from sdr_lightning.data.images import Pixels
@@ -28,12 +27,13 @@ def random_pixels(height: int, width: int) -> Pixels:
 
 
 def landscape(side: int = 224) -> Pixels:
-    """Waves of every length, the long ones high, as in photographs."""
-    generator = np.random.default_rng(1)
+    """Waves of every length, the long ones high and the colours alike, as in photographs."""
     frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.fftfreq(side)[None, :])
-    spectrum = np.fft.fft2(generator.standard_normal((3, side, side))) / np.maximum(frequency, 1 / side)
-    waves = np.fft.ifft2(spectrum).real.transpose(1, 2, 0)
-    return np.clip(128 + 50 * waves / waves.std(), 0, 255).astype(np.uint8)
+    spectrum = np.fft.fft2(np.random.default_rng(1).standard_normal((4, side, side)))
+    light, *colours = np.fft.ifft2(spectrum / np.maximum(frequency, 1 / side) ** 1.5).real
+    waves = np.stack([light + colour / 5 for colour in colours], axis=2)
+    pixels: Pixels = np.clip(128 + 50 * (waves - waves.mean()) / waves.std(), 0, 255).astype(np.uint8)
+    return pixels
 
 
 def roughness(pixels: Pixels) -> float:
@@ -51,15 +51,16 @@ def test_the_shape_stays_and_the_input_is_left_alone(kind: str, height: int, wid
     pixels.setflags(write=False)
     for severity in SEVERITIES:
         result = corrupted(kind, pixels, severity)
-        assert (result.shape, result.dtype) == (pixels.shape, np.uint8)
+        assert result.shape == pixels.shape
+        assert result.dtype == np.uint8
         assert not np.shares_memory(result, pixels)
         np.testing.assert_array_equal(pixels, before)
 
 
 @every_kind
-def test_the_result_can_be_handed_to_torch(kind: str) -> None:
-    """Which warns of arrays that cannot be written."""
-    assert torch.from_numpy(corrupted(kind, random_pixels(7, 5))).shape == (7, 5, 3)
+def test_the_result_can_be_written(kind: str) -> None:
+    """As torch asks of what becomes a tensor."""
+    assert corrupted(kind, random_pixels(7, 5)).flags.writeable
 
 
 @every_kind
@@ -84,7 +85,7 @@ def test_a_greater_severity_is_further_from_the_image(kind: str) -> None:
     assert 0 < errors[0] < 0.75 * errors[-1]
 
 
-@pytest.mark.parametrize(("severity", "sigma"), zip(SEVERITIES, (0.08, 0.12, 0.18, 0.26, 0.38), strict=True))
+@pytest.mark.parametrize(("severity", "sigma"), list(zip(SEVERITIES, (0.08, 0.12, 0.18, 0.26, 0.38), strict=True)))
 def test_gaussian_noise_has_the_stated_strength(severity: int, sigma: float) -> None:
     difference = corrupted("gaussian_noise", even(128), severity).astype(float) - 128
     # Saturation leaves the inner part of the bell alone.
@@ -99,7 +100,7 @@ def test_gaussian_noise_saturates_instead_of_wrapping() -> None:
 
 
 @pytest.mark.parametrize("side", [112, 224])
-@pytest.mark.parametrize(("severity", "sigma"), zip(SEVERITIES, (1, 2, 3, 4, 6), strict=True))
+@pytest.mark.parametrize(("severity", "sigma"), list(zip(SEVERITIES, (1, 2, 3, 4, 6), strict=True)))
 def test_blur_spreads_an_edge_by_the_stated_width(severity: int, sigma: float, side: int) -> None:
     edge = even(0, side, side)
     edge[:, side // 2 :] = 255
@@ -120,7 +121,7 @@ def test_blur_smooths_and_keeps_the_mean() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(224, 224), (100, 300)])
-@pytest.mark.parametrize(("severity", "share"), zip(SEVERITIES, (0.1, 0.2, 0.3, 0.45, 0.6), strict=True))
+@pytest.mark.parametrize(("severity", "share"), list(zip(SEVERITIES, (0.1, 0.2, 0.3, 0.45, 0.6), strict=True)))
 def test_occlusion_covers_a_share_with_one_grey_rectangle(severity: int, share: float, height: int, width: int) -> None:
     pixels = even(7, height, width)
     result = corrupted("occlusion", pixels, severity)
@@ -140,7 +141,7 @@ def test_occlusion_reaches_every_corner() -> None:
 
 
 @pytest.mark.parametrize("side", [32, 224])
-@pytest.mark.parametrize(("severity", "share"), zip(SEVERITIES, (0.6, 0.5, 0.4, 0.3, 0.25), strict=True))
+@pytest.mark.parametrize(("severity", "share"), list(zip(SEVERITIES, (0.6, 0.5, 0.4, 0.3, 0.25), strict=True)))
 def test_low_resolution_leaves_few_blocks(severity: int, share: float, side: int) -> None:
     result = corrupted("low_resolution", random_pixels(side, side), severity)
     blocks = round(share * side)
@@ -158,7 +159,7 @@ def test_low_resolution_averages_blocks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("severity", "light", "photons"), zip(SEVERITIES, (0.6, 0.45, 0.3, 0.2, 0.1), (60, 25, 12, 5, 3), strict=True)
+    ("severity", "light", "photons"), list(zip(SEVERITIES, (0.6, 0.45, 0.3, 0.2, 0.1), (60, 25, 12, 5, 3), strict=True))
 )
 @pytest.mark.parametrize("value", [60, 128, 255])
 def test_low_light_is_dark_and_grainy(severity: int, light: float, photons: int, value: int) -> None:
@@ -172,7 +173,7 @@ def test_low_light_keeps_black() -> None:
     np.testing.assert_array_equal(corrupted("low_light", even(0)), even(0))
 
 
-@pytest.mark.parametrize(("severity", "quality"), zip(SEVERITIES, (25, 18, 15, 10, 7), strict=True))
+@pytest.mark.parametrize(("severity", "quality"), list(zip(SEVERITIES, (25, 18, 15, 10, 7), strict=True)))
 def test_jpeg_is_what_a_saved_file_shows(severity: int, quality: int) -> None:
     pixels = landscape()
     file = io.BytesIO()
@@ -191,4 +192,6 @@ def test_the_published_pixels() -> None:
     noise = corrupted("gaussian_noise", even(128, 1, 2), item="0.jpg", seed=7)
     dark = corrupted("low_light", even(128, 1, 2), item="0.jpg", seed=7)
     covered = np.flatnonzero((corrupted("occlusion", even(7, 4, 4), item="0.jpg", seed=7) == 128)[:, :, 0])
-    assert (noise.ravel().tolist(), dark.ravel().tolist(), covered.tolist()) == ([], [], [])
+    assert noise.ravel().tolist() == [107, 188, 192, 167, 156, 151]
+    assert dark.ravel().tolist() == [51, 70, 13, 32, 13, 13]
+    assert covered.tolist() == [0, 1, 4, 5]

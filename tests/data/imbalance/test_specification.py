@@ -188,7 +188,7 @@ def test_kinds_and_seeds_choose_independently() -> None:
 
 
 def drawn(imbalance: Imbalance, item: str) -> list[int]:
-    return imbalance.generator(item).integers(1000, size=5).tolist()
+    return [int(number) for number in imbalance.generator(item).integers(1000, size=5)]
 
 
 def test_the_numbers_of_an_item_depend_on_it_and_on_what_is_done() -> None:

@@ -7,7 +7,7 @@ from math import ceil, sqrt
 import numpy as np
 import pytest
 
-from sdr_lightning.data.imbalance import Imbalance, imbalanced
+from sdr_lightning.data.imbalance import Imbalance, Level, imbalanced
 from sdr_lightning.data.imbalance.specification import Kind
 from sdr_lightning.data.imbalance.texts import TEXT_KINDS
 from sdr_lightning.data.table import CaptionTable
@@ -137,8 +137,8 @@ def test_typos_keep_the_number_of_words() -> None:
 
 
 @pytest.mark.parametrize("level", ["image", "caption"])
-def test_missing_captions_are_empty(level: str) -> None:
-    imbalance = Imbalance("missing", 0.5, "text", level)  # type: ignore[arg-type]
+def test_missing_captions_are_empty(level: Level) -> None:
+    imbalance = Imbalance("missing", 0.5, "text", level)
     after = reworded(TABLE, imbalance)
     assert after.count("") == 150
     assert all(new in ("", old) for old, new in zip(TABLE.captions, after, strict=True))
@@ -184,7 +184,7 @@ def test_level_image_rewords_all_captions_of_the_chosen_images(imbalance: Imbala
 
 @by_kind
 @pytest.mark.parametrize("level", ["image", "caption"])
-def test_the_order_of_reading_does_not_matter(imbalance: Imbalance, level: str) -> None:
+def test_the_order_of_reading_does_not_matter(imbalance: Imbalance, level: Level) -> None:
     some = replace(imbalance, ratio=0.5, level=level, seed=3)
     here, there = (imbalanced(table, [some]).table for table in (RAGGED, shuffled(RAGGED)))
     assert words_of_caption(here) == words_of_caption(there)
@@ -205,7 +205,7 @@ def test_seeds_and_ids_change_different_words(kind: Kind) -> None:
 
 
 def test_kinds_hit_different_words() -> None:
-    dropped, masked = (reworded(TABLE, Imbalance(kind, 1.0, severity=3)) for kind in ("drop_words", "mask_words"))  # type: ignore[arg-type]
+    dropped, masked = (reworded(TABLE, Imbalance(kind, 1.0, severity=3)) for kind in ("drop_words", "mask_words"))
     both = sum(
         word in short.split() and word in hidden.split()
         for whole, short, hidden in zip(TABLE.captions, dropped, masked, strict=True)
