@@ -15,7 +15,7 @@ from sdr_lightning.paths import expand, read_json
 class CocoSource(FolderSource):
     """JSON with ``images`` and, apart from them, ``annotations`` that refer to them by ``image_id``.
 
-    Images are known by their file name, captions by their ``id``.
+    Images are known by folder and file name, captions by image and ``id``.
 
     Args:
         name: of the collection.
@@ -23,7 +23,7 @@ class CocoSource(FolderSource):
         annotations: the file of each split; ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
         folders: the folder of each split's images; the name of the split where none is given.
         validation_share: share of the training images that becomes the validation split where ``annotations`` names none,
-            in [0, 1); drawn by a hash of the file name.
+            in [0, 1); drawn by a hash of folder and file name.
         keep_rejected: keep captions that are marked ``is_rejected`` (VizWiz: spam).
         keep_precanned: keep captions that are marked ``is_precanned`` (VizWiz: "Quality issues are too severe ...").
         skip_missing: leave out images that are not in the folder, instead of refusing the collection.
@@ -92,12 +92,12 @@ class CocoSource(FolderSource):
                 )
             if not any(entry.get(flag) for flag in self.unwanted):
                 captions[entry["image_id"]].append((caption, str(entry["id"])))
-        return [
-            Record(name, f"{folder}/{name}" if folder else name, *zip(*captions[identifier], strict=True))
-            if captions[identifier]
-            else Record(name, f"{folder}/{name}" if folder else name, (), ())
-            for identifier, name in images.items()
-        ]
+        records = []
+        for identifier, name in images.items():
+            place = f"{folder}/{name}" if folder else name
+            texts = [caption for caption, _ in captions[identifier]]
+            records.append(Record(place, place, texts, [f"{place}#{number}" for _, number in captions[identifier]]))
+        return records
 
 
 def _image_id(path: Path, number: int, image: Any) -> int | str:

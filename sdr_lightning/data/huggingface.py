@@ -33,12 +33,12 @@ class HuggingFaceSource(RecordSource):
         name: of the collection; part of every fingerprint.
         revision: commit of the hub's repository; pin it, so that the data cannot change under a study.
         id_column: what tells images apart, such as a file name or a COCO id; never a position.
-        image_column: the image; None for annotations alone, with ``images`` and ``image_path``.
+        image_column: the image; None for annotations alone, with ``image_folder`` and ``image_path``.
         caption_column: the captions, a list or a single one; None to take captions and splits from ``karpathy``.
         splits: the names that make up each split there.
         streaming: read rows as they come instead of converting the files to Arrow first, which takes as much disk again.
             Images are then read through the pixel cache alone: set the data module's ``cached_size``.
-        images: the folder of the images of an annotation-only collection.
+        image_folder: the folder of the images of an annotation-only collection.
         image_path: path of an image below that folder, made from columns: ``{filepath}/{filename}``.
         karpathy: a Karpathy JSON file to join by file name (``id_column``), for collections without splits.
         skip_missing: leave out images that the folder, or the joined file's collection, does not hold.
@@ -56,7 +56,7 @@ class HuggingFaceSource(RecordSource):
         caption_column: str | None = "caption",
         splits: dict[str, list[str]] | None = None,
         streaming: bool = False,
-        images: str | None = None,
+        image_folder: str | None = None,
         image_path: str = "{filename}",
         karpathy: str | None = None,
         skip_missing: bool = False,
@@ -64,14 +64,14 @@ class HuggingFaceSource(RecordSource):
         leave_out: str | None = None,
     ) -> None:
         super().__init__(name, skip_missing, skip_empty, leave_out)
-        if (image_column is None) != (images is not None):
-            raise ValueError("give either image_column, for images in the rows, or images, for a folder of them")
+        if (image_column is None) != (image_folder is not None):
+            raise ValueError("give either image_column, for images in the rows, or image_folder, for a folder of them")
         if (caption_column is None) != (karpathy is not None):
             raise ValueError("give either caption_column, for captions in the rows, or karpathy, for a file of them")
         self.path, self.revision, self.streaming = path, revision, streaming
         self.id_column, self.image_column, self.caption_column = id_column, image_column, caption_column
         self.names = splits or {split: [split] for split in SPLITS}
-        self.folder, self.image_path, self.karpathy = images, image_path, karpathy
+        self.folder, self.image_path, self.karpathy = image_folder, image_path, karpathy
         wrong = sorted(set(self.names) - set(SPLITS))
         if wrong:
             raise ValueError(f"splits maps {wrong[0]!r}, expected some of {', '.join(SPLITS)}")
@@ -98,7 +98,7 @@ class HuggingFaceSource(RecordSource):
         rows = self._rows("train" if self.karpathy is not None else split)
         numbers = np.fromiter((int(reference) for reference in references), dtype=np.int64, count=len(references))
         kind = StreamedImages if self.streaming else RowImages
-        return kind(rows, self.image_column, numbers, stable_hash(expand(self.path), self.revision, split))
+        return kind(rows, self.image_column, numbers, stable_hash(_identity(expand(self.path), self.revision), split))
 
     def _records(self, split: Split) -> list[Record]:
         rows: list[tuple[str, str, str | None]] = []
@@ -157,7 +157,7 @@ class RowImages(Images):
         rows: a :class:`datasets.Dataset`.
         column: of the image.
         numbers: N numbers of rows.
-        collection: hash of where the rows came from.
+        collection: hash of where the rows came from: files and their state, or a hub's revision; and of the split.
     """
 
     def __init__(self, rows: Any, column: str, numbers: NDArray[np.int64], collection: int) -> None:
@@ -172,7 +172,7 @@ class RowImages(Images):
             return _pixels(self.rows[number], self.column)
 
     def identity(self, row: int) -> int:
-        """Hash of the collection, its revision and the row."""
+        """Hash of where the rows came from, and of the row."""
         return stable_hash(self.collection, self.numbers[row])
 
 
@@ -245,6 +245,13 @@ def _reading(what: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, tarfile.TarError, DatasetsError) as error:
         reason = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
         raise ValueError(f"{what} cannot be read: {reason}") from error
+
+
+def _identity(path: str, revision: str | None) -> int:
+    """Hash of a hub's name and revision, or of the names, sizes and times of modification of the files in a folder."""
+    files = [file for file in sorted(Path(path).rglob("*")) if file.suffix in (".parquet", ".tar")]
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return stable_hash(Path(path).name if states else path, revision, states)
 
 
 def _load(path: str, revision: str | None, names: list[str], streaming: bool) -> Any:

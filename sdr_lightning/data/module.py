@@ -42,8 +42,8 @@ class RetrievalDataModule(pl.LightningDataModule):
         batches: what a training batch holds: ``pairs`` for a student; ``image_views`` or ``sibling_captions`` for a
             teacher, who sees one modality alone.
         augmentation: of training images.
-        imbalance: what is wrong with the data: one specification or several, applied in order. Each touches the training
-            split only, unless it names others.
+        imbalance: what is wrong with the data: one specification or several, applied in order; None for nothing. Each
+            touches the training split only, unless it names others.
         image_bank: the image teacher's feature bank, read when the student's objective needs it; ``$NAME`` and
             ``${NAME:-default}`` are filled in.
         text_bank: the text teacher's feature bank, likewise.
@@ -67,7 +67,7 @@ class RetrievalDataModule(pl.LightningDataModule):
         image_size: int | None = None,
         batches: Literal["pairs", "image_views", "sibling_captions"] = "pairs",
         augmentation: Augmentation = "none",
-        imbalance: Imbalance | list[Imbalance] = Imbalance(),  # noqa: B008 (frozen)
+        imbalance: Imbalance | list[Imbalance] | None = None,
         image_bank: str | None = None,
         text_bank: str | None = None,
         evaluation_batch_size: int = 256,
@@ -85,7 +85,7 @@ class RetrievalDataModule(pl.LightningDataModule):
         if image_size is None and augmentation != "none":
             raise ValueError(f"features cannot be augmented: set augmentation to none, got {augmentation}")
         self.source, self.tokenizer = source, tokenizer
-        self.imbalances = [imbalance] if isinstance(imbalance, Imbalance) else imbalance
+        self.imbalances = [imbalance] if isinstance(imbalance, Imbalance) else imbalance or []
         self.batch_size, self.evaluation_batch_size = batch_size, evaluation_batch_size
         self.test_folds = test_folds
         self.image_size, self.batches, self.augmentation = image_size, batches, augmentation

@@ -141,16 +141,23 @@ class RecordSource(Source):
     @cached_property
     def _readings(self) -> dict[Split, _Reading]:
         # The records themselves are dropped: thousands of objects that forked workers would copy one by one.
-        left_out = (
-            set(map(str.strip, text_lines(Path(expand(self.leave_out))))) if self.leave_out is not None else set()
-        )
+        left_out: set[str] = set()
+        if self.leave_out is not None:
+            left_out = {line.strip() for line in text_lines(Path(expand(self.leave_out))) if line.strip()}
+        read = self.read()
+        unknown = left_out - {record.image_id for records in read.values() for record in records}
+        if unknown:
+            raise ValueError(
+                f"{self.leave_out} names {len(unknown)} images that {self.name} does not have, first {min(unknown)!r}: "
+                "it was written for other data"
+            )
         collection = {
             split: [
                 without_empty(record) if self.skip_empty else record
                 for record in records
                 if record.image_id not in left_out
             ]
-            for split, records in self.read().items()
+            for split, records in read.items()
         }
         return {split: self._judge(split, records, collection) for split, records in collection.items()}
 

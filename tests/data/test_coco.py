@@ -14,7 +14,8 @@ ANNOTATIONS = [
     for number, name in enumerate(RAGGED)
     for k, text in enumerate(captions_of(name))
 ]
-CAPTION_IDS = ["0", "1", "1000", *(str(3000 + k) for k in range(20))]
+NUMBERS = ["a.png#0", "a.png#1", "b.png#1000", *(f"c.png#{3000 + k}" for k in range(20))]
+CAPTION_IDS = [f"train/{number}" for number in NUMBERS]
 
 
 def write(folder: Path, images: Any, annotations: Any, name: str = "train.json") -> str:
@@ -36,8 +37,18 @@ def test_a_ragged_collection(tmp_path: Path, folders: dict[str, str] | None, whe
     write_pictures(tmp_path / where, RAGGED)
     backwards = sorted(ANNOTATIONS, key=lambda entry: -entry["image_id"])  # type: ignore[operator]
     source = CocoSource("mine", str(tmp_path), {"train": write(tmp_path, IMAGES, backwards)}, folders)
-    check_ragged(source, TOLD, CAPTION_IDS, bare="bare.png")
+    place = f"{where}/" if where else ""
+    told = [place + name for name in TOLD]
+    check_ragged(source, told, [place + number for number in NUMBERS], bare=f"{place}bare.png")
     assert source.splits == ("train",)
+
+
+def test_files_of_the_same_name_in_two_folders_are_two_images(tmp_path: Path) -> None:
+    for folder in ("train", "val"):
+        write_pictures(tmp_path / folder, ["0.png"])
+    files = {"train": write(tmp_path, *about("0.png")), "val": write(tmp_path, *about("0.png"), "val.json")}
+    source = CocoSource("mine", str(tmp_path), files)
+    assert [*source.table("train").image_ids, *source.table("val").image_ids] == ["train/0.png", "val/0.png"]
 
 
 @pytest.mark.parametrize("flag", ["is_rejected", "is_precanned"])
@@ -46,8 +57,8 @@ def test_marked_captions_are_left_out_unless_asked_for(tmp_path: Path, flag: str
     entries = [{**entry, flag: k in (1, 2), "text_detected": True} for k, entry in enumerate(ANNOTATIONS)]
     annotations = {"train": write(tmp_path, IMAGES, entries)}
     kept = CocoSource("mine", str(tmp_path), annotations).table("train")
-    assert kept.image_ids == ["a.png", "c.png"]  # b.png has no other caption
-    assert kept.caption_ids == ["0", *CAPTION_IDS[3:]]
+    assert kept.image_ids == ["train/a.png", "train/c.png"]  # b.png has no other caption
+    assert kept.caption_ids == [CAPTION_IDS[0], *CAPTION_IDS[3:]]
     option = {f"keep_{flag.removeprefix('is_')}": True}
     assert CocoSource("mine", str(tmp_path), annotations, **option).table("train").caption_ids == CAPTION_IDS
 
@@ -65,11 +76,11 @@ def test_published_validation_images_may_serve_as_the_test(tmp_path: Path) -> No
         validation_share=0.2,
     )
     assert source.splits == ("train", "val", "test")
-    drawn = held_out(names, {"val": 0.2}, seed=0)
+    drawn = held_out([f"train/{name}" for name in names], {"val": 0.2}, seed=0)
     for split in ("train", "val"):
         expected = [number for number in range(30) if drawn[number] == split]
         assert expected
-        assert source.table(split).image_ids == [names[number] for number in expected]
+        assert source.table(split).image_ids == [f"train/{names[number]}" for number in expected]
         assert numbers(source.images(split)) == expected
     assert source.table("test").captions == ["this is t.png"]
 
@@ -101,8 +112,8 @@ def test_malformed_annotations(tmp_path: Path, images: Any, annotations: Any, me
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"id": 1}, "mine train: 1 of 23 captions have a repeated id, first: 1"),
-        ({"caption": " \n"}, "mine train: 1 of 23 captions are empty, first: 0"),
+        ({"id": 1}, "mine train: 1 of 23 captions have a repeated id, first: train/a.png#1"),
+        ({"caption": " \n"}, "mine train: 1 of 23 captions are empty, first: train/a.png#0"),
     ],
 )
 def test_annotations_that_cannot_be_used(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
@@ -115,7 +126,7 @@ def test_annotations_that_cannot_be_used(tmp_path: Path, changed: dict[str, Any]
 def test_two_entries_of_a_file_are_refused(tmp_path: Path) -> None:
     write_pictures(tmp_path / "train", RAGGED)
     path = write(tmp_path, [*IMAGES[:-1], {**IMAGES[-1], "file_name": "a.png"}], ANNOTATIONS)
-    with pytest.raises(ValueError, match=r"mine train: 1 of 4 images have a repeated id, first: a.png"):
+    with pytest.raises(ValueError, match=r"mine train: 1 of 4 images have a repeated id, first: train/a.png"):
         CocoSource("mine", str(tmp_path), {"train": path}).table("train")
 
 

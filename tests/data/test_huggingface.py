@@ -245,7 +245,7 @@ def test_annotations_with_a_folder_of_images(tmp_path: Path, streaming: bool) ->
         image_column=None,
         caption_column="c",
         splits={"test": ["test"]},
-        images=str(tmp_path / "images"),
+        image_folder=str(tmp_path / "images"),
         image_path="{kind}/{name}.png",
         streaming=streaming,
     )
@@ -258,7 +258,7 @@ def test_images_that_the_folder_lacks(tmp_path: Path) -> None:
     write(tmp_path / "train.parquet", [{"filename": name, "caption": "x"} for name in ("a.png", "b.png")])
     write_pictures(tmp_path, ["a.png"])
     source = HuggingFaceSource(
-        str(tmp_path), "mine", image_column=None, images=str(tmp_path), splits={"train": ["train"]}
+        str(tmp_path), "mine", image_column=None, image_folder=str(tmp_path), splits={"train": ["train"]}
     )
     with pytest.raises(ValueError, match=f"1 of 2 images are missing, first: {tmp_path}/b.png; complete the folder"):
         source.table("train")
@@ -358,7 +358,9 @@ def test_missing_nested_column(tmp_path: Path) -> None:
 
 
 def test_image_path_of_another_column(tmp_path: Path) -> None:
-    source = small(tmp_path, {"filename": "a", "caption": "x"}, image_column=None, images="i", image_path="{folder}/x")
+    source = small(
+        tmp_path, {"filename": "a", "caption": "x"}, image_column=None, image_folder="i", image_path="{folder}/x"
+    )
     with pytest.raises(ValueError, match="image_path names 'folder', which is no column; there is filename, caption"):
         source.table("train")
 
@@ -459,8 +461,8 @@ def test_hub_out_of_reach() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images": "folder"}, "give either image_column, .*, or images"),
-        ({"image_column": None}, "give either image_column, .*, or images"),
+        ({"image_folder": "folder"}, "give either image_column, .*, or image_folder"),
+        ({"image_column": None}, "give either image_column, .*, or image_folder"),
         ({"karpathy": "file"}, "give either caption_column, .*, or karpathy"),
         ({"caption_column": None}, "give either caption_column, .*, or karpathy"),
         ({"splits": {"dev": ["validation"]}}, "splits maps 'dev', expected some of train, val, test"),

@@ -405,9 +405,11 @@ def test_crops_are_taken_from_a_larger_cache(tmp_path: Path) -> None:
     assert not torch.equal(larger[0].images, smaller[0].images)
 
 
-def test_without_preparation_the_module_says_what_to_do(tmp_path: Path) -> None:
+def test_a_split_is_written_when_it_is_first_asked_for(tmp_path: Path) -> None:
     data = RetrievalDataModule(
         SCENES, SceneTokenizer(), batch_size=20, cache=str(tmp_path), image_size=16, cached_size=16
     )
-    with pytest.raises(ValueError, match=ABSENT.format(20, 20)):
-        data.setup("fit")
+    data.setup("test")
+    assert kept(cache_folder(tmp_path, SCENES.name, 16)) == 4
+    data.prepare_data()
+    assert kept(cache_folder(tmp_path, SCENES.name, 16)) == 28

@@ -89,6 +89,12 @@ def test_listed_images_are_left_out(tmp_path: Path, text: str) -> None:
     assert source.problems("train") == []
 
 
+def test_a_list_that_was_written_for_other_data_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text("0.png\nz.png\ny.png\n")
+    with pytest.raises(ValueError, match=r"names 2 images that .* does not have, first 'y.png'"):
+        given(tmp_path, ["0.png", "1.png"], leave_out=str(tmp_path / "ids.txt")).table("train")
+
+
 def test_the_list_of_what_to_leave_out_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"no text file at {tmp_path}/none.txt"):
         given(tmp_path, leave_out=f"{tmp_path}/none.txt").table("train")

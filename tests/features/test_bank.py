@@ -91,6 +91,57 @@ def test_fingerprint_changes_with_tower_ids_order_and_content():
     assert make_bank().fingerprint == make_bank(ids=tuple(IDS)).fingerprint
 
 
+# --- Parts and unions.
+
+
+def ids_of(bank: FeatureBank) -> list[str]:
+    return list(bank.ids)
+
+
+@pytest.mark.parametrize(
+    ("ids", "content", "kept"),
+    [
+        (IDS, CONTENT, [0, 1, 2, 3]),
+        (["d", "b"], [44, 11], [0, 3]),
+        (["a", "b"], [22, 99], [1]),
+        (["new", "d"], [44, 44], [3]),
+        (["a", "d"], [44, 22], []),
+        ([], [], []),
+    ],
+)
+def test_a_part_is_of_the_items_that_are_as_they_were(ids: list[str], content: list[int], kept: list[int]) -> None:
+    part = make_bank(modality="text", source="abc").having(ids, np.array(content, dtype=np.int64))
+    assert ids_of(part) == [IDS[row] for row in kept]
+    assert part.content.tolist() == CONTENT[kept].tolist()
+    assert part.content.dtype == np.int64
+    assert torch.equal(part.features, FEATURES[kept])
+    assert (part.modality, part.source) == ("text", "abc")
+
+
+def test_a_union_is_one_bank_over_all_items() -> None:
+    banks = [make_bank(IDS[:1], CONTENT[:1], FEATURES[:1]), make_bank(IDS[1:], CONTENT[1:], FEATURES[1:])]
+    for parts in (banks, banks[::-1]):
+        union = FeatureBank.union(parts)
+        assert torch.equal(union.rows(IDS, CONTENT), FEATURES)
+        assert sorted(union.ids) == sorted(IDS)
+        assert (union.modality, union.source) == ("image", "tower")
+    assert FeatureBank.union(banks).fingerprint == make_bank().fingerprint
+    assert ids_of(FeatureBank.union([make_bank()])) == IDS
+
+
+def test_the_parts_of_a_bank_make_it_whole_again() -> None:
+    bank, changed = make_bank(), CONTENT + np.array([0, 1, 0, 0])
+    kept = bank.having(IDS, changed)
+    anew = make_bank(["a"], changed[[1]], FEATURES[[1]] + 5)
+    found = FeatureBank.union([kept, anew]).rows(IDS, changed)
+    assert torch.equal(found, FEATURES + 5 * torch.tensor([0, 1, 0, 0])[:, None])
+
+
+def test_items_that_are_in_two_banks_are_refused() -> None:
+    with pytest.raises(ValueError, match="needs unique ids, got 1 repeated"):
+        FeatureBank.union([make_bank(), make_bank(["d"], CONTENT[[3]], FEATURES[[3]])])
+
+
 # --- Placebo.
 
 

@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -45,7 +47,7 @@ def test_folds_are_means_over_disjoint_galleries(problem, folds):
     images, texts, index, _ = problem
     bounds = [round(sum(30 // folds + (f < 30 % folds) for f in range(k))) for k in range(folds + 1)]
     each = []
-    for first, end in zip(bounds, bounds[1:], strict=False):
+    for first, end in pairwise(bounds):
         rows = [c for c, image in enumerate(index.tolist()) if first <= image < end]
         each.append(cross_modal(images[first:end], texts[rows], index[rows] - first))
     found = cross_modal_folds(images, texts, index, folds)

@@ -165,7 +165,12 @@ def test_which_methods_distil() -> None:
 
 
 def test_a_field_with_a_list_is_swept(tmp_path: Path) -> None:
-    suite = read(tmp_path, lambda study: study.update(imbalances={"blur": {"kind": "blur", "severity": [1, 3]}, "words": {"kind": "drop_words"}}))
+    suite = read(
+        tmp_path,
+        lambda study: study.update(
+            imbalances={"blur": {"kind": "blur", "severity": [1, 3]}, "words": {"kind": "drop_words"}}
+        ),
+    )
     assert suite.imbalances == {
         "blur, severity 1": (Imbalance("blur", severity=1),),
         "blur, severity 3": (Imbalance("blur", severity=3),),
@@ -174,7 +179,12 @@ def test_a_field_with_a_list_is_swept(tmp_path: Path) -> None:
 
 
 def test_imbalances_are_stacked(tmp_path: Path) -> None:
-    suite = read(tmp_path, lambda study: study.update(imbalances={"both": [{"kind": "mismatch"}, {"kind": "missing", "modality": "text"}]}))
+    suite = read(
+        tmp_path,
+        lambda study: study.update(
+            imbalances={"both": [{"kind": "mismatch"}, {"kind": "missing", "modality": "text"}]}
+        ),
+    )
     assert suite.imbalance_at("both", 0.3, 2) == (
         Imbalance("mismatch", 0.3, seed=2),
         Imbalance("missing", 0.3, modality="text", seed=2),
@@ -183,5 +193,8 @@ def test_imbalances_are_stacked(tmp_path: Path) -> None:
 
 
 def test_a_file_may_depend_on_the_ratio(tmp_path: Path) -> None:
-    suite = read(tmp_path, lambda study: study.update(imbalances={"published": {"file": "noise_inx_{ratio}.npy", "splits": ["train"]}}))
+    suite = read(
+        tmp_path,
+        lambda study: study.update(imbalances={"published": {"file": "noise_inx_{ratio}.npy", "splits": ["train"]}}),
+    )
     assert suite.imbalance_at("published", 0.4, 1) == (Imbalance(file="noise_inx_0.4.npy"),)

@@ -69,7 +69,7 @@ class Imbalanced:
         self.realised = Realised(
             tuple(parts),
             sha256(self.table.fingerprint, content.tobytes()),
-            wrong_captions_per_image(clean.caption_image, paired),
+            wrong_captions_per_image(clean.caption_image, paired, len(clean.image_ids)),
         )
 
     def changes_image(self, row: int) -> bool:

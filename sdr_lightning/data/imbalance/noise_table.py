@@ -31,6 +31,7 @@ class NoiseTable:
         rows: (n,) int64 images or captions, as the level says, that are changed.
         caption_image: (C,) int64 image that each caption is paired with.
         clean: (C,) int64 image that each caption belongs to.
+        images: number of images.
     """
 
     imbalance: Imbalance
@@ -40,6 +41,7 @@ class NoiseTable:
     rows: NDArray[np.int64]
     caption_image: NDArray[np.int64]
     clean: NDArray[np.int64]
+    images: int
 
     @classmethod
     def draw(cls, table: CaptionTable, imbalance: Imbalance) -> NoiseTable:
@@ -56,12 +58,13 @@ class NoiseTable:
         paired = table.caption_image
         if imbalance.kind == "mismatch" and len(rows):
             paired = mismatched(table, rows, imbalance.level or "image")
-        return cls(imbalance, table.name, table.split, table.fingerprint, rows, paired, table.caption_image)
+        images = len(table.image_ids)
+        return cls(imbalance, table.name, table.split, table.fingerprint, rows, paired, table.caption_image, images)
 
     @property
     def of(self) -> int:
         """Number of items that could have been chosen."""
-        return int(self.clean.max()) + 1 if self.imbalance.level == "image" else len(self.clean)
+        return self.images if self.imbalance.level == "image" else len(self.clean)
 
     @property
     def ratio(self) -> float:
@@ -71,12 +74,13 @@ class NoiseTable:
     @property
     def wrong_captions_per_image(self) -> dict[int, int]:
         """How many images have 0, 1, 2 ... captions of another image."""
-        return wrong_captions_per_image(self.clean, self.caption_image)
+        return wrong_captions_per_image(self.clean, self.caption_image, self.images)
 
     @property
     def sha256(self) -> str:
         """Of what is chosen and how it is paired."""
-        return sha256(str(self.imbalance.content_key), np.sort(self.rows).tobytes(), self.caption_image.tobytes())
+        what = f"{self.imbalance.content_key} {self.imbalance.level}"
+        return sha256(what, np.sort(self.rows).tobytes(), self.caption_image.tobytes())
 
     def record(self) -> dict[str, Any]:
         """Plain values for a run's record."""
@@ -100,7 +104,7 @@ class NoiseTable:
         """
         if path.suffix == ".npz":
             header: dict[str, Any] = {"format": _FORMAT, "collection": self.collection, "split": self.split}
-            header |= {"fingerprint": self.fingerprint, "imbalance": asdict(self.imbalance)}
+            header |= {"fingerprint": self.fingerprint, "imbalance": asdict(self.imbalance), "images": self.images}
             arrays: dict[str, Any] = {"rows": self.rows, "caption_image": self.caption_image, "clean": self.clean}
             write_atomically(
                 path, lambda part: np.savez_compressed(part, header=np.array(json.dumps(header)), **arrays)
@@ -151,14 +155,15 @@ def read_noise(path: Path, table: CaptionTable | None = None) -> NoiseTable:
     return found
 
 
-def wrong_captions_per_image(clean: NDArray[np.int64], paired: NDArray[np.int64]) -> dict[int, int]:
+def wrong_captions_per_image(clean: NDArray[np.int64], paired: NDArray[np.int64], images: int) -> dict[int, int]:
     """How many images have 0, 1, 2 ... captions of another image.
 
     Args:
         clean: (C,) image that each caption belongs to.
         paired: (C,) image that it is paired with.
+        images: number of images.
     """
-    wrong = np.bincount(paired[paired != clean], minlength=int(clean.max()) + 1)
+    wrong = np.bincount(paired[paired != clean], minlength=images)
     return {int(k): int(n) for k, n in enumerate(np.bincount(wrong)) if n}
 
 
@@ -179,16 +184,21 @@ def _read_own(path: Path) -> NoiseTable:
         raise ValueError(f"found the format {header['format']!r}, expected {_FORMAT!r}")
     if not len(clean) or len(clean) != len(paired):
         raise ValueError(f"found {len(paired)} pairs for {len(clean)} captions")
-    imbalance = Imbalance(**header["imbalance"])
-    return NoiseTable(imbalance, header["collection"], header["split"], header["fingerprint"], rows, paired, clean)
+    images = int(header["images"])
+    if max(int(clean.max()), int(paired.max())) >= images:
+        raise ValueError(f"found pairs beyond its {images} images")
+    imbalance, made_for = (
+        Imbalance(**header["imbalance"]),
+        (header["collection"], header["split"], header["fingerprint"]),
+    )
+    return NoiseTable(imbalance, *made_for, rows, paired, clean, images)
 
 
 def _fits(found: NoiseTable, table: CaptionTable) -> bool:
-    items = len(table.image_ids) if found.imbalance.level == "image" else len(table.captions)
     return (
-        np.array_equal(found.clean, table.caption_image)
-        and int(found.caption_image.max()) < len(table.image_ids)
-        and int(found.rows.max(initial=-1)) < items
+        found.images == len(table.image_ids)
+        and np.array_equal(found.clean, table.caption_image)
+        and int(found.rows.max(initial=-1)) < found.of
     )
 
 
@@ -200,22 +210,21 @@ def _read_published(path: Path, table: CaptionTable | None) -> NoiseTable:
             raise ValueError("it is empty")
     except Exception as error:  # as above
         raise ValueError(f"{path} is not a published index, rows of images in a plain .npy array: {error}") from error
-    level, clean = _meaning(path, index, table)
+    level, clean, images = _meaning(path, index, table)
     paired = index[clean] if level == "image" else index
-    changed = np.flatnonzero(index != np.arange(len(index))) if level == "image" else np.flatnonzero(index != clean)
-    of = len(index)
-    imbalance = Imbalance("mismatch", len(changed) / of, level=level)
-    name, split, fingerprint = (table.name, table.split, table.fingerprint) if table is not None else ("", "", "")
-    return NoiseTable(imbalance, name, split, fingerprint, changed, paired, clean)
+    changed = np.flatnonzero(index != (np.arange(images) if level == "image" else clean))
+    imbalance = Imbalance("mismatch", len(changed) / len(index), level=level)
+    made_for = (table.name, table.split, table.fingerprint) if table is not None else ("", "", "")
+    return NoiseTable(imbalance, *made_for, changed, paired, clean, images)
 
 
-def _meaning(path: Path, index: NDArray[np.int64], table: CaptionTable | None) -> tuple[Level, NDArray[np.int64]]:
+def _meaning(path: Path, index: NDArray[np.int64], table: CaptionTable | None) -> tuple[Level, NDArray[np.int64], int]:
     images = int(index.max()) + 1
     if table is None:
         if len(index) == images:
-            return "image", np.repeat(np.arange(images), 5)
+            return "image", np.repeat(np.arange(images), 5), images
         if len(index) % images == 0:
-            return "caption", np.repeat(np.arange(images), len(index) // images)
+            return "caption", np.repeat(np.arange(images), len(index) // images), images
         raise ValueError(
             f"{path} has {len(index)} entries for {images} images, neither one an image nor equally many: pass --data"
         )
@@ -225,4 +234,4 @@ def _meaning(path: Path, index: NDArray[np.int64], table: CaptionTable | None) -
             f"{path} has {len(index)} entries up to {images - 1}; {table.name} {table.split} expects "
             f"{len(table.image_ids)} (one an image) or {len(table.captions)} (one a caption)"
         )
-    return lengths[len(index)], table.caption_image
+    return lengths[len(index)], table.caption_image, len(table.image_ids)

@@ -110,8 +110,8 @@ class Imbalance:
         severity: 1 (mild) to 5, of kinds that have degrees.
         seed: of the choice and of the noise.
         splits: which splits; training alone by default.
-        file: a noise table of ``sdr noise make`` (``.npz``) or a published index (``.npy``) that decides everything but the
-            splits, instead of kind, ratio and seed; ``$NAME`` and ``${NAME:-default}`` are filled in.
+        file: a noise table of ``sdr noise make`` (``.npz``) or a published index (``.npy``) that takes the place of all but the
+            splits, where the ratio is 0; ``$NAME`` and ``${NAME:-default}`` are filled in.
 
     Raises:
         ValueError: a value out of its range, or two that do not go together.
@@ -132,12 +132,12 @@ class Imbalance:
             raise ValueError(f"unknown imbalance {self.kind!r}, expected one of {', '.join(KINDS)}")
         if not 0 <= self.ratio <= 1:
             raise ValueError(f"the imbalance ratio must lie in [0, 1], got {self.ratio}")
-        if self.severity not in range(1, 6):
+        if not isinstance(self.severity, int) or self.severity not in range(1, 6):
             raise ValueError(f"the imbalance severity must be 1, 2, 3, 4 or 5, got {self.severity}")
         if not self.splits or not set(self.splits) <= set(SPLITS):
             raise ValueError(f"the imbalance's splits must be some of {', '.join(SPLITS)}, got {list(self.splits)}")
-        if self.file is not None and (self.kind != "none" or self.ratio):
-            raise ValueError(f"the file {self.file} decides the imbalance: drop kind and ratio, or drop the file")
+        if self.file is not None and self.ratio:
+            raise ValueError(f"the file {self.file} decides the imbalance: drop the ratio, or drop the file")
         possible = KINDS[self.kind].modalities
         if self.modality is None and len(possible) > 1:
             raise ValueError(f"which modality is {self.kind}? expected modality {' or '.join(possible)}")

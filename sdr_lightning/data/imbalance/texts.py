@@ -14,7 +14,7 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _CLOSED_CLASSES = """
     a an the this that these those some any each every either neither no all both
     i me my mine myself we us our ours you your yours he him his himself she her hers herself it its itself they them their
-    theirs themselves one ones who whom whose which what someone something other others another
+    theirs themselves ones who whom whose which what someone something other others another
     and or but nor so yet as if while when where because than though although until
     of in on at by to from with without into onto out off over under above below up down near beside besides between among
     behind across through along around about against after before during inside outside toward towards upon for next via
@@ -43,13 +43,20 @@ def truncated(words: Sequence[str], severity: int, generator: np.random.Generato
 
 def contentful(words: Sequence[str], severity: int, generator: np.random.Generator) -> list[str]:
     """Keep words that carry content; a caption of function words alone keeps its last."""
-    kept = [word for word in words if word.lower().strip(".,;:!?\"'") not in _FUNCTION_WORDS]
+    bare = [word.lower().strip(".,;:!?\"'") for word in words]
+    kept = [word for word, letters in zip(words, bare, strict=True) if letters and letters not in _FUNCTION_WORDS]
     return kept or list(words[-1:])
 
 
 def misspelt(words: Sequence[str], severity: int, generator: np.random.Generator) -> list[str]:
     """Drop, double, replace or swap characters independently; blanks stay where they are and no word vanishes."""
-    return [_misspell(word, _TYPO_STEP * severity, generator) for word in words]
+    hit = generator.random(sum(map(len, words))) < _TYPO_STEP * severity
+    ends = np.cumsum([len(word) for word in words])
+    spelt = list(words)
+    for number in np.unique(np.searchsorted(ends, np.flatnonzero(hit), side="right")).tolist():
+        start = int(ends[number]) - len(words[number])
+        spelt[number] = _misspell(words[number], np.flatnonzero(hit[start : ends[number]]).tolist(), generator)
+    return spelt
 
 
 TEXT_KINDS: dict[str, Callable[[Sequence[str], int, np.random.Generator], list[str]]] = {
@@ -69,12 +76,9 @@ def _kept(count: int, severity: int, generator: np.random.Generator) -> np.ndarr
     return keep
 
 
-def _misspell(word: str, probability: float, generator: np.random.Generator) -> str:
-    hit = np.flatnonzero(generator.random(len(word)) < probability)
-    if not len(hit):
-        return word
+def _misspell(word: str, places: Sequence[int], generator: np.random.Generator) -> str:
     letters = list(word)
-    for place in hit.tolist():
+    for place in places:
         what = int(generator.integers(4))
         if what == 0:
             letters[place] = ""

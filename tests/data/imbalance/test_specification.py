@@ -62,8 +62,8 @@ def smallest_hashes(salt: list[object], ids: list[str], count: int) -> list[int]
             {"kind": "missing", "modality": "image", "level": "caption"},
             "missing is done to images: its level is image, got caption",
         ),
-        ({"kind": "blur", "file": "a.npz"}, "the file a.npz decides the imbalance: drop kind and ratio, or drop the"),
-        ({"ratio": 0.2, "file": "a.npz"}, "the file a.npz decides the imbalance: drop kind and ratio, or drop the"),
+        ({"severity": 2.0}, "the imbalance severity must be 1, 2, 3, 4 or 5, got 2.0"),
+        ({"ratio": 0.2, "file": "a.npz"}, "the file a.npz decides the imbalance: drop the ratio, or drop the file"),
         ({"kind": "mismatch", "splits": ("train", "test")}, "a mismatched test split has no truth to measure against"),
     ],
 )

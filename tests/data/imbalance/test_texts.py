@@ -91,7 +91,7 @@ def test_one_word_always_stays_and_not_always_the_same(kind: Kind) -> None:
 
 @pytest.mark.parametrize("severity", SEVERITIES)
 def test_truncate_keeps_the_first_words(severity: int) -> None:
-    captions = [" ".join(f"w{k}" for k in range(count)) for count in range(1, 61)]
+    captions = [" ".join(f"w{k}" for k in range(count)) for count in range(1, 201)]
     for count, after in enumerate(reworded(saying(captions), Imbalance("truncate", 1.0, severity=severity)), start=1):
         left = max(1, ceil(count * (1 - Fraction(15 * severity, 100))))
         assert after.split() == [f"w{k}" for k in range(left)]
@@ -224,6 +224,6 @@ def test_the_published_words() -> None:
         "mask_words": "[MASK] young [MASK] in [MASK] [MASK] [MASK] [MASK] a [MASK] [MASK]",
         "truncate": "two young men in green shirts stand",
         "content_words": "two young men green shirts stand red car",
-        "typos": "two youdg men n dreen sshirts stahd beside a red car",
+        "typos": "tow younw men in ggreeen hirtts stand besdie a red car",
         "missing": "",
     }

@@ -1,0 +1,206 @@
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sdr_lightning.data.imbalance import Imbalance
+from sdr_lightning.data.module import RetrievalDataModule
+from sdr_lightning.data.scenes import SceneSource
+from sdr_lightning.data.table import Split
+from sdr_lightning.data.tokenizer import SceneTokenizer
+from sdr_lightning.encoders import Tower
+from sdr_lightning.features import FeatureBank
+from sdr_lightning.training.extraction import extract_bank, split_bank
+from sdr_lightning.types import Tokens
+
+CPU = torch.device("cpu")
+SCENES = SceneSource(num_train=20, num_val=6, num_test=5, size=16)
+CLEAN = Imbalance()
+
+
+class CountingTower(Tower):
+    """A linear tower that remembers how many rows it was asked for."""
+
+    width = 4
+
+    def __init__(self, modality: Literal["image", "text"], frozen: bool = True, seed: int = 0) -> None:
+        super().__init__(frozen)
+        self.modality = modality
+        generator = torch.Generator().manual_seed(seed)
+        self.weight = nn.Parameter(torch.randn(100 if modality == "text" else 768, 4, generator=generator))
+        self.rows: list[int] = []
+        self.freeze_if_asked()
+
+    def settings(self) -> str:
+        return "counting"
+
+    def features(self, inputs: Tensor | Tokens) -> Tensor:
+        self.rows.append(len(inputs.input_ids) if isinstance(inputs, Tokens) else len(inputs))
+        if isinstance(inputs, Tokens):
+            words = nn.functional.one_hot(inputs.input_ids, 100) * inputs.attention_mask[..., None]
+            return words.sum(1).float() @ self.weight
+        return inputs.flatten(1).float() / 255 @ self.weight
+
+    def asked(self) -> int:
+        """Rows since it was last asked."""
+        rows, self.rows = sum(self.rows), []
+        return rows
+
+
+def module(cache: Path, *imbalances: Imbalance, **options: Any) -> RetrievalDataModule:
+    defaults: dict[str, Any] = {"batch_size": 10, "image_size": 16, "evaluation_batch_size": 7}
+    return RetrievalDataModule(
+        SCENES, SceneTokenizer(), cache=str(cache), imbalance=list(imbalances), **{**defaults, **options}
+    )
+
+
+def bank(tower: Tower, data: RetrievalDataModule, split: Split = "train") -> FeatureBank:
+    return split_bank(tower, data, split, CPU)
+
+
+def assert_fresh(found: FeatureBank, tower: CountingTower, data: RetrievalDataModule, empty: Path) -> None:
+    """A bank is the one that the same tower gives where nothing is kept, by row."""
+    again = CountingTower(tower.modality)
+    fresh = bank(again, module(empty, *data.imbalances))
+    split = data.split("train")
+    assert again.asked() == len(split.ids(tower.modality))
+    assert list(found.ids) == list(split.ids(tower.modality))
+    assert np.array_equal(found.content, split.content(tower.modality))
+    assert torch.equal(found.features, fresh.features)
+    assert found.fingerprint == fresh.fingerprint
+
+
+@pytest.mark.parametrize(("modality", "items"), [("image", 20), ("text", 100)])
+def test_a_frozen_tower_speaks_once(modality: Literal["image", "text"], items: int, tmp_path: Path) -> None:
+    tower = CountingTower(modality)
+    first = bank(tower, module(tmp_path))
+    assert tower.asked() == items
+    again = bank(tower, module(tmp_path))
+    assert tower.asked() == 0
+    assert torch.equal(first.features, again.features)
+    assert len(list(tmp_path.glob(f"{modality}-*.safetensors"))) == 1
+
+
+def test_a_tower_that_learns_is_asked_every_time_and_nothing_is_kept(tmp_path: Path) -> None:
+    tower = CountingTower("image", frozen=False)
+    for _ in range(2):
+        bank(tower, module(tmp_path))
+        assert tower.asked() == 20
+    assert not list(tmp_path.iterdir())
+
+
+STEPS: dict[str, tuple[Literal["image", "text"], Sequence[tuple[Imbalance, int]]]] = {
+    "image noise, nested": (
+        "image",
+        [
+            (CLEAN, 20),
+            (Imbalance("gaussian_noise", 0.6), 12),
+            (Imbalance("gaussian_noise", 0.3), 0),
+            (Imbalance("gaussian_noise", 0.9), 6),
+        ],
+    ),
+    "image noise without the clean split": (
+        "image",
+        [(Imbalance("gaussian_noise", 0.6), 20), (Imbalance("gaussian_noise", 0.3), 6)],
+    ),
+    "another severity": (
+        "image",
+        [(Imbalance("gaussian_noise", 0.5, severity=5), 20), (Imbalance("gaussian_noise", 0.5, severity=4), 10)],
+    ),
+    "another kind": ("image", [(Imbalance("blur", 0.5), 20), (Imbalance("missing", 1.0, "image"), 20), (CLEAN, 10)]),
+    "a mismatch shows and says the same": ("image", [(CLEAN, 20), (Imbalance("mismatch", 1.0), 0)]),
+    "mismatched captions say the same": ("text", [(CLEAN, 100), (Imbalance("mismatch", 1.0), 0)]),
+    "noise of the other modality": ("text", [(CLEAN, 100), (Imbalance("blur", 1.0), 0)]),
+    "missing captions": ("text", [(CLEAN, 100), (Imbalance("missing", 0.4, "text"), 40)]),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_only_items_in_a_new_state_are_encoded(name: str, tmp_path: Path) -> None:
+    modality, steps = STEPS[name]
+    tower = CountingTower(modality)
+    for number, (imbalance, encoded) in enumerate(steps):
+        data = module(tmp_path, imbalance)
+        found = bank(tower, data)
+        assert tower.asked() == encoded
+        assert_fresh(found, tower, data, tmp_path / f"fresh {number}")
+
+
+def test_dropped_words_that_leave_a_caption_as_it_was_are_no_new_state(tmp_path: Path) -> None:
+    tower = CountingTower("text")
+    bank(tower, module(tmp_path))
+    tower.asked()
+    data = module(tmp_path, Imbalance("drop_words", 0.5, severity=1))
+    found = bank(tower, data)
+    captions = zip(data.split("train").table.captions, SCENES.table("train").captions, strict=True)
+    changed = sum(now != was for now, was in captions)
+    assert tower.asked() == changed
+    assert 0 < changed < 50
+    assert_fresh(found, tower, data, tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"image_size": 8},
+        {"cached_size": 32},
+        {"source": SceneSource(seed=1, num_train=20, num_val=6, num_test=5, size=16)},
+    ],
+)
+def test_other_inputs_are_encoded_anew(change: dict[str, Any], tmp_path: Path) -> None:
+    options = {"source": SCENES, "batch_size": 10, "image_size": 16, "cache": str(tmp_path)}
+    data = [RetrievalDataModule(tokenizer=SceneTokenizer(), **{**options, **each}) for each in ({}, change)]
+    towers = [CountingTower("image") for _ in data]
+    for tower in towers:  # of any image size
+        tower.features = lambda inputs, tower=tower: pooled(tower, inputs)  # type: ignore[method-assign]
+    for tower, each in zip(towers, data, strict=True):
+        bank(tower, each)
+        assert tower.asked() == 20
+
+
+def pooled(tower: CountingTower, inputs: Tensor) -> Tensor:
+    tower.rows.append(len(inputs))
+    return inputs.float().mean((2, 3)) @ tower.weight[:3]
+
+
+def test_another_tower_is_asked_anew(tmp_path: Path) -> None:
+    first, second = CountingTower("image", seed=0), CountingTower("image", seed=1)
+    banks = [bank(tower, module(tmp_path)) for tower in (first, second)]
+    assert (first.asked(), second.asked()) == (20, 20)
+    assert banks[0].source != banks[1].source
+    assert not torch.equal(banks[0].features, banks[1].features)
+
+
+def test_another_limit_of_tokens_is_encoded_anew(tmp_path: Path) -> None:
+    tower = CountingTower("text")
+    for limit in (40, 5):
+        data = RetrievalDataModule(SCENES, SceneTokenizer(limit), batch_size=10, image_size=16, cache=str(tmp_path))
+        bank(tower, data)
+        assert tower.asked() == 100
+
+
+def test_the_splits_of_a_bank_are_kept_apart_and_put_together(tmp_path: Path) -> None:
+    tower, data = CountingTower("image"), module(tmp_path)
+    both = extract_bank(tower, data, ["train", "test"], CPU)
+    assert tower.asked() == 25
+    assert len(both.ids) == 25
+    for split in ("train", "test"):
+        prepared = data.split(split)
+        found = both.rows(prepared.ids("image"), prepared.content("image"))
+        assert torch.equal(found, bank(tower, data, split).features)
+    assert tower.asked() == 0
+
+
+def test_what_is_kept_is_handed_out_instead_of_pixels(tmp_path: Path) -> None:
+    tower = CountingTower("image")
+    bank(tower, module(tmp_path, CLEAN))
+    data = module(tmp_path, Imbalance("gaussian_noise", 0.5))
+    split = data.split("train")
+    pixels = split.images(np.arange(20))
+    expected = tower(pixels)
+    split.cache(bank(tower, data))
+    torch.testing.assert_close(split.images(np.arange(20)), expected)
