@@ -104,6 +104,8 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
     temporary = Path(name)
     try:
         write(temporary)
+        with temporary.open("rb") as written:
+            os.fsync(written.fileno())  # the name must not outlive a power cut that the content does not
         temporary.chmod(0o644)
         temporary.replace(path)
     finally:

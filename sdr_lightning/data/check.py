@@ -6,7 +6,6 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,10 +16,7 @@ from sdr_lightning.data.imbalance import imbalanced
 from sdr_lightning.data.known import KNOWN_SIZES
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.records import Problem
-from sdr_lightning.data.source import RecordSource, Source
-from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import CaptionTable, Split
-from sdr_lightning.paths import expand, text_lines
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _ORDINARY = ("RGB", "upright")
@@ -81,16 +77,13 @@ def check(data: RetrievalDataModule, decode: bool, progress: Callable[[Split, in
         found = data.source.problems(split)
         findings.problems.extend(found)
         findings.unusable.extend(data.source.absent(split))
-        fine = not any(problem.fatal for problem in found)
-        if fine:
+        if not any(problem.fatal for problem in found):
             table = data.source.table(split)
             findings.sizes.append(_size(table))
             findings.problems.extend(_known(table))
             findings.problems.extend(_imbalance(data, table))
         if decode:
-            ids, images = (
-                (table.image_ids, data.source.images(split)) if fine else _whatever_is_there(data.source, split)
-            )
+            ids, images = data.source.there(split)
             look = _stream if images.one_after_another else _decode
             read = look(split, ids, images, progress)
             findings.problems.extend(read.problems)
@@ -131,15 +124,6 @@ def _imbalance(data: RetrievalDataModule, table: CaptionTable) -> list[Problem]:
     except ValueError as error:
         return [Problem(table.split, "imbalances do not fit", 1, len(data.imbalances), (str(error),), "see there")]
     return []
-
-
-def _whatever_is_there(source: Source, split: Split) -> tuple[Sequence[str], Images]:
-    """Ids and images of a split that has no table because of its problems."""
-    assert isinstance(source, RecordSource)  # other collections have none
-    left_out = text_lines(Path(expand(source.leave_out))) if source.leave_out is not None else []
-    passed_over = set(map(str.strip, left_out)) | set(source.absent(split))
-    there = {r.reference: r.image_id for r in source.read()[split] if r.captions and r.image_id not in passed_over}
-    return list(there.values()), source.images_of(split, Strings(there))
 
 
 def _stream(

@@ -42,15 +42,18 @@ def measure_degree(
         image: (N, D_I) features of images as they are shown.
         text: (C, D_T) features of captions as they are worded.
         caption_image: (C,) int64 image that each caption is paired with.
-        neighbours: k of the measure.
+        neighbours: k of the measure; fewer where there are fewer other images.
         points: at most this many images, drawn at random.
         seed: of the draw.
 
     Returns:
         Both directions. No gradient.
+
+    Raises:
+        ValueError: fewer than two images with captions.
     """
     sums = text.new_zeros(len(image), text.shape[1]).index_add(0, caption_image, normalize(text, dim=1))
     captioned = torch.bincount(caption_image, minlength=len(image)).nonzero()[:, 0]
     rows = captioned[torch.randperm(len(captioned), generator=torch.Generator().manual_seed(seed))[:points]]
-    a, b = image[rows], sums[rows]
+    a, b, neighbours = image[rows], sums[rows], min(neighbours, len(rows) - 1)
     return Degree(information_imbalance(a, b, neighbours, seed), information_imbalance(b, a, neighbours, seed))

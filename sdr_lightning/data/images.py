@@ -72,8 +72,8 @@ class InMemory(Images):
         return self.pixels[row]
 
     def identity(self, row: int) -> int:
-        """Hash of the pixels."""
-        return stable_hash(self.pixels[row].tobytes())
+        """Hash of shape and pixels."""
+        return stable_hash(self.pixels[row].shape, self.pixels[row].tobytes())
 
 
 class ImageFiles(Images):

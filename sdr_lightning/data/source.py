@@ -57,6 +57,10 @@ class Source(ABC):
         """Ids of the images of a split that are not there."""
         return []
 
+    def there(self, split: Split) -> tuple[Sequence[str], Images]:
+        """Ids and images of a split that are there, even where a problem keeps the split from being used."""
+        return self.table(split).image_ids, self.images(split)
+
     def relevance(self, split: Split, cache: Path) -> Relevance:
         """Graded relevance between the items of a split: ROUGE-L unless the collection knows better.
 
@@ -133,6 +137,11 @@ class RecordSource(Source):
         """Ids of the images of a split that are not there."""
         return self._reading(split).absent
 
+    def there(self, split: Split) -> tuple[Sequence[str], Images]:
+        """Ids and images of a split that are there, even where a problem keeps the split from being used."""
+        reading = self._reading(split)
+        return reading.ids, self.images_of(split, reading.references)
+
     def _reading(self, split: Split) -> _Reading:
         if split not in self._readings:
             raise ValueError(f"{self.name} has no {split} split; it has {', '.join(self.splits) or 'none'}")
@@ -175,13 +184,16 @@ class RecordSource(Source):
         fine = not any(problem.fatal for problem in problems)
         table = tabulate(self.name, split, kept) if fine else None
         absent = [record.image_id for record in records if record.reference in missing]
-        return _Reading(problems, absent, table, Strings(record.reference for record in kept))
+        there = [record for record in kept if record.reference not in missing]
+        ids, references = Strings(r.image_id for r in there), Strings(r.reference for r in there)
+        return _Reading(problems, absent, table, ids, references)
 
 
 class _Reading(NamedTuple):
     problems: list[Problem]
     absent: list[str]
     table: CaptionTable | None  # None where a problem is fatal
+    ids: Strings  # of the images that are there, like the references
     references: Strings
 
 

@@ -14,11 +14,12 @@ from torch import Tensor
 from sdr_lightning.data.degree import measure_degree
 from sdr_lightning.data.images import AnyImage, Images
 from sdr_lightning.data.imbalance import Imbalance, Realised, imbalanced
-from sdr_lightning.data.pixel_cache import PixelCache
+from sdr_lightning.data.pixel_cache import PixelCache, identities
 from sdr_lightning.data.table import CaptionTable
 from sdr_lightning.data.tokenizer import Tokenizer, take, tokenised
 from sdr_lightning.data.transforms import Transform, seeded, to_input
 from sdr_lightning.features.bank import FeatureBank, Modality
+from sdr_lightning.identity import sha256
 from sdr_lightning.types import Tokens
 
 Rows = NDArray[np.int64]
@@ -69,11 +70,12 @@ class PreparedSplit:
         return self.table.text_content if modality == "text" else self._state.image_content
 
     def input_description(self, modality: Modality) -> str:
-        """What the items are turned into before a tower sees them."""
+        """What the items are made from, and what they are turned into before a tower sees them."""
         if modality == "text":
-            return f"{self._tokenizer.max_tokens} tokens"
-        kept = f" from {self._images.side} px" if isinstance(self._images, PixelCache) else ""
-        return f"{self.image_size} px{kept if f' from {self.image_size} px' != kept else ''}"
+            return f"tokens {self._tokenizer.fingerprint}"
+        kept = self._images.side if isinstance(self._images, PixelCache) else None
+        files = sha256(identities(self._images).tobytes())
+        return f"{files} {self.image_size} px" + (f" from {kept} px" if kept not in (None, self.image_size) else "")
 
     def cache(self, bank: FeatureBank) -> None:
         """Hand out a frozen tower's features from now on, instead of pixels or tokens.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -53,7 +54,9 @@ class Tokenizer(ABC):
     @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides the tokens."""
-        return sha256(self.tokenizer.backend_tokenizer.to_str(), str(self.max_tokens))
+        settings = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        settings |= {"padding": None, "truncation": None}  # as the last call left them
+        return sha256(json.dumps(settings, sort_keys=True), str(self.max_tokens))
 
     def __call__(self, captions: Iterable[str]) -> Tokens:
         """Tokenise C captions into (C, L) ids and mask, padded to the longest."""

@@ -170,9 +170,8 @@ def plan(suite: Suite, folder: Path) -> Plan:
 
 
 def imbalance_options(stack: Stack) -> tuple[str, ...]:
-    """Imbalances as an option of the student's data."""
-    given = [{name: value for name, value in asdict(part).items() if value is not None} for part in stack]
-    return ("--data.init_args.imbalance", json.dumps(given))
+    """Imbalances as an option of the student's data, with every field, so that none is inherited."""
+    return ("--data.init_args.imbalance", json.dumps([asdict(part) for part in stack]))
 
 
 def _conditions(suite: Suite) -> list[tuple[str, float]]:

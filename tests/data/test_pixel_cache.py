@@ -172,7 +172,10 @@ def test_splits_share_a_cache(tmp_path: Path) -> None:
 
 
 def grow(file: Path) -> None:
+    """Another size at the same time of modification."""
+    when = file.stat().st_mtime_ns
     Image.new("RGB", (50, 20), "red").save(file)
+    os.utime(file, ns=(0, when))
 
 
 def touch(file: Path) -> None:
@@ -345,6 +348,24 @@ def test_two_processes_at_a_time_write_every_image_once(tmp_path: Path) -> None:
     assert (tmp_path / "pixels.u8").stat().st_size == len(sources) * ROW
     for way in ways:
         assert_holds(tmp_path, way, way.pixels)
+
+
+def test_who_waited_for_another_to_finish_reads_nothing(tmp_path: Path) -> None:
+    sources = pictures(CHUNK)
+    started = threading.Event()
+
+    def slowly(row: int) -> None:
+        started.set()
+        time.sleep(0.01)
+
+    writing = threading.Thread(target=fill_here, args=(tmp_path, Hooked(sources, slowly)))
+    writing.start()
+    assert started.wait(20)
+    late = Streamed(sources)
+    assert fill_here(tmp_path, late) == 0
+    writing.join()
+    assert late.streams == 0
+    assert_holds(tmp_path, late, sources)
 
 
 def test_a_reader_is_not_disturbed_by_a_writer(tmp_path: Path) -> None:
