@@ -67,7 +67,10 @@ def _guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("SDR_TRACEBACK"):
             raise
-        print(f"sdr {arguments[0]}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        message = str(error)
+        if message.startswith("Caught "):  # a worker's error comes with its traceback
+            message = message.rpartition("Error: ")[2]
+        print(f"sdr {arguments[0]}: error: {' '.join(message.split())}", file=sys.stderr)
         print("(SDR_TRACEBACK=1 shows where)", file=sys.stderr)
         return 2
 

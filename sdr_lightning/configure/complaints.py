@@ -41,6 +41,10 @@ def told_in_one_line() -> Iterator[None]:
         yield
     except (ArgumentError, ValueError) as error:
         raise ValueError(one_line(str(error))) from error
+    except RuntimeError as error:
+        if "loading state_dict" not in str(error):
+            raise
+        raise ValueError(f"the checkpoint is of another model: {' '.join(str(error).split())[:300]}") from error
 
 
 def one_line(complaint: str) -> str:

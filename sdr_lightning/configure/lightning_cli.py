@@ -149,6 +149,7 @@ class SdrCLI(LightningCLI):
     def after_test(self) -> None:
         """Write and show the results."""
         if self.trainer.is_global_zero and isinstance(self.model, RetrievalModule):
+            self._write_noise()
             under = self.datamodule.evaluated_under()
             results = {"metrics": self.model.test_metrics, "evaluated_under": under}
             write_json(

@@ -81,7 +81,7 @@ def check(data: RetrievalDataModule, decode: bool, progress: Callable[[Split, in
             table = data.source.table(split)
             findings.sizes.append(_size(table))
             findings.problems.extend(_known(table))
-            findings.problems.extend(_imbalance(data, table))
+            findings.problems.extend(_settings(data, table))
         if decode:
             ids, images = data.source.there(split)
             look = _stream if images.one_after_another else _decode
@@ -118,12 +118,17 @@ def _known(table: CaptionTable) -> list[Problem]:
     return [Problem(table.split, "images more or fewer than published", missing, images, (found,), remedy, False)]
 
 
-def _imbalance(data: RetrievalDataModule, table: CaptionTable) -> list[Problem]:
-    try:
-        imbalanced(table, data.imbalances)
-    except ValueError as error:
-        return [Problem(table.split, "imbalances do not fit", 1, len(data.imbalances), (str(error),), "see there")]
-    return []
+def _settings(data: RetrievalDataModule, table: CaptionTable) -> list[Problem]:
+    problems = []
+    for what, refuse in (
+        ("imbalances do not fit", lambda: imbalanced(table, data.imbalances)),
+        ("settings do not fit the images", lambda: data.refuse(table.split, data.source.images(table.split))),
+    ):
+        try:
+            refuse()
+        except ValueError as error:
+            problems.append(Problem(table.split, what, 1, 1, (str(error),), "see there"))
+    return problems
 
 
 def _stream(

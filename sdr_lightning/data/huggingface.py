@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -68,6 +69,8 @@ class HuggingFaceSource(RecordSource):
             raise ValueError("give either image_column, for images in the rows, or image_folder, for a folder of them")
         if (caption_column is None) != (karpathy is not None):
             raise ValueError("give either caption_column, for captions in the rows, or karpathy, for a file of them")
+        if image_folder is not None and karpathy is not None:
+            raise ValueError("karpathy joins captions to images in rows: for a folder of them use KarpathySource")
         self.path, self.revision, self.streaming = path, revision, streaming
         self.id_column, self.image_column, self.caption_column = id_column, image_column, caption_column
         self.names = splits or {split: [split] for split in SPLITS}
@@ -98,7 +101,8 @@ class HuggingFaceSource(RecordSource):
         rows = self._rows("train" if self.karpathy is not None else split)
         numbers = np.fromiter((int(reference) for reference in references), dtype=np.int64, count=len(references))
         kind = StreamedImages if self.streaming else RowImages
-        return kind(rows, self.image_column, numbers, stable_hash(_identity(expand(self.path), self.revision), split))
+        where = _identity(expand(self.path), self.revision)
+        return kind(rows, self.image_column, numbers, stable_hash(where, self.names.get(split), self.image_column))
 
     def _records(self, split: Split) -> list[Record]:
         rows: list[tuple[str, str, str | None]] = []
@@ -237,11 +241,13 @@ def _decoding(number: int, column: str) -> Iterator[None]:
 
 
 @contextmanager
-def _reading(what: str) -> Iterator[None]:
+def _reading(what: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]:
     from datasets.exceptions import DatasetsError
 
     try:
         yield
+    except but:
+        raise
     except (OSError, RuntimeError, ValueError, tarfile.TarError, DatasetsError) as error:
         reason = error.__cause__ if isinstance(error, DatasetsError) and error.__cause__ else error
         raise ValueError(f"{what} cannot be read: {reason}") from error
@@ -256,6 +262,7 @@ def _identity(path: str, revision: str | None) -> int:
 
 def _load(path: str, revision: str | None, names: list[str], streaming: bool) -> Any:
     from datasets import concatenate_datasets, load_dataset
+    from datasets.exceptions import DatasetNotFoundError
 
     if Path(path).is_dir():
         parts = []
@@ -265,8 +272,9 @@ def _load(path: str, revision: str | None, names: list[str], streaming: bool) ->
                 parts.append(load_dataset(kind, data_files={"rows": files}, split="rows", streaming=streaming))
         return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
     try:
-        parts = [load_dataset(path, revision=revision, split=name, streaming=streaming) for name in names]
-    except (OSError, ConnectionError, RuntimeError) as error:
+        with _reading(f"the hub's {path}", but=(DatasetNotFoundError, ConnectionError)):
+            parts = [load_dataset(path, revision=revision, split=name, streaming=streaming) for name in names]
+    except (DatasetNotFoundError, ConnectionError) as error:
         raise ValueError(
             f"the data set {path!r} is neither a local folder nor to be had from the hub ({type(error).__name__}): "
             "download it where there is a network and pass its folder as data.init_args.source.init_args.path"
@@ -276,7 +284,10 @@ def _load(path: str, revision: str | None, names: list[str], streaming: bool) ->
 
 def _files(folder: Path, name: str) -> tuple[str, list[str]]:
     for kind, suffix in (("parquet", ".parquet"), ("webdataset", ".tar")):
-        files = sorted(str(file) for file in folder.glob(f"**/{name}*{suffix}"))
+        shard = re.compile(
+            rf"{re.escape(name)}([-_.]?\d.*)?{re.escape(suffix)}"
+        )  # train, train-00000-of-00002, train_3
+        files = sorted(str(file) for file in folder.rglob(f"{name}*{suffix}") if shard.fullmatch(file.name))
         if files:
             return kind, files
-    raise ValueError(f"no files for the split {name!r} in {folder}: expected {name}*.parquet or {name}*.tar")
+    raise ValueError(f"no files for the split {name!r} in {folder}: expected {name}.parquet, {name}-*.parquet or .tar")

@@ -29,9 +29,11 @@ class Images(ABC):
 
     Attributes:
         one_after_another: rows cannot be asked for one by one, only streamed.
+        are_features: whether they are features.
     """
 
     one_after_another = False
+    are_features = False
 
     @abstractmethod
     def __len__(self) -> int:

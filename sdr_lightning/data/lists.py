@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 from pathlib import Path
 from typing import Any
 
@@ -67,4 +68,4 @@ def _checked(where: str, entry: Any) -> tuple[str, list[str | None]]:
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f"{where} ({entry['image']}) has no text and no list of texts under 'caption'")
-    return entry["image"], captions or [None]
+    return posixpath.normpath(entry["image"]), captions or [None]  # ./a.jpg is a.jpg

@@ -28,6 +28,7 @@ from sdr_lightning.metrics.relevance import Relevance
 from sdr_lightning.paths import expand
 from sdr_lightning.types import RetrievalBatch, UnimodalBatch
 
+_NEEDED: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 Loader = DataLoader[RetrievalBatch | UnimodalBatch]
 
 
@@ -96,13 +97,13 @@ class RetrievalDataModule(pl.LightningDataModule):
     def prepare_data(self) -> None:
         """Write decoded images that are not kept yet; Lightning calls it in one process of a machine."""
         if self.cached_size is not None:
-            for split in self.source.splits:
+            stage = self.trainer.state.fn if self.trainer is not None else None
+            for split in self.source.splits if stage is None else _NEEDED[stage.value]:
                 self._keep(split, self.source.images(split), self.cached_size)
 
     def setup(self, stage: str) -> None:
         """Read the splits that a stage needs."""
-        needed: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
-        for split in needed[stage]:
+        for split in _NEEDED[stage]:
             self.split(split)
 
     def attach_teacher(self, modality: Modality) -> None:
@@ -123,12 +124,30 @@ class RetrievalDataModule(pl.LightningDataModule):
         """A split as it is read here, prepared once."""
         if split not in self.splits:
             table, images = self.source.table(split), self.source.images(split)
+            self.refuse(split, images)
             if self.cached_size is not None:
                 images = self._keep(split, images, self.cached_size)
             self.splits[split] = PreparedSplit(
                 table, images, self.tokenizer, self.image_size, self.imbalances, self.cache
             )
         return self.splits[split]
+
+    def refuse(self, split: Split, images: Images) -> None:
+        """Refuse settings that do not go with a split's images.
+
+        Raises:
+            ValueError: pixels without a size, features with one, pixel noise on features, or a stream that is not kept.
+        """
+        if images.are_features:
+            pixel_kinds = {part.kind for part in self.imbalances if part.modality == "image" and split in part.splits}
+            if self.cached_size is not None or self.image_size is not None:
+                raise ValueError("this collection has features: leave image_size and cached_size out")
+            if pixel_kinds - {"missing"}:
+                raise ValueError(f"{min(pixel_kinds)} is done to pixels, and this collection has features: use missing")
+        elif self.image_size is None:
+            raise ValueError("images of pixels need a size: set data.init_args.image_size")
+        elif images.one_after_another and self.cached_size is None:
+            raise ValueError("a streamed collection is read through its cache alone: set data.init_args.cached_size")
 
     def evaluated_under(self) -> dict[str, Any]:
         """What is wrong with the validation and test data that were read, by split; empty where they are clean."""

@@ -92,12 +92,19 @@ class PrecomputedSource(RecordSource):
         per_image = self.captions_per_image
         if captions == rows * per_image:
             return np.repeat(np.arange(rows), per_image), 1
-        if captions == rows and rows % per_image == 0:
+        if captions == rows and rows % per_image == 0 and self._repeats(split, per_image):
             return np.repeat(np.arange(rows // per_image), per_image), per_image
         raise ValueError(
             f"{self.name} {split}: {rows} rows of features and {captions} captions; expected {rows * per_image} captions "
-            f"({per_image} an image) or as many rows as captions: set captions_per_image, or write {path.name}"
+            f"({per_image} an image) or as many rows as captions, each image's repeated: set captions_per_image, or write "
+            f"{path.name}"
         )
+
+    def _repeats(self, split: Split, per_image: int) -> bool:
+        """Whether an image's rows are the same, as far as the first and the last image show."""
+        array = load_array(self._file(split, "ims.npy"))
+        groups = (array[:per_image], array[-per_image:])
+        return all(np.array_equal(group, np.broadcast_to(group[0], group.shape)) for group in groups)
 
 
 class FeatureRows(Images):
@@ -107,6 +114,8 @@ class FeatureRows(Images):
         path: an ``.npy`` file, (M, R, D) or (M, D).
         rows: N rows.
     """
+
+    are_features = True
 
     def __init__(self, path: Path, rows: NDArray[np.int64]) -> None:
         self.path, self.rows, self.array = path, rows, load_array(path)
@@ -123,6 +132,13 @@ class FeatureRows(Images):
         if not np.isfinite(features).all():
             raise ValueError(f"row {self.rows[row]} of {self.path} holds NaN or infinity")
         return features.reshape(-1, features.shape[-1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "array": None}  # a map is pickled as all that it maps
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self.array = load_array(self.path)
 
     def identity(self, row: int) -> int:
         """Hash of the file's path, size and time of modification, and the row."""

@@ -184,7 +184,7 @@ class RecordSource(Source):
         fine = not any(problem.fatal for problem in problems)
         table = tabulate(self.name, split, kept) if fine else None
         absent = [record.image_id for record in records if record.reference in missing]
-        there = [record for record in kept if record.reference not in missing]
+        there = list({record.image_id: record for record in kept if record.reference not in missing}.values())
         ids, references = Strings(r.image_id for r in there), Strings(r.reference for r in there)
         return _Reading(problems, absent, table, ids, references)
 

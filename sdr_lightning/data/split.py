@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from sdr_lightning.data.table import CaptionTable
 from sdr_lightning.data.tokenizer import Tokenizer, take, tokenised
 from sdr_lightning.data.transforms import Transform, seeded, to_input
 from sdr_lightning.features.bank import FeatureBank, Modality
-from sdr_lightning.identity import sha256
 from sdr_lightning.types import Tokens
 
 Rows = NDArray[np.int64]
@@ -51,6 +51,11 @@ class PreparedSplit:
         cache: Path,
     ) -> None:
         self._state = imbalanced(clean, imbalances)
+        masks = any(part.imbalance.kind == "mask_words" for part in self._state.realised.parts)
+        if masks and tokenizer.tokenizer.mask_token != "[MASK]":
+            raise ValueError(
+                f"mask_words writes [MASK], and this tokenizer's mask is {tokenizer.tokenizer.mask_token}: use drop_words"
+            )
         self.table: CaptionTable = self._state.table
         self.realised: Realised = self._state.realised
         self.image_size = image_size
@@ -60,22 +65,28 @@ class PreparedSplit:
         self._tokens = tokenised(tokenizer, self.table.captions, cache)
         self._cached: dict[Modality, Tensor] = {}
         self._teacher: dict[Modality, Tensor] = {}
+        self._placebo = False
 
     def ids(self, modality: Modality) -> Sequence[str]:
         """Ids of the images or of the captions, by row."""
         return self.table.image_ids if modality == "image" else self.table.caption_ids
 
     def content(self, modality: Modality) -> NDArray[np.int64]:
-        """(n,) int64 hash of each item's content under the imbalances, by row."""
-        return self.table.text_content if modality == "text" else self._state.image_content
+        """(n,) int64 hash of each item's content under the imbalances, by row; of an image, also of its file's state."""
+        if modality == "text":
+            return self.table.text_content
+        return self._state.image_content ^ self._identities
+
+    @cached_property
+    def _identities(self) -> NDArray[np.int64]:
+        return identities(self._images)
 
     def input_description(self, modality: Modality) -> str:
-        """What the items are made from, and what they are turned into before a tower sees them."""
+        """What the items are turned into before a tower sees them."""
         if modality == "text":
             return f"tokens {self._tokenizer.fingerprint}"
         kept = self._images.side if isinstance(self._images, PixelCache) else None
-        files = sha256(identities(self._images).tobytes())
-        return f"{files} {self.image_size} px" + (f" from {kept} px" if kept not in (None, self.image_size) else "")
+        return f"{self.image_size} px" + (f" from {kept} px" if kept not in (None, self.image_size) else "")
 
     def cache(self, bank: FeatureBank) -> None:
         """Hand out a frozen tower's features from now on, instead of pixels or tokens.
@@ -92,6 +103,7 @@ class PreparedSplit:
             ValueError: a bank of other items, see :meth:`FeatureBank.rows`.
         """
         self._teacher[bank.modality] = bank.rows(self.ids(bank.modality), self.content(bank.modality))
+        self._placebo = self._placebo or bank.is_placebo
 
     def original(self, row: int) -> AnyImage:
         """One image as the collection has it: in its own size, or the pixel cache's, and without noise."""
@@ -132,9 +144,9 @@ class PreparedSplit:
         return None if features is None else features[torch.from_numpy(rows)]
 
     def record(self) -> dict[str, Any]:
-        """What the imbalances came to, for a run's record; with the measured degree where both teachers are attached."""
+        """What the imbalances came to, for a run's record; with the measured degree where two real teachers are attached."""
         record = self.realised.record()
-        if len(self._teacher) == 2:
+        if len(self._teacher) == 2 and not self._placebo:
             degree = measure_degree(self._teacher["image"], self._teacher["text"], self.caption_image)
             record["degree"] = {**degree._asdict(), "mean": degree.mean}
         return record
@@ -143,8 +155,7 @@ class PreparedSplit:
         stored = self._images[row]
         if stored.dtype != np.uint8:
             return torch.from_numpy(self._state.image(row, stored))
-        if self.image_size is None:
-            raise ValueError("images of pixels need a size: set data.init_args.image_size")
+        assert self.image_size is not None  # the data module refuses pixels without a size
         if self._state.changes_image(row):  # at the size that the model sees, whatever the image's own
             small = to_input(stored, self.image_size).permute(1, 2, 0).numpy()
             stored = self._state.image(row, small)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import posixpath
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,7 @@ class TabularSource(FolderSource):
         for number, row in enumerate(rows, start=1):
             where = f"{path}, row {number}"
             image = str(_cell(where, row, self.image_column) or "").strip()
+            image = posixpath.normpath(image) if image else ""  # ./a.jpg is a.jpg
             if not image:
                 raise ValueError(f"{where} names no image under {self.image_column!r}")
             captions += [(image, image, text) for text in self._captions(where, row)]

@@ -35,6 +35,7 @@ class FeatureBank:
         content: (N,) int64 hash of each item's content, as the data module gives it.
         features: (N, D) float32.
         source: fingerprint of the tower that computed the features.
+        is_placebo: the features are random, and say nothing of the items.
     """
 
     modality: Modality
@@ -42,6 +43,7 @@ class FeatureBank:
     content: NDArray[np.int64]
     features: Tensor
     source: str
+    is_placebo: bool = False
 
     def __post_init__(self) -> None:
         if len(self.ids) != len(self.features) or len(self.ids) != len(self.content):
@@ -137,7 +139,9 @@ class FeatureBank:
             for name in self.ids
         ]
         features = torch.from_numpy(np.stack(rows)).float()
-        return FeatureBank(self.modality, self.ids, self.content, features, sha256("placebo", str(seed), self.source))
+        return FeatureBank(
+            self.modality, self.ids, self.content, features, sha256("placebo", str(seed), self.source), True
+        )
 
     def save(self, path: Path) -> None:
         """Write the bank as one safetensors file, atomically."""
@@ -146,6 +150,7 @@ class FeatureBank:
             "format": _FORMAT,
             "modality": self.modality,
             "source": self.source,
+            "placebo": str(self.is_placebo),
             "ids": json.dumps(list(self.ids), ensure_ascii=False),
         }
         write_atomically(path, lambda part: save_file(tensors, part, metadata))
@@ -176,6 +181,7 @@ class FeatureBank:
                     file.get_tensor("content").numpy(),
                     file.get_tensor("features"),
                     metadata["source"],
+                    metadata["placebo"] == "True",
                 )
         except SafetensorError as error:
             raise ValueError(f"{path} is not a feature bank: {error}") from error

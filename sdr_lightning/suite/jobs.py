@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdr_lightning.configure import build, student_data, teacher_tower
 from sdr_lightning.data.module import RetrievalDataModule
-from sdr_lightning.data.table import Split
+from sdr_lightning.data.table import SPLITS, Split
 from sdr_lightning.features.bank import Modality
 from sdr_lightning.metrics.graded import single_modal
 from sdr_lightning.paths import write_atomically, write_json
@@ -61,6 +61,7 @@ def describe(student: tuple[str, ...]) -> dict[str, Any]:
         "num_test_images": len(test.image_ids),
         "num_test_captions": len(test.captions),
         "fingerprint": train.fingerprint,
+        "splits": {split: data.source.table(split).fingerprint for split in SPLITS},
         "relevance": data.source.relevance_description,
     }
 
@@ -132,7 +133,7 @@ def run_cell(cell: Cell, thumbnails: Path) -> None:
             "val": {"rsum": float(score), "best_epoch": epoch, "epochs": cli.trainer.current_epoch},
             "realised": data.split("train").record(),
             "evaluated_under": data.evaluated_under(),
-            "data": {split: data.split(split).table.fingerprint for split in ("train", "val", "test")},
+            "data": {split: data.source.table(split).fingerprint for split in SPLITS},
             "fingerprint": cell.fingerprint,
             "wall_time_s": time.time() - started,
             **environment(),

@@ -15,6 +15,7 @@ from sdr_lightning import __version__
 from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.identity import sha256
 from sdr_lightning.losses.objective import TERMS
+from sdr_lightning.paths import expand
 from sdr_lightning.suite.spec import Suite
 
 Stack = tuple[Imbalance, ...]
@@ -162,7 +163,7 @@ def plan(suite: Suite, folder: Path) -> Plan:
                 where = folder / "cells" / method_name / f"{name}-{ratio}" / f"seed-{seed}"
                 examples = seed == suite.seeds[0] and ratio == max(suite.ratios)
                 arguments = (*student, *options, "--run_dir", str(where))
-                fingerprint = sha256(base, method.teachers, str(method.weights), str(stack), str(seed))
+                fingerprint = sha256(base, method.teachers, str(method.weights), _text_of(stack), str(seed))
                 cells.append(
                     Cell(method_name, name, ratio, seed, where, arguments, fingerprint, examples, method.distils)
                 )
@@ -214,11 +215,17 @@ def _teacher(suite: Suite, modality: str, folder: Path) -> TeacherJob:
     )
 
 
+def _text_of(stack: Stack) -> str:
+    """Everything that decides what a stack does, the content of its files included."""
+    files = [Path(expand(part.file)) for part in stack if part.file is not None]
+    return " ".join([str(stack), *(sha256(file.read_bytes()) for file in files if file.is_file())])
+
+
 def _bank(teacher: TeacherJob, stack: Stack, suite: Suite, base: str) -> BankJob:
     # A bank depends on what the teacher is shown alone; only the data can say what a file does.
     shown = tuple(part for part in stack if part.modality == teacher.modality or part.file is not None)
     label = "-".join(f"{part.kind}-{part.ratio}-seed-{part.seed}" for part in shown) or "clean"
-    stem = f"{label}-{sha256(base, str(shown))[:12]}"
+    stem = f"{label}-{sha256(base, _text_of(shown))[:12]}"
     banks = teacher.folder / "banks"
     placebo = any(method.teachers == "placebo" for method in suite.methods.values())
     return BankJob(

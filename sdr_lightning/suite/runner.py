@@ -24,6 +24,7 @@ from sdr_lightning.reporting import build_report
 from sdr_lightning.suite import jobs as work
 from sdr_lightning.suite.plan import BankJob, Cell, Plan, TeacherJob
 from sdr_lightning.suite.spec import Suite, describe_imbalance
+from sdr_lightning.training.record import environment
 
 Job = tuple[str, Callable[..., None], tuple[Any, ...]]
 
@@ -59,16 +60,7 @@ class Runner:
         )  # a batch system's way to say Ctrl-C
         self._claim_folder()
         teachers = [job for job in self.plan.teachers if not _finished(job)]
-        for job in teachers:  # banks of a teacher that is to be made anew are stale
-            for bank in (job.folder / "banks").glob("*.safetensors"):
-                bank.unlink()
-        cells = [cell for cell in self.plan.cells if not _finished(cell)]
-        banks = [bank for bank in self.plan.banks if not bank.finished] if cells else []
-        before = len(self.plan.cells) - len(cells)
-        self.console.print(
-            f"{self.suite.title}: {len(self.plan.cells)} cells in {self.folder}, {before} finished before, "
-            f"{self.jobs} at a time"
-        )
+        _drop_banks(teachers)  # of teachers that are to be made anew
         student = self.plan.student
 
         def teach(job: TeacherJob) -> Job:
@@ -87,6 +79,15 @@ class Runner:
         with _pool(self.jobs) as pool:
             try:
                 data = pool.submit(work.describe, student).result()
+                if self._described_before() not in (None, data["splits"]):
+                    _drop_banks(self.plan.teachers)
+                cells = [cell for cell in self.plan.cells if not _finished(cell, data["splits"])]
+                banks = [bank for bank in self.plan.banks if not bank.finished] if cells else []
+                before = len(self.plan.cells) - len(cells)
+                self.console.print(
+                    f"{self.suite.title}: {len(self.plan.cells)} cells in {self.folder}, {before} finished before, "
+                    f"{self.jobs} at a time"
+                )
                 write_json(self.folder / "suite.json", self._description(data, None))
                 if cells:
                     frozen = pool.submit(work.frozen_modalities, student).result()
@@ -104,6 +105,12 @@ class Runner:
             write_json(self.folder / "suite.json", self._description(data, time.time() - started))
         self.console.print(f"{len(cells)} cells in {(time.time() - started) / 60:.1f} min")
         return build_report(self.folder)
+
+    def _described_before(self) -> dict[str, str] | None:
+        """Fingerprints of the data that the folder's study was last run on."""
+        path = self.folder / "suite.json"
+        found = json.loads(path.read_text(encoding="utf-8"))["data"].get("splits") if path.is_file() else None
+        return None if found is None else dict(found)
 
     def _claim_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -173,11 +180,19 @@ def _pool(jobs: int) -> ProcessPoolExecutor:
 def _prepare_worker(threads: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(threads)
+    environment()  # the commit that the code was loaded from, whatever is committed meanwhile
 
 
-def _finished(job: TeacherJob | Cell) -> bool:
-    """Whether a job's result is there and was made with the settings of now."""
+def _drop_banks(teachers: Sequence[TeacherJob]) -> None:
+    for job in teachers:
+        for bank in (job.folder / "banks").glob("*.safetensors"):
+            bank.unlink()
+
+
+def _finished(job: TeacherJob | Cell, data: dict[str, str] | None = None) -> bool:
+    """Whether a job's result is there and was made with the settings of now, and from the data of now."""
     try:
-        return bool(json.loads(job.result.read_text(encoding="utf-8"))["fingerprint"] == job.fingerprint)
+        result = json.loads(job.result.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return False
+    return bool(result["fingerprint"] == job.fingerprint and (data is None or result["data"] == data))

@@ -109,6 +109,9 @@ class Suite:
                 raise ValueError(f"{role} {getattr(self, role)!r} is not among the methods {', '.join(self.methods)}")
         if set(self.teachers) != {"image", "text"}:
             raise ValueError(f"teachers must be image and text, got {', '.join(self.teachers) or 'none'}")
+        fixed = [name for name, stack in self.imbalances.items() for p in stack if p.file and "{ratio}" not in p.file]
+        if fixed and sum(ratio > 0 for ratio in self.ratios) > 1:
+            raise ValueError(f"imbalance {fixed[0]} has one file for several ratios: put {{ratio}} into its name")
         outside = [ratio for ratio in self.ratios if not 0 <= ratio <= 1]
         if outside:
             raise ValueError(f"ratios must lie in [0, 1], got {outside[0]}")
@@ -155,7 +158,7 @@ class Suite:
         values["imbalances"] = {
             swept: stack
             for name, entry in _mapping(values["imbalances"], "imbalances").items()
-            for swept, stack in _stacks(name, entry)
+            for swept, stack in _stacks(name, entry, base)
         }
         for key in ("ratios", "seeds", "notes"):
             if key in values:
@@ -179,17 +182,24 @@ def describe_imbalance(stack: Sequence[Imbalance]) -> str:
     )
 
 
-def _stacks(name: str, entry: Any) -> Iterator[tuple[str, tuple[Imbalance, ...]]]:
+def _stacks(name: str, entry: Any, base: Path) -> Iterator[tuple[str, tuple[Imbalance, ...]]]:
     where = f"imbalance {name}"
     if isinstance(entry, list):
-        yield name, tuple(Imbalance(**_checked(part, Imbalance, where, but=("ratio", "seed"))) for part in entry)
+        given = [_beside(_checked(part, Imbalance, where, but=("ratio", "seed")), base) for part in entry]
+        yield name, tuple(Imbalance(**part) for part in given)
         return
-    fields_given = _checked(entry, Imbalance, where, but=("ratio", "seed"))
+    fields_given = _beside(_checked(entry, Imbalance, where, but=("ratio", "seed")), base)
     swept = {key: value for key, value in fields_given.items() if isinstance(value, list) and key != "splits"}
     for values in product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))
         label = ", ".join([name, *(f"{key} {value}" for key, value in chosen.items())])
         yield label, (Imbalance(**{**fields_given, **chosen}),)
+
+
+def _beside(entry: dict[str, Any], base: Path) -> dict[str, Any]:
+    """An imbalance whose file is relative to the study's."""
+    file = entry.get("file")
+    return entry if file is None or str(file)[:1] in "$~" else {**entry, "file": str(base / str(file))}
 
 
 def _checked(entry: Any, kind: type, where: str, but: tuple[str, ...] = ()) -> dict[str, Any]:

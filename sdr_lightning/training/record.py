@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import torch
 _PACKAGES = ("torch", "lightning", "timm", "transformers", "torchmetrics", "datasets", "sdr_lightning")
 
 
+@cache
 def environment() -> dict[str, Any]:
-    """Versions, commit and hardware, as plain values for a run's record."""
+    """Versions, commit and hardware, as plain values for a run's record; as they were when a process first asked."""
     return {"versions": versions(), "git": git(), "hardware": hardware()}
 
 

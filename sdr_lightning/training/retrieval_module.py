@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
@@ -159,11 +160,17 @@ class RetrievalModule(pl.LightningModule):
                 del checkpoint["state_dict"][key]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the weights of frozen towers back.
+        """Put the weights of frozen towers back; outside training, pass the objective's parameters over.
 
         Raises:
             ValueError: the tower that is frozen here is not the one that was frozen then.
         """
+        if (
+            self.trainer.state.fn != TrainerFn.FITTING
+        ):  # an objective with other terms has other parameters, and is not used
+            mine = {key: value for key, value in self.state_dict().items() if key.startswith("objective.")}
+            theirs = checkpoint["state_dict"].items()
+            checkpoint["state_dict"] = {key: value for key, value in theirs if not key.startswith("objective.")} | mine
         towers = self.encoder.frozen_towers()
         for name, fingerprint in checkpoint.get(_FROZEN, {}).items():
             if name not in towers or towers[name].fingerprint() != fingerprint:

@@ -299,7 +299,7 @@ def test_a_noise_table_that_does_not_fit_is_fatal(make: Callable[[Path], None], 
     collection(tmp_path)
     make(tmp_path / "noise.npz")
     findings = found(data(tmp_path, imbalance=[Imbalance("blur", 0.5), Imbalance(file=str(tmp_path / "noise.npz"))]))
-    assert summary(findings) == {("train", "imbalances do not fit"): (1, 2, True)}
+    assert summary(findings) == {("train", "imbalances do not fit"): (1, 1, True)}
     assert said in first(findings, "train", "imbalances do not fit")[0]
 
 
@@ -350,13 +350,19 @@ class StreamedSource(MemorySource):
 
 def test_a_streamed_collection_is_read_in_its_order() -> None:
     seen: list[int] = []
-    findings = check(of(StreamedSource()), True, lambda split, done, total: seen.append(done))
+    findings = check(of(StreamedSource(), cached_size=16), True, lambda split, done, total: seen.append(done))
     assert findings.problems == []
     assert seen == [1, 2, 3, 4] * 3
 
 
+def test_a_stream_that_is_not_kept_cannot_be_trained_on() -> None:
+    findings = found(of(StreamedSource()))
+    assert {problem.what for problem in findings.problems} == {"settings do not fit the images"}
+    assert "set data.init_args.cached_size" in findings.problems[0].first[0]
+
+
 def test_a_streamed_collection_is_read_up_to_the_first_broken_image() -> None:
-    findings = found(of(StreamedSource(broken=1)))
+    findings = found(of(StreamedSource(broken=1), cached_size=16))
     assert summary(findings) == {("train", "images cannot be read"): (1, 4, True)}
     (problem,) = findings.problems
     assert problem.first == ("row 1 holds no readable image",)

@@ -197,4 +197,16 @@ def test_a_file_may_depend_on_the_ratio(tmp_path: Path) -> None:
         tmp_path,
         lambda study: study.update(imbalances={"published": {"file": "noise_inx_{ratio}.npy", "splits": ["train"]}}),
     )
-    assert suite.imbalance_at("published", 0.4, 1) == (Imbalance(file="noise_inx_0.4.npy"),)
+    assert suite.imbalance_at("published", 0.4, 1) == (Imbalance(file=str(tmp_path / "noise_inx_0.4.npy")),)
+
+
+def test_a_file_for_several_ratios_is_refused(tmp_path: Path) -> None:
+    def one_file(study: dict[str, Any]) -> None:
+        study |= {"ratios": [0, 0.3, 0.6], "imbalances": {"published": {"file": "noise_inx.npy"}}}
+
+    assert refused(tmp_path, one_file).startswith("imbalance published has one file for several ratios")
+
+
+def test_a_file_of_the_environment_stays_as_it_is(tmp_path: Path) -> None:
+    suite = read(tmp_path, lambda study: study.update(imbalances={"published": {"file": "$NOISE/{ratio}.npy"}}))
+    assert suite.imbalance_at("published", 0.5, 0)[0].file == "$NOISE/0.5.npy"
