@@ -48,7 +48,7 @@ test-slow: $(READY) ## the slow tests
 
 docs: $(READY) ## publish the studies that were run, as docs/results/
 	$(BIN)/python docs/make_imbalance.py
-	$(BIN)/python docs/make_results.py runs/scenes runs/flickr8k
+	$(BIN)/python docs/make_results.py runs/scenes runs/flickr8k runs/flickr8k-grid
 
 clean: ## remove .venv and everything that tools left
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

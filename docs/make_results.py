@@ -1,6 +1,6 @@
 """Publish studies: their report without pictures of the data, and their figures, into docs/results/.
 
-python docs/make_results.py runs/scenes runs/flickr8k
+python docs/make_results.py runs/scenes runs/flickr8k runs/flickr8k-grid
 """
 
 import re

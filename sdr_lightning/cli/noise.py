@@ -64,21 +64,13 @@ def _show(options: Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _meaning(imbalance: Imbalance) -> str:
-    if imbalance.kind != "mismatch":
-        return KINDS[imbalance.kind].description
-    if imbalance.level == "image":
-        return "chosen images lose all their captions to one another (as in RCL, DECL, L2RM)"
-    return "chosen captions go, one by one, to images of one another (as in NCR, BiCro)"
-
-
 def describe(noise: NoiseTable, file: Path) -> list[str]:
     """A noise table in words, line by line."""
     imbalance = noise.imbalance
     items = "images" if imbalance.level == "image" else "captions"
     facts = {
         "imbalance": f"{imbalance.kind}, {imbalance.modality}, level {imbalance.level}",
-        "meaning": _meaning(imbalance),
+        "meaning": imbalance.meaning,
         "realised": f"{100 * noise.ratio:.2f} % ({len(noise.rows):,} of {noise.of:,} {items})",
     }
     if file.suffix == ".npz":

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
+from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from torch.utils.data import DataLoader, Sampler
 
@@ -191,7 +192,9 @@ class RetrievalDataModule(pl.LightningDataModule):
     def _keep(self, split: Split, images: Images, side: int) -> PixelCache:
         """The decoded images of a split, written where they are not kept yet."""
         folder = cache_folder(self.cache, self.source.name, side)
-        with Progress(*Progress.get_default_columns(), TimeElapsedColumn(), transient=True) as progress:
+        console = Console(stderr=True)
+        columns = (*Progress.get_default_columns(), TimeElapsedColumn())
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
             task = progress.add_task(f"decoding {split}", total=len(images))
             fill(folder, images, side, partial(progress.advance, task))
         return PixelCache(folder, images, side)

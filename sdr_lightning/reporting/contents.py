@@ -82,7 +82,8 @@ _TRAINING = "By epoch, at the highest ratio of each imbalance. Thin lines are se
 
 _DEGREE = (
     "rsum against the degree of imbalance as it is measured: the mean information imbalance (Glielmo et al., 2022) between "
-    "the teachers' features of images and of the captions they are paired with. Points are means over seeds."
+    "the teachers' features of images and of the captions they are paired with; 1 where neither says anything of the other. "
+    "Points are means over seeds."
 )
 
 

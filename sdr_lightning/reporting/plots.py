@@ -175,7 +175,7 @@ def degree_figure(suite: Suite, quantity: Quantity) -> Figure | None:
                     linewidth=1.6,
                 )
             panel.set_title(method, loc="left")
-            panel.set_xlabel("measured degree of imbalance (0: none, 1: the modalities say nothing of one another)")
+            panel.set_xlabel("measured degree of imbalance")
         panels[0].set_ylabel(f"{quantity.label} ({quantity.unit})")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(suite.imbalances))
     return figure

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import yaml
 
-from sdr_lightning.data.imbalance import KINDS, Imbalance
+from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.losses.objective import TERMS
 
 _FOLDER = re.compile(r"\w[\w ,.+()-]*")
@@ -177,9 +177,7 @@ class Suite:
 
 def describe_imbalance(stack: Sequence[Imbalance]) -> str:
     """What a stack of imbalances does, in words."""
-    return "; ".join(
-        KINDS[part.kind].description if part.file is None else f"as the file {part.file} says" for part in stack
-    )
+    return "; ".join(part.meaning for part in stack)
 
 
 def _stacks(name: str, entry: Any, base: Path) -> Iterator[tuple[str, tuple[Imbalance, ...]]]:

@@ -158,6 +158,17 @@ class Imbalance:
         return self.file is not None or (self.kind != "none" and self.ratio > 0)
 
     @property
+    def meaning(self) -> str:
+        """What it does, in words."""
+        if self.file is not None:
+            return f"as the file {self.file} says"
+        if self.kind != "mismatch":
+            return KINDS[self.kind].description
+        if self.level == "image":
+            return "chosen images lose all their captions to one another (as in RCL, DECL, L2RM)"
+        return "chosen captions go, one by one, to images of one another (as in NCR, BiCro)"
+
+    @property
     def content_key(self) -> tuple[str, int, int]:
         """What an item's noise is a function of, besides its id."""
         name = f"missing {self.modality}" if self.kind == "missing" else self.kind

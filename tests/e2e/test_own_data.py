@@ -1,0 +1,69 @@
+"""A user's own pairs, from a folder and a table to test results."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from sdr_lightning.data import SceneSource
+from tests.e2e.sdr import MATCHING_ALONE, complaint, sdr, succeeded
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory, experiments: Path) -> Path:
+    """Scenes as image files with a CSV, and a student of them."""
+    folder = tmp_path_factory.mktemp("own")
+    source = SceneSource(num_train=120, num_val=1, num_test=1)
+    table, images = source.table("train"), source.images("train")
+    (folder / "images").mkdir()
+    for row in range(len(images)):
+        Image.fromarray(images[row]).save(folder / "images" / f"{row}.png")
+    lines = [f"{image}.png,{text}" for image, text in zip(table.caption_image, table.captions, strict=True)]
+    (folder / "captions.csv").write_text("\n".join(["image,caption", *lines]) + "\n")
+    data = yaml.safe_load((experiments / "data/own.yaml").read_text())
+    data["init_args"] |= {
+        "source": str(experiments / "sources/own.yaml"),
+        "tokenizer": {"class_path": "sdr_lightning.data.SceneTokenizer"},
+        "image_size": 32,
+        "cached_size": 32,
+        "batch_size": 32,
+        "workers": 2,
+        "cache": str(folder / "cache"),
+    }
+    student = {"model": str(experiments / "models/tiny.yaml"), "data": data}
+    student["trainer"] = {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False}
+    (folder / "student.yaml").write_text(yaml.safe_dump(student))
+    return folder
+
+
+@pytest.mark.slow
+def test_training_with_matching_alone_and_testing_as_configured(own: Path) -> None:
+    """The weights of a term that was off are not in the checkpoint, and testing does not need them."""
+    config = ("--config", own / "student.yaml")
+    noisy = ("--data.init_args.imbalance", '[{"kind": "typos", "ratio": 0.5, "splits": ["train", "test"]}]')
+    succeeded(sdr("fit", *config, *MATCHING_ALONE, *noisy, "--run_dir", own / "run", OWN_ROOT=str(own)))
+    record = json.loads((own / "run/run.json").read_text())["data"]
+    assert [part["realised_ratio"] for part in record["train"]["imbalances"]] == [0.5]
+    assert record["val"]["imbalances"] == []
+    best = ("--ckpt_path", own / "run/checkpoints/best.ckpt", "--run_dir", own / "test")
+    printed = succeeded(sdr("test", *config, *noisy, *best, OWN_ROOT=str(own)))
+    assert "the test data is imbalanced: typos" in printed
+    results = json.loads((own / "test/results.json").read_text())
+    assert results["evaluated_under"]["test"]["imbalances"][0]["kind"] == "typos"
+    assert (own / "test/noise/test-0-typos.npz").is_file()
+
+
+@pytest.mark.slow
+def test_an_image_that_a_worker_cannot_read_is_named_in_one_line(own: Path) -> None:
+    config = ("--config", own / "student.yaml", *MATCHING_ALONE, "--data.init_args.cached_size", "null")
+    broken = own / "images" / "7.png"
+    whole = broken.read_bytes()
+    broken.write_bytes(whole[:40])
+    try:
+        message = complaint(sdr("fit", *config, "--run_dir", own / "broken", OWN_ROOT=str(own)))
+    finally:
+        broken.write_bytes(whole)
+    assert f"cannot read the image {broken}" in message
+    assert "Original Traceback" not in message
