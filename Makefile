@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-reproduce-mini: $(READY) ## the whole study on generated scenes, 9 minutes on two cores
+reproduce-mini: $(READY) ## the whole study on generated scenes, 9.5 minutes on two cores
 	$(BIN)/sdr reproduce experiments/scenes/suite.yaml
 
 reproduce-flickr: $(READY) ## the study on Flickr30K: FLICKR30K_ROOT=/folder, or from the hub; wants a GPU
