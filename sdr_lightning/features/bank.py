@@ -181,7 +181,7 @@ class FeatureBank:
                     file.get_tensor("content").numpy(),
                     file.get_tensor("features"),
                     metadata["source"],
-                    metadata["placebo"] == "True",
+                    metadata.get("placebo") == "True",
                 )
         except SafetensorError as error:
             raise ValueError(f"{path} is not a feature bank: {error}") from error
