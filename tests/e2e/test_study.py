@@ -81,7 +81,7 @@ def test_every_cell_records_what_made_it(finished: Path) -> None:
         result = json.loads(path.read_text())
         ratios = [part["realised_ratio"] for part in result["realised"]["imbalances"]]
         assert ratios == ([pytest.approx(result["ratio"], abs=0.005)] if result["ratio"] else [])
-        assert ("degree" in result["realised"]) == (result["method"] != "ITC")
+        assert ("degree" in result["realised"]) == (result["method"] == "SDR")  # placebos measure nothing
         assert result["evaluated_under"] == {}
         assert {"versions", "git", "data", "fingerprint", "val"} <= result.keys()
         assert (path.parent / "config.yaml").is_file()
