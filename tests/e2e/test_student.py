@@ -51,6 +51,7 @@ def test_the_best_checkpoint_reloads_to_identical_numbers(fitted: Path, experime
     assert epochs(tmp_path / "v", "val/rsum") == [max(epochs(fitted, "val/rsum"))]
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers_and_another_seed_others(
     fitted: Path, experiments: Path, tmp_path: Path
 ) -> None:
@@ -72,6 +73,7 @@ def test_continuing_from_nothing_is_refused(experiments: Path, tmp_path: Path) -
     assert "nothing to continue" in complaint(sdr("fit", *options, "--ckpt_path", "last"))
 
 
+@pytest.mark.slow
 def test_two_processes_train_and_evaluate_as_one(experiments: Path, tmp_path: Path) -> None:
     # Batch normalisation sees a rank's share of the batch, so the image tower is a transformer here.
     tower = json.dumps({"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2})
