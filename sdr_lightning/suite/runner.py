@@ -43,6 +43,7 @@ class Runner:
     def __init__(self, suite: Suite, plan: Plan, folder: Path, jobs: int, console: Console | None = None) -> None:
         self.suite, self.plan, self.folder, self.jobs = suite, plan, folder, jobs
         self.console = console if console is not None else Console()
+        self._stopped = False
 
     def run(self) -> Path:
         """Run the study.
@@ -55,9 +56,8 @@ class Runner:
             KeyboardInterrupt: after the workers were stopped; what is finished stays.
         """
         started = time.time()
-        signal.signal(
-            signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT)
-        )  # a batch system's way to say Ctrl-C
+        for name in (signal.SIGINT, signal.SIGTERM):  # SIGTERM is a batch system's way to say Ctrl-C
+            signal.signal(name, self._stop)
         self._claim_folder()
         teachers = [job for job in self.plan.teachers if not _finished(job)]
         _drop_banks(teachers)  # of teachers that are to be made anew
@@ -106,6 +106,10 @@ class Runner:
         self.console.print(f"{len(cells)} cells in {(time.time() - started) / 60:.1f} min")
         return build_report(self.folder)
 
+    def _stop(self, *_: object) -> None:
+        self._stopped = True  # an exception that is raised within a finaliser is lost; this is not
+        raise KeyboardInterrupt
+
     def _described_before(self) -> dict[str, str] | None:
         """Fingerprints of the data that the folder's study was last run on."""
         path = self.folder / "suite.json"
@@ -134,6 +138,8 @@ class Runner:
             bar = progress.add_task(what, total=len(jobs), last="")
             futures = {pool.submit(work.guarded, function, *arguments): name for name, function, arguments in jobs}
             for future in as_completed(futures):
+                if self._stopped:
+                    raise KeyboardInterrupt
                 failure = future.result()
                 if failure is not None:
                     raise ValueError(
