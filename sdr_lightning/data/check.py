@@ -79,8 +79,9 @@ def check(data: RetrievalDataModule, decode: bool, progress: Callable[[Split, in
         findings.unusable.extend(data.source.absent(split))
         if not any(problem.fatal for problem in found):
             table = data.source.table(split)
-            findings.sizes.append(_size(table))
-            findings.problems.extend(_known(table))
+            size = _size(table)
+            findings.sizes.append(size)
+            findings.problems.extend(_known(size))
             findings.problems.extend(_settings(data, table))
         if decode:
             ids, images = data.source.there(split)
@@ -105,17 +106,16 @@ def _size(table: CaptionTable) -> SplitSize:
     return SplitSize(table.split, len(counts), len(table.captions), int(counts.min()), int(counts.max()), expected)
 
 
-def _known(table: CaptionTable) -> list[Problem]:
-    expected = KNOWN_SIZES.get(table.name, {}).get(table.split)
-    if expected is None:
+def _known(size: SplitSize) -> list[Problem]:
+    if size.expected is None:
         return []
-    images, captions = expected
-    if len(table.image_ids) == images and captions in (None, len(table.captions)):
+    images, captions = size.expected
+    if size.images == images and captions in (None, size.captions):
         return []
-    found = f"{len(table.image_ids):,} images and {len(table.captions):,} captions"
-    missing = abs(images - len(table.image_ids))
+    found = f"{size.images:,} images and {size.captions:,} captions"
     remedy = "results are not comparable with published ones"
-    return [Problem(table.split, "images more or fewer than published", missing, images, (found,), remedy, False)]
+    missing = abs(images - size.images)
+    return [Problem(size.split, "images more or fewer than published", missing, images, (found,), remedy, False)]
 
 
 def _settings(data: RetrievalDataModule, table: CaptionTable) -> list[Problem]:
