@@ -56,6 +56,20 @@ class UnimodalBatch(NamedTuple):
     group: Tensor
 
 
+class Encoded(NamedTuple):
+    """What a tower or a dual encoder says of a batch of one modality.
+
+    Attributes:
+        vector: (B, D) pooled features of a tower, or (B, d) L2-normalised embeddings of a dual encoder.
+        tokens: (B, L, W) features of the tower's tokens: words, patches, regions; None where features were cached.
+        mask: (B, L) int64, 1 on tokens and 0 on padding; None where every token counts.
+    """
+
+    vector: Tensor
+    tokens: Tensor | None = None
+    mask: Tensor | None = None
+
+
 class PairEmbeddings(NamedTuple):
     """What an objective sees of B pairs, over all ranks.
 
@@ -65,6 +79,9 @@ class PairEmbeddings(NamedTuple):
         image_index: (B,) int64; pairs with equal values show the same image.
         image_teacher: (B, D_I) image-teacher features or None; constants, never given a gradient.
         text_teacher: (B, D_T) text-teacher features or None; constants, never given a gradient.
+        fused: (B, W) tokens of the matched pairs out of the fusion encoder, or None without one.
+        match_logits: (P, 2) of matched and unmatched pairs out of the matching head, or None without one.
+        match_labels: (P,) int64: 1 matched, 0 unmatched, -100 not counted.
     """
 
     image: Tensor
@@ -72,3 +89,6 @@ class PairEmbeddings(NamedTuple):
     image_index: Tensor
     image_teacher: Tensor | None = None
     text_teacher: Tensor | None = None
+    fused: Tensor | None = None
+    match_logits: Tensor | None = None
+    match_labels: Tensor | None = None

@@ -2,103 +2,137 @@
 
 Reference:
     [0] Yang et al., "Rebalanced Vision-Language Retrieval Considering Structure-Aware Distillation", TIP 2024,
-        and its public code. Its term ITM needs a fusion encoder and is not part of this objective yet.
+        and its public code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdr_lightning.functional.contrastive import contrast, image_text_contrast, positive_targets
+from sdr_lightning.functional.matching import matching_loss
 from sdr_lightning.functional.relational import (
+    SCALE_FREE,
     Distance,
     StudentRelation,
     fuse_relations,
     relation_distance,
     relation_matrix,
-    student_relation,
+    relations,
+    student_instances,
 )
+from sdr_lightning.functional.relational_tiled import tiled_structure, tiled_teacher_gap
 from sdr_lightning.losses.parameters import Temperature, TextShare
 from sdr_lightning.types import PairEmbeddings
 
 TERMS: dict[str, str] = {
     "itc": "image-text contrast: instance-level matching",
+    "itm": "image-text matching: the fusion encoder tells matched pairs from hard negatives",
     "iic": "representation: the image embedding picks its own image-teacher feature",
     "ttc": "representation: the text embedding picks its own text-teacher feature",
     "kd": "structure: the student's relations follow the fused teachers' relations",
     "kdi": "structure: the image teacher's relations against the fused ones (moves lambda and tau2 only)",
     "kdt": "structure: the text teacher's relations against the fused ones (moves lambda and tau2 only)",
 }
+PAPER_WEIGHTS = {"itc": 1.0, "itm": 2.0, "iic": 1.0, "ttc": 2.0, "kd": 2.0, "kdi": 1.0, "kdt": 1.0}
+"""Of [0]'s scripts."""
+DISTILLING = ("iic", "ttc", "kd", "kdi", "kdt")
+"""The terms that read a teacher."""
 _STRUCTURE = ("kd", "kdi", "kdt")
+_POWERS = {"mae": 1, "mse": 2}
 
 
 class RebalancingObjective(nn.Module):
     """Matching, representation-level and structure-aware distillation as a weighted sum ([0]).
 
     With v, t the L2-normalised image and text embeddings, x^I, x^T the teachers' features, y the positives by
-    image, tau and tau2 temperatures and ``d`` the relation distance over pairs of different instances:
+    image, tau and tau2 temperatures and ``d`` the relation distance over different instances:
 
     - ``itc``: the mean over both directions of ``-sum_j y_ij log softmax_j(v_i . t_j / tau)``
+    - ``itm``: cross-entropy of the matching head on each pair, and on one hard-negative image and one hard-negative
+      text of each pair
     - ``iic``: ``-sum_j y_ij log softmax_j(v_i . norm(P_I x^I_j) / tau)``, one direction, P_I trained
     - ``ttc``: ``-sum_j y_ij log softmax_j(t_i . norm(P_T x^T_j) / tau)``, one direction, P_T trained
     - ``kd``: ``d(S^F, E)``; ``kdi``: ``d(S^I, E)``; ``kdt``: ``d(S^T, E)`` with
       S = cosine / tau2 of the student (see ``relation``), of x^I and of x^T, and
-      ``E = lambda S^T + (1 - lambda) S^I``.
+      ``E = lambda S^T + (1 - lambda) S^I``. The Relational Knowledge Distillation distances take distances or angles in
+      the cosines' place, and no temperature.
 
-    Teachers' features are constants, so ``kdi`` and ``kdt`` move lambda and tau2 only.
+    Teachers' features are constants, so ``kdi`` and ``kdt`` move lambda and tau2 only. With ``mae`` and ``mse`` no (B, B)
+    relation matrix is made: memory is linear in the batch.
 
     Args:
-        weights: weight of each term by name; a term that is absent or 0 is not computed.
-            The paper's: itc 1, iic 1, ttc 2, kd 2, kdi 1, kdt 1.
-        embedding_width: d, the width of the common space.
-        image_teacher_width: D_I; needed by ``iic`` only.
-        text_teacher_width: D_T; needed by ``ttc`` only.
-        relation: the student's relation matrix, see :func:`~sdr_lightning.functional.relational.student_relation`.
-        distance: the relation distance.
+        weights: weight of each term by name; a term that is absent or 0 is not computed. The paper's when None.
+        embedding_width: d, the width of the common space; needed by ``iic`` and ``ttc`` only.
+        image_teacher_width: D_I; needed by ``iic`` and by ``teacher_mlps`` only.
+        text_teacher_width: D_T; needed by ``ttc`` and by ``teacher_mlps`` only.
+        relation: whose relations the student's are, see :func:`~sdr_lightning.functional.relational.student_instances`; or
+            a weight for each of several, whose distances are then summed. The paper's is ``fused``.
+        distance: the relation distance, see :func:`~sdr_lightning.functional.relational.relation_distance`.
         temperature: tau; 0.07 and learned by default.
         relation_temperature: tau2; 0.07 and learned by default. Every structure term scales with 1/tau2, so a learned
             tau2 can shrink them with the geometry unchanged; its value is logged, and it can be fixed.
-        text_share: lambda; 0.5 and learned by default.
+        text_share: lambda; 0.5 and learned without bounds by default.
+        clamp_temperatures: put temperatures back into their ranges after each step; the public code does not.
+        teacher_mlps: pass the teachers' features through trained MLPs (width 1,536, then 768) before their relations are
+            taken, as the public code does for its Wasserstein distance. Structure terms then move these as well.
 
     Raises:
-        ValueError: an unknown term, relation or distance, a negative weight, no positive weight, or a teacher width that
-            is missing.
+        ValueError: an unknown term, relation or distance, a negative weight, no positive weight, a width that is
+            missing, or a temperature for a distance that has none.
     """
 
     def __init__(
         self,
-        weights: Mapping[str, float],
-        embedding_width: int,
+        weights: Mapping[str, float] | None = None,
+        embedding_width: int | None = None,
         image_teacher_width: int | None = None,
         text_teacher_width: int | None = None,
-        relation: StudentRelation = "averaged",
+        relation: StudentRelation | dict[StudentRelation, float] = "averaged",
         distance: Distance = "mae",
         temperature: Temperature | None = None,
         relation_temperature: Temperature | None = None,
         text_share: TextShare | None = None,
+        clamp_temperatures: bool = True,
+        teacher_mlps: bool = False,
     ) -> None:
         super().__init__()
-        self.weights = _checked_weights(weights)
-        _one_of("relation", relation, StudentRelation)
+        self.weights = _checked_weights(PAPER_WEIGHTS if weights is None else weights)
+        self.relation = _checked_relation(relation)
         _one_of("distance", distance, Distance)
-        self.relation, self.distance = relation, distance
+        self.distance = distance
+        self.clamp_temperatures = clamp_temperatures
         if self.has_contrast:
             self.temperature = temperature if temperature is not None else Temperature()
         if "iic" in self.weights:
-            width = _required(image_teacher_width, "image_teacher_width", "iic")
-            self.project_image_teacher = nn.Linear(width, embedding_width)
+            width = _required(image_teacher_width, "image_teacher_width", "the term 'iic'")
+            self.project_image_teacher = nn.Linear(
+                width, _required(embedding_width, "embedding_width", "the term 'iic'")
+            )
         if "ttc" in self.weights:
-            width = _required(text_teacher_width, "text_teacher_width", "ttc")
-            self.project_text_teacher = nn.Linear(width, embedding_width)
+            width = _required(text_teacher_width, "text_teacher_width", "the term 'ttc'")
+            self.project_text_teacher = nn.Linear(
+                width, _required(embedding_width, "embedding_width", "the term 'ttc'")
+            )
+        self.image_teacher_mlp: nn.Module = nn.Identity()
+        self.text_teacher_mlp: nn.Module = nn.Identity()
         if self.has_structure:
-            self.relation_temperature = relation_temperature if relation_temperature is not None else Temperature()
             self.text_share = text_share if text_share is not None else TextShare()
+            if distance not in SCALE_FREE:
+                self.relation_temperature = relation_temperature if relation_temperature is not None else Temperature()
+            elif relation_temperature is not None:
+                raise ValueError(f"{distance} has no temperature: leave relation_temperature out")
+            if teacher_mlps:
+                self.image_teacher_mlp = _mlp(_required(image_teacher_width, "image_teacher_width", "teacher_mlps"))
+                self.text_teacher_mlp = _mlp(_required(text_teacher_width, "text_teacher_width", "teacher_mlps"))
+        # Tiles have no gradient to the teachers, and none is needed unless the MLPs are trained.
+        self._tiled = distance in _POWERS and not teacher_mlps
 
     @property
     def has_contrast(self) -> bool:
@@ -120,6 +154,16 @@ class RebalancingObjective(nn.Module):
         """Whether a term reads the text teacher's features."""
         return self.has_structure or "ttc" in self.weights
 
+    @property
+    def needs_matching(self) -> bool:
+        """Whether a term reads the matching head."""
+        return "itm" in self.weights
+
+    @property
+    def needs_fusion(self) -> bool:
+        """Whether a term reads the fusion encoder."""
+        return self.needs_matching or ("kd" in self.weights and "fused" in self.relation)
+
     def forward(self, pairs: PairEmbeddings) -> dict[str, Tensor]:
         """Compute every term that has a weight.
 
@@ -130,7 +174,8 @@ class RebalancingObjective(nn.Module):
             The *unweighted* terms by name, scalars in float32 (float64 for float64 embeddings).
 
         Raises:
-            ValueError: a term's teacher features are absent or of another width than configured.
+            ValueError: a term's teacher features are absent or of another width than configured, or what the fusion
+                encoder says is absent.
         """
         with torch.autocast(pairs.image.device.type, enabled=False):
             return self._terms(_at_least_float32(pairs.image), _at_least_float32(pairs.text), pairs)
@@ -140,6 +185,10 @@ class RebalancingObjective(nn.Module):
         tau = self.temperature() if self.has_contrast else image.new_ones(())
         if "itc" in self.weights:
             terms["itc"] = image_text_contrast(image, text, pairs.image_index, tau)
+        if "itm" in self.weights:
+            if pairs.match_logits is None or pairs.match_labels is None:
+                raise ValueError("the term 'itm' needs a fusion encoder: give the encoder one")
+            terms["itm"] = matching_loss(pairs.match_logits, pairs.match_labels)
         if "iic" in self.weights:
             teacher = _teacher(pairs.image_teacher, "image", self.project_image_teacher.in_features)
             terms["iic"] = _distil(image, teacher, self.project_image_teacher, pairs.image_index, tau)
@@ -147,7 +196,10 @@ class RebalancingObjective(nn.Module):
             teacher = _teacher(pairs.text_teacher, "text", self.project_text_teacher.in_features)
             terms["ttc"] = _distil(text, teacher, self.project_text_teacher, pairs.image_index, tau)
         if self.has_structure:
-            terms |= self._structure(image, text, pairs)
+            image_teacher = self.image_teacher_mlp(_teacher(pairs.image_teacher, "image").to(image.dtype))
+            text_teacher = self.text_teacher_mlp(_teacher(pairs.text_teacher, "text").to(text.dtype))
+            structure = self._structure_by_tiles if self._tiled else self._structure_by_matrices
+            terms |= structure(self._students(image, text, pairs), image_teacher, text_teacher, text)
         return terms
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -157,32 +209,85 @@ class RebalancingObjective(nn.Module):
     def scalars(self) -> dict[str, Tensor]:
         """Temperatures and lambda by the name they are logged under, detached."""
         values = {"temperature": self.temperature().detach()} if self.has_contrast else {}
-        if self.has_structure:
+        if self._has_relation_temperature:
             values["relation_temperature"] = self.relation_temperature().detach()
+        if self.has_structure:
             values["lambda"] = self.text_share().detach()
         return values
 
+    def negatives_temperature(self) -> Tensor | float:
+        """tau that hard negatives are drawn with: that of the contrast, or 0.07 where there is none."""
+        return self.temperature().detach() if self.has_contrast else 0.07
+
     def clamp(self) -> None:
-        """Put the temperatures back into their ranges; called after each optimiser step."""
-        if self.has_contrast:
+        """Put the temperatures back into their ranges, if they are kept in them; called after each optimiser step."""
+        if self.clamp_temperatures and self.has_contrast:
             self.temperature.clamp()
-        if self.has_structure:
+        if self.clamp_temperatures and self._has_relation_temperature:
             self.relation_temperature.clamp()
 
-    def _structure(self, image: Tensor, text: Tensor, pairs: PairEmbeddings) -> dict[str, Tensor]:
-        tau2 = self.relation_temperature()
-        image_relation = relation_matrix(_teacher(pairs.image_teacher, "image").to(image.dtype)) / tau2
-        text_relation = relation_matrix(_teacher(pairs.text_teacher, "text").to(text.dtype)) / tau2
-        fused = fuse_relations(image_relation, text_relation, self.text_share())
+    @property
+    def _has_relation_temperature(self) -> bool:
+        return self.has_structure and self.distance not in SCALE_FREE
+
+    def _students(self, image: Tensor, text: Tensor, pairs: PairEmbeddings) -> list[_Student]:
+        if "kd" not in self.weights:
+            return []
+        fused = None if pairs.fused is None else _at_least_float32(pairs.fused)
+        return [
+            _Student(weight, *student_instances(image, text, fused, name)) for name, weight in self.relation.items()
+        ]
+
+    def _structure_by_tiles(
+        self, students: list[_Student], image_teacher: Tensor, text_teacher: Tensor, _: Tensor
+    ) -> dict[str, Tensor]:
+        """``mae`` and ``mse``, where kdi and kdt are lambda's and tau2's share of one number: f(S^I - S^T)."""
+        power, share = _POWERS[self.distance], self.text_share()
+        scale = self.relation_temperature() ** power
+        image_teacher, text_teacher = F.normalize(image_teacher, dim=1), F.normalize(text_teacher, dim=1)
+        distances, apart = [], None
+        for weight, rows, columns in students:
+            columns = None if columns is None else F.normalize(columns, dim=1)
+            found = tiled_structure(F.normalize(rows, dim=1), columns, image_teacher, text_teacher, share, power)
+            distances.append(weight * found.student / scale)
+            apart = found.teachers
+        terms = {"kd": torch.stack(distances).sum()} if distances else {}
+        if "kdi" in self.weights or "kdt" in self.weights:
+            apart = tiled_teacher_gap(image_teacher, text_teacher, power) if apart is None else apart
+            terms |= {"kdi": share.abs() ** power * apart / scale, "kdt": (1 - share).abs() ** power * apart / scale}
+        return {name: terms[name] for name in _STRUCTURE if name in self.weights}
+
+    def _structure_by_matrices(
+        self, students: list[_Student], image_teacher: Tensor, text_teacher: Tensor, text: Tensor
+    ) -> dict[str, Tensor]:
+        scale = self.relation_temperature() if self._has_relation_temperature else 1.0
+        image_relation = relations(image_teacher, None, self.distance) / scale
+        text_relation = relations(text_teacher, None, self.distance) / scale
+        target = fuse_relations(image_relation, text_relation, self.text_share())
+        weights = 1 - relation_matrix(text) if self.distance == "weighted_wasserstein" else None
+
+        def distance(relation: Tensor) -> Tensor:
+            return relation_distance(relation, target, self.distance, weights)
+
         terms: dict[str, Tensor] = {}
-        if "kd" in self.weights:
-            student = student_relation(image, text, self.relation) / tau2
-            terms["kd"] = relation_distance(student, fused, self.distance)
+        if students:
+            apart = [
+                weight * distance(relations(rows, columns, self.distance) / scale) for weight, rows, columns in students
+            ]
+            terms["kd"] = torch.stack(apart).sum()
         if "kdi" in self.weights:
-            terms["kdi"] = relation_distance(image_relation, fused, self.distance)
+            terms["kdi"] = distance(image_relation)
         if "kdt" in self.weights:
-            terms["kdt"] = relation_distance(text_relation, fused, self.distance)
+            terms["kdt"] = distance(text_relation)
         return terms
+
+
+class _Student(NamedTuple):
+    """One of the student's relations: its weight in KD, and whose relation it is."""
+
+    weight: float
+    rows: Tensor
+    columns: Tensor | None
 
 
 def _distil(student: Tensor, teacher: Tensor, projection: nn.Linear, index: Tensor, tau: Tensor) -> Tensor:
@@ -227,7 +332,22 @@ def _one_of(argument: str, value: str, choices: Any) -> None:
         raise ValueError(f"{argument} must be one of {', '.join(get_args(choices))}, got {value!r}")
 
 
-def _required(width: int | None, argument: str, term: str) -> int:
+def _checked_relation(relation: StudentRelation | dict[StudentRelation, float]) -> dict[StudentRelation, float]:
+    weighted: dict[StudentRelation, float] = relation if isinstance(relation, dict) else {relation: 1.0}
+    for name, weight in weighted.items():
+        _one_of("relation", name, StudentRelation)
+        if not 0 < weight < float("inf"):
+            raise ValueError(f"the weight of relation {name!r} must be finite and positive, got {weight}")
+    if not weighted:
+        raise ValueError(f"no relation is named: give at least one of {', '.join(get_args(StudentRelation))}")
+    return weighted
+
+
+def _mlp(width: int) -> nn.Module:
+    return nn.Sequential(nn.Linear(width, 1536), nn.GELU(), nn.Linear(1536, 768))
+
+
+def _required(width: int | None, argument: str, reader: str) -> int:
     if width is None:
-        raise ValueError(f"the term {term!r} needs {argument}, the width of the teacher's features")
+        raise ValueError(f"{reader} needs {argument}: name it in the objective's configuration")
     return width

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -47,23 +50,33 @@ class Temperature(nn.Module):
 
 
 class TextShare(nn.Module):
-    """lambda, the share of the text teacher in the fused relation: fixed, or a free parameter as published.
+    """lambda, the share of the text teacher in the fused relation.
 
     Args:
         initial: lambda at the start.
-        learnable: whether lambda receives a gradient. A learned lambda is unconstrained, as in the public code.
+        kind: ``free``, a parameter without bounds, as in the public code; ``bounded``, learned within (0, 1) as the
+            sigmoid of a parameter; or ``fixed``.
+
+    Raises:
+        ValueError: an unknown kind, or a bounded lambda that does not start inside (0, 1).
     """
 
     value: Tensor
 
-    def __init__(self, initial: float = 0.5, learnable: bool = True) -> None:
+    def __init__(self, initial: float = 0.5, kind: Literal["free", "bounded", "fixed"] = "free") -> None:
         super().__init__()
-        share = torch.tensor(float(initial))
-        if learnable:
-            self.value = nn.Parameter(share)
+        self.kind = kind
+        if kind == "fixed":
+            self.register_buffer("value", torch.tensor(float(initial)))
+        elif kind == "free":
+            self.value = nn.Parameter(torch.tensor(float(initial)))
+        elif kind == "bounded":
+            if not 0 < initial < 1:
+                raise ValueError(f"a bounded lambda starts inside (0, 1), got {initial}")
+            self.value = nn.Parameter(torch.tensor(math.log(initial / (1 - initial))))
         else:
-            self.register_buffer("value", share)
+            raise ValueError(f"lambda must be free, bounded or fixed, got {kind!r}")
 
     def forward(self) -> Tensor:
         """Return lambda, a scalar; gradient flows to it where it is learned."""
-        return self.value
+        return self.value.sigmoid() if self.kind == "bounded" else self.value

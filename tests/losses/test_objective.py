@@ -38,7 +38,7 @@ def make_objective(weights=ALL, tau=0.2, tau2=0.4, share=0.3, learnable=True, **
         TEXT_WIDTH,
         temperature=Temperature(tau, learnable),
         relation_temperature=Temperature(tau2, learnable),
-        text_share=TextShare(share, learnable),
+        text_share=TextShare(share, 'free' if learnable else 'fixed'),
         **kwargs,
     ).double()
 

@@ -1,0 +1,157 @@
+"""The structure terms for ``mae`` and ``mse`` tile by tile: no (B, B) tensor is made, and memory is linear in B.
+
+The gradient is analytic. With the relations' difference ``g = s - lambda x^T.x^T - (1 - lambda) x^I.x^I`` of cosines and
+``f`` the absolute value or the square, KD is ``mean f(g / tau2)`` over different instances, and what flows back is a
+product of ``f'(g)`` with the other side's rows: each tile adds its part in the same pass that adds up the loss.
+
+Reference:
+    Yang et al., "Rebalanced Vision-Language Retrieval Considering Structure-Aware Distillation", TIP 2024: KD, KDI, KDT.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def tile_size(device: torch.device) -> int:
+    """Rows and columns of a tile: what stays in a CPU's cache, or what keeps an accelerator busy."""
+    return 256 if device.type == "cpu" else 2048
+
+
+class Structure(NamedTuple):
+    """Both are means over pairs of different instances, without the temperature.
+
+    Attributes:
+        student: mean ``f`` of the student's cosines minus the fused ones.
+        teachers: mean ``f`` of the image teacher's cosines minus the text teacher's; a constant.
+    """
+
+    student: Tensor
+    teachers: Tensor
+
+
+def tiled_structure(
+    queries: Tensor,
+    gallery: Tensor | None,
+    image_teacher: Tensor,
+    text_teacher: Tensor,
+    text_share: Tensor,
+    power: int,
+    tile: int | None = None,
+) -> Structure:
+    """Compare a student's relations with the fused relations of its teachers.
+
+    Args:
+        queries: (B, D) L2-normalised.
+        gallery: (B, D) L2-normalised; None where the relations are among the queries, which halves the work.
+        image_teacher: (B, D_I) L2-normalised, constant.
+        text_teacher: (B, D_T) L2-normalised, constant.
+        text_share: lambda, a scalar.
+        power: 1 for absolute differences, 2 for squares.
+        tile: rows and columns of a tile, which change nothing but memory, speed and rounding; :func:`tile_size` when None.
+
+    Returns:
+        Two scalars. Gradient flows from ``student`` to queries, gallery and lambda, once (not twice differentiable).
+    """
+    student, teachers = _TiledStructure.apply(
+        queries,
+        gallery,
+        image_teacher.detach(),
+        text_teacher.detach(),
+        text_share,
+        power,
+        tile or tile_size(queries.device),
+    )
+    return Structure(student, teachers)
+
+
+def tiled_teacher_gap(image_teacher: Tensor, text_teacher: Tensor, power: int, tile: int | None = None) -> Tensor:
+    """:attr:`Structure.teachers` alone.
+
+    Args:
+        image_teacher: (B, D_I) L2-normalised.
+        text_teacher: (B, D_T) L2-normalised.
+        power: 1 or 2.
+        tile: likewise.
+
+    Returns:
+        A scalar without gradient.
+    """
+    image_teacher, text_teacher = image_teacher.detach(), text_teacher.detach()
+    size = len(image_teacher)
+    total = image_teacher.new_zeros(())
+    for rows, columns in _tiles(size, tile or tile_size(image_teacher.device), symmetric=True):
+        gap = image_teacher[rows] @ image_teacher[columns].T - text_teacher[rows] @ text_teacher[columns].T
+        _forget_diagonal(gap, rows, columns)
+        total += _sum(gap, power) * (1 if rows == columns else 2)
+    return total / max(1, size * (size - 1))
+
+
+class _TiledStructure(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        queries: Tensor,
+        gallery: Tensor | None,
+        image_teacher: Tensor,
+        text_teacher: Tensor,
+        share: Tensor,
+        power: int,
+        tile: int,
+    ) -> tuple[Tensor, Tensor]:
+        symmetric = gallery is None
+        others = queries if gallery is None else gallery
+        size, wanted = len(queries), any(ctx.needs_input_grad[:2])
+        student, teachers, to_share = (queries.new_zeros(()) for _ in range(3))
+        to_queries = torch.zeros_like(queries) if wanted else None
+        to_gallery = torch.zeros_like(others) if wanted and not symmetric else None
+        for rows, columns in _tiles(size, tile, symmetric):
+            twice = 1 if not symmetric or rows == columns else 2  # the tile across the diagonal is the same
+            image = image_teacher[rows] @ image_teacher[columns].T
+            between = text_teacher[rows] @ text_teacher[columns].T - image  # S^T - S^I
+            gap = torch.addmm(image, queries[rows], others[columns].T, beta=-1).addcmul_(between, -share)  # S^F - E
+            _forget_diagonal(gap, rows, columns)
+            _forget_diagonal(between, rows, columns)
+            student += _sum(gap, power) * twice
+            teachers += _sum(between, power) * twice
+            slope = gap.sign_() if power == 1 else gap.mul_(2)
+            to_share -= torch.dot(slope.flatten(), between.flatten()) * twice
+            if to_queries is not None:
+                to_queries[rows].addmm_(slope, others[columns])
+                if to_gallery is not None:
+                    to_gallery[columns].addmm_(slope.T, queries[rows])
+                elif rows != columns:
+                    to_queries[columns].addmm_(slope.T, queries[rows])
+        pairs = max(1, size * (size - 1))
+        if to_queries is not None and symmetric:
+            to_queries *= 2  # a row is a column as well
+        kept = [None if grad is None else grad / pairs for grad in (to_queries, to_gallery, to_share)]
+        ctx.save_for_backward(*kept)
+        teachers = teachers / pairs
+        ctx.mark_non_differentiable(teachers)
+        return student / pairs, teachers
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        flowing = [None if kept is None else grad * kept for kept in ctx.saved_tensors]
+        return flowing[0], flowing[1], None, None, flowing[2], None, None
+
+
+def _tiles(size: int, tile: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
+    """Row and column ranges; without the tiles below the diagonal where relations are symmetric."""
+    for start in range(0, size, tile):
+        for other in range(start if symmetric else 0, size, tile):
+            yield slice(start, min(start + tile, size)), slice(other, min(other + tile, size))
+
+
+def _forget_diagonal(block: Tensor, rows: slice, columns: slice) -> None:
+    if rows == columns:
+        block.fill_diagonal_(0)
+
+
+def _sum(block: Tensor, power: int) -> Tensor:
+    return block.abs().sum() if power == 1 else block.square().sum()
