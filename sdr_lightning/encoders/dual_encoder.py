@@ -1,13 +1,14 @@
-"""The dual encoder: two towers, two projections, one space."""
+"""The dual encoder: two towers, two projections, one space; and the fusion encoder over both, if there is one."""
 
 from __future__ import annotations
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sdr_lightning.encoders.fusion import FusionEncoder
 from sdr_lightning.encoders.projection import Projection
 from sdr_lightning.encoders.tower import Tower
-from sdr_lightning.types import Tokens
+from sdr_lightning.types import Encoded, Tokens
 
 
 class DualEncoder(nn.Module):
@@ -16,52 +17,100 @@ class DualEncoder(nn.Module):
     Args:
         image_tower: encodes images.
         text_tower: encodes captions.
-        embedding_width: d, the width of the common space.
+        embedding_width: d, the width of the common space; None where the towers' features are in one already.
         hidden_width: width of the projections' middle layer; None for linear projections, as in the paper.
         dropout: share of the projections' inputs and hidden units dropped in training, in [0, 1).
         normalise_features: put a LayerNorm between tower and projection.
+        fusion: tells whether a caption belongs to an image, from the towers' tokens; None for a dual encoder alone.
+
+    Raises:
+        ValueError: towers of different widths without a projection, or a fusion encoder that does not fit the towers.
     """
 
     def __init__(
         self,
         image_tower: Tower,
         text_tower: Tower,
-        embedding_width: int = 256,
+        embedding_width: int | None = 256,
         hidden_width: int | None = None,
         dropout: float = 0.0,
         normalise_features: bool = False,
+        fusion: FusionEncoder | None = None,
     ) -> None:
         super().__init__()
         self.image_tower, self.text_tower = image_tower, text_tower
-        self.embedding_width = embedding_width
-        self.image_projection = Projection(
-            image_tower.width, embedding_width, hidden_width, dropout, normalise_features
-        )
-        self.text_projection = Projection(text_tower.width, embedding_width, hidden_width, dropout, normalise_features)
+        self.image_projection: nn.Module = nn.Identity()
+        self.text_projection: nn.Module = nn.Identity()
+        if embedding_width is not None:
+            how = (embedding_width, hidden_width, dropout, normalise_features)
+            self.image_projection, self.text_projection = (
+                Projection(tower.width, *how) for tower in (image_tower, text_tower)
+            )
+        elif image_tower.width != text_tower.width:
+            raise ValueError(
+                f"towers of widths {image_tower.width} and {text_tower.width} share no space: give embedding_width"
+            )
+        self.fusion = fusion
+        if fusion is not None:
+            _check_fusion(fusion, image_tower, text_tower)
 
-    def encode_image(self, images: Tensor) -> Tensor:
-        """Embed images.
+    def image(self, images: Tensor) -> Encoded:
+        """Embed images, and keep their tokens.
 
         Args:
             images: (B, 3, H, W) pixels, or (B, D) cached features of the image tower.
 
         Returns:
-            (B, d), L2-normalised.
+            (B, d) L2-normalised embeddings, and the image tower's tokens.
         """
-        return F.normalize(self.image_projection(self.image_tower(images)), dim=1)
+        encoded = self.image_tower.encode(images)
+        return encoded._replace(vector=F.normalize(self.image_projection(encoded.vector), dim=1))
 
-    def encode_text(self, texts: Tokens | Tensor) -> Tensor:
-        """Embed captions.
+    def text(self, texts: Tokens | Tensor) -> Encoded:
+        """Embed captions, and keep their tokens.
 
         Args:
             texts: tokens of B captions, or (B, D) cached features of the text tower.
 
         Returns:
-            (B, d), L2-normalised.
+            (B, d) L2-normalised embeddings, and the text tower's tokens with their mask.
         """
-        return F.normalize(self.text_projection(self.text_tower(texts)), dim=1)
+        encoded = self.text_tower.encode(texts)
+        return encoded._replace(vector=F.normalize(self.text_projection(encoded.vector), dim=1))
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """(B, d) L2-normalised embeddings, see :meth:`image`."""
+        return self.image(images).vector
+
+    def encode_text(self, texts: Tokens | Tensor) -> Tensor:
+        """(B, d) L2-normalised embeddings, see :meth:`text`."""
+        return self.text(texts).vector
 
     def frozen_towers(self) -> dict[str, Tower]:
         """The towers that are frozen, by the name they have in this module."""
         towers = {"image_tower": self.image_tower, "text_tower": self.text_tower}
         return {name: tower for name, tower in towers.items() if tower.frozen}
+
+    def cached_towers(self) -> dict[str, Tower]:
+        """The frozen towers whose features may be computed once: all, unless a fusion encoder reads tokens."""
+        return self.frozen_towers() if self.fusion is None else {}
+
+    def fresh_parameters(self) -> list[str]:
+        """Names of the parameters that no pretrained weights were loaded into."""
+        towers = {"image_tower.": self.image_tower, "text_tower.": self.text_tower}
+        pretrained = [prefix for prefix, tower in towers.items() if tower.pretrained]
+        names = [name for name, _ in self.named_parameters() if not name.startswith((*pretrained, "fusion."))]
+        return names + [f"fusion.{name}" for name in (self.fusion.fresh_parameters() if self.fusion else [])]
+
+
+def _check_fusion(fusion: FusionEncoder, image_tower: Tower, text_tower: Tower) -> None:
+    if image_tower.tokens_width != fusion.image_width:
+        raise ValueError(
+            f"the image tower's tokens are {image_tower.tokens_width} wide and the fusion encoder reads "
+            f"{fusion.image_width}: set fusion.init_args.image_width to {image_tower.tokens_width}"
+        )
+    if text_tower.tokens_width != fusion.width:
+        raise ValueError(
+            f"the text tower's tokens are {text_tower.tokens_width} wide and the fusion encoder's {fusion.width}: give both "
+            "the same BERT, or configure the same hidden_size"
+        )

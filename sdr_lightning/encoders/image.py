@@ -1,7 +1,8 @@
-"""Image towers: any model of timm."""
+"""Image towers: any model of timm, and the vision encoders of transformers."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import torch
 from torch import Tensor
 
 from sdr_lightning.encoders.tower import Tower
+from sdr_lightning.encoders.transformer import Pooling, TransformersEncoder
 from sdr_lightning.encoders.weights import load_state, near_names
 from sdr_lightning.paths import expand
+from sdr_lightning.types import Encoded
 
 
 class TimmImageTower(Tower):
@@ -67,10 +70,10 @@ class TimmImageTower(Tower):
                 "pass image_tower.init_args.weights the path of a state dict"
             ) from error
         if weights not in (None, "hub"):
-            load_state(self.model, Path(weights), ignore=("classifier.", "head.", "fc."))
-        self.width = int(self.model.num_features)
-        if hasattr(self.model, "head_hidden_size"):
-            self.width = int(self.model.head_hidden_size)
+            load_state(self.model, Path(weights), ignore=("classifier.", "head.", "fc."), convert=_timm_layout)
+        self.pretrained = weights is not None
+        self.tokens_width = int(self.model.num_features)
+        self.width = int(getattr(self.model, "head_hidden_size", self.tokens_width))
         config = self.model.pretrained_cfg
         self.register_buffer("mean", torch.tensor(mean or config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or config["std"]).view(1, 3, 1, 1), persistent=False)
@@ -81,16 +84,101 @@ class TimmImageTower(Tower):
         """The architecture with its arguments, and the normalisation."""
         return f"{self.architecture} mean={self.mean.flatten().tolist()} std={self.std.flatten().tolist()}"
 
-    def features(self, inputs: Tensor) -> Tensor:
+    def encode_inputs(self, inputs: Tensor) -> Encoded:
         """Encode images.
 
         Args:
             inputs: (B, 3, H, W), uint8 in [0, 255] or floats in [0, 1].
 
         Returns:
-            (B, D) pooled features.
+            (B, D) pooled features, and as tokens (B, 1 + N, D) the pooled one and then the grid's N, row by row, as in
+            the public code; without the pooled one where the network makes it wider than the grid's.
         """
-        pixels = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
-        pixels = ((pixels - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        pooled: Tensor = self.model(pixels)
-        return pooled
+        pixels = _normalised(inputs, self.mean, self.std).contiguous(memory_format=torch.channels_last)
+        features: Tensor = self.model.forward_features(pixels)
+        pooled: Tensor = self.model.forward_head(features, pre_logits=True)
+        grid = _grid(features, self.model)
+        if self.width == self.tokens_width:
+            grid = torch.cat([pooled.unsqueeze(1), grid], dim=1)
+        return Encoded(pooled, grid)
+
+
+class TransformersImageTower(Tower):
+    """A vision encoder of transformers, alone or out of a CLIP-style pair of encoders.
+
+    Args:
+        weights: a folder, a hub name, or ``package:NAME/FOLDER`` inside an installed package; None for random weights.
+            ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
+        config: with random weights, the architecture: ``model_type`` and the arguments of its configuration.
+        pooling: the model's ``own``, the first token, ``cls``, or the ``mean`` over the tokens.
+        projected: pass the pooled features through the pair's own projection to its common space.
+        mean: per-channel mean of the inputs in [0, 1]; the model's own (``preprocessor_config.json``) when None.
+        std: per-channel standard deviation; the model's own when None.
+        frozen: see :class:`~sdr_lightning.encoders.tower.Tower`.
+
+    Raises:
+        ValueError: neither weights nor config, weights that cannot be had, or a normalisation that is not known.
+    """
+
+    modality = "image"
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        weights: str | None = None,
+        config: dict[str, Any] | None = None,
+        pooling: Pooling = "own",
+        projected: bool = False,
+        mean: tuple[float, float, float] | None = None,
+        std: tuple[float, float, float] | None = None,
+        frozen: bool = False,
+    ) -> None:
+        super().__init__(frozen)
+        self.encoder = TransformersEncoder("image", weights, config, pooling, projected)
+        self.width, self.tokens_width = self.encoder.width, self.encoder.tokens_width
+        self.pretrained = weights is not None
+        if mean is None or std is None:
+            own = self.encoder.normalisation()
+            mean, std = mean or own.mean, std or own.std
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self.freeze_if_asked()
+
+    def settings(self) -> str:
+        """The configuration of the model, without where it came from, the pooling and the normalisation."""
+        return f"{self.encoder.settings()} mean={self.mean.flatten().tolist()} std={self.std.flatten().tolist()}"
+
+    def encode_inputs(self, inputs: Tensor) -> Encoded:
+        """Encode images.
+
+        Args:
+            inputs: (B, 3, H, W), uint8 in [0, 255] or floats in [0, 1], of the size that the model was made for.
+
+        Returns:
+            (B, D) pooled features and (B, N, W) tokens of the last layer.
+        """
+        return self.encoder.encode(None, pixel_values=_normalised(inputs, self.mean, self.std))
+
+
+def _normalised(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    pixels = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
+    return (pixels - mean) / std
+
+
+def _grid(features: Tensor, model: torch.nn.Module) -> Tensor:
+    """The grid as (B, N, W), of what timm's ``forward_features`` gives: (B, prefix + N, W), (B, H, H', W) or (B, W, H, H')."""
+    if features.ndim == 3:
+        return features[:, getattr(model, "num_prefix_tokens", 0) :]
+    if getattr(model, "output_fmt", "NCHW") == "NHWC":
+        return features.flatten(1, 2)
+    return features.flatten(2).transpose(1, 2)
+
+
+def _timm_layout(state: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
+    """A published layout of the architecture (Swin's, for one) as timm's own; timm knows how for each."""
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if convert is None or state.keys() >= model.state_dict().keys():
+        return state
+    converted: dict[str, Tensor] = convert(state, model)
+    return converted

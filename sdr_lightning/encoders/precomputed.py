@@ -7,6 +7,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from sdr_lightning.encoders.tower import Tower
+from sdr_lightning.types import Encoded
 
 
 class PrecomputedImageTower(Tower):
@@ -36,7 +37,7 @@ class PrecomputedImageTower(Tower):
         frozen: bool = False,
     ) -> None:
         super().__init__(frozen)
-        self.width = features_width if width is None else width
+        self.width = self.tokens_width = features_width if width is None else width
         hidden = max(1, self.width // 2) if hidden_width is None else hidden_width
         if min(features_width, self.width, hidden) < 1:
             raise ValueError(f"widths must be positive, got {features_width}, {width}, {hidden_width}")
@@ -54,14 +55,14 @@ class PrecomputedImageTower(Tower):
         """Widths and pooling; those of the layers are in the weights."""
         return f"{self.features_width} {self.width} {self.pooling}"
 
-    def features(self, inputs: Tensor) -> Tensor:
+    def encode_inputs(self, inputs: Tensor) -> Encoded:
         """Encode images.
 
         Args:
             inputs: (B, R, D) features.
 
         Returns:
-            (B, width).
+            (B, width) pooled, and the regions as (B, R, width).
 
         Raises:
             ValueError: features of another shape.
@@ -72,5 +73,4 @@ class PrecomputedImageTower(Tower):
                 "features_width to that of the data"
             )
         regions = self.shortcut(inputs) if self.mlp is None else self.shortcut(inputs) + self.mlp(inputs)
-        pooled: Tensor = regions.mean(dim=1) if self.pooling == "mean" else regions.amax(dim=1)
-        return pooled
+        return Encoded(regions.mean(dim=1) if self.pooling == "mean" else regions.amax(dim=1), regions)

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from sdr_lightning.types import Tokens
+from sdr_lightning.types import Encoded, Tokens
 
 
 class Tower(nn.Module):
@@ -21,11 +21,15 @@ class Tower(nn.Module):
     Attributes:
         modality: what it encodes.
         width: D, the width of the features.
+        tokens_width: W, the width of the features of its tokens: words, patches, regions.
+        pretrained: whether it starts from weights that were trained before.
         frozen: see above.
     """
 
     modality: Literal["image", "text"]
     width: int
+    tokens_width: int
+    pretrained: bool = False
 
     def __init__(self, frozen: bool = False) -> None:
         super().__init__()
@@ -40,18 +44,19 @@ class Tower(nn.Module):
         """Set the training mode; a frozen tower stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
-    def features(self, inputs: Any) -> Tensor:
-        """Encode a batch of inputs, (B, D); subclasses implement it."""
+    def encode_inputs(self, inputs: Any) -> Encoded:
+        """Encode a batch of inputs; subclasses implement it."""
         raise TypeError(f"{type(self).__name__} does not say how it encodes {type(inputs).__name__}")
 
-    def forward(self, inputs: Tensor | Tokens) -> Tensor:
-        """Features of a batch.
+    def encode(self, inputs: Tensor | Tokens) -> Encoded:
+        """Features of a batch and of its tokens.
 
         Args:
             inputs: what the tower encodes, or (B, D) features that this very tower computed before.
 
         Returns:
-            (B, D); no gradient flows to a frozen tower.
+            (B, D) pooled features and (B, L, W) tokens; cached features have no tokens. No gradient flows to a frozen
+            tower.
 
         Raises:
             ValueError: cached features of another width.
@@ -59,9 +64,13 @@ class Tower(nn.Module):
         if isinstance(inputs, Tensor) and inputs.ndim == 2:
             if inputs.shape[1] != self.width:
                 raise ValueError(f"cached features are {inputs.shape[1]} wide, this tower's are {self.width}")
-            return inputs
+            return Encoded(inputs)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return self.features(inputs)
+            return self.encode_inputs(inputs)
+
+    def forward(self, inputs: Tensor | Tokens) -> Tensor:
+        """Pooled features of a batch, (B, D), see :meth:`encode`."""
+        return self.encode(inputs).vector
 
     def settings(self) -> str:
         """Everything besides the weights that decides the features; subclasses implement it."""

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 
-def load_state(model: nn.Module, path: Path, ignore: tuple[str, ...] = ()) -> None:
-    """Load a state dict strictly, cast to the model's own precision.
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict; a training checkpoint's is found inside (``state_dict``, ``model``).
 
     Args:
-        model: receives the weights.
         path: ``.safetensors``, or a torch file; the latter is read with ``weights_only``, so nothing is unpickled.
-        ignore: prefixes of keys that the model may lack, such as a classifier that is not used.
 
     Raises:
-        ValueError: no such file, not a state dict, or keys that do not fit (named).
+        ValueError: no such file, or no plain state dict in it.
     """
     if not path.is_file():
         raise ValueError(f"no weights at {path}: expected a state dict as .safetensors or .pth")
@@ -36,11 +34,35 @@ def load_state(model: nn.Module, path: Path, ignore: tuple[str, ...] = ()) -> No
         raise ValueError(f"{path} cannot be read as a state dict: {why}") from error
     except Exception as error:  # torch raises pickle.UnpicklingError for anything that is not plain tensors
         raise ValueError(f"{path} is not a plain state dict of tensors ({type(error).__name__})") from error
-    if isinstance(state, dict):
-        state = state.get("state_dict", state)
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+    for inside in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(inside), dict):
+            state = state[inside]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} is not a plain state dict: expected tensors by name")
+    return state
+
+
+def load_state(
+    model: nn.Module,
+    path: Path,
+    ignore: tuple[str, ...] = (),
+    convert: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None = None,
+) -> None:
+    """Load a state dict strictly, cast to the model's own precision.
+
+    Args:
+        model: receives the weights.
+        path: see :func:`read_state`.
+        ignore: prefixes of keys that the model may lack, such as a classifier that is not used.
+        convert: from another layout of the same architecture to the model's.
+
+    Raises:
+        ValueError: no such file, not a state dict, or keys that do not fit (named).
+    """
+    state = read_state(path)
     own = model.state_dict()
+    if convert is not None:
+        state = convert(state, model)
     state = {key: value for key, value in state.items() if key in own or not key.startswith(ignore)}
     missing, unused = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     shapes = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]

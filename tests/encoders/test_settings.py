@@ -84,6 +84,6 @@ def test_a_pooling_that_does_not_exist() -> None:
 
 
 def test_a_pretrained_tower_starts_in_training_mode_unless_it_is_frozen(tmp_path) -> None:
-    text_tower().model.save_pretrained(tmp_path)
+    text_tower().encoder.model.save_pretrained(tmp_path)
     assert all(module.training for module in TransformersTextTower(str(tmp_path)).modules())
     assert not any(module.training for module in TransformersTextTower(str(tmp_path), frozen=True).modules())

@@ -222,7 +222,7 @@ def test_timms_own_weights_cannot_be_had_offline(offline, monkeypatch, tmp_path)
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 def test_pooling_by_hand(pooling):
     tower, captions = text_tower(pooling=pooling).eval(), tokens((4, 7, 2))
-    hidden = tower.model(captions.input_ids, captions.attention_mask).last_hidden_state
+    hidden = tower.encoder.model(captions.input_ids, captions.attention_mask).last_hidden_state
     for row, length in enumerate((4, 7, 2)):
         expected = hidden[row, :length].mean(0) if pooling == "mean" else hidden[row, 0]
         torch.testing.assert_close(tower(captions)[row], expected)
@@ -250,7 +250,7 @@ def test_a_text_tower_needs_either_weights_or_config():
 
 def test_text_weights_from_a_folder(tmp_path, monkeypatch):
     trained = text_tower(seed=3)
-    trained.model.save_pretrained(tmp_path)
+    trained.encoder.model.save_pretrained(tmp_path)
     monkeypatch.setenv("WEIGHTS_FOLDER", str(tmp_path))
     tower = TransformersTextTower("$WEIGHTS_FOLDER")
     assert tower.fingerprint() == trained.fingerprint()

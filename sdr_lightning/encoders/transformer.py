@@ -1,0 +1,172 @@
+"""An encoder of transformers, of either modality: weights or configuration, depth, pooling."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Literal, NamedTuple
+
+from torch import Tensor, nn
+
+from sdr_lightning.encoders.weights import unreachable
+from sdr_lightning.paths import expand, package_path
+from sdr_lightning.types import Encoded
+
+Pooling = Literal["mean", "cls", "own"]
+_PROVENANCE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+_OPTIONAL_POOLER = ("bert", "roberta", "vit", "mpnet", "deit")
+_PARTS = {"image": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
+
+
+class Normalisation(NamedTuple):
+    """Of pixels in [0, 1], per channel."""
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class TransformersEncoder(nn.Module):
+    """A model of transformers, or one side of a CLIP-style pair, with pooling over its last layer.
+
+    Args:
+        modality: which side of a pair.
+        weights: a folder, a hub name, or ``package:NAME/FOLDER``; None for random weights.
+        config: with random weights, ``model_type`` and the arguments of its configuration.
+        pooling: ``mean`` over the tokens, the first one, ``cls``, or the model's ``own``: its pooler's output.
+        projected: pass what is pooled through the pair's projection.
+        layers: keep this many of the first layers; None for all.
+
+    Attributes:
+        width: of the pooled features.
+        tokens_width: of the tokens.
+
+    Raises:
+        ValueError: neither weights nor config, or both; weights that cannot be had; more layers than there are; or a
+            projection or a pooling that the model does not have.
+    """
+
+    def __init__(
+        self,
+        modality: Literal["image", "text"],
+        weights: str | None,
+        config: dict[str, Any] | None,
+        pooling: Pooling,
+        projected: bool = False,
+        layers: int | None = None,
+    ) -> None:
+        from transformers import AutoModel
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()  # a pooler or a layer that is left out on purpose is no news
+        logging.disable_progress_bar()
+        super().__init__()
+        if pooling not in ("mean", "cls", "own"):
+            raise ValueError(f"pooling must be mean, cls or own, got {pooling!r}")
+        what = f"{modality} tower"
+        self.reference, settings = model_config(what, weights, config)
+        part, projection = _PARTS[modality]
+        side = getattr(settings, part.replace("_model", "_config"), settings)
+        if layers is not None:
+            have = side.num_hidden_layers
+            if not 1 <= layers <= have:
+                raise ValueError(f"layers must be from 1 to the model's {have}, got {layers}")
+            side.num_hidden_layers = layers
+        # An unused pooler would be an unused parameter under DDP.
+        extra = {"add_pooling_layer": pooling == "own"} if side.model_type in _OPTIONAL_POOLER else {}
+        if self.reference is None:
+            model = AutoModel.from_config(settings, **extra)
+        else:
+            try:
+                model = AutoModel.from_pretrained(self.reference, config=settings, **extra)
+            except (OSError, ValueError) as error:
+                raise unreachable(what, self.reference, argument_of(what), error) from error
+        self.model: Any = getattr(model, part, model)
+        self.pooling, self.projected = pooling, projected
+        self.width = self.tokens_width = int(side.hidden_size)
+        if projected:
+            if not hasattr(model, projection):
+                raise ValueError(f"{side.model_type} has no projection of its own: set projected to false")
+            self.projection: nn.Module = getattr(model, projection)
+            self.width = int(self.projection.out_features)
+
+    def settings(self) -> str:
+        """The configuration of the model, without where it came from, and the pooling."""
+        config = {key: value for key, value in self.model.config.to_dict().items() if key not in _PROVENANCE}
+        how = f"{self.pooling} projected" if self.projected else self.pooling
+        return f"{how} {json.dumps(config, sort_keys=True, default=str)}"
+
+    def encode(self, mask: Tensor | None, **inputs: Tensor) -> Encoded:
+        """Run the model.
+
+        Args:
+            mask: (B, L) 1 on tokens, 0 on padding; None where every token counts.
+            inputs: as the model takes them.
+
+        Returns:
+            (B, D) pooled features, (B, L, W) tokens and the mask.
+        """
+        output = self.model(**inputs)
+        tokens: Tensor = output.last_hidden_state  # (B, L, W)
+        pooled = self._pool(tokens, mask, output)
+        return Encoded(self.projection(pooled) if self.projected else pooled, tokens, mask)
+
+    def normalisation(self) -> Normalisation:
+        """Mean and standard deviation of the pixels that a vision model was trained on.
+
+        Raises:
+            ValueError: nothing says so.
+        """
+        from transformers.models.auto.image_processing_auto import get_image_processor_config
+
+        known = {} if self.reference is None else get_image_processor_config(self.reference)
+        if "image_mean" not in known:
+            raise ValueError("the weights do not say how pixels are normalised: give image_tower's mean and std")
+        return Normalisation(tuple(known["image_mean"]), tuple(known["image_std"]))
+
+    def _pool(self, tokens: Tensor, mask: Tensor | None, output: Any) -> Tensor:
+        if self.pooling == "own":
+            if getattr(output, "pooler_output", None) is None:
+                raise ValueError(f"{type(self.model).__name__} does not pool by itself: set pooling to mean or cls")
+            pooled: Tensor = output.pooler_output
+            return pooled
+        if self.pooling == "cls":
+            return tokens[:, 0]
+        if mask is None:
+            return tokens.mean(dim=1)
+        weight = mask.unsqueeze(-1).to(tokens.dtype)  # (B, L, 1)
+        return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+def model_config(what: str, weights: str | None, config: dict[str, Any] | None) -> tuple[str | None, Any]:
+    """Where weights are, if there are any, and the configuration of their model.
+
+    Args:
+        what: for the error.
+        weights: a folder, a hub name, ``package:NAME/FOLDER``, or None.
+        config: ``model_type`` and arguments, or None.
+
+    Returns:
+        What ``from_pretrained`` takes, or None, and the configuration.
+
+    Raises:
+        ValueError: neither or both are given, weights that cannot be had, or a configuration that is none.
+    """
+    from transformers import AutoConfig
+
+    if (weights is None) == (config is None):
+        raise ValueError(f"the {what} needs either weights or config (with its model_type), and not both")
+    if weights is not None:
+        reference = package_path(expand(weights))
+        try:
+            return reference, AutoConfig.from_pretrained(reference)
+        except (OSError, ValueError) as error:
+            raise unreachable(what, reference, argument_of(what), error) from error
+    assert config is not None
+    try:
+        return None, AutoConfig.for_model(**config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"config needs a model_type that transformers knows, got {config}") from error
+
+
+def argument_of(what: str) -> str:
+    """The option that names a part's weights."""
+    return f"{what.replace(' ', '_')}.init_args.weights"
