@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from sdr_lightning.configure.complaints import told_in_one_line
 from sdr_lightning.paths import write_json, write_text
 from sdr_lightning.training.checkpoint import BestCheckpoint
+from sdr_lightning.training.protocol import ProtocolName, paper_options
 from sdr_lightning.training.record import environment
 from sdr_lightning.training.retrieval_module import RetrievalModule
 
@@ -80,6 +81,12 @@ class SdrCLI(LightningCLI):
         parser.add_argument(
             "--run_dir", type=str | None, default=None, help="folder of this run; made by date if left out"
         )
+        parser.add_argument(
+            "--protocol",
+            type=ProtocolName,
+            default="clean",
+            help="clean: as configured; paper: what the public code does is set over it, see docs/method.md",
+        )
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
@@ -99,11 +106,28 @@ class SdrCLI(LightningCLI):
             raise ValueError(
                 f"{self.run_dir} already holds a run: choose another --run_dir, or continue with --ckpt_path last"
             )
+        self._apply_protocol(settings)
         settings.trainer.default_root_dir = str(self.run_dir)
         loggers = settings.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if hasattr(logger, "init_args"):
                 logger.init_args.save_dir = str(self.run_dir)
+
+    def _apply_protocol(self, settings: Any) -> None:
+        """Set what the paper protocol decides, whatever else is said.
+
+        Raises:
+            ValueError: the paper protocol for something else than a student.
+        """
+        self.protocol: ProtocolName = settings.protocol
+        if self.protocol == "clean":
+            return
+        if not settings.model.class_path.endswith(".RetrievalModule"):
+            raise ValueError(f"--protocol paper is for students, and the model is a {settings.model.class_path}")
+        if settings.model.init_args.optimisation is None:
+            raise ValueError("--protocol paper sets parts of the optimisation: configure model.init_args.optimisation")
+        for option, value in paper_options(settings.data.init_args.source.init_args.name).items():
+            settings[option] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         """Build the trainer; without a configured logger, metrics go to metrics.csv in the run's folder."""
@@ -124,7 +148,10 @@ class SdrCLI(LightningCLI):
         text = self._parser(self.subcommand).dump(self.settings.clone(), skip_none=False)
         write_text(self.run_dir / "config.yaml", text)
         splits = {name: split.record() for name, split in self.datamodule.splits.items()}
-        write_json(self.run_dir / "run.json", {"options": self.arguments, "data": splits, **environment()})
+        write_json(
+            self.run_dir / "run.json",
+            {"options": self.arguments, "protocol": self.protocol, "data": splits, **environment()},
+        )
         self._write_noise()
 
     def _write_noise(self) -> None:
@@ -151,14 +178,14 @@ class SdrCLI(LightningCLI):
         if self.trainer.is_global_zero and isinstance(self.model, RetrievalModule):
             self._write_noise()
             under = self.datamodule.evaluated_under()
-            results = {"metrics": self.model.test_metrics, "evaluated_under": under}
+            results = {"protocol": self.protocol, "metrics": self.model.test_metrics, "evaluated_under": under}
             write_json(
                 self.run_dir / "results.json", {**results, "ckpt_path": self.settings.ckpt_path, **environment()}
             )
             for part in under.get("test", {"imbalances": []})["imbalances"]:
                 print(f"the test data is imbalanced: {part['kind']}, {part['affected']} of {part['of']} items")
             for name, value in self.model.test_metrics.items():
-                print(f"{name:14} {value:8.2f}")
+                print(f"{name:{max(map(len, self.model.test_metrics))}} {value:8.2f}")
             print(f"results in {self.run_dir / 'results.json'}")
 
 
@@ -189,7 +216,7 @@ def build(arguments: list[str]) -> SdrCLI:
 
 
 class _WriteRecord(pl.Callback):
-    """Writes a run's record once data and model were found to fit, so that a refused run leaves none."""
+    """Writes a run's record once data and model were found to fit, so that a refused run leaves none, and keeps the protocol."""
 
     def __init__(self, cli: SdrCLI) -> None:
         self.cli = cli
@@ -197,6 +224,18 @@ class _WriteRecord(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self.cli.write_record()
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint["protocol"] = self.cli.protocol
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        trained = checkpoint.get("protocol", "clean")
+        if trained != self.cli.protocol:
+            raise ValueError(f"the checkpoint was trained under protocol {trained}: say --protocol {trained}")
 
 
 @contextlib.contextmanager

@@ -17,19 +17,20 @@ from sdr_lightning.data import datasets
 from sdr_lightning.data.datasets import BatchDataset, Draw
 from sdr_lightning.data.images import Images
 from sdr_lightning.data.imbalance import Imbalance
+from sdr_lightning.data.joined import join_images, join_tables
 from sdr_lightning.data.pixel_cache import PixelCache, cache_folder, fill
 from sdr_lightning.data.samplers import EvaluationSampler, TrainingSampler
 from sdr_lightning.data.source import Source
 from sdr_lightning.data.split import PreparedSplit, Rows
-from sdr_lightning.data.table import Split
+from sdr_lightning.data.table import CaptionTable, Split
 from sdr_lightning.data.tokenizer import Tokenizer
 from sdr_lightning.data.transforms import Augmentation, augmentation
+from sdr_lightning.data.wording import Wording
 from sdr_lightning.features.bank import FeatureBank, Modality
 from sdr_lightning.metrics.relevance import Relevance
 from sdr_lightning.paths import expand
 from sdr_lightning.types import RetrievalBatch, UnimodalBatch
 
-_NEEDED: dict[str, tuple[Split, ...]] = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",)}
 Loader = DataLoader[RetrievalBatch | UnimodalBatch]
 
 
@@ -56,6 +57,13 @@ class RetrievalDataModule(pl.LightningDataModule):
             epoch; ``sdr data prepare`` or the first run writes them. None to decode.
         cache: folder for decoded images, tokens, relevance and features of frozen towers.
         seed: of shuffling and augmentation; follows ``seed_everything``.
+        train_on: the splits that training pairs come from.
+        select_on: the split that validation measures and checkpoints are selected on. ``test`` is what the public code
+            does, and makes test scores optimistic.
+        strip_punctuation: lower captions' case and drop their punctuation before they become tokens, as the public code
+            does.
+        train_words: training captions are cut after this many words; None to leave them whole.
+        evaluation_words: captions of validation and test likewise.
 
     Raises:
         ValueError: from :meth:`setup`: data that is absent or malformed.
@@ -78,6 +86,11 @@ class RetrievalDataModule(pl.LightningDataModule):
         cached_size: int | None = None,
         cache: str = "cache",
         seed: int = 0,
+        train_on: Sequence[Split] = ("train",),
+        select_on: Literal["val", "test"] = "val",
+        strip_punctuation: bool = False,
+        train_words: int | None = None,
+        evaluation_words: int | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 2:
@@ -93,18 +106,25 @@ class RetrievalDataModule(pl.LightningDataModule):
         self.image_size, self.batches, self.augmentation = image_size, batches, augmentation
         self.banks: dict[Modality, str | None] = {"image": image_bank, "text": text_bank}
         self.workers, self.cached_size, self.cache, self.seed = workers, cached_size, Path(expand(cache)), seed
+        if "train" not in train_on or "test" in train_on:
+            raise ValueError(f"train_on must hold train, and may hold val, got {', '.join(train_on) or 'nothing'}")
+        if select_on in train_on:
+            raise ValueError(f"checkpoints cannot be selected on {select_on}, which is trained on: set select_on")
+        self.train_on, self.select_on = tuple(train_on), select_on
+        self.train_wording = Wording(strip_punctuation, train_words)
+        self.evaluation_wording = Wording(strip_punctuation, evaluation_words)
         self.splits: dict[Split, PreparedSplit] = {}
 
     def prepare_data(self) -> None:
         """Write decoded images that are not kept yet; Lightning calls it in one process of a machine."""
         if self.cached_size is not None:
             stage = self.trainer.state.fn if self.trainer is not None else None
-            for split in self.source.splits if stage is None else _NEEDED[stage.value]:
-                self._keep(split, self.source.images(split), self.cached_size)
+            for split in self.source.splits if stage is None else self._needed(stage.value):
+                self._keep(split, self._images(split), self.cached_size)
 
     def setup(self, stage: str) -> None:
         """Read the splits that a stage needs."""
-        for split in _NEEDED[stage]:
+        for split in self._needed(stage):
             self.split(split)
 
     def attach_teacher(self, modality: Modality) -> None:
@@ -124,14 +144,24 @@ class RetrievalDataModule(pl.LightningDataModule):
     def split(self, split: Split) -> PreparedSplit:
         """A split as it is read here, prepared once."""
         if split not in self.splits:
-            table, images = self.source.table(split), self.source.images(split)
+            table, images = self.table(split), self._images(split)
             self.refuse(split, images)
             if self.cached_size is not None:
                 images = self._keep(split, images, self.cached_size)
             self.splits[split] = PreparedSplit(
-                table, images, self.tokenizer, self.image_size, self.imbalances, self.cache
+                table,
+                images,
+                self.tokenizer,
+                self.image_size,
+                self.imbalances,
+                self.cache,
+                self.train_wording if split == "train" else self.evaluation_wording,
             )
         return self.splits[split]
+
+    def table(self, split: Split) -> CaptionTable:
+        """The clean captions of a split; of all splits that are trained on, as ``train``."""
+        return join_tables([self.source.table(part) for part in self._parts(split)])
 
     def refuse(self, split: Split, images: Images) -> None:
         """Refuse settings that do not go with a split's images.
@@ -182,12 +212,27 @@ class RetrievalDataModule(pl.LightningDataModule):
         return self._loader(dataset, TrainingSampler(len(dataset), self.batch_size, self.seed, *self._place()))
 
     def val_dataloader(self) -> Sequence[Loader]:
-        """The images, then the captions, of the validation split."""
-        return [self.items("val", "image", *self._place()), self.items("val", "text", *self._place())]
+        """The images, then the captions, of the split that checkpoints are selected on."""
+        return [self.items(self.select_on, modality, *self._place()) for modality in ("image", "text")]
 
     def test_dataloader(self) -> Sequence[Loader]:
         """The images, then the captions, of the test split."""
         return [self.items("test", "image", *self._place()), self.items("test", "text", *self._place())]
+
+    def _needed(self, stage: str) -> tuple[Split, ...]:
+        select_on: Split = self.select_on
+        needed: dict[str, tuple[Split, ...]] = {
+            "fit": ("train", select_on),
+            "validate": (select_on,),
+            "test": ("test",),
+        }
+        return needed[stage]
+
+    def _parts(self, split: Split) -> tuple[Split, ...]:
+        return self.train_on if split == "train" else (split,)
+
+    def _images(self, split: Split) -> Images:
+        return join_images([self.source.images(part) for part in self._parts(split)])
 
     def _keep(self, split: Split, images: Images, side: int) -> PixelCache:
         """The decoded images of a split, written where they are not kept yet."""

@@ -19,6 +19,7 @@ from sdr_lightning.data.pixel_cache import PixelCache, identities
 from sdr_lightning.data.table import CaptionTable
 from sdr_lightning.data.tokenizer import Tokenizer, take, tokenised
 from sdr_lightning.data.transforms import Transform, seeded, to_input
+from sdr_lightning.data.wording import Wording
 from sdr_lightning.features.bank import FeatureBank, Modality
 from sdr_lightning.types import Tokens
 
@@ -35,6 +36,7 @@ class PreparedSplit:
         image_size: S, side of the images handed out; None for a collection of features.
         imbalances: what is wrong with it; those of other splits are passed over.
         cache: folder that kept tokens are looked for in.
+        wording: what is done to captions before they become tokens.
 
     Attributes:
         table: the captions as they are paired and worded under the imbalances.
@@ -49,6 +51,7 @@ class PreparedSplit:
         image_size: int | None,
         imbalances: Sequence[Imbalance],
         cache: Path,
+        wording: Wording = Wording(),  # noqa: B008 (frozen)
     ) -> None:
         self._state = imbalanced(clean, imbalances)
         masks = any(part.imbalance.kind == "mask_words" for part in self._state.realised.parts)
@@ -62,7 +65,8 @@ class PreparedSplit:
         self.caption_image = torch.from_numpy(self.table.caption_image)
         self._images = images
         self._tokenizer = tokenizer
-        self._tokens = tokenised(tokenizer, self.table.captions, cache)
+        self._wording = wording
+        self._tokens = tokenised(tokenizer, wording(self.table.captions), cache)
         self._cached: dict[Modality, Tensor] = {}
         self._teacher: dict[Modality, Tensor] = {}
         self._placebo = False
@@ -84,7 +88,8 @@ class PreparedSplit:
     def input_description(self, modality: Modality) -> str:
         """What the items are turned into before a tower sees them."""
         if modality == "text":
-            return f"tokens {self._tokenizer.fingerprint}"
+            worded = "" if self._wording == Wording() else f" {self._wording}"
+            return f"tokens {self._tokenizer.fingerprint}{worded}"
         kept = self._images.side if isinstance(self._images, PixelCache) else None
         return f"{self.image_size} px" + (f" from {kept} px" if kept not in (None, self.image_size) else "")
 

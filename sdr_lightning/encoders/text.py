@@ -56,4 +56,6 @@ class TransformersTextTower(Tower):
         Returns:
             (B, D) pooled features, and the (B, L, W) tokens of the last layer with their mask.
         """
-        return self.encoder.encode(inputs.attention_mask, input_ids=inputs.input_ids, attention_mask=inputs.attention_mask)
+        return self.encoder.encode(
+            inputs.attention_mask, input_ids=inputs.input_ids, attention_mask=inputs.attention_mask
+        )

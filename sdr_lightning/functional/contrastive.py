@@ -106,3 +106,25 @@ def _nt_xent(embeddings: Tensor, group: Tensor, temperature: float) -> Tensor:
     targets = targets / targets.sum(dim=1, keepdim=True).clamp(min=1)
     logits = (embeddings @ embeddings.T / temperature).masked_fill(itself, float("-inf"))
     return soft_cross_entropy(logits[has_positive], targets[has_positive])
+
+
+def indecision(embeddings: Tensor, low: float = 0.1, high: float = 0.5) -> Tensor:
+    """How far similarities lie inside (low, high), where two items are neither alike nor different.
+
+    ``mean over i != j of max(0, min(s_ij - low, high - s_ij))``: that similarities are kept out of this range follows the
+    paper's group's earlier code; its form there is not published, and this one is this project's own.
+
+    Args:
+        embeddings: (B, d) L2-normalised.
+        low: lower end of the range.
+        high: upper end of the range.
+
+    Returns:
+        A scalar in [0, (high - low) / 2], 0 for a single item; gradient flows to the embeddings.
+    """
+    cosines = embeddings @ embeddings.T
+    inside = torch.minimum(cosines - low, high - cosines).clamp(min=0)
+    size = len(embeddings)
+    return inside.masked_fill(torch.eye(size, dtype=torch.bool, device=inside.device), 0).sum() / max(
+        1, size * (size - 1)
+    )

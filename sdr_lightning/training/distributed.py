@@ -2,35 +2,57 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import lightning.pytorch as pl
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from sdr_lightning.types import Encoded
+
 T = TypeVar("T", Tensor, Tensor | None)
 
 
-def gather(module: pl.LightningModule, tensor: T) -> T:
-    """Concatenate the ranks' tensors; every rank then computes the same loss over the global batch.
+Gather = Literal["exact", "albef"]
 
-    Gradients flow back to every rank's slice, so that, after DDP's averaging, they are those of one process with the
-    whole batch.
+
+def gather(module: pl.LightningModule, tensor: T, how: Gather = "exact") -> T:
+    """Concatenate the ranks' tensors; every rank then computes the same loss over the global batch.
 
     Args:
         module: attached to a trainer.
-        tensor: (B, ...) of this rank, the same B on all, or None.
+        tensor: (B, ...) of this rank, the same shape on all, or None.
+        how: ``exact``: gradients flow back to every rank's slice, so that, after DDP's averaging, they are those of one
+            process with the whole batch. ``albef``: to this rank's slice alone, as in the public code and in ALBEF, whose
+            averaged gradients are 1 / W of that.
 
     Returns:
         (W B, ...) ordered by rank; the tensor itself when there is one process.
     """
     if tensor is None or module.trainer.world_size == 1:
         return tensor
-    gathered = module.all_gather(tensor, sync_grads=tensor.requires_grad)
+    with_gradient = tensor.requires_grad and how == "exact"
+    gathered = module.all_gather(tensor, sync_grads=with_gradient)
     assert isinstance(gathered, Tensor)
+    if tensor.requires_grad and not with_gradient:
+        rank = module.trainer.global_rank
+        gathered = torch.cat([gathered[:rank], tensor.unsqueeze(0), gathered[rank + 1 :]])
     return gathered.flatten(0, 1)
+
+
+def gather_encoded(module: pl.LightningModule, encoded: Encoded) -> Encoded:
+    """Concatenate what the ranks' encoders say, with the exact gradient; shorter captions are padded to the longest."""
+    if module.trainer.world_size == 1:
+        return encoded
+    tokens, mask = encoded.tokens, encoded.mask
+    if tokens is not None and mask is not None:
+        longest = int(gather(module, torch.tensor([tokens.shape[1]], device=tokens.device)).max())
+        more = longest - tokens.shape[1]
+        tokens, mask = F.pad(tokens, (0, 0, 0, more)), F.pad(mask, (0, more))
+    return Encoded(gather(module, encoded.vector), gather(module, tokens), gather(module, mask))
 
 
 class EmbeddingTable(Metric):

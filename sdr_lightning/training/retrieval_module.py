@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
@@ -14,40 +15,78 @@ from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.table import Split
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.features.bank import Modality
+from sdr_lightning.functional.ranking import rank_embeddings
+from sdr_lightning.functional.reranking import candidates, rerank
 from sdr_lightning.losses.objective import RebalancingObjective
+from sdr_lightning.metrics.cross_modal import summarise
 from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds, evaluate
-from sdr_lightning.training.distributed import EmbeddingTable, gather
+from sdr_lightning.paths import expand
+from sdr_lightning.training.distributed import EmbeddingTable, Gather, gather, gather_encoded
 from sdr_lightning.training.extraction import split_bank
+from sdr_lightning.training.matching import Matched, Pool, match
 from sdr_lightning.training.optimisation import Optimisation
-from sdr_lightning.types import PairEmbeddings, RetrievalBatch, UnimodalBatch
+from sdr_lightning.training.reranking import encode_captions, score_pairs
+from sdr_lightning.types import Encoded, PairEmbeddings, RetrievalBatch, UnimodalBatch
 
 _FROZEN = "frozen_towers"
 
 
 class RetrievalModule(pl.LightningModule):
-    """Trains and evaluates a dual encoder.
+    """Trains and evaluates a dual encoder, with or without a fusion encoder.
 
     Training logs every term unweighted, the loss, the temperatures and lambda, once an epoch. Validation measures recall;
     testing measures everything, against the data module's graded relevance. A frozen tower is run over the data once, its
-    features are kept in the data module's cache, and its weights are left out of checkpoints (its fingerprint is
-    in them, and loading checks it).
+    features are kept in the data module's cache (not if a fusion encoder reads tokens), and its weights are left out of
+    checkpoints (its fingerprint is in them, and loading checks it).
 
     Args:
-        encoder: the dual encoder.
+        encoder: the dual encoder. A fusion encoder that no term reads stays as it is.
         objective: the terms and their weights.
         optimisation: optimiser and schedule.
+        gather: which gradients cross processes, see :func:`~sdr_lightning.training.distributed.gather`.
+        negatives: whether hard negatives are drawn among a process's own pairs (``local``, as published) or among those of
+            all processes (``global``).
+        rerank: how many candidates the fusion encoder re-scores at test time, for each query in both directions; the
+            metrics are added as ``reranked_...``. All of a smaller gallery. None for cosine alone.
+        start_from: a checkpoint of an earlier stage: training starts from its encoder, and from what of its objective is
+            part of this one. ``$NAME`` and ``${NAME:-default}`` are filled in.
+
+    Raises:
+        ValueError: a term or re-ranking that needs a fusion encoder, without one; a rerank below 1; an unknown word.
     """
 
     def __init__(
-        self, encoder: DualEncoder, objective: RebalancingObjective, optimisation: Optimisation | None = None
+        self,
+        encoder: DualEncoder,
+        objective: RebalancingObjective,
+        optimisation: Optimisation | None = None,
+        gather: Gather = "exact",
+        negatives: Literal["local", "global"] = "local",
+        rerank: int | None = None,
+        start_from: str | None = None,
     ) -> None:
         super().__init__()
+        if encoder.fusion is None and (objective.needs_fusion or rerank is not None):
+            raise ValueError(
+                "the objective's term itm or relation fused, or rerank, needs a fusion encoder: configure encoder.fusion, or "
+                "leave these out"
+            )
+        if rerank is not None and rerank < 1:
+            raise ValueError(f"rerank must be at least 1 candidate, got {rerank}")
+        if gather not in get_args(Gather) or negatives not in ("local", "global"):
+            raise ValueError(
+                f"gather is exact or albef and negatives local or global, got {gather!r} and {negatives!r}"
+            )
         self.encoder, self.objective = encoder, objective
         self.optimisation = optimisation if optimisation is not None else Optimisation()
-        self.image_table, self.text_table = EmbeddingTable(), EmbeddingTable()
+        self.gather, self.negatives, self.rerank, self.start_from = gather, negatives, rerank, start_from
+        self.image_table, self.text_table, self.pair_table = EmbeddingTable(), EmbeddingTable(), EmbeddingTable()
         self.epoch_terms: list[dict[str, Tensor]] = []
         self.test_metrics: dict[str, float] = {}
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
+        if encoder.fusion is not None:  # a parameter that no term reads would stop DDP
+            encoder.fusion.requires_grad_(objective.needs_fusion)
+            encoder.fusion.head.requires_grad_(objective.needs_matching)
 
     @property
     def data(self) -> RetrievalDataModule:
@@ -74,8 +113,10 @@ class RetrievalModule(pl.LightningModule):
         for modality, is_needed in needed.items():
             if stage == "fit" and is_needed:
                 self.data.attach_teacher(modality)
+        if stage == "fit" and self.start_from is not None:
+            self._start_from(Path(expand(self.start_from)))
         for name, split in self.data.splits.items():
-            for tower in self.encoder.frozen_towers().values():
+            for tower in self.encoder.cached_towers().values():
                 device = self.trainer.strategy.root_device
                 if self.trainer.is_global_zero:  # writes the cache that the others then read
                     split.cache(split_bank(tower, self.data, name, device))
@@ -85,30 +126,53 @@ class RetrievalModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`."""
-        return self.optimisation.configure(self)
+        fresh = [f"encoder.{name}" for name in self.encoder.fresh_parameters()]
+        fresh += [f"objective.{name}" for name, _ in self.objective.named_parameters()]
+        return self.optimisation.configure(self, fresh)
 
     def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
         """The objective over the pairs of all ranks.
 
         Raises:
-            ValueError: the loss is not finite; names the step and every term.
+            ValueError: the loss is not finite; names the step, every term and the images of the batch.
         """
+        image, text = self.encoder.image(batch.images), self.encoder.text(batch.texts)
+        matched = self._match(image, text, batch.image_index) if self.objective.needs_fusion else Matched(None)
         pairs = PairEmbeddings(
-            gather(self, self.encoder.encode_image(batch.images)),
-            gather(self, self.encoder.encode_text(batch.texts)),
+            gather(self, image.vector, self.gather),
+            gather(self, text.vector, self.gather),
             gather(self, batch.image_index),
             gather(self, batch.image_teacher),
             gather(self, batch.text_teacher),
+            gather(self, matched.fused, self.gather),
+            gather(self, matched.logits),  # the public code does not gather these, so they have their whole gradient
+            gather(self, matched.labels),
         )
         terms: dict[str, Tensor] = self.objective(pairs)
         loss = self.objective.total(terms)
         if not bool(torch.isfinite(loss)):
-            values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
-            raise ValueError(
-                f"the loss is {loss.item()} at step {self.global_step} ({values}): lower the learning rate"
-            )
+            raise ValueError(self._not_finite(terms, batch.image_index))
         self.epoch_terms.append({"loss": loss.detach()} | {name: value.detach() for name, value in terms.items()})
         return loss
+
+    def _match(self, image: Encoded, text: Encoded, image_index: Tensor) -> Matched:
+        assert self.encoder.fusion is not None
+        pool = Pool(image, text, image_index)
+        if self.negatives == "global" and self.trainer.world_size > 1:
+            first = self.trainer.global_rank * len(image_index)
+            pool = Pool(gather_encoded(self, image), gather_encoded(self, text), gather(self, image_index), first)
+        tau = self.objective.negatives_temperature()
+        return match(self.encoder.fusion, pool, len(image_index), tau, self.objective.needs_matching)
+
+    def _not_finite(self, terms: dict[str, Tensor], image_index: Tensor) -> str:
+        values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+        ids = self.data.split("train").table.image_ids
+        shown = [str(ids[row]) for row in image_index[:8].tolist()]
+        more = f" and {len(image_index) - 8} more" if len(image_index) > 8 else ""
+        return (
+            f"the loss is not finite at step {self.global_step} ({values}), images {', '.join(shown)}{more}: lower the "
+            "learning rate; checkpoints of earlier epochs are kept"
+        )
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean of every term, and the temperatures and lambda it ended with."""
@@ -132,14 +196,15 @@ class RetrievalModule(pl.LightningModule):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Recall on the validation split."""
+        """Recall on the split that checkpoints are selected on."""
         if self.trainer.sanity_checking:  # a few batches are not the gallery
             self.image_table.reset()
             self.text_table.reset()
             return
-        image, text = self._collect("val")
-        metrics = cross_modal(image, text, self.data.split("val").caption_image)
-        self.log_dict({f"val/{name}": value for name, value in metrics.items()})
+        name = self.data.select_on
+        image, text = self._collect(name)
+        metrics = cross_modal(image, text, self.data.split(name).caption_image)
+        self.log_dict({f"{name}/{key}": value for key, value in metrics.items()})
 
     def on_test_epoch_end(self) -> None:
         """Everything, on the test split."""
@@ -149,6 +214,8 @@ class RetrievalModule(pl.LightningModule):
         self.test_metrics = evaluate(image, text, pairs, self.data.relevance("test"))
         if self.data.test_folds is not None:
             self.test_metrics |= cross_modal_folds(image, text, pairs, self.data.test_folds)
+        if self.rerank is not None:
+            self.test_metrics |= self._reranked(image, text, pairs, self.rerank)
         self.log_dict({f"test/{name}": value for name, value in self.test_metrics.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -171,6 +238,9 @@ class RetrievalModule(pl.LightningModule):
             mine = {key: value for key, value in self.state_dict().items() if key.startswith("objective.")}
             theirs = checkpoint["state_dict"].items()
             checkpoint["state_dict"] = {key: value for key, value in theirs if not key.startswith("objective.")} | mine
+        self._put_frozen_towers_back(checkpoint)
+
+    def _put_frozen_towers_back(self, checkpoint: dict[str, Any]) -> None:
         towers = self.encoder.frozen_towers()
         for name, fingerprint in checkpoint.get(_FROZEN, {}).items():
             if name not in towers or towers[name].fingerprint() != fingerprint:
@@ -179,6 +249,57 @@ class RetrievalModule(pl.LightningModule):
                 )
             prefix = f"encoder.{name}."
             checkpoint["state_dict"] |= {prefix + key: value for key, value in towers[name].state_dict().items()}
+
+    def _start_from(self, path: Path) -> None:
+        """Take over the encoder of an earlier stage, and what of its objective is part of this one.
+
+        Raises:
+            ValueError: no such checkpoint, or one of another encoder.
+        """
+        if not path.is_file():
+            raise ValueError(f"no checkpoint to start from at {path}: run the earlier stage first")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        self._put_frozen_towers_back(checkpoint)
+        own = self.state_dict()
+        theirs = {key: value for key, value in checkpoint["state_dict"].items() if key in own or "encoder." in key}
+        theirs = {key: value for key, value in own.items() if key.startswith("objective.")} | theirs
+        try:
+            self.load_state_dict(theirs)
+        except RuntimeError as error:
+            raise ValueError(f"{path} is of another encoder: {' '.join(str(error).split())[:300]}") from error
+
+    def _reranked(self, image: Tensor, text: Tensor, caption_image: Tensor, k: int) -> dict[str, float]:
+        """Cross-modal retrieval with the first k of each query re-scored by the fusion encoder."""
+        images = torch.arange(len(image))
+        to_text, to_image = candidates(image, text, k), candidates(text, image, k)  # (N, k), (C, k)
+        columns = torch.arange(len(text))[:, None]
+        i2t, t2i = images[:, None] * len(text) + to_text, to_image * len(text) + columns
+        pairs = torch.unique(torch.cat([i2t.flatten(), t2i.flatten()]))  # what both directions ask for is scored once
+        device, data = self.device, self.data
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        with self.trainer.strategy.precision_plugin.forward_context():
+            captions = encode_captions(self.encoder, data.items("test", "text"), device)
+            positions, scores = score_pairs(
+                self.encoder,
+                data.items("test", "image", rank, world),
+                captions,
+                pairs // len(text),
+                pairs % len(text),
+                device,
+                data.evaluation_batch_size,
+                progress=rank == 0,
+            )
+        self.pair_table.update(positions.to(device), scores[:, None].to(device))
+        found = self.pair_table.table(len(pairs)).squeeze(1)
+        results: dict[str, float] = {}
+        for way, cosine, rows, wanted, ids, gallery in (
+            ("i2t", rank_embeddings(image, text, images, caption_image), to_text, i2t, images, caption_image),
+            ("t2i", rank_embeddings(text, image, caption_image, images), to_image, t2i, caption_image, images),
+        ):
+            rescored = found[torch.searchsorted(pairs, wanted)]
+            results |= summarise(way, rerank(cosine, rows, rescored, ids, gallery))
+        results["rsum"] = sum(value for name, value in results.items() if "_R@" in name)
+        return {f"reranked_{name}": value for name, value in results.items()}
 
     def _collect(self, name: Split) -> tuple[Tensor, Tensor]:
         table = self.data.split(name).table

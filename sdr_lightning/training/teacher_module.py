@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdr_lightning.encoders.projection import Projection
 from sdr_lightning.encoders.tower import Tower
-from sdr_lightning.functional.contrastive import nt_xent
+from sdr_lightning.functional.contrastive import indecision, nt_xent
 from sdr_lightning.training.distributed import gather
 from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.types import UnimodalBatch
@@ -27,6 +27,8 @@ class TeacherModule(pl.LightningModule):
             must be of the same modality.
         embedding_width: width of the projection that the contrast is computed in.
         temperature: of NT-Xent.
+        regulariser: weight of :func:`~sdr_lightning.functional.contrastive.indecision`, which keeps similarities out of
+            (0.1, 0.5), as the same group's earlier code does; 0 for none.
         optimisation: optimiser and schedule.
     """
 
@@ -35,12 +37,15 @@ class TeacherModule(pl.LightningModule):
         tower: Tower,
         embedding_width: int = 128,
         temperature: float = 0.1,
+        regulariser: float = 0.0,
         optimisation: Optimisation | None = None,
     ) -> None:
         super().__init__()
         self.tower = tower
         self.projection = Projection(tower.width, embedding_width, hidden_width=tower.width)
-        self.temperature = temperature
+        if not 0 <= regulariser < float("inf"):
+            raise ValueError(f"the regulariser's weight must be finite and >= 0, got {regulariser}")
+        self.temperature, self.regulariser = temperature, regulariser
         self.optimisation = optimisation if optimisation is not None else Optimisation()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -51,11 +56,16 @@ class TeacherModule(pl.LightningModule):
         """
         if self.tower.frozen:
             raise ValueError("a frozen tower has nothing to train: run sdr extract on it as it is")
-        return self.optimisation.configure(self)
+        pretrained = ("tower.",) if self.tower.pretrained else ()
+        return self.optimisation.configure(
+            self, [name for name, _ in self.named_parameters() if not name.startswith(pretrained)]
+        )
 
     def training_step(self, batch: UnimodalBatch, batch_idx: int) -> Tensor:
-        """NT-Xent over the views of all ranks."""
+        """NT-Xent over the views of all ranks, and the regulariser."""
         embeddings = gather(self, F.normalize(self.projection(self.tower(batch.inputs)), dim=1))
         loss = nt_xent(embeddings, gather(self, batch.group), self.temperature)
+        if self.regulariser:
+            loss = loss + self.regulariser * indecision(embeddings)
         self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(embeddings))
         return loss

@@ -1,0 +1,104 @@
+"""Re-ranking with the fusion encoder: image by image, each of its candidate captions once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from rich.progress import track
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from sdr_lightning.data.module import Loader
+from sdr_lightning.encoders.dual_encoder import DualEncoder
+from sdr_lightning.types import Encoded, RetrievalBatch, Tokens, UnimodalBatch
+
+
+class Captions(NamedTuple):
+    """The tokens of C captions without padding, one after another.
+
+    Attributes:
+        tokens: (total, W).
+        starts: (C + 1,) int64, where each caption starts.
+    """
+
+    tokens: Tensor
+    starts: Tensor
+
+    def take(self, rows: Tensor, device: torch.device) -> Encoded:
+        """The (n, L, W) padded tokens and mask of some captions."""
+        parts = [self.tokens[self.starts[row] : self.starts[row + 1]] for row in rows.tolist()]
+        lengths = torch.tensor([len(part) for part in parts])
+        tokens = pad_sequence(parts, batch_first=True)
+        mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
+        return Encoded(tokens[:, 0].to(device), tokens.to(device), mask.to(device))
+
+
+@torch.no_grad()
+def encode_captions(encoder: DualEncoder, batches: Loader, device: torch.device) -> Captions:
+    """Run the text tower over captions in the order of their rows, and keep their tokens on the CPU."""
+    parts: list[Tensor] = []
+    for batch in batches:
+        assert isinstance(batch, UnimodalBatch)
+        assert isinstance(batch.inputs, Tokens)
+        encoded = encoder.text(Tokens(*(t.to(device) for t in batch.inputs)))
+        assert encoded.tokens is not None
+        assert encoded.mask is not None
+        parts += [tokens[mask.bool()].cpu() for tokens, mask in zip(encoded.tokens, encoded.mask, strict=True)]
+    lengths = torch.tensor([0, *(len(part) for part in parts)])
+    return Captions(torch.cat(parts), lengths.cumsum(0))
+
+
+@torch.no_grad()
+def score_pairs(
+    encoder: DualEncoder,
+    images: Loader,
+    captions: Captions,
+    image_rows: Tensor,
+    text_rows: Tensor,
+    device: torch.device,
+    batch_size: int,
+    progress: bool,
+) -> tuple[Tensor, Tensor]:
+    """The matching head's score of pairs: its logit for "matched", as the public code has it.
+
+    Each image is encoded once, and its keys and values are computed once for all its captions.
+
+    Args:
+        encoder: with a fusion encoder.
+        images: batches of images, on the CPU.
+        captions: of all captions.
+        image_rows: (P,) int64, ascending.
+        text_rows: (P,) int64.
+        device: where to compute.
+        batch_size: captions fused at a time.
+        progress: show a bar with the time left.
+
+    Returns:
+        (p,) positions among the P pairs, those whose image is in the batches, and their (p,) float32 scores.
+    """
+    assert encoder.fusion is not None
+    positions, scores = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0)]
+    shown = track(images, "re-ranking", disable=not progress)
+    for row, tokens in _image_tokens(encoder, shown, device):
+        first, last = torch.searchsorted(image_rows, torch.tensor([row, row + 1])).tolist()
+        contexts = encoder.fusion.contexts(tokens) if first < last else []
+        for start in range(first, last, batch_size):
+            stop = min(start + batch_size, last)
+            fused = encoder.fusion(captions.take(text_rows[start:stop], device), contexts)
+            positions.append(torch.arange(start, stop))
+            scores.append(encoder.fusion.head(fused)[:, 1].float().cpu())
+    return torch.cat(positions), torch.cat(scores)
+
+
+def _image_tokens(
+    encoder: DualEncoder, batches: Iterable[UnimodalBatch | RetrievalBatch], device: torch.device
+) -> Iterator[tuple[int, Tensor]]:
+    for batch in batches:
+        assert isinstance(batch, UnimodalBatch)
+        assert isinstance(batch.inputs, Tensor)
+        tokens = encoder.image(batch.inputs.to(device)).tokens
+        assert tokens is not None
+        for number, row in enumerate(batch.rows.tolist()):
+            yield row, tokens[number : number + 1]
