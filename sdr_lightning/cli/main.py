@@ -18,6 +18,8 @@ Train and evaluate (every option of a YAML file is also an option here; --help a
   sdr validate  --config FILE --ckpt_path FILE             recall on the validation split
   sdr test      --config FILE --ckpt_path FILE             the whole evaluation, on the test split
   sdr extract   --config FILE --teacher FILE --output FILE write a teacher's feature bank
+  sdr import-checkpoint FILE --from public-sdr --config FILE --output FILE
+                                                           weights that the paper's public code trained
 
 Data and what is wrong with it:
   sdr data check   --data FILE                             is what is on disk complete and right?
@@ -88,6 +90,12 @@ def _extract(arguments: list[str]) -> int:
     return run(arguments[1:])
 
 
+def _import_checkpoint(arguments: list[str]) -> int:
+    from sdr_lightning.cli.import_checkpoint import run
+
+    return run(arguments[1:])
+
+
 def _data(arguments: list[str]) -> int:
     from sdr_lightning.cli.data import run
 
@@ -117,6 +125,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "validate": _lightning,
     "test": _lightning,
     "extract": _extract,
+    "import-checkpoint": _import_checkpoint,
     "data": _data,
     "noise": _noise,
     "reproduce": _reproduce,

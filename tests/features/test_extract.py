@@ -5,7 +5,7 @@ from torch import nn
 
 from sdr_lightning.encoders import Tower
 from sdr_lightning.features import encode, extract
-from sdr_lightning.types import Tokens, UnimodalBatch
+from sdr_lightning.types import Encoded, Tokens, UnimodalBatch
 
 CPU = torch.device("cpu")
 INPUTS = torch.randn(7, 3, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -29,8 +29,8 @@ class TinyTower(Tower):
     def settings(self):
         return "tiny"
 
-    def features(self, inputs):
-        return self.layers(inputs)
+    def encode_inputs(self, inputs):
+        return Encoded(self.layers(inputs))
 
 
 def batches(*rows):

@@ -15,7 +15,7 @@ from sdr_lightning.data.tokenizer import SceneTokenizer
 from sdr_lightning.encoders import Tower
 from sdr_lightning.features import FeatureBank
 from sdr_lightning.training.extraction import extract_bank, split_bank
-from sdr_lightning.types import Tokens
+from sdr_lightning.types import Encoded, Tokens
 
 CPU = torch.device("cpu")
 SCENES = SceneSource(num_train=20, num_val=6, num_test=5, size=16)
@@ -38,12 +38,12 @@ class CountingTower(Tower):
     def settings(self) -> str:
         return "counting"
 
-    def features(self, inputs: Tensor | Tokens) -> Tensor:
+    def encode_inputs(self, inputs: Tensor | Tokens) -> Encoded:
         self.rows.append(len(inputs.input_ids) if isinstance(inputs, Tokens) else len(inputs))
         if isinstance(inputs, Tokens):
             words = nn.functional.one_hot(inputs.input_ids, 100) * inputs.attention_mask[..., None]
-            return words.sum(1).float() @ self.weight
-        return inputs.flatten(1).float() / 255 @ self.weight
+            return Encoded(words.sum(1).float() @ self.weight)
+        return Encoded(inputs.flatten(1).float() / 255 @ self.weight)
 
     def asked(self) -> int:
         """Rows since it was last asked."""

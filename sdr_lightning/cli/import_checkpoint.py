@@ -1,0 +1,53 @@
+"""``sdr import-checkpoint``: weights that other code trained, as a checkpoint of this one."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+
+import lightning
+import torch
+
+from sdr_lightning.configure import build
+from sdr_lightning.encoders.weights import read_state
+from sdr_lightning.paths import write_atomically
+from sdr_lightning.training import RetrievalModule
+from sdr_lightning.training.published import import_public_sdr
+
+
+def run(arguments: list[str]) -> int:
+    """Import a checkpoint; see ``sdr import-checkpoint --help``."""
+    parser = ArgumentParser(
+        prog="sdr import-checkpoint",
+        description="Read a checkpoint of other code, without unpickling anything but tensors, and write it as one that "
+        "sdr test reads. Every key is reported. Further options go to the student's configuration.",
+    )
+    parser.add_argument("file", type=Path, help="the checkpoint")
+    parser.add_argument("--from", dest="origin", required=True, choices=["public-sdr"], help="whose checkpoint it is")
+    parser.add_argument("--config", action="append", required=True, help="the student's configuration; may be repeated")
+    parser.add_argument("--output", type=Path, required=True, help="the checkpoint to write, FILE.ckpt")
+    options, rest = parser.parse_known_args(arguments)
+    state = read_state(options.file)
+    module = build([*(word for config in options.config for word in ("--config", config)), *rest]).model
+    if not isinstance(module, RetrievalModule):
+        raise ValueError(f"the configuration makes a {type(module).__name__}, expected a RetrievalModule")
+    imported = import_public_sdr(module, state)
+    for key, theirs in imported.used.items():
+        print(f"used     {theirs} -> {key}")
+    for theirs in imported.unused:
+        print(f"unused   {theirs}")
+    for key in imported.missing:
+        print(f"missing  {key}")
+    checkpoint = {
+        "state_dict": module.state_dict(),
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": lightning.__version__,
+        "protocol": "paper",
+    }
+    write_atomically(options.output, lambda part: torch.save(checkpoint, part))
+    print(
+        f"{len(imported.used)} keys used, {len(imported.unused)} unused, {len(imported.missing)} missing; written to "
+        f"{options.output}: sdr test --protocol paper --ckpt_path {options.output}"
+    )
+    return 0

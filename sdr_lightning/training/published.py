@@ -1,0 +1,118 @@
+"""Checkpoints of the TIP 2024 paper's public code as a student's weights.
+
+Its names are those of X-VLM: ``vision_encoder`` (Swin), ``text_encoder`` (BERT, whose later layers fuse), ``vision_proj``,
+``text_proj``, ``itm_head``, and its own ``sig_vision_proj``, ``sig_text_proj``, ``img_wd_proj``, ``text_wd_proj``, ``temp``,
+``temp2`` and ``lamba``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from torch import Tensor
+
+from sdr_lightning.encoders.fusion import bert_name
+from sdr_lightning.encoders.image import TimmImageTower, timm_layout
+from sdr_lightning.training.retrieval_module import RetrievalModule
+
+_HEADS = {
+    "vision_proj": "encoder.image_projection.1",
+    "text_proj": "encoder.text_projection.1",
+    "itm_head": "encoder.fusion.head",
+    "sig_vision_proj": "objective.project_image_teacher",
+    "sig_text_proj": "objective.project_text_teacher",
+    "img_wd_proj": "objective.image_teacher_mlp",
+    "text_wd_proj": "objective.text_teacher_mlp",
+}
+_SCALARS = {
+    "temp": "objective.temperature.value",
+    "temp2": "objective.relation_temperature.value",
+    "lamba": "objective.text_share.value",
+}
+_TEXT = "encoder.text_tower.encoder.model."
+
+
+class Imported(NamedTuple):
+    """What an import came to.
+
+    Attributes:
+        used: the public code's key by ours.
+        unused: keys of the public code's that nothing here takes.
+        missing: keys of ours that the checkpoint does not have, and that keep what they were.
+    """
+
+    used: dict[str, str]
+    unused: list[str]
+    missing: list[str]
+
+
+def import_public_sdr(module: RetrievalModule, state: dict[str, Tensor]) -> Imported:
+    """Put a checkpoint of the public code into a student.
+
+    Args:
+        module: a student with a Swin of timm, a BERT that is split, and linear projections; it receives the weights.
+        state: the checkpoint's state dict.
+
+    Returns:
+        Which keys were used, and which not.
+
+    Raises:
+        ValueError: a student of another kind, or a checkpoint that lacks weights of its encoder or has others' shapes
+            (named). The student is then left as it was.
+    """
+    if module.encoder.fusion is None or not isinstance(module.encoder.image_tower, TimmImageTower):
+        raise ValueError("the public code's checkpoints go into a student with a timm image tower and a fusion encoder")
+    if module.objective.has_structure and module.objective.text_share.kind == "bounded":
+        raise ValueError("the public code's lambda has no bounds: configure text_share's kind as free or fixed")
+    own = module.state_dict()
+    found: dict[str, tuple[str, Tensor]] = {}
+    for key, theirs, value in _renamed(module, state):
+        if key in own:
+            found[key] = theirs, value.reshape(()) if own[key].ndim == 0 and value.numel() == 1 else value
+    used = {key: theirs for key, (theirs, _) in found.items()}
+    missing = sorted(own.keys() - found.keys())
+    lacking = [key for key in missing if key.startswith("encoder.")]
+    if lacking:
+        raise ValueError(f"the checkpoint lacks {len(lacking)} weights of the encoder, first {lacking[0]}")
+    for key, (theirs, value) in found.items():
+        if value.shape != own[key].shape:
+            raise ValueError(
+                f"{theirs} is of shape {tuple(value.shape)} and {key} of {tuple(own[key].shape)}: configure the "
+                "architecture that the checkpoint was trained with"
+            )
+    module.load_state_dict({key: value for key, (_, value) in found.items()}, strict=False)
+    return Imported(used, sorted(state.keys() - set(used.values())), missing)
+
+
+def _renamed(module: RetrievalModule, state: dict[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
+    """Our key, the public code's, and the value."""
+    yield from _renamed_swin(module, state)
+    assert module.encoder.fusion is not None
+    fusing = {bert_name(name): name for name in module.encoder.fusion.layers[0].state_dict()}
+    split = int(module.encoder.text_tower.encoder.model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
+    for theirs, value in state.items():
+        part, _, name = theirs.partition(".")
+        if theirs in _SCALARS:
+            yield _SCALARS[theirs], theirs, value
+        elif part in _HEADS:
+            yield f"{_HEADS[part]}.{name}", theirs, value
+        elif part == "text_encoder":
+            name = name.removeprefix("bert.")
+            layer = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", name)
+            if layer is None or int(layer[1]) < split:
+                yield _TEXT + name, theirs, value
+            elif layer[2] in fusing:
+                yield f"encoder.fusion.layers.{int(layer[1]) - split}.{fusing[layer[2]]}", theirs, value
+
+
+def _renamed_swin(module: RetrievalModule, state: dict[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
+    prefix = "vision_encoder."
+    swin = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    model = module.encoder.image_tower.model
+    # Keys travel through timm's renaming as themselves, to tell which became which.
+    names = {id(value): prefix + key for key, value in swin.items()}
+    for key, value in timm_layout(swin, model).items():  # type: ignore[arg-type]
+        if id(value) in names:
+            yield f"encoder.image_tower.model.{key}", names[id(value)], value
