@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 from sdr_lightning.suite.plan import plan
 from sdr_lightning.suite.runner import Runner
 from sdr_lightning.suite.spec import Suite
+from sdr_lightning.training.protocol import ProtocolName
 
 
 def run(arguments: list[str]) -> int:
@@ -19,11 +22,16 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("suite", type=Path, help="the study, SUITE.yaml")
     parser.add_argument("--output", type=Path, help="folder of the study (default: runs/NAME)")
+    parser.add_argument(
+        "--protocol", choices=get_args(ProtocolName), help="as in docs/method.md (default: as the suite says)"
+    )
     parser.add_argument("--jobs", type=int, help="cells run at a time (default: as the suite says)")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands and run nothing")
     options = parser.parse_args(arguments)
     suite = Suite.load(options.suite)
-    folder = options.output or Path("runs") / suite.name
+    if options.protocol is not None:
+        suite = replace(suite, protocol=options.protocol)
+    folder = options.output or Path("runs") / (suite.name + ("-paper" if suite.protocol == "paper" else ""))
     jobs = options.jobs if options.jobs is not None else suite.jobs
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {jobs}")

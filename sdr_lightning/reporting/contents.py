@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from sdr_lightning.reporting import plots, record_tables, tables
 from sdr_lightning.reporting.claims import summarise
 from sdr_lightning.reporting.examples import ExampleGroup, collect_examples
-from sdr_lightning.reporting.quantities import MIXED, NDCG_AT_10, RSUM, SINGLE_MODAL
+from sdr_lightning.reporting.quantities import ALIGNMENT, MIXED, NDCG_AT_10, NEIGHBOURS, RSUM, SINGLE_MODAL
 from sdr_lightning.reporting.results import Suite
 from sdr_lightning.reporting.table import Table
 from sdr_lightning.reporting.thumbnails import Thumbnails, data_uri
@@ -94,7 +94,14 @@ def _absent(suite: Suite) -> tuple[str, ...]:
 
 def _pictures(suite: Suite) -> tuple[Picture, ...]:
     pictures = []
-    for quantity in (RSUM, *NDCG_AT_10.values()):
+    for number, ((name, field), family) in enumerate(suite.families.items()):
+        caption = (
+            f"{name}: what becomes of retrieval and of the teachers' structure along {field}, a line for each imbalance ratio. "
+            "Rings mark the best point of a line, bars are 95 % Student-t intervals of the mean."
+        )
+        figure = plots.sweep_figure(suite, family, (RSUM, SINGLE_MODAL, NEIGHBOURS, ALIGNMENT))
+        pictures.append(_picture(f"sweep-{number}", caption, figure))
+    for quantity in (RSUM, *NDCG_AT_10.values(), NEIGHBOURS):
         if not quantity.present(suite):
             continue
         teacher = {"i2i_ndcg_10": "image", "t2t_ndcg_10": "text"}.get(quantity.key)

@@ -16,7 +16,9 @@ from sdr_lightning.reporting.results import (
     Part,
     Realised,
     Run,
+    Stage,
     Suite,
+    Swept,
     Teacher,
 )
 
@@ -48,7 +50,8 @@ def load_suite(suite_dir: Path) -> Suite:
     for role in ("baseline", "candidate"):
         if fields.text(role) not in methods:
             raise fields.complaint(role, f"one of the methods {', '.join(methods)}")
-    runs, foreign = _load_runs(suite_dir, methods, imbalances, ratios, seeds)
+    protocol = fields.text("protocol", "clean")
+    runs, foreign = _load_runs(suite_dir, protocol, methods, imbalances, ratios, seeds)
     return Suite(
         root=suite_dir,
         name=fields.text("name"),
@@ -58,13 +61,14 @@ def load_suite(suite_dir: Path) -> Suite:
         baseline=fields.text("baseline"),
         candidate=fields.text("candidate"),
         methods=methods,
+        protocol=protocol,
         imbalances=imbalances,
         ratios=ratios,
         seeds=seeds,
         notes=fields.texts("notes"),
         command=fields.text("command", ""),
         wall_time_s=fields.optional_number("wall_time_s"),
-        teachers=tuple(_teacher(path) for path in sorted(suite_dir.glob("teachers/*/teacher.json"))),
+        teachers=tuple(_teacher(path) for path in sorted(suite_dir.glob("teachers/**/teacher.json"))),
         runs=runs,
         foreign=foreign,
     )
@@ -72,6 +76,7 @@ def load_suite(suite_dir: Path) -> Suite:
 
 def _load_runs(
     root: Path,
+    protocol: str,
     methods: Mapping[str, Method],
     imbalances: Mapping[str, Imbalance],
     ratios: tuple[float, ...],
@@ -82,6 +87,9 @@ def _load_runs(
     foreign: list[Path] = []
     for path in sorted(root.glob("cells/**/results.json")):
         run = _run(path, root)
+        if Fields.read(path).text("protocol", "clean") != protocol:
+            foreign.append(run.folder)
+            continue
         if run.method not in methods or run.condition not in grid or run.seed not in seeds:
             foreign.append(run.folder)
             continue
@@ -167,7 +175,17 @@ def _data(fields: Fields) -> Data:
 
 
 def _method(name: str, fields: Fields) -> Method:
-    return Method(name, fields.text("description", ""), fields.optional_child("weights").table())
+    stages = tuple(
+        Stage(stage.optional_child("weights").table(), stage.optional_integer("epochs"))
+        for stage in fields.objects("stages")
+    )
+    swept = fields.optional_child("swept")
+    return Method(
+        name,
+        fields.text("description", ""),
+        stages,
+        Swept(swept.text("field"), swept.number("value")) if "field" in swept else None,
+    )
 
 
 def _imbalance(name: str, fields: Fields) -> Imbalance:
@@ -179,6 +197,7 @@ def _teacher(path: Path) -> Teacher:
     return Teacher(
         modality=fields.text("modality", path.parent.name),
         description=fields.text("description", ""),
+        trained_on=fields.text("trained_on", ""),
         fingerprint=fields.text("fingerprint", ""),
         metrics=fields.optional_child("metrics").table(),
         wall_time_s=fields.optional_number("wall_time_s"),

@@ -5,14 +5,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib import rc_context
+from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sdr_lightning.reporting import formatting as write
 from sdr_lightning.reporting.curves import Curve, mean_curve, read_curves
 from sdr_lightning.reporting.quantities import Quantity
-from sdr_lightning.reporting.results import Condition, Suite
+from sdr_lightning.reporting.results import Condition, Method, Suite
 
 WIDTH = 11.0
 """Inches; the page shows a figure at its full width."""
@@ -24,6 +24,7 @@ MARKERS = ("s", "^", "D", "v", "P", "X")
 
 CURVES = {
     "val/rsum": "rsum, validation",
+    "test/rsum": "rsum, test (selected on)",
     "objective/lambda": "λ, share of the text teacher",
     "objective/temperature": "τ, matching",
     "objective/relation_temperature": "τ₂, relations",
@@ -179,6 +180,56 @@ def degree_figure(suite: Suite, quantity: Quantity) -> Figure | None:
         panels[0].set_ylabel(f"{quantity.label} ({quantity.unit})")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(suite.imbalances))
     return figure
+
+
+def sweep_figure(suite: Suite, family: Sequence[Method], quantities: Sequence[Quantity]) -> Figure:
+    """Quantities against the field that a family of methods sweeps: a row per imbalance, a panel per quantity, a line per ratio.
+
+    Bars are 95 % intervals of the mean over seeds; the best point of each line is ringed.
+    """
+    values = [method.swept.value for method in family if method.swept is not None]
+    shown = [quantity for quantity in quantities if quantity.present(suite)]
+    rows = list(suite.imbalances)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(WIDTH, 0.7 + 2.5 * len(rows)), layout="constrained")
+        axes = figure.subplots(len(rows), len(shown), sharex=True, sharey="col", squeeze=False)
+        for row, imbalance in zip(axes, rows, strict=True):
+            for panel, quantity in zip(row, shown, strict=True):
+                _draw_sweep(panel, suite, quantity, [Condition.of(imbalance, r) for r in suite.ratios], family, values)
+            row[0].set_ylabel(write.name(imbalance))
+        for panel, quantity in zip(axes[0], shown, strict=True):
+            panel.set_title(quantity.label, loc="left", fontsize=9)
+        for panel in axes[-1]:
+            panel.set_xlabel(family[0].swept.field if family[0].swept else "")
+            if min(values) > 0:
+                panel.set_xscale("log", base=2)
+            panel.set_xticks(values, [f"{value:g}" for value in values])
+            panel.minorticks_off()
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
+    return figure
+
+
+def _draw_sweep(
+    panel: Axes,
+    suite: Suite,
+    quantity: Quantity,
+    conditions: Sequence[Condition],
+    family: Sequence[Method],
+    values: Sequence[float],
+) -> None:
+    for number, condition in enumerate(conditions):
+        points = [quantity.interval(suite, method.name, condition) for method in family]
+        means = [point.mean for point in points]
+        colour = colormaps["cividis"](0.85 * number / max(1, len(conditions) - 1))
+        label = f"ratio {condition.ratio:g}"
+        panel.plot(values, means, marker="o", color=colour, markersize=4, linewidth=1.6, label=label)
+        halves = [math.nan if point.half is None else point.half for point in points]
+        panel.errorbar(values, means, halves, fmt="none", ecolor=colour, elinewidth=1, capsize=2, alpha=0.6)
+        known = [i for i, mean in enumerate(means) if not math.isnan(mean)]
+        if known:
+            best = max(known, key=lambda i: means[i])
+            panel.plot(values[best], means[best], "o", markersize=10, fillstyle="none", color=colour)
 
 
 def training_figure(suite: Suite) -> Figure | None:

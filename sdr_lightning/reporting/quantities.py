@@ -59,7 +59,13 @@ NDCG = {(task, k): _metric(f"{task}_NDCG@{k}", f"@{k}") for task in TASKS for k 
 NDCG_AT_10 = {task: Quantity(f"{task}_ndcg_10", f"{task} NDCG@10", (f"{task}_NDCG@10",)) for task in TASKS}
 SINGLE_MODAL = Quantity("single_modal", "mean NDCG@10 of i2i and t2t", ("i2i_NDCG@10", "t2t_NDCG@10"))
 MIXED = Quantity("mixed", "mean NDCG@10 of i2it and t2it", ("i2it_NDCG@10", "t2it_NDCG@10"))
+NEIGHBOURS = Quantity("neighbours", "kNN@10 overlap with the teachers", ("image_kNN@10", "text_kNN@10"))
+ALIGNMENT = Quantity("alignment", "CKA with the teachers", ("image_CKA", "text_CKA"))
 DIAGNOSTICS = (
+    Quantity("image_knn", "kNN@10 overlap with the image teacher, %", ("image_kNN@10",)),
+    Quantity("text_knn", "kNN@10 overlap with the text teacher, %", ("text_kNN@10",)),
+    Quantity("image_cka", "CKA with the image teacher, %", ("image_CKA",)),
+    Quantity("text_cka", "CKA with the text teacher, %", ("text_CKA",)),
     Quantity("i2t_mdr", "i2t median rank", ("i2t_MdR",), unit=""),
     Quantity("t2i_mdr", "t2i median rank", ("t2i_MdR",), unit=""),
     Quantity("i2t_ties", "i2t tied queries, %", ("i2t_tie_rate",), scale=100.0, decimals=2),

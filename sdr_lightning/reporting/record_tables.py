@@ -3,7 +3,7 @@
 from collections import Counter
 
 from sdr_lightning.reporting import formatting as write
-from sdr_lightning.reporting.results import Condition, Realised, Run, Suite
+from sdr_lightning.reporting.results import Condition, Realised, Run, Stage, Suite
 from sdr_lightning.reporting.table import Block, Cell, Table, cells
 
 
@@ -12,7 +12,7 @@ def methods_table(suite: Suite) -> Table:
     rows = []
     for method in suite.methods.values():
         roles = {suite.baseline: "baseline", suite.candidate: "candidate"}
-        weights = ", ".join(f"{term}{write.NBSP}{weight:g}" for term, weight in method.weights.items())
+        weights = "; then ".join(_stage(stage) for stage in method.stages)
         detail = f"({roles[method.name]})" if method.name in roles else ""
         rows.append((Cell(method.name, detail), Cell(method.description), Cell(weights or write.MISSING)))
     return Table(
@@ -22,6 +22,11 @@ def methods_table(suite: Suite) -> Table:
         (Block(tuple(rows)),),
         numeric=False,
     )
+
+
+def _stage(stage: Stage) -> str:
+    weights = ", ".join(f"{term}{write.NBSP}{weight:g}" for term, weight in stage.weights.items())
+    return weights if stage.epochs is None else f"{weights}, {stage.epochs}{write.NBSP}epochs"
 
 
 def imbalances_table(suite: Suite) -> Table:
@@ -50,7 +55,7 @@ def teachers_table(suite: Suite) -> Table | None:
     metrics = list(dict.fromkeys(key for teacher in suite.teachers for key in teacher.metrics))
     rows = tuple(
         (
-            Cell(teacher.modality, teacher.description),
+            Cell(teacher.modality, "; ".join(filter(None, (teacher.description, teacher.trained_on)))),
             *(Cell(write.number(teacher.metrics[key]) if key in teacher.metrics else write.MISSING) for key in metrics),
             Cell(write.duration(teacher.wall_time_s)),
             Cell(write.short(teacher.fingerprint)),
@@ -150,6 +155,7 @@ def provenance_line(suite: Suite) -> str:
     runs = suite.runs.values()
     dirty = sum(run.dirty for run in runs)
     parts = [
+        [f"protocol {suite.protocol}"],
         [f"made by {suite.command}"] if suite.command else [],
         [f"data {write.short(suite.data.fingerprint)}"] if suite.data.fingerprint else [],
         sorted({f"commit {write.short(run.commit)}" for run in runs if run.commit}),

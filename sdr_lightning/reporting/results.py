@@ -39,12 +39,29 @@ class Data:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A training: the weight of each term, and its epochs (None: as configured)."""
+
+    weights: Mapping[str, float]
+    epochs: int | None
+
+
+@dataclass(frozen=True)
+class Swept:
+    """The field in which the methods of a family differ, and one method's value."""
+
+    field: str
+    value: float
+
+
+@dataclass(frozen=True)
 class Method:
-    """A training objective under test: the weight of each of its terms."""
+    """A training objective under test, stage by stage."""
 
     name: str
     description: str
-    weights: Mapping[str, float]
+    stages: tuple[Stage, ...]
+    swept: Swept | None
 
 
 @dataclass(frozen=True)
@@ -118,6 +135,7 @@ class Teacher:
 
     modality: str
     description: str
+    trained_on: str
     fingerprint: str
     metrics: Mapping[str, float]
     wall_time_s: float | None
@@ -135,6 +153,7 @@ class Suite:
     baseline: str
     candidate: str
     methods: Mapping[str, Method]
+    protocol: str
     imbalances: Mapping[str, Imbalance]
     ratios: tuple[float, ...]
     seeds: tuple[int, ...]
@@ -144,7 +163,7 @@ class Suite:
     teachers: tuple[Teacher, ...]
     runs: Mapping[tuple[str, Condition, int], Run]
     foreign: tuple[Path, ...]
-    """Folders under ``cells`` whose run is not on the grid; they enter no number."""
+    """Folders under ``cells`` whose run is not on the grid, or of another protocol; they enter no number."""
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -160,6 +179,18 @@ class Suite:
             if run.condition == condition and run.realised is not None and run.realised.degree is not None
         }
         return sum(by_seed.values()) / len(by_seed) if by_seed else None
+
+    @property
+    def families(self) -> dict[tuple[str, str], list[Method]]:
+        """Methods that differ in one field, by the family's name and the field, in the order of its value."""
+        families: dict[tuple[str, str], list[Method]] = {}
+        for method in self.methods.values():
+            if method.swept is not None:
+                name = method.name.removesuffix(f", {method.swept.field} {method.swept.value:g}")
+                families.setdefault((name, method.swept.field), []).append(method)
+        for members in families.values():
+            members.sort(key=lambda method: method.swept.value if method.swept else 0)
+        return families
 
     @property
     def hardest(self) -> tuple[Condition, ...]:

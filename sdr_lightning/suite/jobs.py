@@ -10,7 +10,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -21,8 +21,9 @@ from torch import Tensor
 from sdr_lightning.configure import build, student_data, teacher_tower
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.table import SPLITS, Split
-from sdr_lightning.features.bank import Modality
+from sdr_lightning.features.bank import FeatureBank, Modality
 from sdr_lightning.metrics.graded import single_modal
+from sdr_lightning.metrics.structure import preserved
 from sdr_lightning.paths import write_atomically, write_json
 from sdr_lightning.suite.plan import BankJob, Cell, TeacherJob, imbalance_options
 from sdr_lightning.training.extraction import extract_bank, split_bank
@@ -53,7 +54,7 @@ def run_features(student: tuple[str, ...], modality: Modality, split: Split) -> 
 def describe(student: tuple[str, ...]) -> dict[str, Any]:
     """The study's data, for the report."""
     data = student_data(list(student))
-    train, test = data.source.table("train"), data.source.table("test")
+    train, test = data.table("train"), data.table("test")
     return {
         "name": data.source.name,
         "num_train_images": len(train.image_ids),
@@ -61,7 +62,7 @@ def describe(student: tuple[str, ...]) -> dict[str, Any]:
         "num_test_images": len(test.image_ids),
         "num_test_captions": len(test.captions),
         "fingerprint": train.fingerprint,
-        "splits": {split: data.source.table(split).fingerprint for split in SPLITS},
+        "splits": {split: data.table(split).fingerprint for split in SPLITS},
         "relevance": data.source.relevance_description,
     }
 
@@ -72,11 +73,12 @@ def run_teacher(job: TeacherJob, student: tuple[str, ...]) -> None:
     _empty(job.folder)
     with _log(job.folder):
         if job.checkpoint is not None:
-            cli = build([*job.config, "--run_dir", str(job.folder), *_SILENT])
+            cli = build([*job.arguments, *_SILENT])
             cli.trainer.fit(cli.model, cli.datamodule)
         tower = teacher_tower(job.config, str(job.checkpoint) if job.checkpoint else None)
         data = student_data(list(student))
         bank = extract_bank(tower, data, ["test"], _device())
+        bank.save(job.test_bank)
         scores = single_modal(F.normalize(bank.features, dim=1), data.relevance("test"), tower.modality)
         metrics = {name.partition("_")[2]: value for name, value in scores.items()}  # i2i_ or t2t_ goes without saying
     write_json(
@@ -84,6 +86,7 @@ def run_teacher(job: TeacherJob, student: tuple[str, ...]) -> None:
         {
             "modality": job.modality,
             "description": job.description,
+            "trained_on": job.trained_on,
             "fingerprint": job.fingerprint,
             "tower": bank.source,
             "metrics": metrics,
@@ -106,10 +109,13 @@ def run_bank(job: BankJob, student: tuple[str, ...]) -> None:
 
 
 def run_cell(cell: Cell, thumbnails: Path) -> None:
-    """Train a student, test its best epoch on validation, and write everything down."""
+    """Train a student stage by stage, test the best epoch on validation of the last, and write everything down."""
     started = time.time()
     _empty(cell.folder)
     with _log(cell.folder):
+        for arguments in cell.earlier:
+            stage = build([*arguments, "--checkpoint.save_last", "false", *_SILENT])
+            stage.trainer.fit(stage.model, stage.datamodule)
         cli = build([*cell.arguments, "--checkpoint.save_last", "false", *_SILENT])
         module, data = cli.model, cli.datamodule
         assert isinstance(module, RetrievalModule)
@@ -120,8 +126,9 @@ def run_cell(cell: Cell, thumbnails: Path) -> None:
         assert module.test_embeddings is not None
         if cell.with_examples and data.image_size is not None:  # features cannot be shown
             write_json(cell.folder / "examples.json", _examples(*module.test_embeddings, data, thumbnails))
+        structure = _structure(cell, data, *module.test_embeddings)
     epoch = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["epoch"]  # type: ignore[union-attr]
-    score: Tensor = best.best_model_score  # type: ignore[union-attr]
+    score: Tensor | None = best.best_model_score  # type: ignore[union-attr]
     write_json(
         cell.result,
         {
@@ -129,16 +136,34 @@ def run_cell(cell: Cell, thumbnails: Path) -> None:
             "imbalance": cell.imbalance,
             "ratio": cell.ratio,
             "seed": cell.seed,
-            "metrics": module.test_metrics,
-            "val": {"rsum": float(score), "best_epoch": epoch, "epochs": cli.trainer.current_epoch},
+            "protocol": cli.protocol,
+            "metrics": module.test_metrics | structure,
+            "selected": {
+                "on": best.monitor,  # type: ignore[union-attr]
+                "score": None if score is None else float(score),
+                "epoch": epoch,
+                "epochs": cli.trainer.current_epoch,
+            },
             "realised": data.split("train").record(),
             "evaluated_under": data.evaluated_under(),
-            "data": {split: data.source.table(split).fingerprint for split in SPLITS},
+            "data": {split: data.table(split).fingerprint for split in SPLITS},
             "fingerprint": cell.fingerprint,
             "wall_time_s": time.time() - started,
             **environment(),
         },
     )
+
+
+def _structure(cell: Cell, data: RetrievalDataModule, image: Tensor, text: Tensor) -> dict[str, float]:
+    """How much of the teachers' structure of the test split is left in the student's embeddings, modality by modality."""
+    split = data.split("test")
+    found: dict[str, float] = {}
+    for teacher, embeddings in zip(cell.teachers, (image, text), strict=True):
+        modality = cast(Modality, teacher.modality)
+        bank = FeatureBank.load(teacher.test_bank, modality)
+        features = bank.rows(split.ids(modality), split.content(modality))
+        found |= {f"{modality}_{key}": value for key, value in preserved(embeddings, features).items()}
+    return found
 
 
 def guarded(function: Callable[..., None], *arguments: Any) -> str | None:

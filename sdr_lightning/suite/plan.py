@@ -16,7 +16,7 @@ from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.identity import sha256
 from sdr_lightning.losses.objective import TERMS
 from sdr_lightning.paths import expand
-from sdr_lightning.suite.spec import Suite
+from sdr_lightning.suite.spec import Method, Stage, Suite
 
 Stack = tuple[Imbalance, ...]
 
@@ -29,7 +29,7 @@ class TeacherJob:
         modality: of the teacher.
         folder: its run folder.
         config: its configurations, as options of ``sdr fit``.
-        pretrained: not to be trained.
+        imbalances: of the data it is trained on; None for a pretrained tower.
         description: for the report.
         fingerprint: of everything that decides its result.
     """
@@ -37,9 +37,28 @@ class TeacherJob:
     modality: str
     folder: Path
     config: tuple[str, ...]
-    pretrained: bool
+    imbalances: Stack | None
     description: str
     fingerprint: str
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Options of ``sdr fit``."""
+        noise = imbalance_options(self.imbalances) if self.imbalances else ()
+        return (*self.config, *noise, "--run_dir", str(self.folder))
+
+    @property
+    def trained_on(self) -> str:
+        """What it was trained on, in words."""
+        if self.imbalances is None:
+            return "used as it is"
+        parts = [f"{part.kind} {part.ratio:g}, seed {part.seed}" for part in self.imbalances]
+        return f"trained on {' + '.join(parts)}" if parts else "trained on clean data"
+
+    @property
+    def test_bank(self) -> Path:
+        """Its features of the test split, which the students' structure is compared with."""
+        return self.folder / "test.safetensors"
 
     @property
     def result(self) -> Path:
@@ -49,7 +68,7 @@ class TeacherJob:
     @property
     def checkpoint(self) -> Path | None:
         """Where its weights are; None for a pretrained tower."""
-        return None if self.pretrained else self.folder / "checkpoints" / "final.ckpt"
+        return None if self.imbalances is None else self.folder / "checkpoints" / "final.ckpt"
 
 
 @dataclass(frozen=True)
@@ -84,7 +103,9 @@ class Cell:
         ratio: of the imbalance.
         seed: of the run.
         folder: its run folder.
-        arguments: options of ``sdr fit``.
+        arguments: options of ``sdr fit``, of the last stage.
+        earlier: those of the stages before it.
+        teachers: whose view of the test split the student's structure is compared with.
         fingerprint: of everything that decides its result.
         with_examples: whether example retrievals are kept.
         distils: whether it needs the teachers' banks.
@@ -96,6 +117,8 @@ class Cell:
     seed: int
     folder: Path
     arguments: tuple[str, ...]
+    earlier: tuple[tuple[str, ...], ...]
+    teachers: tuple[TeacherJob, ...]
     fingerprint: str
     with_examples: bool
     distils: bool
@@ -111,6 +134,7 @@ class Plan:
     """All jobs of a study, in the order of their phases."""
 
     student: tuple[str, ...]
+    protocol: tuple[str, ...]
     teachers: tuple[TeacherJob, ...]
     banks: tuple[BankJob, ...]
     cells: tuple[Cell, ...]
@@ -119,8 +143,8 @@ class Plan:
         """The study as commands, one a line, that could be typed instead."""
         lines = []
         for teacher in self.teachers:
-            if not teacher.pretrained:
-                lines.append(["sdr", "fit", *teacher.config, "--run_dir", str(teacher.folder)])
+            if teacher.checkpoint is not None:
+                lines.append(["sdr", "fit", *teacher.arguments])
         for bank in self.banks:
             checkpoint = ("--ckpt_path", str(bank.teacher.checkpoint)) if bank.teacher.checkpoint else ()
             teacher_config = ("--teacher" if word == "--config" else word for word in bank.teacher.config)
@@ -128,9 +152,9 @@ class Plan:
             source = (*teacher_config, *checkpoint, *placebo, "--output", str(bank.file))
             lines.append(["sdr", "extract", *self.student, *imbalance_options(bank.imbalances), *source])
         for cell in self.cells:
-            lines.append(["sdr", "fit", *cell.arguments])
+            lines += [["sdr", "fit", *arguments] for arguments in (*cell.earlier, cell.arguments)]
             best = ("--ckpt_path", str(cell.folder / "checkpoints" / "best.ckpt"))
-            lines.append(["sdr", "test", *self.student, "--run_dir", str(cell.folder), *best])
+            lines.append(["sdr", "test", *self.student, *self.protocol, "--run_dir", str(cell.folder), *best])
         return "\n".join(shlex.join(line) for line in lines)
 
 
@@ -145,29 +169,58 @@ def plan(suite: Suite, folder: Path) -> Plan:
         The jobs; cells that would be the same (every imbalance at ratio 0) occur once.
     """
     student = _config_options(suite.student)
-    teachers = tuple(_teacher(suite, modality, folder) for modality in ("image", "text"))
-    base = sha256(__version__, *map(_text, suite.student), *(t.fingerprint for t in teachers))
+    protocol = () if suite.protocol == "clean" else ("--protocol", suite.protocol)
+    base = sha256(__version__, *map(_text, suite.student), *protocol)
+    teachers: dict[Path, TeacherJob] = {}
     banks: dict[Path, BankJob] = {}
     cells = []
     for name, ratio in _conditions(suite):
         for seed in suite.seeds:
             stack = suite.imbalance_at(name, ratio, seed) if ratio else ()
+            both = tuple(_teacher(suite, modality, folder, stack) for modality in ("image", "text"))
+            teachers |= {teacher.folder: teacher for teacher in both}
+            mine = sha256(base, *(teacher.fingerprint for teacher in both))
             for method_name, method in suite.methods.items():
-                options = _seed_and_weights(seed, method.weights) + imbalance_options(stack)
+                options = ("--seed_everything", str(seed), *protocol, *imbalance_options(stack))
                 if method.distils:
-                    needed = [_bank(teacher, stack, suite, base) for teacher in teachers]
+                    needed = [_bank(teacher, stack, suite, mine) for teacher in both]
                     banks |= {bank.file: bank for bank in needed}
                     for bank in needed:
                         file = bank.placebo if method.teachers == "placebo" else bank.file
                         options += (f"--data.init_args.{bank.teacher.modality}_bank", str(file))
                 where = folder / "cells" / method_name / f"{name}-{ratio}" / f"seed-{seed}"
                 examples = seed == suite.seeds[0] and ratio == max(suite.ratios)
-                arguments = (*student, *options, "--run_dir", str(where))
-                fingerprint = sha256(base, method.teachers, str(method.weights), _text_of(stack), str(seed))
+                *earlier, last = _stages(method, (*student, *options), where)
+                plain = method.weights if method.stages == (Stage(method.weights),) else method.stages
+                fingerprint = sha256(mine, method.teachers, str(plain), _text_of(stack), str(seed))
                 cells.append(
-                    Cell(method_name, name, ratio, seed, where, arguments, fingerprint, examples, method.distils)
+                    Cell(
+                        method_name,
+                        name,
+                        ratio,
+                        seed,
+                        where,
+                        last,
+                        tuple(earlier),
+                        both,
+                        fingerprint,
+                        examples,
+                        method.distils,
+                    )
                 )
-    return Plan(student, teachers, tuple(banks.values()), tuple(cells))
+    return Plan(student, protocol, tuple(teachers.values()), tuple(banks.values()), tuple(cells))
+
+
+def _stages(method: Method, options: tuple[str, ...], folder: Path) -> list[tuple[str, ...]]:
+    """Options of ``sdr fit`` for each stage of a method: the last fills the cell's folder, the others one inside it."""
+    stages: list[tuple[str, ...]] = []
+    start: tuple[str, ...] = ()
+    for number, stage in enumerate(method.stages, start=1):
+        where = folder if number == len(method.stages) else folder / f"stage-{number}"
+        epochs = () if stage.epochs is None else ("--trainer.max_epochs", str(stage.epochs))
+        stages.append((*options, *_weights(stage.weights), *epochs, *start, "--run_dir", str(where)))
+        start = ("--model.init_args.start_from", str(where / "checkpoints" / "best.ckpt"))
+    return stages
 
 
 def imbalance_options(stack: Stack) -> tuple[str, ...]:
@@ -201,18 +254,28 @@ def _config_options(paths: Sequence[Path]) -> tuple[str, ...]:
     return tuple(word for path in paths for word in ("--config", str(path)))
 
 
-def _seed_and_weights(seed: int, weights: dict[str, float]) -> tuple[str, ...]:
+def _weights(weights: dict[str, float]) -> tuple[str, ...]:
     every = {term: weights.get(term, 0) for term in TERMS}  # named one by one, so that none is inherited
-    return ("--seed_everything", str(seed), "--model.init_args.objective.init_args.weights", json.dumps(every))
+    return ("--model.init_args.objective.init_args.weights", json.dumps(every))
 
 
-def _teacher(suite: Suite, modality: str, folder: Path) -> TeacherJob:
+def _teacher(suite: Suite, modality: str, folder: Path, stack: Stack) -> TeacherJob:
     teacher = suite.teachers[modality]
     fingerprint = sha256(__version__, *map(_text, teacher.config), str(teacher.pretrained))
     where = folder / "teachers" / modality
-    return TeacherJob(
-        modality, where, _config_options(teacher.config), teacher.pretrained, teacher.description, fingerprint
-    )
+    imbalances: Stack | None = None if teacher.pretrained else ()
+    if (
+        teacher.trained_on == "imbalanced"
+    ):  # what it sees of its own modality; pairs tell a text teacher who is a sibling
+        seen = (modality, "pair") if modality == "text" else (modality,)
+        imbalances = tuple(part for part in stack if part.modality in seen or part.file is not None)
+        where /= _label(imbalances)
+        fingerprint = sha256(fingerprint, _text_of(imbalances)) if imbalances else fingerprint
+    return TeacherJob(modality, where, _config_options(teacher.config), imbalances, teacher.description, fingerprint)
+
+
+def _label(stack: Stack) -> str:
+    return "-".join(f"{part.kind}-{part.ratio}-seed-{part.seed}" for part in stack) or "clean"
 
 
 def _text_of(stack: Stack) -> str:
@@ -224,8 +287,7 @@ def _text_of(stack: Stack) -> str:
 def _bank(teacher: TeacherJob, stack: Stack, suite: Suite, base: str) -> BankJob:
     # A bank depends on what the teacher is shown alone; only the data can say what a file does.
     shown = tuple(part for part in stack if part.modality == teacher.modality or part.file is not None)
-    label = "-".join(f"{part.kind}-{part.ratio}-seed-{part.seed}" for part in shown) or "clean"
-    stem = f"{label}-{sha256(base, _text_of(shown))[:12]}"
+    stem = f"{_label(shown)}-{sha256(base, _text_of(shown))[:12]}"
     banks = teacher.folder / "banks"
     placebo = any(method.teachers == "placebo" for method in suite.methods.values())
     return BankJob(

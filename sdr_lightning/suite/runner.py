@@ -64,7 +64,7 @@ class Runner:
         student = self.plan.student
 
         def teach(job: TeacherJob) -> Job:
-            return f"{job.modality} teacher", work.run_teacher, (job, student)
+            return f"{job.modality} teacher {job.trained_on}", work.run_teacher, (job, student)
 
         def features(modality: Modality, split: Split) -> Job:
             return f"{modality}, {split}", work.run_features, (student, modality, split)
@@ -93,8 +93,8 @@ class Runner:
                     frozen = pool.submit(work.frozen_modalities, student).result()
                     self._phase(pool, "tower features", [features(m, split) for split in SPLITS for m in frozen])
                 alone = [cell for cell in cells if not cell.distils]
-                self._phase(pool, "teachers, cells without", [*map(teach, teachers), *map(run, alone)])
-                self._phase(pool, "feature banks", [*map(extract, banks)])
+                self._phase(pool, "teachers", [*map(teach, teachers)])
+                self._phase(pool, "banks, cells without", [*map(extract, banks), *map(run, alone)])
                 self._phase(pool, "cells", [run(cell) for cell in cells if cell.distils])
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
@@ -159,9 +159,15 @@ class Runner:
             "baseline": suite.baseline,
             "candidate": suite.candidate,
             "methods": {
-                name: {"description": method.description, "weights": method.weights, "teachers": method.teachers}
+                name: {
+                    "description": method.description,
+                    "stages": [{"weights": stage.weights, "epochs": stage.epochs} for stage in method.stages],
+                    "teachers": method.teachers,
+                    "swept": None if method.swept is None else dict(zip(("field", "value"), method.swept, strict=True)),
+                }
                 for name, method in suite.methods.items()
             },
+            "protocol": suite.protocol,
             "imbalances": {
                 name: {
                     "kind": " + ".join(part.kind for part in stack),
@@ -173,7 +179,7 @@ class Runner:
             "ratios": list(suite.ratios),
             "seeds": list(suite.seeds),
             "notes": list(suite.notes),
-            "command": f"sdr reproduce {suite.file}",
+            "command": f"sdr reproduce {suite.file}" + (" --protocol paper" if suite.protocol == "paper" else ""),
             "wall_time_s": wall_time_s,
         }
 

@@ -100,7 +100,7 @@ def test_paths_are_relative_to_the_study(tmp_path: Path, monkeypatch: pytest.Mon
             "imbalance noise has no 'ratio'; it knows ['kind', 'modality', 'level', 'severity', 'splits', 'file']",
         ),
         (lambda s: s["imbalances"]["noise"].update(seed=0), "imbalance noise has no 'seed'"),
-        (lambda s: s["methods"]["SDR"]["weights"].update(kdx=1), "unknown term 'kdx', expected some of itc, iic"),
+        (lambda s: s["methods"]["SDR"]["weights"].update(kdx=1), "unknown term 'kdx', expected some of itc, itm, iic"),
         (lambda s: s["methods"]["SDR"].update(teachers="fake"), "teachers must be real or placebo, got 'fake'"),
         (lambda s: s["imbalances"]["noise"].update(kind="noise"), "unknown imbalance 'noise', expected one of none"),
         (
