@@ -29,7 +29,7 @@ Data and what is wrong with it:
 
 Studies:
   sdr reproduce SUITE.yaml [--dry_run] [--jobs N]          teachers, every cell, report; continues where it stopped
-  sdr report    FOLDER                                     report.html and report.md from what is finished
+  sdr report    FOLDER                                     report.html and report.md from what is finished; of a run, its curves
 
   sdr --version | --help
 """

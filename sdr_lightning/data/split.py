@@ -41,6 +41,7 @@ class PreparedSplit:
     Attributes:
         table: the captions as they are paired and worded under the imbalances.
         realised: what the imbalances came to.
+        teacher_sources: which tower, or placebo, each attached teacher's features are of.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class PreparedSplit:
         self._tokens = tokenised(tokenizer, wording(self.table.captions), cache)
         self._cached: dict[Modality, Tensor] = {}
         self._teacher: dict[Modality, Tensor] = {}
+        self.teacher_sources: dict[Modality, str] = {}
         self._placebo = False
 
     def ids(self, modality: Modality) -> Sequence[str]:
@@ -108,6 +110,7 @@ class PreparedSplit:
             ValueError: a bank of other items, see :meth:`FeatureBank.rows`.
         """
         self._teacher[bank.modality] = bank.rows(self.ids(bank.modality), self.content(bank.modality))
+        self.teacher_sources[bank.modality] = bank.source
         self._placebo = self._placebo or bank.is_placebo
 
     def original(self, row: int) -> AnyImage:

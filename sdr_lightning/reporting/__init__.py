@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__all__ = ["build_report"]
+__all__ = ["build_report", "draw_run"]
 
 
 def build_report(suite_dir: Path) -> Path:
@@ -23,3 +23,10 @@ def build_report(suite_dir: Path) -> Path:
     from sdr_lightning.reporting import report
 
     return report.build_report(suite_dir)
+
+
+def draw_run(run_dir: Path) -> Path:
+    """Write ``training.png`` of one run, see :func:`sdr_lightning.reporting.report.draw_run`."""
+    from sdr_lightning.reporting import report
+
+    return report.draw_run(run_dir)

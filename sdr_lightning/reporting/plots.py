@@ -263,6 +263,28 @@ def training_figure(suite: Suite) -> Figure | None:
     return figure
 
 
+def run_figure(curves: Mapping[str, Curve]) -> Figure | None:
+    """One run by epoch: recall, the loss and each of its terms unweighted, lambda and the temperatures. None without a log."""
+    terms = {key: key.removeprefix("train/") for key in curves if key.startswith("train/")}
+    shown = {key: label for key, label in (CURVES | terms).items() if key in curves}
+    if not shown:
+        return None
+    with rc_context(_STYLE):
+        columns = min(4, len(shown))
+        rows = -(-len(shown) // columns)
+        figure = Figure(figsize=(WIDTH, 0.4 + 2.0 * rows), layout="constrained")
+        panels = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
+        for panel, (key, label) in zip(panels, shown.items(), strict=False):
+            curve = curves[key]
+            panel.plot(list(curve), list(curve.values()), color=CANDIDATE_COLOUR, linewidth=1.8)
+            panel.set_title(label, loc="left")
+            panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.set_xlabel("epoch")
+        for panel in panels[len(shown) :]:
+            panel.set_visible(False)
+    return figure
+
+
 def _logs(suite: Suite, method: str, condition: Condition) -> list[dict[str, Curve]]:
     return [read_curves(suite.root / run.folder / "metrics.csv") for run in suite.runs_of(method, condition)]
 

@@ -1,9 +1,11 @@
-"""The report of a suite as files in its folder."""
+"""The report of a suite, or the curves of a run, as files in its folder."""
 
 from pathlib import Path
 
 from sdr_lightning.paths import write_atomically
+from sdr_lightning.reporting import plots
 from sdr_lightning.reporting.contents import gather
+from sdr_lightning.reporting.curves import read_curves
 from sdr_lightning.reporting.loading import load_suite
 from sdr_lightning.reporting.markdown import render_markdown
 from sdr_lightning.reporting.page import render_html
@@ -28,6 +30,22 @@ def build_report(suite_dir: Path) -> Path:
     page = suite_dir / "report.html"
     _write(page, render_html(contents).encode())
     return page
+
+
+def draw_run(run_dir: Path) -> Path:
+    """Write ``training.png`` of one run: recall, terms, lambda and temperatures by epoch.
+
+    Returns:
+        The path of the picture.
+
+    Raises:
+        ValueError: there is no log of a training in the folder, or it is malformed.
+    """
+    figure = plots.run_figure(read_curves(run_dir / "metrics.csv"))
+    if figure is None:
+        raise ValueError(f"neither a study nor a training in {run_dir}: there is no suite.json and no metrics.csv")
+    _write(run_dir / "training.png", plots.to_png(figure))
+    return run_dir / "training.png"
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -28,7 +28,7 @@ from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.training.reranking import encode_captions, score_pairs
 from sdr_lightning.types import Encoded, PairEmbeddings, RetrievalBatch, UnimodalBatch
 
-_FROZEN = "frozen_towers"
+_FROZEN, _TEACHERS = "frozen_towers", "teachers"
 
 
 class RetrievalModule(pl.LightningModule):
@@ -219,8 +219,10 @@ class RetrievalModule(pl.LightningModule):
         self.log_dict({f"test/{name}": value for name, value in self.test_metrics.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Replace the weights of frozen towers by their fingerprints."""
+        """Replace the weights of frozen towers by their fingerprints, and note whose features were distilled."""
         towers = self.encoder.frozen_towers()
+        train = self.data.splits.get("train")
+        checkpoint[_TEACHERS] = {} if train is None else dict(train.teacher_sources)
         checkpoint[_FROZEN] = {name: tower.fingerprint() for name, tower in towers.items()}
         for name in towers:
             for key in [key for key in checkpoint["state_dict"] if key.startswith(f"encoder.{name}.")]:
@@ -230,7 +232,8 @@ class RetrievalModule(pl.LightningModule):
         """Put the weights of frozen towers back; outside training, pass the objective's parameters over.
 
         Raises:
-            ValueError: the tower that is frozen here is not the one that was frozen then.
+            ValueError: the tower that is frozen here is not the one that was frozen then, or training is continued with
+                another teacher.
         """
         if (
             self.trainer.state.fn != TrainerFn.FITTING
@@ -238,7 +241,17 @@ class RetrievalModule(pl.LightningModule):
             mine = {key: value for key, value in self.state_dict().items() if key.startswith("objective.")}
             theirs = checkpoint["state_dict"].items()
             checkpoint["state_dict"] = {key: value for key, value in theirs if not key.startswith("objective.")} | mine
+        else:
+            self._check_teachers(checkpoint.get(_TEACHERS, {}))
         self._put_frozen_towers_back(checkpoint)
+
+    def _check_teachers(self, then: dict[Modality, str]) -> None:
+        for modality, source in self.data.split("train").teacher_sources.items():
+            if then.get(modality, source) != source:
+                raise ValueError(
+                    f"the {modality} bank is of another teacher than the one this training began with: continue with that "
+                    "bank, or start afresh"
+                )
 
     def _put_frozen_towers_back(self, checkpoint: dict[str, Any]) -> None:
         towers = self.encoder.frozen_towers()
