@@ -279,6 +279,8 @@ def run_figure(curves: Mapping[str, Curve]) -> Figure | None:
             panel.plot(list(curve), list(curve.values()), color=CANDIDATE_COLOUR, linewidth=1.8)
             panel.set_title(label, loc="left")
             panel.xaxis.get_major_locator().set_params(integer=True)
+            panel.tick_params(labelbottom=True)
+        for panel in panels[-columns:]:
             panel.set_xlabel("epoch")
         for panel in panels[len(shown) :]:
             panel.set_visible(False)
