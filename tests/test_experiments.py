@@ -80,14 +80,14 @@ def test_an_overlay_fits_an_experiment(path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("IMAGE_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("TEXT_WEIGHTS", small_bert(tmp_path / "bert"))
     monkeypatch.setattr("sdr_lightning.encoders.image.load_state", lambda *_, **__: None)
-    experiment = ROOT / "flickr30k/frozen.yaml"
+    experiment = ROOT / f"flickr30k/{'sdr' if path.stem == 'random_weights' else 'frozen'}.yaml"
     build(["--config", str(experiment), "--config", str(path), "--run_dir", str(tmp_path / "run")])
 
 
 def small_bert(folder: Path) -> str:
     """A BERT with random weights and a vocabulary, as a folder that transformers reads."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog"]
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(words))
     BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
