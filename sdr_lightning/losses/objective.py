@@ -264,7 +264,7 @@ class RebalancingObjective(nn.Module):
         image_relation = relations(image_teacher, None, self.distance) / scale
         text_relation = relations(text_teacher, None, self.distance) / scale
         target = fuse_relations(image_relation, text_relation, self.text_share())
-        weights = 1 - relation_matrix(text) if self.distance == "weighted_wasserstein" else None
+        weights = (1 - relation_matrix(text)).clamp(min=0) if self.distance == "weighted_wasserstein" else None
 
         def distance(relation: Tensor) -> Tensor:
             return relation_distance(relation, target, self.distance, weights)

@@ -24,11 +24,6 @@ def inputs(make_tower):
     return {image_tower: images, text_tower: tokens}[make_tower]()
 
 
-@pytest.fixture
-def offline(monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)  # the variable is read at import
-
-
 # --- Every tower.
 
 

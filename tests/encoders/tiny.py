@@ -41,3 +41,12 @@ def tokens(lengths=(4, 7, 2), padded_to=None, seed=0, padding=0):
         ids[row, :length] = torch.randint(1, 50, (length,), generator=generator)
         mask[row, :length] = 1
     return Tokens(ids, mask)
+
+
+def randomise(module, seed=0, scale=0.3):
+    """Every parameter and its neighbour differ: biases, scales of norms, and attention that is far from uniform."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(std=scale, generator=generator)
+    return module

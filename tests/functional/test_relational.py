@@ -87,6 +87,13 @@ def test_cosines_ignore_each_rows_scale_and_the_others_each_shift():
         torch.testing.assert_close(relations(items + scales.T[:, :4], None, kind), relations(items, None, kind))
 
 
+def test_distances_of_near_rows_are_exact():
+    items = rows(40).float()  # from 26 rows on, torch would take products, which lose what is near
+    items[1] = items[0] + 1e-4
+    exact = relations(items.double(), None, "rkd_distance")
+    torch.testing.assert_close(relations(items, None, "rkd_distance").double(), exact, rtol=1e-5, atol=0)
+
+
 def test_a_zero_row_relates_to_nothing():
     items = torch.tensor([[0.0, 0.0], [1.0, 0.0]], requires_grad=True)
     relation = relation_matrix(items)
@@ -116,32 +123,22 @@ def test_student_relations_by_hand():
 @pytest.mark.parametrize("kind", RELATIONS)
 def test_student_relations_and_their_gradients_equal_the_reference(kind, distance):
     inputs = [rows().requires_grad_(), rows(seed=1).requires_grad_(), rows(width=3, seed=2).requires_grad_()]
-    weights = random_relation(distance, 3)
+    relation = relations(*student_instances(*inputs, kind), distance)
+    counts = torch.ones_like(relation, dtype=torch.bool)
     if distance == "rkd_angle":  # angles of less than three instances mean nothing
         triplets = torch.cartesian_prod(*[torch.arange(5)] * 3)
-        weights *= torch.tensor([len(set(triplet)) == 3 for triplet in triplets.tolist()]).view(5, 5, 5)
-    relation = relations(*student_instances(*inputs, kind), distance)
+        counts = torch.tensor([len(set(triplet)) == 3 for triplet in triplets.tolist()]).view(5, 5, 5)
+    weights, plain = random_relation(distance, 3) * counts, [tensor.tolist() for tensor in inputs]
+
+    def expected(*changed):
+        found = reference.relations(*reference.student_instances(*changed, kind), distance)
+        return torch.tensor(found, dtype=torch.float64)
+
+    close(relation[counts].detach(), expected(*plain)[counts].tolist())
     (relation * weights).sum().backward()
-    plain, w = [tensor.tolist() for tensor in inputs], weights.flatten().tolist()
-
-    def expected(*inputs):
-        return torch.tensor(reference.relations(*reference.student_instances(*inputs, kind), distance)).flatten()
-
-    def weighted(*inputs):
-        return reference.dot(expected(*inputs).tolist(), w)
-
-    def entries(nested):
-        return [entry for item in nested for entry in (entries(item) if isinstance(item, list) else [item])]
-
-    def total(*inputs):
-        return reference.dot(entries(reference.relations(*reference.student_instances(*inputs, kind), distance)), w)
-
-    found = entries(reference.relations(*reference.student_instances(*plain, kind), distance))
-    counts = (weights != 0).flatten()
-    close(relation.detach().flatten()[counts], torch.tensor(found, dtype=torch.float64)[counts].tolist())
     for position, tensor in enumerate(inputs):
         slopes = reference.gradient(
-            lambda r, p=position: total(*plain[:p], r, *plain[p + 1 :]), plain[position]
+            lambda r, p=position: (expected(*plain[:p], r, *plain[p + 1 :]) * weights).sum().item(), plain[position]
         )
         close(tensor.grad if tensor.grad is not None else torch.zeros_like(tensor), slopes, 1e-7)
 
@@ -228,7 +225,9 @@ def test_distance_properties(kind):
     assert relation_distance(first, first, kind, weights) == 0
     there_and_back = relation_distance(second, first, kind, weights)
     assert torch.isclose(there_and_back, distance) == (kind != "kl")
-    reordered = relation_distance(*(permuted(tensor, order) for tensor in (first, second)), kind, permuted(weights, order))
+    reordered = relation_distance(
+        *(permuted(tensor, order) for tensor in (first, second)), kind, permuted(weights, order)
+    )
     assert torch.isclose(reordered, distance) == (kind != "paper_cumsum")
 
 
@@ -282,11 +281,8 @@ def test_a_row_without_weight_counts_nothing():
     assert weights.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("kind", DISTANCES)
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(("kind", "size"), [("rkd_angle", 2)] + [(kind, 1) for kind in DISTANCES])
 def test_without_different_instances_distance_and_gradient_are_zero(kind, size):
-    if size == 2 and kind != "rkd_angle":
-        pytest.skip("two instances are different")
     relation = random_relation(kind, 0, size).requires_grad_()
     distance = relation_distance(relation, random_relation(kind, 1, size), kind, positive(2, size))
     distance.backward()

@@ -11,10 +11,21 @@ from sdr_lightning.types import PairEmbeddings
 from tests.reference import losses as reference
 
 IDS = [3, 8, 3, 5, 8, 8]
-WIDTH, IMAGE_WIDTH, TEXT_WIDTH = 4, 5, 3
-ALL = {"itc": 1.0, "iic": 0.5, "ttc": 2.0, "kd": 3.0, "kdi": 0.7, "kdt": 1.3}
+WIDTH, IMAGE_WIDTH, TEXT_WIDTH, TOKEN_WIDTH = 4, 5, 3, 3
+ALL = {"itc": 1.0, "itm": 0.9, "iic": 0.5, "ttc": 2.0, "kd": 3.0, "kdi": 0.7, "kdt": 1.3}
+INSTANCES = ("itc", "itm", "iic", "ttc")
 STRUCTURE = ("kd", "kdi", "kdt")
-RELATIONS = ["image_image", "text_text", "image_text", "averaged"]
+RELATIONS = ["fused", "image_image", "text_text", "image_text", "averaged"]
+SEVERAL = {"averaged": 0.5, "fused": 1.0, "image_image": 1.5, "image_text": 0.8, "text_text": 0.3}
+COSINE_DISTANCES = ["mae", "mse", "kl", "wasserstein", "weighted_wasserstein", "paper_cumsum"]
+RKD = ["rkd_distance", "rkd_angle"]
+DISTANCES = COSINE_DISTANCES + RKD
+EMBEDDINGS = ("image", "text", "fused", "match_logits")
+
+
+def bug(*values, reason):
+    """A parameter set that shows a known bug; it fails, strictly, until the bug is gone."""
+    return pytest.param(*values, marks=pytest.mark.xfail(reason=f"bug: {reason}", strict=True))
 
 
 def random_rows(count, width, seed):
@@ -22,122 +33,144 @@ def random_rows(count, width, seed):
 
 
 def random_pairs(seed=0, ids=IDS):
-    image = F.normalize(random_rows(len(ids), WIDTH, 4 * seed), dim=1).requires_grad_()
-    text = F.normalize(random_rows(len(ids), WIDTH, 4 * seed + 1), dim=1).requires_grad_()
-    image_teacher = random_rows(len(ids), IMAGE_WIDTH, 4 * seed + 2)
-    text_teacher = random_rows(len(ids), TEXT_WIDTH, 4 * seed + 3)
-    return PairEmbeddings(image, text, torch.tensor(ids), image_teacher, text_teacher)
+    """Pairs and what a fusion encoder says of each pair, of each text's negative and of each image's."""
+    count, widths = len(ids), (WIDTH, WIDTH, IMAGE_WIDTH, TEXT_WIDTH, TOKEN_WIDTH)
+    image, text, image_teacher, text_teacher, fused = (
+        random_rows(count, width, 6 * seed + i) for i, width in enumerate(widths)
+    )
+    image, text = F.normalize(image, dim=1).requires_grad_(), F.normalize(text, dim=1).requires_grad_()
+    logits = random_rows(3 * count, 2, 6 * seed + 5).requires_grad_()
+    labels = torch.tensor([1] * count + [0] * (2 * count - 1) + [-100])  # the last one does not exist
+    if len(set(ids)) == 1:
+        labels[count:] = -100
+    return PairEmbeddings(
+        image, text, torch.tensor(ids), image_teacher, text_teacher, fused.requires_grad_(), logits, labels
+    )
 
 
-def make_objective(weights=ALL, tau=0.2, tau2=0.4, share=0.3, learnable=True, **kwargs):
+def make_objective(weights=ALL, tau=0.2, tau2=0.4, share=0.3, learnable=True, distance="mae", **kwargs):
     torch.manual_seed(0)
-    return RebalancingObjective(
+    relation_temperature = {} if distance in RKD else {"relation_temperature": Temperature(tau2, learnable)}
+    module = RebalancingObjective(
         weights,
         WIDTH,
         IMAGE_WIDTH,
         TEXT_WIDTH,
         temperature=Temperature(tau, learnable),
-        relation_temperature=Temperature(tau2, learnable),
-        text_share=TextShare(share, 'free' if learnable else 'fixed'),
+        text_share=TextShare(share, "free" if learnable else "fixed"),
+        distance=distance,
+        **relation_temperature,
         **kwargs,
-    ).double()
-
-
-def reference_terms(module, pairs, **changed):
-    """All six terms by the reference; a changed input replaces the module's or the pairs' own."""
-    given = {
-        "image": pairs.image.tolist(),
-        "text": pairs.text.tolist(),
-        "tau": module.temperature().item(),
-        "tau2": module.relation_temperature().item(),
-        "share": module.text_share().item(),
-        "image_weight": module.project_image_teacher.weight.tolist(),
-        "image_bias": [module.project_image_teacher.bias.tolist()],
-        "text_weight": module.project_text_teacher.weight.tolist(),
-        "text_bias": [module.project_text_teacher.bias.tolist()],
-    } | changed
-    image_teacher, text_teacher = pairs.image_teacher.tolist(), pairs.text_teacher.tolist()
-    ids = pairs.image_index.tolist()
-    image, text, tau = given["image"], given["text"], given["tau"]
-    return {
-        "itc": reference.itc(image, text, ids, tau),
-        "iic": reference.distil(image, image_teacher, given["image_weight"], given["image_bias"][0], ids, tau),
-        "ttc": reference.distil(text, text_teacher, given["text_weight"], given["text_bias"][0], ids, tau),
-    } | reference.structure(
-        image, text, image_teacher, text_teacher, given["share"], given["tau2"], module.relation, module.distance
     )
+    if kwargs.get("teacher_mlps"):  # small ones: the reference is slow
+        for side, width in (("image", IMAGE_WIDTH), ("text", TEXT_WIDTH)):
+            setattr(module, f"{side}_teacher_mlp", nn.Sequential(nn.Linear(width, 3), nn.GELU(), nn.Linear(3, 4)))
+    return module.double()
+
+
+def plain(module, pairs):
+    """What the reference is given: the objective's state and the batch, as lists."""
+    tensors = module.state_dict() | {name: value for name, value in pairs._asdict().items() if value is not None}
+    return {name: tensor.tolist() for name, tensor in tensors.items()}
+
+
+def structure_terms(module, given):
+    return reference.structure_terms(given, module.relation, module.distance)
 
 
 def gradients(module, pairs, term):
-    inputs = {"image": pairs.image, "text": pairs.text} | dict(module.named_parameters())
+    inputs = {name: getattr(pairs, name) for name in EMBEDDINGS} | dict(module.named_parameters())
     found = torch.autograd.grad(module(pairs)[term], list(inputs.values()), allow_unused=True, materialize_grads=False)
     return dict(zip(inputs, found, strict=True))
 
 
-@pytest.mark.parametrize("distance", ["mae", "mse"])
-@pytest.mark.parametrize("relation", RELATIONS)
-def test_terms_equal_the_reference(relation, distance):
-    module = make_objective(relation=relation, distance=distance)
-    for seed in range(3):
+def assert_gradients_equal(module, pairs, names, weighted_reference):
+    """Gradients that `backward` has left against central differences of a function of what the reference is given."""
+    tensors, given = dict(module.named_parameters()) | pairs._asdict(), plain(module, pairs)
+    for name in names:
+        slopes = reference.gradient(lambda value, n=name: weighted_reference(given | {n: value}), given[name])
+        expected = torch.tensor(slopes, dtype=torch.float64)
+        torch.testing.assert_close(
+            tensors[name].grad, expected, rtol=1e-5, atol=1e-6, msg=lambda message, n=name: f"{n}: {message}"
+        )
+
+
+# --- Every term against loops.
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("relation", [*RELATIONS, SEVERAL], ids=[*RELATIONS, "several"])
+def test_structure_terms_equal_the_reference(relation, distance):
+    module = make_objective(dict.fromkeys(STRUCTURE, 1), relation=relation, distance=distance)
+    for seed in range(2):
         pairs = random_pairs(seed)
-        terms = module(pairs)
-        expected = reference_terms(module, pairs)
-        assert list(terms) == list(TERMS)
+        terms, expected = module(pairs), structure_terms(module, plain(module, pairs))
+        assert list(terms) == list(STRUCTURE)
         for name, value in terms.items():
             assert value.dtype == torch.float64
             assert value.item() == pytest.approx(expected[name], rel=1e-6), name
 
 
-@pytest.mark.parametrize(("relation", "distance"), [("averaged", "mae"), ("image_text", "mse")])
-def test_gradients_equal_the_reference(relation, distance):
-    module, pairs = make_objective(relation=relation, distance=distance), random_pairs(1)
-    module.total(module(pairs)).backward()
+@pytest.mark.parametrize("ids", [IDS, [1, 2, 3, 4], [6, 6, 6]], ids=["groups", "single", "one image"])
+def test_instance_terms_and_their_gradients_equal_the_reference(ids):
+    weights = {name: ALL[name] for name in INSTANCES}
+    module, pairs = make_objective(weights), random_pairs(1, ids)
+    terms, expected = module(pairs), reference.instance_terms(plain(module, pairs))
+    assert list(terms) == list(INSTANCES)
+    assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, rel=1e-6)
+    module.total(terms).backward()
 
-    def total(**changed):
-        terms = reference_terms(module, pairs, **changed)
-        return sum(ALL[name] * value for name, value in terms.items())
+    def total(given):
+        return sum(weights[name] * value for name, value in reference.instance_terms(given).items())
 
-    projections = {"image": module.project_image_teacher, "text": module.project_text_teacher}
-    for name, tensor in {
-        "image": pairs.image,
-        "text": pairs.text,
-        **{f"{side}_weight": layer.weight for side, layer in projections.items()},
-        **{f"{side}_bias": layer.bias for side, layer in projections.items()},
-    }.items():
-        plain = tensor.view(-1, tensor.shape[-1]).tolist()
-        expected = reference.gradient(lambda rows, name=name: total(**{name: rows}), plain)
-        torch.testing.assert_close(
-            tensor.grad.view(-1, tensor.shape[-1]), torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-6
-        )
-    for name, parameter in {
-        "tau": module.temperature.value,
-        "tau2": module.relation_temperature.value,
-        "share": module.text_share.value,
-    }.items():
-        expected = reference.derivative(lambda value, name=name: total(**{name: value}), parameter.item())
-        assert parameter.grad.item() == pytest.approx(expected, rel=1e-5), name
+    names = ["image", "text", "match_logits", *(name for name, _ in module.named_parameters())]
+    assert len(names) == 3 + 5
+    assert_gradients_equal(module, pairs, names, total)
 
 
-def test_gradients_by_gradcheck():
-    module, pairs = make_objective(distance="mse"), random_pairs()
-    scalars = [module.temperature.value, module.relation_temperature.value, module.text_share.value]
+@pytest.mark.parametrize("teacher_mlps", [False, True], ids=["features", "mlps"])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_gradients_of_structure_terms_equal_the_reference(distance, teacher_mlps):
+    weights = {name: ALL[name] for name in STRUCTURE}
+    module = make_objective(weights, relation=SEVERAL, distance=distance, teacher_mlps=teacher_mlps)
+    pairs = random_pairs(2, [3, 8, 3, 5])
+    terms, expected = module(pairs), structure_terms(module, plain(module, pairs))
+    assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, rel=1e-6)
+    module.total(terms).backward()
 
-    def total(image, text, *_):
-        return module.total(module(pairs._replace(image=image, text=text)))
+    def total(given):
+        return sum(weights[name] * value for name, value in structure_terms(module, given).items())
 
-    assert torch.autograd.gradcheck(total, (pairs.image, pairs.text, *scalars))
+    names = [name for name, _ in module.named_parameters()]
+    assert len(names) == 2 - (distance in RKD) + 8 * teacher_mlps
+    assert_gradients_equal(module, pairs, names if teacher_mlps else ["image", "text", "fused", *names], total)
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_gradients_by_gradcheck(distance):
+    module, pairs = make_objective(distance=distance, relation=SEVERAL), random_pairs(ids=[3, 8, 3, 5])
+    scalars = [parameter for parameter in module.parameters() if parameter.ndim == 0]
+
+    def total(image, text, fused, logits, *_):
+        return module.total(module(pairs._replace(image=image, text=text, fused=fused, match_logits=logits)))
+
+    assert torch.autograd.gradcheck(total, (*(getattr(pairs, name) for name in EMBEDDINGS), *scalars))
+
+
+# --- The sum.
 
 
 def test_the_total_is_the_sum_of_weights_times_unweighted_terms():
     pairs = random_pairs()
     terms = make_objective()(pairs)
+    assert list(terms) == list(TERMS)
     torch.testing.assert_close(make_objective().total(terms), sum(ALL[name] * value for name, value in terms.items()))
-    plain = make_objective(dict.fromkeys(TERMS, 1))(pairs)
-    torch.testing.assert_close(plain, terms)  # a term does not depend on any weight
+    unweighted = make_objective(dict.fromkeys(TERMS, 1))(pairs)
+    torch.testing.assert_close(unweighted, terms)  # a term does not depend on any weight
 
 
 def test_a_total_by_hand():
-    module = RebalancingObjective({"itc": 0.5, "kd": 2.0}, WIDTH)
+    module = RebalancingObjective({"itc": 0.5, "kd": 2.0})
     assert module.total({"itc": torch.tensor(3.0), "kd": torch.tensor(0.25)}).item() == 2.0
 
 
@@ -147,6 +180,11 @@ def test_a_term_is_the_same_alone_and_among_the_others():
         alone = make_objective({name: 1})
         alone.load_state_dict({key: together.state_dict()[key] for key in alone.state_dict()})
         torch.testing.assert_close(alone(pairs), {name: value})
+
+
+def test_without_weights_the_papers():
+    module = RebalancingObjective(None, WIDTH, IMAGE_WIDTH, TEXT_WIDTH)
+    assert module.weights == {"itc": 1, "itm": 2, "iic": 1, "ttc": 2, "kd": 2, "kdi": 1, "kdt": 1}
 
 
 # --- Which terms are computed.
@@ -162,11 +200,12 @@ def test_a_term_with_weight_zero_is_neither_computed_nor_given_parameters(zero):
     assert any("project_text" in key for key in module.state_dict()) == (zero != "ttc")
 
 
-def test_matching_alone_needs_nothing_of_the_teachers():
-    module = RebalancingObjective(ALL | dict.fromkeys(["iic", "ttc", "kd", "kdi", "kdt"], 0), WIDTH)
+@pytest.mark.parametrize("term", ["itc", "itm"])
+def test_matching_alone_needs_nothing_of_the_teachers(term):
+    module = RebalancingObjective(ALL | dict.fromkeys(set(ALL) - {term}, 0), teacher_mlps=True)
     pairs = random_pairs()._replace(image_teacher=None, text_teacher=None)
-    assert list(module(pairs)) == ["itc"]
-    assert [name for name, _ in module.named_parameters()] == ["temperature.value"]
+    assert list(module(pairs)) == [term]
+    assert [name for name, _ in module.named_parameters()] == (["temperature.value"] if term == "itc" else [])
     assert not module.has_structure
     assert not module.needs_image_teacher
     assert not module.needs_text_teacher
@@ -176,15 +215,16 @@ def test_the_students_relation_is_not_computed_without_kd(monkeypatch):
     def refuse(*_):
         raise AssertionError("computed")
 
-    monkeypatch.setattr(objective, "student_relation", refuse)
-    make_objective({"kdi": 1, "kdt": 1})(random_pairs())
+    monkeypatch.setattr(objective, "student_instances", refuse)
+    make_objective({"kdi": 1, "kdt": 1}, relation="fused")(random_pairs()._replace(fused=None))
     with pytest.raises(AssertionError, match="computed"):
         make_objective({"kd": 1})(random_pairs())
 
 
 @pytest.mark.parametrize(
     ("term", "image", "text"),
-    [("itc", False, False), ("iic", True, False), ("ttc", False, True)] + [(name, True, True) for name in STRUCTURE],
+    [("itc", False, False), ("itm", False, False), ("iic", True, False), ("ttc", False, True)]
+    + [(name, True, True) for name in STRUCTURE],
 )
 def test_which_teachers_a_term_needs(term, image, text):
     module, pairs = make_objective({term: 1}), random_pairs()
@@ -198,26 +238,50 @@ def test_which_teachers_a_term_needs(term, image, text):
             module(without)
 
 
+@pytest.mark.parametrize(
+    ("weights", "relation", "matching", "fusion"),
+    [
+        ({"itc": 1, "kd": 1}, "averaged", False, False),
+        ({"itm": 1}, "averaged", True, True),
+        ({"kd": 1}, "fused", False, True),
+        ({"kd": 1}, {"averaged": 1, "fused": 0.1}, False, True),
+        ({"itc": 1, "kdi": 1, "kdt": 1}, "fused", False, False),
+    ],
+)
+def test_what_needs_the_fusion_encoder(weights, relation, matching, fusion):
+    module = RebalancingObjective(weights, relation=relation)
+    assert (module.needs_matching, module.needs_fusion) == (matching, fusion)
+    if not fusion:
+        make_objective(weights, relation=relation)(random_pairs()._replace(fused=None, match_logits=None))
+
+
 # --- Structure.
 
 
-def factor(relation):
-    """Unit rows whose cosines are the given positive definite relation."""
-    return torch.linalg.cholesky(relation)
+@pytest.mark.parametrize("kind", RELATIONS)
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_structure_is_zero_when_all_relations_coincide_and_only_then(kind, distance):
+    module = make_objective(dict.fromkeys(STRUCTURE, 1), relation=kind, distance=distance)
+    rows = F.normalize(random_rows(4, WIDTH, 3), dim=1)
+    # Teachers and fused tokens are the same rows in a turned and scaled space.
+    turned = [rows @ torch.linalg.qr(random_rows(WIDTH, WIDTH, seed)).Q * seed for seed in (1, 2, 3)]
+    pairs = PairEmbeddings(rows, rows, torch.arange(4), *turned)
+    assert max(module(pairs).values()) < 1e-6
+    assert min(module(pairs._replace(text_teacher=random_rows(4, 6, 9))).values()) > 1e-4
 
 
 @pytest.mark.parametrize("kind", RELATIONS)
-@pytest.mark.parametrize("distance", ["mae", "mse"])
+@pytest.mark.parametrize("distance", COSINE_DISTANCES)
 def test_kd_is_zero_when_the_students_relation_is_the_fused_one(kind, distance):
-    module = make_objective({"kd": 1, "itc": 1}, share=0.3, relation=kind, distance=distance)
+    module = make_objective({"kd": 1}, share=0.3, relation=kind, distance=distance)
     image_teacher, text_teacher = random_rows(4, 6, 1), random_rows(4, 7, 2)
     cosines = [F.normalize(t, dim=1) @ F.normalize(t, dim=1).T for t in (image_teacher, text_teacher)]
     share = module.text_share().item()
-    student = factor(share * cosines[1] + (1 - share) * cosines[0])
+    student = torch.linalg.cholesky(share * cosines[1] + (1 - share) * cosines[0])  # unit rows with these cosines
     other = F.normalize(random_rows(4, 4, 3), dim=1)
-    image = other if kind == "text_text" else student
-    text = other if kind == "image_image" else student
-    pairs = PairEmbeddings(image, text, torch.arange(4), image_teacher, text_teacher)
+    image = other if kind in ("text_text", "fused") else student
+    text = other if kind in ("image_image", "fused") else student
+    pairs = PairEmbeddings(image, text, torch.arange(4), image_teacher, text_teacher, 3 * student)
     assert module(pairs)["kd"].item() < 1e-12
     swapped = pairs._replace(image_teacher=text_teacher, text_teacher=image_teacher)
     assert module(swapped)["kd"].item() > 1e-3
@@ -235,7 +299,6 @@ def test_structure_by_hand():
     )
     module = RebalancingObjective(
         {"kd": 1, "kdi": 1, "kdt": 1},
-        2,
         relation_temperature=Temperature(0.5),
         text_share=TextShare(0.25),
     )
@@ -250,44 +313,80 @@ def test_structure_by_hand():
     )
 
 
-@pytest.mark.parametrize("kind", RELATIONS)
-def test_structure_does_not_see_a_rotation_of_the_common_space(kind):
-    module, pairs = make_objective(relation=kind), random_pairs()
-    rotation = torch.linalg.qr(random_rows(WIDTH, WIDTH, 9)).Q
-    rotated = module(pairs._replace(image=pairs.image @ rotation, text=pairs.text @ rotation))
-    plain = module(pairs)
+def test_several_relations_are_summed_by_their_weights():
+    pairs = random_pairs()
+    single = {kind: make_objective({"kd": 1}, relation=kind)(pairs)["kd"] for kind in SEVERAL}
+    several = make_objective({"kd": 1}, relation=SEVERAL)(pairs)["kd"]
+    torch.testing.assert_close(several, sum(SEVERAL[kind] * value for kind, value in single.items()))
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_structure_does_not_see_a_rotation(distance):
+    module, pairs = make_objective(relation=SEVERAL, distance=distance), random_pairs()
+    rotation, of_tokens = (torch.linalg.qr(random_rows(w, w, 9)).Q for w in (WIDTH, TOKEN_WIDTH))
+    moved = pairs._replace(image=pairs.image @ rotation, text=pairs.text @ rotation, fused=pairs.fused @ of_tokens)
+    rotated, still = module(moved), module(pairs)
     for name in ("itc", *STRUCTURE):
-        torch.testing.assert_close(rotated[name], plain[name])
+        torch.testing.assert_close(rotated[name], still[name])
     for name in ("iic", "ttc"):  # these are tied to the teachers' projections
-        assert abs(rotated[name] - plain[name]) > 1e-3
+        assert abs(rotated[name] - still[name]) > 1e-3
+    one_sided = module(pairs._replace(image=pairs.image @ rotation))
+    assert abs(one_sided["kd"] - still["kd"]) > 1e-4
 
 
-@pytest.mark.parametrize("kind", RELATIONS)
-def test_permuting_the_pairs_permutes_every_terms_gradient(kind):
-    module, pairs = make_objective(relation=kind), random_pairs()
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_permuting_the_pairs_permutes_every_terms_gradient(distance):
+    module, pairs = make_objective(relation=SEVERAL, distance=distance), random_pairs()
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    permuted = PairEmbeddings(*(tensor[order].detach() for tensor in pairs))
-    permuted.image.requires_grad_()
-    permuted.text.requires_grad_()
-    torch.testing.assert_close(module(permuted), module(pairs))
+    moved_rows = {name: torch.cat([order + 6 * i for i in range(3)]) for name in ("match_logits", "match_labels")}
+    permuted = PairEmbeddings(
+        *(tensor.detach()[moved_rows.get(name, order)] for name, tensor in pairs._asdict().items())
+    )
+    for name in EMBEDDINGS:
+        getattr(permuted, name).requires_grad_()
+    here, there = module(pairs), module(permuted)
     for name in TERMS:
+        if distance == "paper_cumsum" and name in STRUCTURE:  # the one distance that depends on the batch's order
+            assert abs(here[name] - there[name]) > 1e-3
+            continue
+        torch.testing.assert_close(there[name], here[name])
         before, after = gradients(module, pairs, name), gradients(module, permuted, name)
         for key in before:
             if before[key] is None:
                 assert after[key] is None
             else:
-                moved = before[key][order] if key in ("image", "text") else before[key]
-                torch.testing.assert_close(after[key], moved)
+                rows = moved_rows.get(key, order) if key in EMBEDDINGS else slice(None)
+                torch.testing.assert_close(after[key], before[key][rows] if before[key].ndim else before[key])
 
 
-@pytest.mark.parametrize(("distance", "power"), [("mae", 1), ("mse", 2)])
+@pytest.mark.parametrize(("distance", "power"), [("mae", 1), ("mse", 2), ("wasserstein", 1), ("paper_cumsum", 1)])
 def test_growing_tau2_shrinks_every_structure_term(distance, power):
     pairs = random_pairs()
     cold = make_objective(tau2=0.1, distance=distance)(pairs)
     warm = make_objective(tau2=0.8, distance=distance)(pairs)
     for name in STRUCTURE:
         assert (cold[name] / warm[name]).item() == pytest.approx(8**power, rel=1e-6)
-    torch.testing.assert_close(warm["itc"], cold["itc"])
+    for name in INSTANCES:
+        torch.testing.assert_close(warm[name], cold[name])
+
+
+@pytest.mark.parametrize(
+    "distance",
+    [
+        bug("mae", reason="tiles divide by tau2 and not by its absolute value, so that kd, kdi and kdt turn negative")
+        if name == "mae"
+        else name
+        for name in COSINE_DISTANCES
+    ],
+)
+def test_a_tau2_that_crossed_zero(distance):
+    """As it may where temperatures are not clamped: a distance of relations over tau2 stays a distance."""
+    module = make_objective(dict.fromkeys(STRUCTURE, 1), distance=distance, clamp_temperatures=False)
+    with torch.no_grad():
+        module.relation_temperature.value.neg_()
+    pairs = random_pairs()
+    expected = structure_terms(module, plain(module, pairs))
+    assert {name: value.item() for name, value in module(pairs).items()} == pytest.approx(expected, rel=1e-6)
 
 
 def test_with_mae_the_teachers_two_terms_sum_to_their_distance_whatever_lambda():
@@ -301,24 +400,59 @@ def test_with_mae_the_teachers_two_terms_sum_to_their_distance_whatever_lambda()
         if 0 < share < 1:
             total.backward()
             assert abs(module.text_share.value.grad.item()) < 1e-12
-    outside = make_objective({"kdi": 1, "kdt": 1}, share=1.5)
-    assert outside.total(outside(pairs)).item() == pytest.approx(2 * expected, rel=1e-6)
+    for share in (-0.5, 1.5):
+        outside = make_objective({"kdi": 1, "kdt": 1}, share=share)
+        assert outside.total(outside(pairs)).item() == pytest.approx(2 * expected, rel=1e-6)
 
 
-def test_lambda_is_the_share_of_the_text_teacher():
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_lambda_is_the_share_of_the_text_teacher(distance):
     pairs = random_pairs()
-    text_only = make_objective(share=1.0)(pairs)
+    text_only = make_objective(share=1.0, distance=distance)(pairs)
     assert text_only["kdt"].item() == pytest.approx(0, abs=1e-12)
-    assert text_only["kdi"] > 0.1
-    image_only = make_objective(share=0.0)(pairs)
+    assert text_only["kdi"] > 0.01
+    image_only = make_objective(share=0.0, distance=distance)(pairs)
     assert image_only["kdi"].item() == pytest.approx(0, abs=1e-12)
-    assert image_only["kdt"] > 0.1
+    assert image_only["kdt"] > 0.01
+
+
+@pytest.mark.parametrize("kind", RELATIONS)
+def test_the_weights_of_the_wasserstein_distance_are_the_texts_whatever_the_relation(kind):
+    module, pairs = make_objective({"kd": 1}, relation=kind, distance="weighted_wasserstein"), random_pairs()
+    other_text = F.normalize(random_rows(6, WIDTH, 50), dim=1)
+    assert abs(module(pairs._replace(text=other_text))["kd"] - module(pairs)["kd"]) > 1e-3
+
+
+# --- The teachers' MLPs.
+
+
+def test_the_mlps_widths():
+    module = RebalancingObjective({"kd": 1}, None, IMAGE_WIDTH, TEXT_WIDTH, teacher_mlps=True)
+    for mlp, width in ((module.image_teacher_mlp, IMAGE_WIDTH), (module.text_teacher_mlp, TEXT_WIDTH)):
+        first, activation, second = mlp
+        assert isinstance(activation, nn.GELU)
+        assert [first.in_features, first.out_features, second.in_features, second.out_features] == [
+            width,
+            1536,
+            1536,
+            768,
+        ]
+    assert not {id(p) for p in module.image_teacher_mlp.parameters()} & {
+        id(p) for p in module.text_teacher_mlp.parameters()
+    }
+
+
+def test_without_structure_there_are_no_mlps():
+    module = make_objective({"itc": 1, "iic": 1}, teacher_mlps=False)
+    asked = RebalancingObjective({"itc": 1, "iic": 1}, WIDTH, IMAGE_WIDTH, teacher_mlps=True)
+    assert asked.state_dict().keys() == module.state_dict().keys()
 
 
 # --- What carries gradient.
 
 CARRIES = {
     "itc": {"image", "text", "temperature.value"},
+    "itm": {"match_logits"},
     "iic": {"image", "temperature.value", "project_image_teacher.weight", "project_image_teacher.bias"},
     "ttc": {"text", "temperature.value", "project_text_teacher.weight", "project_text_teacher.bias"},
     "kd": {"image", "text", "relation_temperature.value", "text_share.value"},
@@ -336,18 +470,49 @@ def test_what_a_term_moves(term):
 
 @pytest.mark.parametrize(
     ("kind", "moved"),
-    [("image_image", {"image"}), ("text_text", {"text"}), ("image_text", {"image", "text"})],
+    [
+        ("fused", {"fused"}),
+        ("image_image", {"image"}),
+        ("text_text", {"text"}),
+        ("image_text", {"image", "text"}),
+        ("averaged", {"image", "text"}),
+        ({"fused": 1, "text_text": 1}, {"fused", "text"}),
+    ],
 )
-def test_kd_moves_the_embeddings_that_its_relation_names(kind, moved):
-    found = gradients(make_objective(relation=kind), random_pairs(), "kd")
-    assert {name for name in ("image", "text") if found[name] is not None} == moved
+@pytest.mark.parametrize("distance", ["mae", "kl", "rkd_angle"])
+def test_kd_moves_the_embeddings_that_its_relation_names(kind, moved, distance):
+    found = gradients(make_objective(relation=kind, distance=distance), random_pairs(), "kd")
+    assert {name for name in EMBEDDINGS if found[name] is not None} == moved
+    assert all(found[name].any() for name in moved)
 
 
-def test_no_gradient_ever_reaches_the_teachers_features():
+@pytest.mark.parametrize("teacher_mlps", [False, True], ids=["features", "mlps"])
+@pytest.mark.parametrize("term", ["kdi", "kdt"])
+@pytest.mark.parametrize(
+    "distance",
+    [
+        bug(name, reason="w = 1 - cos of the student's texts lets kdi and kdt move the text embeddings")
+        if name == "weighted_wasserstein"
+        else name
+        for name in DISTANCES
+    ],
+)
+def test_the_teachers_terms_move_lambda_tau2_and_the_mlps_alone(distance, term, teacher_mlps):
+    found = gradients(make_objective(distance=distance, teacher_mlps=teacher_mlps), random_pairs(), term)
+    moved = {name for name, value in found.items() if value is not None and value.any()}
+    scalars = {"text_share.value"} | (set() if distance in RKD else {"relation_temperature.value"})
+    assert {name for name in moved if "mlp" not in name} == scalars
+    mlps = {f"{side}_teacher_mlp.{name}" for side in ("image", "text") for name in ("0.weight", "2.weight")}
+    assert (mlps <= moved) == teacher_mlps
+
+
+@pytest.mark.parametrize("teacher_mlps", [False, True], ids=["features", "mlps"])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_no_gradient_ever_reaches_the_teachers_features(distance, teacher_mlps):
     pairs = random_pairs()
     pairs.image_teacher.requires_grad_()
     pairs.text_teacher.requires_grad_()
-    module = make_objective()
+    module = make_objective(distance=distance, teacher_mlps=teacher_mlps)
     module.total(module(pairs)).backward()
     assert pairs.image_teacher.grad is None
     assert pairs.text_teacher.grad is None
@@ -362,59 +527,132 @@ def test_fixed_scalars_are_no_parameters_but_are_saved():
     torch.testing.assert_close(module(pairs), make_objective()(pairs))
 
 
-# --- Small batches.
+@pytest.mark.parametrize("distance", ["mae", "kl"])
+def test_a_bounded_lambda_weighs_the_relations(distance):
+    pairs, given = random_pairs(), {"relation_temperature": Temperature(0.4), "distance": distance}
+    weights = dict.fromkeys(STRUCTURE, 1)
+    bounded = RebalancingObjective(weights, text_share=TextShare(0.3, "bounded"), **given).double()
+    torch.testing.assert_close(bounded(pairs), make_objective(weights, distance=distance)(pairs), rtol=1e-5, atol=0)
+    assert gradients(bounded, pairs, "kd")["text_share.value"] != 0
+    assert bounded.scalars()["lambda"].item() == pytest.approx(0.3)
 
 
-def test_a_batch_of_one_pair():
-    module, pairs = make_objective(), random_pairs(ids=[7])
+# --- Small and degenerate batches.
+
+
+def degenerate(name):
+    if name == "one pair":
+        return random_pairs(ids=[7])
+    if name == "two pairs":
+        return random_pairs(ids=[7, 9])
+    if name == "two pairs of one image":
+        return random_pairs(ids=[7, 7])
+    pairs = random_pairs(ids=[7, 7, 7, 7] if name == "one image" else [7, 7, 8, 9])
+    if name == "an image twice":  # of two captions, and two equal fused tokens
+        rows = torch.tensor([0, 0, 2, 3])
+        return pairs._replace(image=pairs.image[rows], fused=pairs.fused[rows], image_teacher=pairs.image_teacher[rows])
+    if name == "equal embeddings":
+        equal = {key: getattr(pairs, key)[:1].expand(4, -1) for key in ("image", "text", "fused")}
+        return pairs._replace(**equal | {"text": equal["image"]})
+    if name == "equal teachers":
+        return pairs._replace(
+            **{key: getattr(pairs, key)[:1].expand(4, -1) for key in ("image_teacher", "text_teacher")}
+        )
+    return pairs
+
+
+BATCHES = [
+    "one pair",
+    "two pairs",
+    "two pairs of one image",
+    "one image",
+    "an image twice",
+    "equal embeddings",
+    "equal teachers",
+]
+BUGS = {
+    ("one pair", "rkd_distance"): "the mean of no distances is NaN, and NaN times 0 is NaN",
+    ("an image twice", "rkd_angle"): "an edge of length 0 is divided by 1e-12: gradients of 1e10",
+}
+
+
+@pytest.mark.parametrize("teacher_mlps", [False, True], ids=["features", "mlps"])
+@pytest.mark.parametrize(
+    ("batch", "distance"),
+    [
+        bug(batch, distance, reason=BUGS[batch, distance]) if (batch, distance) in BUGS else (batch, distance)
+        for batch in BATCHES
+        for distance in DISTANCES
+    ],
+)
+def test_degenerate_batches_are_defined(batch, distance, teacher_mlps):
+    module, pairs = make_objective(relation=SEVERAL, distance=distance, teacher_mlps=teacher_mlps), degenerate(batch)
+    terms = module(pairs)
+    assert all(-1e-12 < value < 1e3 for value in terms.values()), terms
+    for term in TERMS:
+        for name, found in gradients(module, pairs, term).items():
+            assert found is None or found.abs().max() < 1e4, (term, name)  # finite, and of a size to learn from
+
+
+@pytest.mark.xfail(reason="bug: w of equal texts may round to -1e-16, and their sum is clamped to 1e-308", strict=True)
+def test_weights_that_round_below_zero_do_not_blow_up():
+    module = make_objective(dict.fromkeys(STRUCTURE, 1), distance="weighted_wasserstein")
+    for seed in range(40):
+        pairs = random_pairs(seed, [0, 1])
+        terms = module(pairs._replace(text=pairs.text[:1].expand(2, -1)))
+        assert all(value < 1e3 for value in terms.values()), terms
+
+
+@pytest.mark.parametrize(
+    "distance", [*COSINE_DISTANCES, bug("rkd_distance", reason=BUGS["one pair", "rkd_distance"]), "rkd_angle"]
+)
+def test_a_batch_of_one_pair(distance):
+    module, pairs = make_objective(relation=SEVERAL, distance=distance), random_pairs(ids=[7])
     terms = module(pairs)
     module.total(terms).backward()
-    assert {name: value.item() for name, value in terms.items()} == pytest.approx(dict.fromkeys(TERMS, 0), abs=1e-12)
-    for tensor in (pairs.image, pairs.text, *module.parameters()):
+    matching = reference.matching(pairs.match_logits.tolist(), pairs.match_labels.tolist())
+    expected = dict.fromkeys(TERMS, 0) | {"itm": matching}
+    assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, abs=1e-12)
+    for tensor in (pairs.image, pairs.text, pairs.fused, *module.parameters()):
         assert tensor.grad.abs().max() < 1e-12
 
 
-def test_a_batch_of_one_image():
-    module, pairs = make_objective(), random_pairs(ids=[7, 7, 7, 7])
-    terms, expected = module(pairs), reference_terms(module, pairs)
-    module.total(terms).backward()
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_batch_of_one_image(distance):
+    module, pairs = make_objective(relation=SEVERAL, distance=distance), random_pairs(ids=[7, 7, 7, 7])
+    terms, given = module(pairs), plain(module, pairs)
+    expected = reference.instance_terms(given) | structure_terms(module, given)
     assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, rel=1e-6)
     assert all(terms[name] >= math.log(4) for name in ("itc", "iic", "ttc"))
-    assert pairs.image.grad.isfinite().all()
-    assert pairs.text.grad.isfinite().all()
-
-
-# --- Precision.
-
-
-def test_terms_are_computed_in_float32_under_autocast():
-    module = make_objective().float()
-    pairs = PairEmbeddings(*(t.detach().to(torch.bfloat16) if t.is_floating_point() else t for t in random_pairs()))
-    pairs.image.requires_grad_()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        terms = module(pairs)
-    exact = module(PairEmbeddings(*(t.float() if t.is_floating_point() else t for t in pairs)))
-    assert {value.dtype for value in terms.values()} == {torch.float32}
-    for name in TERMS:
-        torch.testing.assert_close(terms[name], exact[name], rtol=0, atol=0)
-    module.total(terms).backward()
-    assert pairs.image.grad.dtype == torch.bfloat16
 
 
 # --- Scalars.
 
 
+def fill(module, **values):
+    with torch.no_grad():
+        for name, value in values.items():
+            getattr(module, name).value.fill_(value)
+
+
 def test_clamp_puts_both_temperatures_back_and_leaves_lambda():
     module = make_objective()
-    with torch.no_grad():
-        module.temperature.value.fill_(-3)
-        module.relation_temperature.value.fill_(50)
-        module.text_share.value.fill_(1.7)
+    fill(module, temperature=-3, relation_temperature=50, text_share=1.7)
     module.clamp()
     assert {name: value.item() for name, value in module.scalars().items()} == pytest.approx(
         {"temperature": 0.01, "relation_temperature": 1.0, "lambda": 1.7}
     )
-    RebalancingObjective({"itc": 1}, WIDTH).clamp()
+    RebalancingObjective({"itc": 1}).clamp()
+    RebalancingObjective({"kd": 1}, distance="rkd_angle").clamp()
+
+
+def test_temperatures_can_be_left_alone():
+    module = make_objective(clamp_temperatures=False)
+    fill(module, temperature=-3, relation_temperature=50, text_share=1.7)
+    module.clamp()
+    assert {name: value.item() for name, value in module.scalars().items()} == pytest.approx(
+        {"temperature": -3, "relation_temperature": 50, "lambda": 1.7}
+    )
 
 
 def test_logged_scalars():
@@ -423,18 +661,35 @@ def test_logged_scalars():
         {"temperature": 0.2, "relation_temperature": 0.4, "lambda": 0.3}
     )
     assert not any(value.requires_grad for value in values.values())
-    assert set(RebalancingObjective({"itc": 1}, WIDTH).scalars()) == {"temperature"}
+    assert set(RebalancingObjective({"itc": 1}).scalars()) == {"temperature"}
+    assert RebalancingObjective({"itm": 1}).scalars() == {}
+
+
+@pytest.mark.parametrize("distance", RKD)
+def test_relational_knowledge_distillation_has_no_temperature(distance):
+    module = RebalancingObjective({"kd": 1, "itc": 1}, distance=distance)
+    assert set(module.scalars()) == {"temperature", "lambda"}
+    assert {name for name, _ in module.named_parameters()} == {"temperature.value", "text_share.value"}
+    with pytest.raises(ValueError, match=f"{distance} has no temperature: leave relation_temperature out"):
+        RebalancingObjective({"kd": 1}, distance=distance, relation_temperature=Temperature())
+
+
+def test_the_temperature_that_negatives_are_drawn_with():
+    found = make_objective(tau=0.2).negatives_temperature()
+    assert found.item() == pytest.approx(0.2)
+    assert not found.requires_grad
+    assert RebalancingObjective({"itm": 1, "kd": 1}, relation="fused").negatives_temperature() == 0.07
 
 
 def test_the_published_starting_values():
-    values = RebalancingObjective({"itc": 1, "kd": 2}, WIDTH).scalars()
+    values = RebalancingObjective({"itc": 1, "kd": 2}).scalars()
     assert {name: value.item() for name, value in values.items()} == pytest.approx(
         {"temperature": 0.07, "relation_temperature": 0.07, "lambda": 0.5}
     )
 
 
 def test_two_objectives_share_no_scalar():
-    first, second = RebalancingObjective({"itc": 1, "kd": 1}, WIDTH), RebalancingObjective({"itc": 1, "kd": 1}, WIDTH)
+    first, second = RebalancingObjective({"itc": 1, "kd": 1}), RebalancingObjective({"itc": 1, "kd": 1})
     assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
     assert first.temperature is not first.relation_temperature
 
@@ -445,7 +700,7 @@ def test_two_objectives_share_no_scalar():
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"itcc": 1.0}, r"unknown term 'itcc'.*itc, iic, ttc, kd, kdi, kdt.*did you mean 'itc'\?"),
+        ({"itcc": 1.0}, r"unknown term 'itcc'.*itc, itm, iic, ttc, kd, kdi, kdt.*did you mean 'itc'\?"),
         ({"itc": 1.0, "kdl": 0.0}, r"unknown term 'kdl'.*did you mean 'kd"),
         ({"itc": -0.5}, r"weight of 'itc' must be finite and >= 0, got -0\.5"),
         ({"itc": 1.0, "kd": math.nan}, r"weight of 'kd' must be finite and >= 0, got nan"),
@@ -459,14 +714,49 @@ def test_weights_that_make_no_sense(weights, message):
         make_objective(weights)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"relation": "imgae_image"}, f"relation must be one of {', '.join(RELATIONS)}, got 'imgae_image'"),
+        ({"relation": {"averaged": 1, "imgae": 1}}, f"relation must be one of {', '.join(RELATIONS)}, got 'imgae'"),
+        ({"relation": {}}, f"no relation is named.*{', '.join(RELATIONS)}"),
+        *(
+            (
+                {"relation": {"averaged": 1, "fused": weight}},
+                rf"weight of relation 'fused' must be .* positive, got {weight}",
+            )
+            for weight in (0, -1.0, math.inf, math.nan)
+        ),
+        ({"distance": "wd"}, f"distance must be one of {', '.join(DISTANCES)}, got 'wd'"),
+    ],
+)
+def test_relations_and_distances_that_make_no_sense(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RebalancingObjective({"kd": 1}, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("weights", "mlps", "reader", "missing"),
+    [
+        ({"iic": 1}, False, "'iic'", "embedding_width"),
+        ({"iic": 1}, False, "'iic'", "image_teacher_width"),
+        ({"ttc": 1}, False, "'ttc'", "embedding_width"),
+        ({"ttc": 1}, False, "'ttc'", "text_teacher_width"),
+        ({"kdt": 1}, True, "teacher_mlps", "image_teacher_width"),
+        ({"kdi": 1}, True, "teacher_mlps", "text_teacher_width"),
+    ],
+)
+def test_a_missing_width(weights, mlps, reader, missing):
+    widths = {"embedding_width": 4, "image_teacher_width": 6, "text_teacher_width": 7}
+    with pytest.raises(ValueError, match=f"{reader} needs {missing}"):
+        RebalancingObjective(weights, teacher_mlps=mlps, **{k: v for k, v in widths.items() if k != missing})
+
+
 @pytest.mark.parametrize(("term", "argument"), [("iic", "image_teacher_width"), ("ttc", "text_teacher_width")])
-def test_a_missing_width(term, argument):
-    with pytest.raises(ValueError, match=f"'{term}' needs {argument}"):
-        RebalancingObjective({term: 1}, WIDTH)
-    widths = {"image_teacher_width": 6, "text_teacher_width": 7}
-    module = RebalancingObjective({term: 1}, WIDTH, **{argument: widths[argument]})
+def test_widths_that_no_term_reads_may_be_missing(term, argument):
+    module = RebalancingObjective({term: 1}, WIDTH, **{argument: 7})
     (projection,) = [child for child in module.children() if isinstance(child, nn.Linear)]
-    assert (projection.in_features, projection.out_features) == (widths[argument], WIDTH)
+    assert (projection.in_features, projection.out_features) == (7, WIDTH)
 
 
 @pytest.mark.parametrize(("term", "modality", "width"), [("iic", "image", 5), ("ttc", "text", 3)])
@@ -476,3 +766,16 @@ def test_a_bank_of_another_width(term, modality, width):
     with pytest.raises(ValueError, match=message):
         make_objective({term: 1})(pairs)
     make_objective({"kd": 1})(pairs)  # relations do not mind widths
+
+
+@pytest.mark.parametrize(
+    ("weights", "absent", "message"),
+    [
+        ({"itm": 1}, "match_logits", "'itm' needs a fusion encoder"),
+        ({"itm": 1}, "match_labels", "'itm' needs a fusion encoder"),
+        ({"kd": 1}, "fused", "fused tokens needs a fusion encoder"),
+    ],
+)
+def test_without_a_fusion_encoder(weights, absent, message):
+    with pytest.raises(ValueError, match=message):
+        make_objective(weights, relation="fused")(random_pairs()._replace(**{absent: None}))

@@ -72,9 +72,7 @@ def nt_xent(rows, group, tau):
 
 def matching(logits, labels):
     """ITM: the mean over labelled pairs of -log softmax_label(logits)."""
-    return mean(
-        -math.log(softmax(pair)[label]) for pair, label in zip(logits, labels, strict=True) if label in (0, 1)
-    )
+    return mean(-math.log(softmax(pair)[label]) for pair, label in zip(logits, labels, strict=True) if label in (0, 1))
 
 
 def negative_weights(queries, gallery, query_ids, gallery_ids, tau):
@@ -82,9 +80,7 @@ def negative_weights(queries, gallery, query_ids, gallery_ids, tau):
     result = []
     for query, query_id in zip(queries, query_ids, strict=True):
         chances = softmax([dot(query, item) / tau for item in gallery])
-        result.append(
-            [0.0 if query_id == other else p + 1e-5 for p, other in zip(chances, gallery_ids, strict=True)]
-        )
+        result.append([0.0 if query_id == other else p + 1e-5 for p, other in zip(chances, gallery_ids, strict=True)])
     return result
 
 
@@ -107,9 +103,7 @@ def angles(rows, columns):
     size = range(len(rows))
     between = {(j, i): [a - b for a, b in zip(rows[i], columns[j], strict=True)] for j in size for i in size}
     edge = {(j, i): unit(vector) for (j, i), vector in between.items() if i != j}
-    return [
-        [[dot(edge[j, i], edge[j, k]) if len({i, j, k}) == 3 else 0.0 for k in size] for i in size] for j in size
-    ]
+    return [[[dot(edge[j, i], edge[j, k]) if len({i, j, k}) == 3 else 0.0 for k in size] for i in size] for j in size]
 
 
 def relations(rows, columns, distance_kind):

@@ -1,0 +1,136 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sdr_lightning.functional.ranking import Ranking, rank_embeddings
+from sdr_lightning.functional.reranking import candidates, rerank
+
+
+def reference(cosines, scores, k, query_ids, gallery_ids):
+    """The list of every query, sorted, and the number of non-positives ahead of its first positive."""
+    ranks, tied = [], []
+    for cosine, score, query_id in zip(cosines, scores, query_ids, strict=True):
+        by_cosine = sorted(range(len(gallery_ids)), key=lambda j: (-cosine[j], j))
+        found, rest = by_cosine[:k], by_cosine[k:]
+        ranking = sorted(found, key=lambda j: (-score[j], j)) + rest
+        where = next(place for place, j in enumerate(ranking) if gallery_ids[j] == query_id)
+        ranks.append(where)
+        best, values, among = (ranking[where], score, found) if where < k else (ranking[where], cosine, by_cosine)
+        tied.append(any(values[j] == values[best] and gallery_ids[j] != query_id for j in among))
+    return ranks, tied
+
+
+def run(cosines, scores, k, query_ids, gallery_ids):
+    """The same by the functions: an orthonormal gallery, so that cosines are what they are said to be."""
+    queries, gallery = torch.tensor(cosines, dtype=torch.float64), torch.eye(len(gallery_ids), dtype=torch.float64)
+    query_ids, gallery_ids = torch.tensor(query_ids), torch.tensor(gallery_ids)
+    found = candidates(queries, gallery, k)
+    ranking = rank_embeddings(queries, gallery, query_ids, gallery_ids)
+    rescored = torch.tensor(scores, dtype=torch.float32).gather(1, found)
+    result = rerank(ranking, found, rescored, query_ids, gallery_ids)
+    return result.ranks.tolist(), result.tied.tolist()
+
+
+@st.composite
+def problems(draw, cosine_ties):
+    """Any number of positives from one up, and scores with many ties."""
+    queries, size = draw(st.integers(1, 5)), draw(st.integers(1, 10))
+    gallery_ids = draw(st.lists(st.integers(0, 4), min_size=size, max_size=size))
+    query_ids = draw(st.lists(st.sampled_from(gallery_ids), min_size=queries, max_size=queries))
+    if cosine_ties:
+        row = st.lists(st.integers(-2, 2), min_size=size, max_size=size)
+    else:
+        row = st.permutations(range(size))
+    cosines = draw(st.lists(row, min_size=queries, max_size=queries))
+    score = st.lists(st.integers(-2, 2), min_size=size, max_size=size)
+    scores = draw(st.lists(score, min_size=queries, max_size=queries))
+    return cosines, scores, draw(st.integers(1, size + 2)), query_ids, gallery_ids
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems(cosine_ties=False))
+def test_ranks_are_those_of_the_sorted_list(problem):
+    assert run(*problem) == reference(*problem)
+
+
+@settings(max_examples=200, deadline=None)
+@given(problems(cosine_ties=True))
+def test_ranks_are_those_of_the_sorted_list_where_cosines_tie(problem):
+    """The ranking by cosine puts the lower row first among equals, and so must the choice of candidates."""
+    assert run(*problem) == reference(*problem)
+
+
+@pytest.mark.parametrize("size", [10, 300, 3000])
+def test_a_collapsed_model_has_the_first_rows_as_candidates(size):
+    """All cosines are equal: the ranking is by row, and what is not re-scored stands behind the candidates."""
+    queries, gallery = torch.ones(3, 1), torch.ones(size, 1)
+    assert candidates(queries, gallery, 5).sort().values.tolist() == [[0, 1, 2, 3, 4]] * 3
+
+
+def test_by_hand():
+    # Cosine order: 3, 0, 2, 1; the first three are re-scored, and item 1 stays last however good it is.
+    cosines, scores = [[0.7, 0.1, 0.5, 0.9]], [[2.0, 9.0, 5.0, 1.0]]
+    for positive, rank in ((2, 0), (0, 1), (3, 2), (1, 3)):
+        ids = [0, 0, 0, 0]
+        ids[positive] = 1
+        assert run(cosines, scores, 3, [1], ids) == ([rank], [False])
+    # Several positives: the best of those re-scored; a positive is never ahead of another.
+    assert run(cosines, scores, 3, [1], [1, 1, 0, 1]) == ([1], [False])
+    assert run(cosines, scores, 3, [1], [1, 0, 1, 1]) == ([0], [False])
+
+
+def test_equal_scores_are_ordered_by_row_and_reported():
+    cosines, scores = [[0.9, 0.8, 0.7]], [[1.0, 1.0, 0.0]]
+    assert run(cosines, scores, 3, [1], [0, 1, 0]) == ([1], [True])
+    assert run(cosines, scores, 3, [1], [1, 0, 0]) == ([0], [True])
+    assert run(cosines, scores, 3, [1], [1, 1, 0]) == ([0], [False])
+    # Cosine puts row 1 first; the rule for equal scores does not ask it.
+    assert run([[0.8, 0.9, 0.7]], scores, 3, [1], [0, 1, 0]) == ([1], [True])
+
+
+def test_a_tie_of_cosines_is_no_tie_of_scores():
+    cosines, scores = [[0.9, 0.9, 0.1]], [[1.0, 2.0, 3.0]]
+    assert run(cosines, scores, 2, [1], [0, 1, 0]) == ([0], [False])
+    # ... but it stays one where nothing positive is re-scored
+    assert run([[0.9, 0.5, 0.5]], scores, 1, [1], [0, 1, 0]) == ([1], [True])
+
+
+def test_more_candidates_than_there_are_items_are_all_of_them_in_order():
+    queries, gallery = torch.tensor([[0.2, 0.9, 0.4]]), torch.eye(3)
+    for k in (3, 4, 1000):
+        assert candidates(queries, gallery, k).tolist() == [[1, 2, 0]]
+    assert candidates(queries, gallery, 2).tolist() == [[1, 2]]
+    assert candidates(queries, gallery, 2).dtype == torch.int64
+
+
+def test_chunks_change_nothing():
+    generator = torch.Generator().manual_seed(0)
+    queries, gallery = torch.randn(11, 4, generator=generator), torch.randn(9, 4, generator=generator)
+    for chunk_size in (1, 2, 5, 11):
+        assert torch.equal(candidates(queries, gallery, 4, chunk_size), candidates(queries, gallery, 4))
+
+
+def test_candidates_agree_with_the_ranking_to_the_last_bit():
+    """Cosines that differ in double precision alone are equal in both; a query whose positive is no candidate stands behind."""
+    generator = torch.Generator().manual_seed(1)
+    base = torch.nn.functional.normalize(torch.randn(1, 64, generator=generator), dim=1)
+    gallery = base + 1e-8 * torch.randn(200, 64, generator=generator)
+    queries, ids = base.expand(200, -1), torch.arange(200)
+    found, ranking = candidates(queries, gallery, 20), rank_embeddings(queries, gallery, ids, ids)
+    without = ~(found == ids[:, None]).any(dim=1)
+    assert (ranking.ranks[without] >= 20).all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_scores_that_are_not_finite_are_counted(bad):
+    ranking = Ranking(torch.tensor([0, 0]), torch.tensor([False, False]))
+    scores = torch.tensor([[1.0, 2.0, bad], [bad, 0.0, 1.0]])
+    with pytest.raises(ValueError, match="2 of 6 matching scores are not finite"):
+        rerank(ranking, torch.tensor([[0, 1, 2]] * 2), scores, torch.tensor([0, 1]), torch.arange(3))
+
+
+@pytest.mark.parametrize("k", [0, -3])
+def test_at_least_one_candidate(k):
+    with pytest.raises(ValueError, match=f"at least 1 candidate, got {k}"):
+        candidates(torch.eye(2), torch.eye(2), k)

@@ -1,0 +1,128 @@
+"""Several gloo processes: ``python -m tests.training.ranks FOLDER WORLD_SIZE SETTING,SETTING``.
+
+Each does a training step of every setting on its share of a batch and writes what a test wants to see. They are forked
+from a process that has imported everything and done nothing, so that the imports are paid once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+from sdr_lightning.functional.matching import draw_negatives
+from sdr_lightning.training import matching
+from sdr_lightning.training.distributed import gather, gather_encoded
+from sdr_lightning.training.retrieval_module import RetrievalModule
+from sdr_lightning.types import Encoded, RetrievalBatch
+from tests.training.student import ALL, WITH_MATCHING, FixedBatches, hardest, pairs, student, trainer
+
+# Images that other ranks have as well, and twice on one rank; captions whose longest differ from rank to rank.
+IDS = ((0, 1, 1, 3), (0, 4, 5, 1), (6, 6, 2, 0))
+LENGTHS = ((3, 5, 2, 4), (7, 2, 6, 3), (1, 4, 2, 2))
+SETTINGS: dict[str, dict[str, Any]] = {
+    "averaged exact": {"weights": ALL, "relation": "averaged", "fusion": False},
+    "averaged albef": {"weights": ALL, "relation": "averaged", "fusion": False, "gather": "albef"},
+    "fused exact": {"weights": ALL, "relation": "fused"},
+    "fused albef": {"weights": ALL, "relation": "fused", "gather": "albef"},
+    "local exact": {"weights": WITH_MATCHING, "relation": "fused"},
+    "local albef": {"weights": WITH_MATCHING, "relation": "fused", "gather": "albef"},
+    "global exact": {"weights": WITH_MATCHING, "relation": "fused", "negatives": "global"},
+    "global albef": {"weights": WITH_MATCHING, "relation": "fused", "negatives": "global", "gather": "albef"},
+}
+DRAWN_BATCHES = 12
+
+
+def share(rank: int) -> RetrievalBatch:
+    """The pairs of one rank."""
+    return pairs(IDS[rank], LENGTHS[rank], seed=rank)
+
+
+class Gradients(pl.Callback):
+    """What DDP left in each parameter."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Tensor] = {}
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.found = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
+
+
+class Gathered(pl.Callback):
+    """What gathering a ragged caption, an image and nothing gives."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, Any] = {}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        rank = trainer.global_rank
+        length = 2 + rank
+        tokens = torch.full((2, length, 3), float(rank + 1))
+        text = gather_encoded(pl_module, Encoded(torch.full((2, 1), float(rank)), tokens, torch.ones(2, length).long()))
+        image = gather_encoded(pl_module, Encoded(torch.full((2, 1), float(rank)), tokens[:, :2]))
+        self.found = {
+            "text": tuple(text),
+            "image": tuple(image),
+            "rows": gather(pl_module, torch.tensor([10 * rank, 10 * rank + 1])),
+            "nothing": gather(pl_module, None),
+        }
+
+
+def one_rank(rank: int, folder: Path, world_size: int, settings: list[str]) -> None:
+    """Every setting, and then draws of negatives as they are."""
+    os.environ["LOCAL_RANK"] = str(rank)
+    warnings.simplefilter("ignore")
+    options: dict[str, Any] = {"devices": world_size, "strategy": "ddp", "precision": "64-true", "max_steps": 1}
+    result: dict[str, Any] = {}
+    for name in settings:
+        gradients, gathered = Gradients(), Gathered()
+        with patch.object(matching, "draw_negatives", hardest):
+            fit = trainer(**options, callbacks=[gradients, gathered])
+            fit.fit(student(**SETTINGS[name]), datamodule=FixedBatches([share(rank)]))
+        result[name], result["gathered"] = gradients.found, gathered.found
+    result["draws"] = draws(rank, options)
+    torch.save(result, folder / f"{rank}.pt")
+
+
+def draws(rank: int, options: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
+    """The rows that are drawn as negatives among all ranks' pairs, and whether there were any, call by call."""
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def spy(weights: Tensor, generator: torch.Generator | None = None) -> Any:
+        drawn = draw_negatives(weights, generator)
+        seen.append(tuple(drawn))
+        return drawn
+
+    module: RetrievalModule = student(**SETTINGS["global exact"])
+    fit = trainer(**{**options, "max_steps": DRAWN_BATCHES})
+    with patch.object(matching, "draw_negatives", spy):
+        fit.fit(module, datamodule=FixedBatches([share(rank)] * DRAWN_BATCHES))
+    return seen
+
+
+def main(folder: Path, world_size: int, settings: list[str]) -> int:
+    """The exit status of the ranks together."""
+    fork = multiprocessing.get_context("fork")
+    ranks = [fork.Process(target=one_rank, args=(rank, folder, world_size, settings)) for rank in range(world_size)]
+    for process in ranks:
+        process.start()
+    while any(process.is_alive() for process in ranks):
+        for process in ranks:
+            process.join(0.1)
+        if any(process.exitcode for process in ranks):  # the others would wait for it
+            for process in ranks:
+                process.kill()
+    return max(abs(process.exitcode or 0) for process in ranks)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")))

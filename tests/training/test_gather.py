@@ -1,0 +1,208 @@
+"""Gradients over several gloo processes against those of one process that has the whole batch."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdr_lightning.training import matching
+from sdr_lightning.training.matching import Matched, Pool, match
+from sdr_lightning.types import Encoded, PairEmbeddings, RetrievalBatch, Tokens
+from tests.training.ranks import DRAWN_BATCHES, IDS, SETTINGS, Gradients, share
+from tests.training.student import LIGHTNINGS_OWN_WARNINGS, FixedBatches, hardest, student, trainer
+
+pytestmark = LIGHTNINGS_OWN_WARNINGS
+Results = list[dict[str, Any]]
+
+
+def run_ranks(folder: Path, world_size: int, settings: Sequence[str]) -> Results:
+    """The settings in processes of their own that talk to each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.training.ranks", str(folder), str(world_size), ",".join(settings)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return run_ranks(tmp_path_factory.mktemp("two"), 2, list(SETTINGS))
+
+
+def whole_batch(world_size: int) -> RetrievalBatch:
+    """The pairs of all ranks, rank after rank, with captions padded to the longest."""
+    shares = [share(rank) for rank in range(world_size)]
+    longest = max(part.texts.input_ids.shape[1] for part in shares)
+
+    def padded(tensor: Tensor, value: int) -> Tensor:
+        return torch.nn.functional.pad(tensor, (0, longest - tensor.shape[1]), value=value)
+
+    texts = Tokens(
+        torch.cat([padded(part.texts.input_ids, 79) for part in shares]),
+        torch.cat([padded(part.texts.attention_mask, 0) for part in shares]),
+    )
+    columns = [torch.cat(column) for column in ([part[i] for part in shares] for i in (0, 2, 3, 4, 5))]
+    return RetrievalBatch(columns[0], texts, *columns[1:])
+
+
+def whole_gradients(setting: str, world_size: int) -> dict[str, dict[str, Tensor]]:
+    """The weighted gradient of every term on its own, of one process with the whole batch and no gathering.
+
+    Hard negatives are those that the ranks have: each share's own, or of the whole batch.
+    """
+    module = student(**SETTINGS[setting]).double()
+    encoder, objective, batch = module.encoder, module.objective, whole_batch(world_size)
+    image, text = encoder.image(batch.images), encoder.text(batch.texts)
+    index, size = batch.image_index, len(batch.image_index) // world_size
+    found: list[Matched] = []
+    if objective.needs_fusion:
+        assert encoder.fusion is not None
+        for first in range(0, len(index), size):
+            if module.negatives == "global":
+                pool = Pool(image, text, index, first)
+            else:
+                rows = slice(first, first + size)
+                pool = Pool(taken(image, rows), taken(text, rows), index[rows])
+            tau = objective.negatives_temperature()
+            found.append(match(encoder.fusion, pool, size, tau, objective.needs_matching))
+    logits = torch.cat([part.logits for part in found]) if objective.needs_matching else None
+    labels = torch.cat([part.labels for part in found]) if objective.needs_matching else None
+    fused = torch.cat([part.fused for part in found]) if found else None
+    pairs = PairEmbeddings(
+        image.vector,
+        text.vector,
+        index,
+        batch.image_teacher.double(),
+        batch.text_teacher.double(),
+        fused,
+        logits,
+        labels,
+    )
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    result = {}
+    for term, value in objective(pairs).items():
+        weighted = objective.weights[term] * value
+        found_gradients = torch.autograd.grad(
+            weighted, list(parameters.values()), retain_graph=True, materialize_grads=True
+        )
+        result[term] = dict(zip(parameters, found_gradients, strict=True))
+    return result
+
+
+def taken(encoded: Encoded, rows: slice) -> Encoded:
+    return Encoded(*(None if part is None else part[rows] for part in encoded))
+
+
+def share_of_gradient(setting: str, term: str, parameter: str, world_size: int) -> float:
+    """How much of the whole gradient there must be."""
+    sees_the_gathered_batch = parameter.startswith("objective.")
+    if "exact" in setting or sees_the_gathered_batch or term == "itm":
+        return 1.0
+    return 1 / world_size
+
+
+def check(setting: str, results: Results) -> None:
+    world_size = len(results)
+    with patch.object(matching, "draw_negatives", hardest):
+        terms = whole_gradients(setting, world_size)
+    names = set(terms["itc"])
+    for rank, result in enumerate(results):
+        gradients = result[setting]
+        assert set(gradients) == names, "a parameter without a gradient stops DDP"
+        for name, found in gradients.items():
+            expected = sum(
+                share_of_gradient(setting, term, name, world_size) * gradient[name]
+                for term, gradient in terms.items()
+            )
+            torch.testing.assert_close(
+                found, expected, rtol=1e-6, atol=1e-12, msg=lambda m, n=name, r=rank: f"{n} on rank {r}: {m}"
+            )
+        for name in names:  # zero equals half of zero
+            # Keys' biases add the same to every score of a softmax.
+            assert gradients[name].abs().max() > 1e-7 or name.endswith("key.bias"), name
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_two_processes_have_the_gradient_that_is_asked_for(setting: str, two: Results) -> None:
+    check(setting, two)
+
+
+@pytest.mark.slow
+def test_three_processes(tmp_path: Path) -> None:
+    settings = ["local exact", "local albef", "global exact", "global albef"]
+    results = run_ranks(tmp_path, 3, settings)
+    for setting in settings:
+        check(setting, results)
+
+
+@pytest.mark.parametrize("setting", ["local exact", "local albef"])
+def test_matching_has_its_whole_gradient_and_the_rest_a_half(setting: str, two: Results) -> None:
+    """The same said of the head, which ITM alone moves, and of the towers as a whole."""
+    with patch.object(matching, "draw_negatives", hardest):
+        terms = whole_gradients(setting, 2)
+    found = two[0][setting]
+    head = "encoder.fusion.head.0.weight"
+    torch.testing.assert_close(found[head], terms["itm"][head], rtol=1e-6, atol=1e-12)
+    tower = "encoder.image_tower.patch.weight"
+    rest = sum(terms[term][tower] for term in terms if term != "itm")
+    left = found[tower] - terms["itm"][tower]
+    assert (left.norm() / rest.norm()).item() == pytest.approx(0.5 if "albef" in setting else 1.0, rel=1e-6)
+
+
+def test_one_process_gathers_nothing_and_has_the_whole_gradient() -> None:
+    """Either word means the same in one process, whose pairs are all the pairs there are."""
+    with patch.object(matching, "draw_negatives", hardest):
+        terms = whole_gradients("global exact", 2)
+        for setting in ("local exact", "local albef"):
+            gradients = Gradients()
+            fit = trainer(precision="64-true", max_steps=1, limit_val_batches=0, callbacks=[gradients])
+            fit.fit(student(**SETTINGS[setting]), datamodule=FixedBatches([whole_batch(2)]))
+            for name, found in gradients.found.items():
+                expected = sum(gradient[name] for gradient in terms.values())
+                torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
+
+
+def test_what_is_gathered_is_in_the_order_of_the_ranks_and_padded(two: Results) -> None:
+    for result in two:
+        gathered = result["gathered"]
+        vector, tokens, mask = gathered["text"]
+        assert vector.flatten().tolist() == [0, 0, 1, 1]
+        assert tokens.shape == (4, 3, 3)
+        assert mask.tolist() == [[1, 1, 0], [1, 1, 0], [1, 1, 1], [1, 1, 1]]
+        assert (tokens[:2, :2] == 1).all()
+        assert (tokens[2:] == 2).all()
+        vector, tokens, mask = gathered["image"]
+        assert tokens[:, 0, 0].tolist() == [1, 1, 2, 2]
+        assert mask is None
+        assert gathered["rows"].tolist() == [0, 1, 10, 11]
+        assert gathered["nothing"] is None
+
+
+def test_global_negatives_come_from_other_ranks_and_never_show_the_same_image(two: Results) -> None:
+    index = torch.tensor(IDS[0] + IDS[1])
+    for rank, result in enumerate(two):
+        own = index[4 * rank : 4 * rank + 4]
+        assert len(result["draws"]) == 2 * DRAWN_BATCHES
+        rows = torch.stack([drawn for drawn, _ in result["draws"]])  # (calls, 4)
+        assert all(bool(exist.all()) for _, exist in result["draws"])
+        assert not (index[rows] == own).any()
+        elsewhere = rows // 4 != rank
+        assert 0 < elsewhere.sum() < elsewhere.numel()

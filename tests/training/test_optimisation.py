@@ -1,0 +1,247 @@
+"""Which parameters decay, which learn faster, and how the learning rate goes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from sdr_lightning.configure import build
+from sdr_lightning.encoders.dual_encoder import DualEncoder
+from sdr_lightning.encoders.fusion import FusionEncoder, bert_name
+from sdr_lightning.losses import RebalancingObjective
+from sdr_lightning.training.optimisation import Decayed, Optimisation
+from sdr_lightning.training.retrieval_module import RetrievalModule
+from sdr_lightning.training.teacher_module import TeacherModule
+from tests.training.student import BERT, EMBEDDING, WIDTH, WITH_MATCHING, ImageTower, TextTower, student
+
+SCALARS = {"objective.temperature.value", "objective.relation_temperature.value", "objective.text_share.value"}
+
+
+@pytest.fixture(scope="module")
+def swin_bert(experiments: Path, tmp_path_factory: pytest.TempPathFactory) -> RetrievalModule:
+    """The paper's student in miniature: a Swin, a BERT, a fusion encoder."""
+    folder = tmp_path_factory.mktemp("swin_bert")
+    files = ("--model", experiments / "models/tiny_fusion.yaml", "--data", experiments / "data/scenes.yaml")
+    module = build([str(part) for part in (*files, "--run_dir", folder)]).model
+    assert isinstance(module, RetrievalModule)
+    return module
+
+
+def decayed(module: nn.Module, how: Decayed) -> set[str]:
+    """Names of the parameters that decay."""
+    groups = Optimisation(weight_decay=0.3, decayed=how).groups(module)
+    assert {group["weight_decay"] for group in groups} == {0.3, 0.0}
+    found = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
+    return {name for name, p in module.named_parameters() if id(p) in found}
+
+
+# The rule of the public code, on its own names.
+NO_DECAY = {"bias", "LayerNorm.bias", "LayerNorm.weight", "norm.bias", "norm.weight"} | {
+    f"norm{number}.{kind}" for number in (1, 2) for kind in ("bias", "weight")
+}
+
+
+def public_name(name: str) -> str:
+    """What the public code calls a parameter of the paper's student; scalars lie in its own module."""
+    table = {
+        "encoder.image_tower.model.": "vision_encoder.",
+        "encoder.text_tower.encoder.model.": "text_encoder.",
+        "encoder.image_projection.1.": "vision_proj.",
+        "encoder.text_projection.1.": "text_proj.",
+        "encoder.fusion.head.": "itm_head.",
+        "objective.project_image_teacher.": "sig_vision_proj.",
+        "objective.project_text_teacher.": "sig_text_proj.",
+        "objective.temperature.value": "temp",
+        "objective.relation_temperature.value": "temp2",
+        "objective.text_share.value": "lamba",
+    }
+    layers = "encoder.fusion.layers."
+    if name.startswith(layers):
+        number, _, rest = name.removeprefix(layers).partition(".")
+        return f"text_encoder.encoder.layer.{int(number) + 6}.{bert_name(rest)}"
+    prefix = next(prefix for prefix in table if name.startswith(prefix))
+    return table[prefix] + name.removeprefix(prefix)
+
+
+def test_published_decay_is_the_public_rule_on_the_public_names(swin_bert: RetrievalModule) -> None:
+    names = [name for name, _ in swin_bert.named_parameters()]
+    public = {name: public_name(name) for name in names}
+    expected = {name for name in names if not any(part in public[name] for part in NO_DECAY)}
+    assert decayed(swin_bert, "published") == expected
+    assert {"temp", "temp2", "lamba", "itm_head.1.weight"} <= {public[name] for name in expected}
+
+
+def test_matrices_and_published_differ_in_what_the_documentation_names(swin_bert: RetrievalModule) -> None:
+    right, published = decayed(swin_bert, "matrices"), decayed(swin_bert, "published")
+    assert published - right == SCALARS | {"encoder.fusion.head.1.weight"}
+    assert not right - published
+
+
+def test_biases_norms_scalars_and_tables_of_positions_do_not_decay(swin_bert: RetrievalModule) -> None:
+    right = decayed(swin_bert, "matrices")
+    norms = {
+        f"{prefix}.{kind}"
+        for prefix, module in swin_bert.named_modules()
+        if isinstance(module, nn.LayerNorm)
+        for kind, _ in module.named_parameters()
+    }
+    names = {name for name, _ in swin_bert.named_parameters()}
+    biases = {name for name in names if name.endswith(".bias")}
+    tables = {name for name in names if name.endswith("relative_position_bias_table")}
+    assert len(tables) == 2
+    assert len(norms) > 20
+    assert right == names - norms - biases - tables - SCALARS
+
+
+@pytest.mark.parametrize("how", ["matrices", "published"])
+@pytest.mark.parametrize("multiple", [1.0, 2.0])
+def test_every_trainable_parameter_is_in_one_group_and_no_other_is(how: Decayed, multiple: float) -> None:
+    module = student(WITH_MATCHING, frozen=["text"])
+    fresh = [name for name, _ in module.encoder.image_projection.named_parameters(prefix="encoder.image_projection")]
+    assert fresh
+    groups = Optimisation(decayed=how, fresh_multiple=multiple).groups(module, fresh)
+    found = [id(p) for group in groups for p in group["params"]]
+    assert sorted(found) == sorted(id(p) for p in module.parameters() if p.requires_grad)
+    assert not {id(p) for p in module.encoder.text_tower.parameters()} & set(found)
+    assert len(groups) == (4 if multiple != 1 else 2)
+
+
+def pretrained_student(tmp_path: Path, multiple: float) -> RetrievalModule:
+    """Towers and fusing layers that start from weights; projections, cross-attention and head that do not."""
+    from transformers import AutoConfig, AutoModel
+
+    AutoModel.from_config(AutoConfig.for_model(**BERT)).save_pretrained(tmp_path / "bert")
+    torch.manual_seed(0)
+    fusion = FusionEncoder(WIDTH, weights=str(tmp_path / "bert"), first_layer=0)
+    encoder = DualEncoder(ImageTower(pretrained=True), TextTower(pretrained=True), EMBEDDING, fusion=fusion)
+    objective = RebalancingObjective({"itc": 1, "itm": 1, "iic": 1}, EMBEDDING, 5)
+    optimisation = Optimisation(1e-3, weight_decay=0.0, warmup=0.0, fresh_multiple=multiple)
+    return RetrievalModule(encoder, objective, optimisation)
+
+
+def one_step(module: Any) -> dict[str, torch.Tensor]:
+    """How far a step with a gradient of 1 everywhere moves each parameter."""
+    module._trainer = SimpleNamespace(estimated_stepping_batches=10)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    optimizer: Any = module.configure_optimizers()["optimizer"]
+    for p in module.parameters():
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    return {name: (p.detach() - before[name]).abs() for name, p in module.named_parameters()}
+
+
+def test_a_step_moves_fresh_parameters_by_a_multiple_and_no_others(tmp_path: Path) -> None:
+    plain, tripled = (one_step(pretrained_student(tmp_path, multiple)) for multiple in (1.0, 3.0))
+    faster = {name for name in plain if torch.allclose(tripled[name], 3 * plain[name], rtol=1e-3)}
+    same = {name for name in plain if torch.allclose(tripled[name], plain[name], rtol=1e-3)}
+    assert faster | same == set(plain)
+    expected = {
+        name
+        for name in plain
+        if name.startswith(("objective.", "encoder.image_projection.", "encoder.text_projection.", "encoder.fusion.head"))
+        or "cross_" in name
+    }
+    assert faster == expected
+    assert any(".cross_norm." in name for name in faster)
+    assert {"encoder.fusion.layers.0.self_attention.query.weight", "encoder.image_tower.patch.bias"} <= same
+    assert all(torch.allclose(moved, torch.full_like(moved, 1e-3), rtol=1e-2) for moved in plain.values())
+
+
+def test_without_pretrained_weights_everything_is_fresh() -> None:
+    plain, doubled = (
+        one_step(student(WITH_MATCHING, optimisation=Optimisation(weight_decay=0, fresh_multiple=multiple)))
+        for multiple in (1.0, 2.0)
+    )
+    for name, moved in plain.items():
+        torch.testing.assert_close(doubled[name], 2 * moved, rtol=1e-3, atol=1e-8)
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_teacher_s_projection_is_fresh_and_its_tower_if_it_has_no_weights(pretrained: bool) -> None:
+    moved = []
+    for multiple in (1.0, 4.0):
+        torch.manual_seed(0)
+        optimisation = Optimisation(weight_decay=0, warmup=0, fresh_multiple=multiple)
+        moved.append(one_step(TeacherModule(ImageTower(pretrained=pretrained), 4, optimisation=optimisation)))
+    for name in moved[0]:
+        times = 1 if pretrained and name.startswith("tower.") else 4
+        torch.testing.assert_close(moved[1][name], times * moved[0][name], rtol=1e-3, atol=1e-8)
+
+
+def test_weight_decay_shrinks_what_decays_and_nothing_else() -> None:
+    module: Any = student(WITH_MATCHING, optimisation=Optimisation(1.0, weight_decay=0.1, warmup=0.0))
+    module._trainer = SimpleNamespace(estimated_stepping_batches=10)
+    before = {name: p.detach().clone() for name, p in module.named_parameters()}
+    optimizer: Any = module.configure_optimizers()["optimizer"]
+    for p in module.parameters():
+        p.grad = torch.zeros_like(p)
+    optimizer.step()
+    shrunk = {name for name, p in module.named_parameters() if torch.allclose(p, 0.9 * before[name]) and p.any()}
+    kept = {name for name, p in module.named_parameters() if torch.equal(p, before[name])}
+    assert shrunk == decayed(module, "matrices")
+    assert shrunk | kept == set(before)
+    assert optimizer.defaults["betas"] == (0.9, 0.98)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "middle", "late"),
+    [("linear", 0.5, 0.125), ("cosine", 0.5, 0.5 * (1 + math.cos(math.pi * 7 / 8)))],
+)
+def test_the_learning_rate_by_hand(schedule: Any, middle: float, late: float) -> None:
+    """Ten steps, two of which warm up: it is at its highest at the second, and would be zero at the eleventh."""
+    rule = Optimisation(warmup=0.2, schedule=schedule)
+    factors = [rule.factor(step, 10) for step in range(11)]
+    assert factors[:3] == [0.5, 1.0, 1.0]
+    assert factors[6] == pytest.approx(middle)
+    assert factors[9] == pytest.approx(late)
+    assert factors[10] == pytest.approx(0.0, abs=1e-12)
+    assert factors[2:] == sorted(factors[2:], reverse=True)
+    assert rule.factor(25, 10) == pytest.approx(0.0, abs=1e-12)  # never below
+
+
+def test_warm_up_by_hand() -> None:
+    all_of_it = Optimisation(warmup=1.0)
+    assert [all_of_it.factor(step, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    none = Optimisation(warmup=0.0, schedule="linear")
+    assert [none.factor(step, 5) for step in range(3)] == [1.0, 1.0, 0.75]
+    assert [Optimisation().factor(step, 1) for step in range(2)] == [1.0, 1.0]
+
+
+def test_the_scheduler_follows_and_keeps_the_multiple() -> None:
+    module: Any = student(WITH_MATCHING)
+    module._trainer = SimpleNamespace(estimated_stepping_batches=4)
+    fresh = ["objective.temperature.value"]
+    optimisation = Optimisation(0.1, warmup=0.5, schedule="linear", fresh_multiple=2)
+    configured: Any = optimisation.configure(module, fresh)
+    optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
+    assert configured["lr_scheduler"]["interval"] == "step"
+    seen = []
+    for _ in range(4):
+        rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+        seen += [rates[id(module.encoder.image_tower.patch.weight)], rates[id(module.objective.temperature.value)]]
+        optimizer.step()
+        scheduler.step()
+    assert seen == pytest.approx([0.05, 0.1, 0.1, 0.2, 0.1, 0.2, 0.05, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ({"warmup": -0.1}, r"warmup is a share of the steps in \[0, 1\], got -0.1"),
+        ({"warmup": 1.5}, r"warmup is a share of the steps in \[0, 1\], got 1.5"),
+        ({"learning_rate": 0.0}, "the learning rate must be positive, got 0.0"),
+        ({"learning_rate": float("nan")}, "the learning rate must be positive, got nan"),
+        ({"fresh_multiple": 0}, "the fresh_multiple must be positive, got 0"),
+        ({"schedule": "step"}, "schedule must be cosine or linear, got 'step'"),
+        ({"decayed": "all"}, "decayed must be matrices or published, got 'all'"),
+    ],
+)
+def test_settings_that_make_no_sense(option: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Optimisation(**option)

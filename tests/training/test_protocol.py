@@ -1,0 +1,235 @@
+"""The clean and the paper protocol, as options and as runs."""
+
+from __future__ import annotations
+
+import csv
+import json
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sdr_lightning.cli.main import main
+from sdr_lightning.configure import build
+from sdr_lightning.configure.lightning_cli import SdrCLI
+from sdr_lightning.training.checkpoint import BestCheckpoint
+from sdr_lightning.training.protocol import PAPER
+from sdr_lightning.types import Tokens
+
+# Said by Lightning before the refusal, see test_the_refusal_is_all_that_is_said.
+IGNORED = pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.")
+MATCHING = ("--model.init_args.objective.init_args.weights", '{"itc": 1, "itm": 2}')
+
+
+def scenes(name: str = "scenes", **arguments: Any) -> tuple[str, str]:
+    """A few generated scenes that go by a name."""
+    arguments = {"num_train": 12, "num_val": 6, "num_test": 7, **arguments}
+    source = {"class_path": "tests.training.student.NamedScenes", "init_args": {"name": name, **arguments}}
+    return "--data.init_args.source", json.dumps(source)
+
+
+@pytest.fixture
+def base(experiments: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    def options(*more: str, run: str = "run", name: str = "scenes", **arguments: Any) -> list[str]:
+        files = ("--model", experiments / "models/tiny_fusion.yaml", "--data", experiments / "data/scenes.yaml")
+        parts = (*files, *scenes(name, **arguments), *MATCHING, "--run_dir", tmp_path / run, *more)
+        return [str(part) for part in parts]
+
+    return options
+
+
+# Each switch: what the public code does, something else, and where it ends up.
+SWITCHES: dict[str, tuple[Any, Any, Callable[[SdrCLI], Any]]] = {
+    "data.init_args.select_on": ("test", "val", lambda cli: cli.datamodule.select_on),
+    "data.init_args.train_words": (60, 7, lambda cli: cli.datamodule.train_wording.max_words),
+    "data.init_args.evaluation_words": (30, 6, lambda cli: cli.datamodule.evaluation_wording.max_words),
+    "model.init_args.gather": ("albef", "exact", lambda cli: cli.model.gather),
+    "model.init_args.negatives": ("local", "global", lambda cli: cli.model.negatives),
+    "model.init_args.objective.init_args.clamp_temperatures": (
+        False,
+        True,
+        lambda cli: cli.model.objective.clamp_temperatures,
+    ),
+    "model.init_args.optimisation.init_args.decayed": (
+        "published",
+        "matrices",
+        lambda cli: cli.model.optimisation.decayed,
+    ),
+    "model.init_args.optimisation.init_args.schedule": (
+        "linear",
+        "cosine",
+        lambda cli: cli.model.optimisation.schedule,
+    ),
+    "model.init_args.optimisation.init_args.fresh_multiple": (
+        1.0,
+        2.0,
+        lambda cli: cli.model.optimisation.fresh_multiple,
+    ),
+    "checkpoint.monitor": ("test/rsum", "val/rsum", lambda cli: cli.trainer.checkpoint_callback.monitor),
+    "data.init_args.train_on": (["train"], ["train"], lambda cli: list(cli.datamodule.train_on)),
+}
+OTHERWISE = [f"--{option}={str(other).lower()}" for option, (_, other, _) in SWITCHES.items() if "train_on" not in option]
+
+
+def test_the_switches_are_all_there_are() -> None:
+    assert set(SWITCHES) - {"data.init_args.train_on"} == set(PAPER) - {"checkpoint.protocol"}
+
+
+def test_paper_sets_every_switch_whatever_else_is_said(base: Callable[..., list[str]]) -> None:
+    cli = build(base(*OTHERWISE, "--protocol", "paper"))
+    assert {option: read(cli) for option, (_, _, read) in SWITCHES.items()} == {
+        option: paper for option, (paper, _, _) in SWITCHES.items()
+    }
+    assert cli.protocol == "paper"
+
+
+def test_clean_sets_none(base: Callable[..., list[str]]) -> None:
+    for protocol in ((), ("--protocol", "clean")):
+        cli = build(base(*OTHERWISE, *protocol))
+        assert {option: read(cli) for option, (_, _, read) in SWITCHES.items()} == {
+            option: other for option, (_, other, _) in SWITCHES.items()
+        }
+        assert cli.protocol == "clean"
+
+
+@pytest.mark.parametrize("protocol", ["clean", "paper"])
+def test_generated_scenes_go_with_either_protocol(protocol: str, experiments: Path, tmp_path: Path) -> None:
+    """A collection whose source has no name among its arguments."""
+    files = ("--model", experiments / "models/tiny_fusion.yaml", "--data", experiments / "data/scenes.yaml")
+    cli = build([str(part) for part in (*files, "--protocol", protocol, "--run_dir", tmp_path)])
+    assert cli.datamodule.select_on == {"clean": "val", "paper": "test"}[protocol]
+
+
+@pytest.mark.parametrize(
+    ("name", "images"), [("flickr30k", 18), ("flickr30k-of-someone", 18), ("flickr8k", 12), ("my-flickr30k", 12)]
+)
+def test_flickr30k_trains_on_validation_as_well(name: str, images: int, base: Callable[..., list[str]]) -> None:
+    cli = build(base("--protocol", "paper", name=name))
+    assert len(cli.datamodule.split("train").table.image_ids) == images
+    assert len(cli.datamodule.split("test").table.image_ids) == 7
+    assert len(build(base(name=name)).datamodule.split("train").table.image_ids) == 12
+
+
+def test_captions_are_cut_at_60_words_in_training_and_at_30_in_evaluation(base: Callable[..., list[str]]) -> None:
+    tokens = "--data.init_args.tokenizer.init_args.max_tokens=500"
+    for protocol, train, evaluation in (("paper", 60, 30), ("clean", 80, 80)):
+        data = build(base("--protocol", protocol, tokens, words=80)).datamodule
+        for split, words in (("train", train), ("val", evaluation), ("test", evaluation)):
+            texts = data.split(split)._tokens
+            assert isinstance(texts, Tokens)
+            assert set(texts.attention_mask.sum(dim=1).tolist()) == {words + 2}  # [CLS] and [SEP]
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """The one line of a command that must be refused."""
+    capsys.readouterr()
+    assert main([str(argument) for argument in arguments]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sdr")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_a_teacher_has_no_protocol(experiments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teacher = ("--config", experiments / "scenes/text_teacher.yaml", "--run_dir", tmp_path / "run")
+    line = refused(capsys, "fit", *teacher, "--protocol", "paper")
+    assert "--protocol paper is for students, and the model is a sdr_lightning.training.TeacherModule" in line
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_a_student_without_optimisation(base: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    line = refused(capsys, "fit", *base("--model.init_args.optimisation=null", "--protocol", "paper"))
+    assert "configure model.init_args.optimisation" in line
+
+
+def test_an_unknown_protocol(base: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]) -> None:
+    assert "paper" in refused(capsys, "fit", *base("--protocol", "papers"))
+
+
+def test_checkpoints_are_selected_on_test_under_the_paper_protocol_alone() -> None:
+    for monitor in ("test/rsum", "test/i2t_R@1"):
+        with pytest.raises(ValueError, match="models are never selected on test"):
+            BestCheckpoint(monitor)
+        assert BestCheckpoint(monitor, protocol="paper").monitor == monitor
+    assert BestCheckpoint("val/rsum").monitor == "val/rsum"
+    assert BestCheckpoint(None).monitor is None
+
+
+@pytest.fixture(scope="module")
+def runs(experiments: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """A student of one epoch under each protocol."""
+    folder = tmp_path_factory.mktemp("protocols")
+    options = [
+        *("--model", str(experiments / "models/tiny_fusion.yaml"), "--data", str(experiments / "data/scenes.yaml")),
+        *(*scenes(words=50), *MATCHING, "--data.init_args.batch_size=30", f"--data.init_args.cache={folder}"),
+        *("--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"),
+    ]
+    for protocol in ("clean", "paper"):
+        assert main(["fit", *options, "--protocol", protocol, "--run_dir", str(folder / protocol)]) == 0
+    return options, folder
+
+
+def test_the_protocol_is_part_of_the_record(runs: tuple[list[str], Path]) -> None:
+    options, folder = runs
+    for protocol in ("clean", "paper"):
+        assert json.loads((folder / protocol / "run.json").read_text())["protocol"] == protocol
+        best = folder / protocol / "checkpoints/best.ckpt"
+        assert torch.load(best, weights_only=True)["protocol"] == protocol
+        test = ["test", *options, "--protocol", protocol, "--ckpt_path", str(best)]
+        assert main([*test, "--run_dir", str(folder / f"{protocol}-test")]) == 0
+        results = json.loads((folder / f"{protocol}-test/results.json").read_text())
+        assert results["protocol"] == protocol
+        assert {"rsum", "reranked_rsum"} <= results["metrics"].keys()
+
+
+def test_validation_measures_the_split_that_is_selected_on(runs: tuple[list[str], Path]) -> None:
+    columns = {}
+    for protocol in ("clean", "paper"):
+        with (runs[1] / protocol / "metrics.csv").open() as file:
+            columns[protocol] = set(csv.DictReader(file).fieldnames or ())
+    assert "val/rsum" in columns["clean"] - columns["paper"]
+    assert "test/rsum" in columns["paper"] - columns["clean"]
+    assert not [name for name in columns["paper"] if name.startswith("val/")]
+
+
+@IGNORED
+@pytest.mark.parametrize(
+    ("command", "trained", "tested"), [("test", "paper", []), ("test", "clean", ["paper"]), ("validate", "paper", [])]
+)
+def test_a_checkpoint_of_the_other_protocol_is_refused(
+    command: str,
+    trained: str,
+    tested: list[str],
+    runs: tuple[list[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options, folder = runs
+    protocol = ["--protocol", *tested] if tested else []
+    best = ("--ckpt_path", folder / trained / "checkpoints/best.ckpt")
+    line = refused(capsys, command, *options, *protocol, *best, "--run_dir", tmp_path)
+    assert f"trained under protocol {trained}: say --protocol {trained}" in line
+    assert not (tmp_path / "results.json").exists()
+
+
+@IGNORED
+def test_training_is_not_continued_under_the_other_protocol(
+    runs: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    options, folder = runs
+    again = (*options, "--trainer.max_epochs=2", "--run_dir", folder / "paper", "--ckpt_path", "last")
+    before = (folder / "paper/config.yaml").read_text()
+    assert "say --protocol paper" in refused(capsys, "fit", *again)
+    assert (folder / "paper/config.yaml").read_text() == before
+
+
+def test_the_refusal_is_all_that_is_said(runs: tuple[list[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Not also that callbacks must be added to the trainer, which is no way out."""
+    options, folder = runs
+    paper = ("--ckpt_path", folder / "paper/checkpoints/best.ckpt", "--run_dir", folder / "refused")
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        refused(capsys, "test", *options, *paper)
+    assert not [str(warning.message) for warning in said if "callbacks" in str(warning.message)]

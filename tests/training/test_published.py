@@ -1,0 +1,486 @@
+"""Checkpoints of the public code, imported, against the public code's model written out from the same state dict."""
+
+from __future__ import annotations
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sdr_lightning.encoders import (
+    DualEncoder,
+    FusionEncoder,
+    TimmImageTower,
+    TransformersImageTower,
+    TransformersTextTower,
+)
+from sdr_lightning.losses import RebalancingObjective
+from sdr_lightning.losses.parameters import TextShare
+from sdr_lightning.training import RetrievalModule
+from sdr_lightning.training.published import import_public_sdr
+from tests.encoders.tiny import images, tokens
+from tests.reference import public_sdr as public
+from tests.reference.public_sdr import Architecture
+
+State = dict[str, Tensor]
+TINY = Architecture(
+    image_size=32,
+    patch=4,
+    window=4,
+    embed_dim=8,
+    depths=(2, 2),
+    image_heads=(2, 4),
+    vocabulary=50,
+    positions=32,
+    hidden=12,
+    intermediate=20,
+    layers=4,
+    fusion_layer=2,
+    text_heads=2,
+    embedding=10,
+    image_teacher=7,
+    text_teacher=6,
+)
+ARCHITECTURES = {
+    "windows of 4 in 8 x 8, shifted, and in 4 x 4": TINY,
+    "three stages, the first two shifted": TINY._replace(patch=2, depths=(2, 3, 2), image_heads=(2, 4, 8)),
+    "a stage smaller than its windows": TINY._replace(depths=(1, 2, 2), image_heads=(2, 2, 4)),
+    "odd windows": TINY._replace(image_size=24, window=3),
+    "one text layer, three that fuse": TINY._replace(fusion_layer=1),
+    "three text layers, one that fuses": TINY._replace(fusion_layer=3),
+}
+CAPTIONS = tokens((4, 7, 2), padding=13)
+PROJECTIONS = {f"objective.project_{side}_teacher.{kind}" for side in ("image", "text") for kind in ("weight", "bias")}
+TOLERANCE = {"rtol": 0, "atol": 1e-5}
+
+
+def bug(name: str, *values: Any, reason: str) -> Any:
+    """A parameter set that shows a known bug; it fails, strictly, until the bug is gone."""
+    return pytest.param(*values, id=name, marks=pytest.mark.xfail(reason=f"bug: {reason}", strict=True))
+
+
+def swin(sizes: Architecture, **options: Any) -> TimmImageTower:
+    layout = {
+        **{"img_size": sizes.image_size, "patch_size": sizes.patch, "window_size": sizes.window},
+        **{"embed_dim": sizes.embed_dim, "depths": list(sizes.depths), "num_heads": list(sizes.image_heads)},
+    }
+    return TimmImageTower(
+        "swin_base_patch4_window12_384", model_args=layout, mean=public.MEAN, std=public.STD, **options
+    )
+
+
+def bert(sizes: Architecture) -> dict[str, Any]:
+    return {
+        "model_type": "bert",
+        "vocab_size": sizes.vocabulary,
+        "hidden_size": sizes.hidden,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.text_heads,
+        "intermediate_size": sizes.intermediate,
+        "max_position_embeddings": sizes.positions,
+    }
+
+
+def objective(sizes: Architecture = TINY, **options: Any) -> RebalancingObjective:
+    """The paper's, unless told otherwise."""
+    widths = (sizes.embedding, sizes.image_teacher, sizes.text_teacher)
+    return RebalancingObjective(options.pop("weights", None), *widths, **{"relation": "fused", **options})
+
+
+def student(
+    sizes: Architecture = TINY, parts: dict[str, Any] | None = None, terms: RebalancingObjective | None = None
+) -> RetrievalModule:
+    """A student of an architecture with random weights; parts of its encoder may be others."""
+    torch.manual_seed(5)
+    encoder: dict[str, Any] = {
+        "image_tower": swin(sizes),
+        "text_tower": TransformersTextTower(config=bert(sizes), pooling="cls", layers=sizes.fusion_layer),
+        "embedding_width": sizes.embedding,
+        "fusion": FusionEncoder(sizes.image_width, config=bert(sizes), first_layer=sizes.fusion_layer),
+    }
+    return RetrievalModule(DualEncoder(**encoder | (parts or {})), terms or objective(sizes))
+
+
+@torch.no_grad()
+def said(module: RetrievalModule, sizes: Architecture = TINY) -> tuple[Tensor, Tensor, Tensor]:
+    """Image embeddings, text embeddings, and the logits of each of three images with the caption beside it."""
+    encoder = module.eval().encoder
+    image, text = encoder.image(images(3, sizes.image_size)), encoder.text(CAPTIONS)
+    assert encoder.fusion is not None
+    assert image.tokens is not None
+    fused = encoder.fusion(text, encoder.fusion.contexts(image.tokens), torch.arange(3))
+    return image.vector, text.vector, encoder.fusion.head(fused)
+
+
+def expected(state: State, sizes: Architecture = TINY) -> tuple[Tensor, Tensor, Tensor]:
+    """The same of the public code."""
+    pixels = images(3, sizes.image_size)
+    return (
+        public.image_embeddings(state, sizes, pixels),
+        public.text_embeddings(state, sizes, *CAPTIONS),
+        public.matching_logits(state, sizes, pixels, *CAPTIONS),
+    )
+
+
+@contextmanager
+def unchanged(module: RetrievalModule) -> Iterator[None]:
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    yield
+    torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
+
+
+# --- What it says once imported.
+
+
+@pytest.mark.parametrize("sizes", ARCHITECTURES.values(), ids=list(ARCHITECTURES))
+def test_an_imported_student_says_what_the_public_code_says(sizes: Architecture) -> None:
+    state, module = public.random_state(sizes), student(sizes)
+    before = said(module, sizes)
+    import_public_sdr(module, state)
+    for mine, then, theirs in zip(said(module, sizes), before, expected(state, sizes), strict=True):
+        torch.testing.assert_close(mine, theirs, **TOLERANCE)
+        assert ((then - theirs).abs().amax(1) > 0.1).all()
+
+
+def test_tokens_are_the_mean_and_then_the_grid_row_by_row() -> None:
+    state, module = public.random_state(TINY), student()
+    import_public_sdr(module, state)
+    pixels = images()
+    mine, theirs = module.eval().encoder.image(pixels).tokens, public.image_tokens(state, TINY, pixels)
+    assert theirs.shape == (3, 1 + 4 * 4, 16)
+    torch.testing.assert_close(mine, theirs, **TOLERANCE)
+    torch.testing.assert_close(theirs[:, 0], theirs[:, 1:].mean(1))
+    assert theirs[0, 1:].unique(dim=0).shape == (16, 16)  # tokens that could be confused would show nothing
+
+
+def test_every_weight_matters_to_what_is_compared() -> None:
+    """So that a weight in another's place cannot go unnoticed; keys' biases alone cancel in the softmax."""
+    state = public.random_state(TINY)
+    reference, generator = expected(state), torch.Generator().manual_seed(1)
+    used = import_public_sdr(student(), state).used
+    for key, name in used.items():
+        if key.startswith("encoder.") and not name.endswith("self.key.bias"):
+            noise = 0.3 * torch.randn(state[name].shape, generator=generator)
+            moved = expected(state | {name: state[name] + noise})
+            apart = max(float((a - b).abs().max()) for a, b in zip(moved, reference, strict=True))
+            assert apart > 10 * TOLERANCE["atol"], name
+
+
+def test_every_value_is_its_own() -> None:
+    state, module = public.random_state(TINY), student()
+    own = module.state_dict()
+    for key, name in import_public_sdr(module, state).used.items():
+        assert torch.equal(own[key], state[name].reshape(own[key].shape)), name  # a state dict shares its storage
+
+
+def test_temperatures_and_lambda_arrive() -> None:
+    module = student()
+    import_public_sdr(module, public.random_state(TINY))
+    scalars = {name: value.item() for name, value in module.objective.scalars().items()}
+    assert scalars == {"temperature": 0.0625, "relation_temperature": 0.125, "lambda": 0.375}
+
+
+def test_the_teachers_projections_arrive() -> None:
+    state, module = public.random_state(TINY), student()
+    import_public_sdr(module, state)
+    features = torch.randn(2, 7)
+    theirs = features @ state["sig_vision_proj.weight"].T + state["sig_vision_proj.bias"]
+    torch.testing.assert_close(module.objective.project_image_teacher(features), theirs)
+    features = torch.randn(2, 6)
+    theirs = features @ state["sig_text_proj.weight"].T + state["sig_text_proj.bias"]
+    torch.testing.assert_close(module.objective.project_text_teacher(features), theirs)
+
+
+def test_the_teachers_mlps_arrive() -> None:
+    state = public.random_state(TINY, teacher_mlps=True)
+    module = student(terms=objective(distance="wasserstein", teacher_mlps=True))
+    imported = import_public_sdr(module, state)
+    assert not imported.missing
+    for mlp, name in (
+        (module.objective.image_teacher_mlp, "img_wd_proj"),
+        (module.objective.text_teacher_mlp, "text_wd_proj"),
+    ):
+        features = torch.randn(2, state[f"{name}.0.weight"].shape[1])
+        theirs = public.linear(public.gelu(public.linear(features, state, f"{name}.0")), state, f"{name}.2")
+        torch.testing.assert_close(mlp(features), theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_values_take_the_students_precision(dtype: torch.dtype) -> None:
+    state, module = public.random_state(TINY), student()
+    import_public_sdr(
+        module, {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+    )
+    assert {value.dtype for value in module.state_dict().values()} == {torch.float32}
+    for mine, theirs in zip(said(module), expected(state), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-2 if dtype == torch.float16 else 1e-5)
+
+
+@pytest.mark.parametrize("tower", ["image_tower", "text_tower"])
+def test_a_frozen_tower_is_imported_as_well(tower: str) -> None:
+    frozen = {"image_tower": swin(TINY, frozen=True)}
+    if tower == "text_tower":
+        frozen = {tower: TransformersTextTower(config=bert(TINY), pooling="cls", layers=2, frozen=True)}
+    state, module = public.random_state(TINY), student(parts=frozen)
+    import_public_sdr(module, state)
+    for mine, theirs in zip(said(module), expected(state), strict=True):
+        torch.testing.assert_close(mine, theirs, **TOLERANCE)
+
+
+# --- What it reports.
+
+
+def around_a_language_model(state: State) -> State:
+    """As X-VLM's own checkpoints have it: BERT is below a head that predicts masked words."""
+    inner = {key.replace("text_encoder.", "text_encoder.bert."): value for key, value in state.items()}
+    return inner | {"text_encoder.cls.predictions.bias": torch.zeros(50)}
+
+
+KINDS: dict[str, tuple[Callable[[State], State], set[str], set[str]]] = {
+    "whole": (dict, set(), set()),
+    "ordered": (OrderedDict, set(), set()),
+    "around a language model": (around_a_language_model, {"text_encoder.cls.predictions.bias"}, set()),
+    "of the first stage": (
+        public.first_stage,
+        set(),
+        {*PROJECTIONS, "objective.relation_temperature.value", "objective.text_share.value"},
+    ),
+    "with more": (
+        lambda state: state | {"vision_encoder.head.weight": torch.zeros(2, 16), "queue": torch.zeros(3)},
+        {"vision_encoder.head.weight", "queue"},
+        set(),
+    ),
+}
+
+
+@pytest.mark.parametrize("sizes", ARCHITECTURES.values(), ids=list(ARCHITECTURES))
+@pytest.mark.parametrize(("change", "unused", "missing"), KINDS.values(), ids=list(KINDS))
+def test_every_key_is_reported_once(
+    change: Callable[[State], State], unused: set[str], missing: set[str], sizes: Architecture
+) -> None:
+    state, module = change(public.random_state(sizes)), student(sizes)
+    buffers = {key for key in state if re.search(r"relative_position_index$|attn_mask$|position_ids$", key)}
+    imported = import_public_sdr(module, state)
+    assert imported.unused == sorted(buffers | unused)
+    assert imported.missing == sorted(missing)
+    assert sorted([*imported.used.values(), *imported.unused]) == sorted(state)
+    assert sorted([*imported.used, *imported.missing]) == sorted(module.state_dict())
+    for mine, theirs in zip(said(module, sizes), expected(state, sizes), strict=True):
+        torch.testing.assert_close(mine, theirs, **TOLERANCE)
+
+
+def test_where_keys_go() -> None:
+    used = import_public_sdr(student(), around_a_language_model(public.random_state(TINY))).used
+    theirs, image, text = {name: key for key, name in used.items()}, "encoder.image_tower.model", "text_encoder.bert"
+    assert (
+        theirs["vision_encoder.layers.0.downsample.reduction.weight"] == f"{image}.layers.1.downsample.reduction.weight"
+    )
+    assert theirs["vision_encoder.layers.1.blocks.0.norm1.bias"] == f"{image}.layers.1.blocks.0.norm1.bias"
+    bert_of = "encoder.text_tower.encoder.model.encoder"
+    assert theirs[f"{text}.encoder.layer.1.output.dense.bias"] == f"{bert_of}.layer.1.output.dense.bias"
+    assert theirs[f"{text}.encoder.layer.2.output.dense.bias"] == "encoder.fusion.layers.0.narrow.bias"
+    assert theirs["temp"] == "objective.temperature.value"
+
+
+def test_what_is_missing_stays_as_it_was() -> None:
+    module = student()
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    imported = import_public_sdr(module, public.first_stage(public.random_state(TINY)))
+    assert imported.missing
+    for key, value in module.state_dict().items():
+        assert torch.equal(value, before[key]) == (key in imported.missing), key
+    assert module.objective.temperature().item() == 0.0625
+
+
+def test_an_objective_of_fewer_terms_leaves_the_rest_unused() -> None:
+    module = student(terms=objective(weights={"itc": 1, "itm": 1}))
+    imported = import_public_sdr(module, public.random_state(TINY))
+    assert not imported.missing
+    assert {key for key in imported.unused if not key.startswith(("vision_encoder.", "text_encoder."))} == {
+        *(f"sig_{side}_proj.{kind}" for side in ("vision", "text") for kind in ("weight", "bias")),
+        "temp2",
+        "lamba",
+    }
+
+
+def test_a_fixed_lambda_takes_the_checkpoints_value() -> None:
+    module = student(terms=objective(text_share=TextShare(0.5, "fixed")))
+    import_public_sdr(module, public.random_state(TINY))
+    assert module.objective.text_share().item() == 0.375
+
+
+def one_tensor_by_two_names(state: State) -> State:
+    names = [f"vision_encoder.layers.0.blocks.{block}.norm1.bias" for block in (0, 1)]
+    return state | dict.fromkeys(names, torch.ones(8))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        bug("one tensor", one_tensor_by_two_names, reason="keys are told apart by the identity of their tensors"),
+        pytest.param(
+            lambda state: {k: v.clone() for k, v in one_tensor_by_two_names(state).items()}, id="equal tensors"
+        ),
+    ],
+)
+def test_equal_values_are_told_apart(change: Callable[[State], State]) -> None:
+    state = change(public.random_state(TINY))
+    imported = import_public_sdr(student(), state)
+    assert sorted([*imported.used.values(), *imported.unused]) == sorted(state)
+
+
+# --- What is refused.
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vision_encoder.patch_embed.norm.weight",
+        "vision_encoder.layers.0.downsample.norm.bias",
+        "vision_encoder.layers.1.blocks.1.attn.relative_position_bias_table",
+        "text_encoder.embeddings.word_embeddings.weight",
+        "text_encoder.encoder.layer.1.attention.self.key.bias",
+        "text_encoder.encoder.layer.3.crossattention.self.query.weight",
+        "text_encoder.encoder.layer.2.output.LayerNorm.weight",
+        "vision_proj.bias",
+        "text_proj.weight",
+        "itm_head.3.weight",
+    ],
+)
+def test_a_checkpoint_that_lacks_a_weight_of_the_encoder_is_refused(name: str) -> None:
+    module, whole = student(), public.random_state(TINY)
+    key = next(key for key, theirs in import_public_sdr(student(), whole).used.items() if theirs == name)
+    state = {theirs: value for theirs, value in whole.items() if theirs != name}
+    with unchanged(module), pytest.raises(ValueError, match=rf"lacks 1 weights of the encoder, first {re.escape(key)}"):
+        import_public_sdr(module, state)
+
+
+@pytest.mark.parametrize("prefix", ["vision_encoder.", "text_encoder.", "itm_head."])
+def test_a_checkpoint_without_a_part_is_refused(prefix: str) -> None:
+    module, state = student(), {k: v for k, v in public.random_state(TINY).items() if not k.startswith(prefix)}
+    with (
+        unchanged(module),
+        pytest.raises(ValueError, match=r"the checkpoint lacks \d+ weights of the encoder, first \w+"),
+    ):
+        import_public_sdr(module, state)
+
+
+WHAT = "configure the architecture that the checkpoint was trained with"
+LAYERS = "layers of BERT that the student has not are left out without a word"
+OTHERS = {
+    "width of the space": (
+        TINY._replace(embedding=11),
+        rf"vision_proj.weight is of shape \(11, 16\) and encoder.image_projection.1.weight of \(10, 16\): {WHAT}",
+    ),
+    "vocabulary": (TINY._replace(vocabulary=51), r"word_embeddings.weight is of shape \(51, 12\) .* of \(50, 12\)"),
+    "positions": (TINY._replace(positions=31), r"position_embeddings.weight is of shape \(31, 12\) .* of \(32, 12\)"),
+    "width of BERT": (TINY._replace(hidden=16), rf"text_encoder.* is of shape .*: {WHAT}"),
+    "width of Swin": (TINY._replace(embed_dim=12), rf"vision_encoder.* is of shape .*: {WHAT}"),
+    "teacher": (
+        TINY._replace(image_teacher=8),
+        rf"sig_vision_proj.weight is of shape \(10, 8\) .* of \(10, 7\): {WHAT}",
+    ),
+    "heads of Swin": (TINY._replace(image_heads=(4, 4)), rf"bias_table is of shape \(49, 4\) .* of \(49, 2\): {WHAT}"),
+    "more stages": (TINY._replace(depths=(2, 2, 2), image_heads=(2, 4, 4)), r"vision_encoder.*shape|lacks"),
+    "fewer stages": (TINY._replace(depths=(2,), image_heads=(2,)), r"vision_encoder.*shape|lacks"),
+    "fewer blocks": (TINY._replace(depths=(2, 1)), r"lacks 13 weights of the encoder, first .*layers.1.blocks.1"),
+    "fewer layers": (TINY._replace(layers=3), r"lacks 26 weights of the encoder, first encoder.fusion.layers.1"),
+    "fuses later": (
+        TINY._replace(fusion_layer=3),
+        r"lacks 10 weights of the encoder, first encoder.fusion.layers.0.cross",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        *(pytest.param(*other, id=name) for name, other in OTHERS.items()),
+        bug("more blocks", TINY._replace(depths=(2, 3)), WHAT, reason="AttributeError of timm's renaming"),
+        bug("more layers", TINY._replace(layers=5), "architecture", reason=LAYERS),
+        bug("fuses earlier", TINY._replace(fusion_layer=1), "architecture", reason=LAYERS),
+        bug("windows", TINY._replace(window=2), WHAT, reason="timm interpolates the table, which is then said to lack"),
+        bug("patches", TINY._replace(patch=2, image_size=16), WHAT, reason="as that of windows, for the kernel"),
+    ],
+)
+def test_a_checkpoint_of_another_architecture_is_refused(sizes: Architecture, said: str) -> None:
+    module = student()
+    with unchanged(module), pytest.raises(ValueError, match=said):
+        import_public_sdr(module, public.random_state(sizes))
+
+
+def test_a_temperature_that_is_no_number_is_refused() -> None:
+    module, state = student(), public.random_state(TINY) | {"temp": torch.ones(2)}
+    with (
+        unchanged(module),
+        pytest.raises(ValueError, match=r"temp is of shape \(2,\) and objective.temperature.value of \(\)"),
+    ):
+        import_public_sdr(module, state)
+
+
+def vision_transformer() -> TransformersImageTower:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 20}
+    config = {"model_type": "vit", "image_size": 32, "patch_size": 16, **sizes}
+    return TransformersImageTower(config=config, pooling="cls", mean=public.MEAN, std=public.STD)
+
+
+def same_width() -> tuple[Architecture, dict[str, Any]]:
+    """Towers that need no projection, and have none."""
+    return TINY._replace(hidden=16, embedding=16), {"embedding_width": None}
+
+
+KIND = "go into a student with a timm image tower and a fusion encoder"
+STUDENTS: dict[str, tuple[Architecture, dict[str, Any], dict[str, Any], str]] = {
+    "no fusion": (TINY, {"fusion": None}, {"weights": {"itc": 1}}, KIND),
+    "another image tower": (TINY, {"image_tower": vision_transformer}, {}, KIND),
+    "a middle layer": (
+        TINY,
+        {"hidden_width": 10},
+        {},
+        r"lacks 4 weights of the encoder, first encoder.image_projection",
+    ),
+    "a norm": (
+        TINY,
+        {"normalise_features": True},
+        {},
+        r"lacks 8 weights of the encoder, first encoder.image_projection",
+    ),
+    "lambda with bounds": (
+        TINY,
+        {},
+        {"text_share": lambda: TextShare(0.5, "bounded")},
+        "lambda has no bounds: configure text_share's kind as free or fixed",
+    ),
+    "a text tower that is not split": (
+        TINY,
+        {"text_tower": lambda: TransformersTextTower(config=bert(TINY), pooling="cls")},
+        {},
+        "lacks .* weights of the encoder, first encoder.fusion",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("sizes", "parts", "options", "said"),
+    [
+        *(pytest.param(*other, id=name) for name, other in STUDENTS.items()),
+        bug("no projections", *same_width(), {}, "projection", reason="the checkpoint's are left out without a word"),
+    ],
+)
+def test_a_student_of_another_kind_is_refused(
+    sizes: Architecture, parts: dict[str, Any], options: dict[str, Any], said: str
+) -> None:
+    made = [{name: part() if callable(part) else part for name, part in given.items()} for given in (parts, options)]
+    module = student(sizes, made[0], objective(sizes, **made[1]))
+    with unchanged(module), pytest.raises(ValueError, match=said):
+        import_public_sdr(module, public.random_state(sizes))
+
+
+def test_lambdas_bounds_are_no_matter_where_there_is_no_lambda() -> None:
+    module = student(terms=objective(weights={"itc": 1, "itm": 2}, text_share=TextShare(0.5, "bounded")))
+    assert "lamba" in import_public_sdr(module, public.random_state(TINY)).unused

@@ -1,0 +1,79 @@
+"""The teacher's loss."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.data import DataLoader
+
+from sdr_lightning.functional.contrastive import indecision, nt_xent
+from sdr_lightning.training.teacher_module import TeacherModule
+from sdr_lightning.types import UnimodalBatch
+from tests.training.student import LIGHTNINGS_OWN_WARNINGS, ImageTower, pictures, trainer
+
+pytestmark = LIGHTNINGS_OWN_WARNINGS
+BATCH = UnimodalBatch(pictures([0, 1, 2, 3, 4, 5]), torch.arange(6), torch.tensor([0, 0, 1, 1, 2, 2]))
+
+
+def teacher(regulariser: float, frozen: bool = False) -> TeacherModule:
+    torch.manual_seed(0)
+    module: Any = TeacherModule(ImageTower(frozen), 4, temperature=0.2, regulariser=regulariser)
+    for p in module.parameters():  # or all similarities are near 1
+        torch.nn.init.normal_(p, std=0.5 if p.ndim > 1 else 0.0)
+    module._trainer = SimpleNamespace(world_size=1)
+    module.log = lambda *_, **__: None
+    return module
+
+
+def embeddings(module: TeacherModule) -> torch.Tensor:
+    return F.normalize(module.projection(module.tower(BATCH.inputs)), dim=1)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.5, 3.0])
+def test_the_regulariser_adds_its_weight_times_the_indecision(weight: float) -> None:
+    module = teacher(weight)
+    found = embeddings(module)
+    assert indecision(found) > 0.005  # or this batch tells nothing
+    expected = nt_xent(found, BATCH.group, 0.2) + weight * indecision(found)
+    torch.testing.assert_close(module.training_step(BATCH, 0), expected)
+
+
+def test_the_regulariser_moves_the_tower() -> None:
+    gradients = []
+    for weight in (0.0, 1.0):
+        module: Any = teacher(weight)
+        module.training_step(BATCH, 0).backward()
+        gradients.append(module.tower.patch.weight.grad)
+    module = teacher(1.0)
+    indecision(embeddings(module)).backward()
+    torch.testing.assert_close(gradients[1] - gradients[0], module.tower.patch.weight.grad, rtol=1e-4, atol=1e-7)
+    assert module.tower.patch.weight.grad.abs().max() > 1e-5
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("inf"), float("nan")])
+def test_a_weight_that_makes_no_sense(weight: float) -> None:
+    with pytest.raises(ValueError, match="the regulariser's weight must be finite and >= 0, got"):
+        teacher(weight)
+
+
+def test_a_frozen_tower_has_nothing_to_train() -> None:
+    with pytest.raises(ValueError, match="a frozen tower has nothing to train: run sdr extract on it as it is"):
+        teacher(0.0, frozen=True).configure_optimizers()
+
+
+def test_a_teacher_is_trained_with_the_regulariser_and_without() -> None:
+    """By a trainer: its similarities are driven out of the range, and without the regulariser they are not."""
+    after = []
+    for weight in (0.0, 0.0, 20.0):
+        module = teacher(weight)
+        del module._trainer, module.log
+        module._trainer = None
+        loader: Any = DataLoader([BATCH] * 60, batch_size=None, collate_fn=lambda batch: batch)  # type: ignore[arg-type]
+        trainer(max_epochs=1).fit(module, loader)
+        after.append(embeddings(module).detach())
+    assert torch.equal(after[0], after[1])
+    assert indecision(after[2]) < 0.5 * indecision(after[0])
