@@ -70,7 +70,7 @@ class TimmImageTower(Tower):
                 "pass image_tower.init_args.weights the path of a state dict"
             ) from error
         if weights not in (None, "hub"):
-            load_state(self.model, Path(weights), ignore=("classifier.", "head.", "fc."), convert=timm_layout)
+            load_state(self.model, Path(weights), ignore=("classifier.", "head.", "fc."), convert=_timm_layout)
         self.pretrained = weights is not None
         self.tokens_width = int(self.model.num_features)
         self.width = int(getattr(self.model, "head_hidden_size", self.tokens_width))
@@ -175,7 +175,7 @@ def _grid(features: Tensor, model: torch.nn.Module) -> Tensor:
     return features.flatten(2).transpose(1, 2)
 
 
-def timm_layout(state: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
+def _timm_layout(state: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
     """A published layout of the architecture (Swin's, for one) as timm's own; timm knows how for each."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None or state.keys() >= model.state_dict().keys():

@@ -87,10 +87,17 @@ def relations(queries: Tensor, gallery: Tensor | None, distance: Distance) -> Te
     if distance == "rkd_distance":
         columns = queries if gallery is None else gallery
         euclidean = torch.cdist(queries, columns, compute_mode="donot_use_mm_for_euclid_dist")  # exact near 0
-        return euclidean / off_diagonal(euclidean).mean().clamp(min=torch.finfo(euclidean.dtype).tiny)
+        apart = off_diagonal(euclidean)
+        mean = apart.sum() / max(1, apart.numel())
+        return euclidean / mean.clamp(min=torch.finfo(euclidean.dtype).tiny)
     if distance == "rkd_angle":
         columns = queries if gallery is None else gallery
-        edges = F.normalize(queries[None, :, :] - columns[:, None, :], dim=2)  # (B vertex, B, D)
+        edges = queries[None, :, :] - columns[:, None, :]  # (B vertex, B, D)
+        squares = edges.square().sum(dim=2, keepdim=True)
+        apart = (
+            squares > torch.finfo(squares.dtype).eps
+        )  # an edge between equal items has no direction, and no gradient
+        edges = edges * (torch.where(apart, squares, 1).rsqrt() * apart)
         return edges @ edges.transpose(1, 2)  # (B, B, B)
     return relation_matrix(queries, gallery)
 

@@ -196,8 +196,8 @@ class RebalancingObjective(nn.Module):
             teacher = _teacher(pairs.text_teacher, "text", self.project_text_teacher.in_features)
             terms["ttc"] = _distil(text, teacher, self.project_text_teacher, pairs.image_index, tau)
         if self.has_structure:
-            image_teacher = self.image_teacher_mlp(_teacher(pairs.image_teacher, "image").to(image.dtype))
-            text_teacher = self.text_teacher_mlp(_teacher(pairs.text_teacher, "text").to(text.dtype))
+            image_teacher = _mapped(self.image_teacher_mlp, _teacher(pairs.image_teacher, "image"), image.dtype)
+            text_teacher = _mapped(self.text_teacher_mlp, _teacher(pairs.text_teacher, "text"), text.dtype)
             structure = self._structure_by_tiles if self._tiled else self._structure_by_matrices
             terms |= structure(self._students(image, text, pairs), image_teacher, text_teacher, text)
         return terms
@@ -243,7 +243,7 @@ class RebalancingObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """``mae`` and ``mse``, where kdi and kdt are lambda's and tau2's share of one number: f(S^I - S^T)."""
         power, share = _POWERS[self.distance], self.text_share()
-        scale = self.relation_temperature() ** power
+        scale = self.relation_temperature().abs() ** power  # one that is free may cross 0
         image_teacher, text_teacher = F.normalize(image_teacher, dim=1), F.normalize(text_teacher, dim=1)
         distances, apart = [], None
         for weight, rows, columns in students:
@@ -266,19 +266,22 @@ class RebalancingObjective(nn.Module):
         target = fuse_relations(image_relation, text_relation, self.text_share())
         weights = (1 - relation_matrix(text)).clamp(min=0) if self.distance == "weighted_wasserstein" else None
 
-        def distance(relation: Tensor) -> Tensor:
+        constant = None if weights is None else weights.detach()  # kdi and kdt move no encoder
+
+        def between(relation: Tensor, weights: Tensor | None) -> Tensor:
             return relation_distance(relation, target, self.distance, weights)
 
         terms: dict[str, Tensor] = {}
         if students:
             apart = [
-                weight * distance(relations(rows, columns, self.distance) / scale) for weight, rows, columns in students
+                weight * between(relations(rows, columns, self.distance) / scale, weights)
+                for weight, rows, columns in students
             ]
             terms["kd"] = torch.stack(apart).sum()
         if "kdi" in self.weights:
-            terms["kdi"] = distance(image_relation)
+            terms["kdi"] = between(image_relation, constant)
         if "kdt" in self.weights:
-            terms["kdt"] = distance(text_relation)
+            terms["kdt"] = between(text_relation, constant)
         return terms
 
 
@@ -293,6 +296,13 @@ class _Student(NamedTuple):
 def _distil(student: Tensor, teacher: Tensor, projection: nn.Linear, index: Tensor, tau: Tensor) -> Tensor:
     projected = F.normalize(projection(teacher.to(projection.weight.dtype)), dim=1).to(student.dtype)
     return contrast(student, projected, positive_targets(index, index, student.dtype), tau)
+
+
+def _mapped(mlp: nn.Module, teacher: Tensor, dtype: torch.dtype) -> Tensor:
+    """Through an MLP in its own precision, if it has any."""
+    weights = next(mlp.parameters(), None)
+    mapped: Tensor = mlp(teacher if weights is None else teacher.to(weights.dtype))
+    return mapped.to(dtype)
 
 
 def _teacher(features: Tensor | None, modality: str, width: int | None = None) -> Tensor:

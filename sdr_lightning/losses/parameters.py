@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -55,7 +55,7 @@ class TextShare(nn.Module):
     Args:
         initial: lambda at the start.
         kind: ``free``, a parameter without bounds, as in the public code; ``bounded``, learned within (0, 1) as the
-            sigmoid of a parameter; or ``fixed``.
+            softsign of a parameter, which no step takes so far that it cannot return; or ``fixed``.
 
     Raises:
         ValueError: an unknown kind, or a bounded lambda that does not start inside (0, 1).
@@ -73,10 +73,11 @@ class TextShare(nn.Module):
         elif kind == "bounded":
             if not 0 < initial < 1:
                 raise ValueError(f"a bounded lambda starts inside (0, 1), got {initial}")
-            self.value = nn.Parameter(torch.tensor(math.log(initial / (1 - initial))))
+            side = 2 * initial - 1
+            self.value = nn.Parameter(torch.tensor(side / (1 - abs(side))))
         else:
             raise ValueError(f"lambda must be free, bounded or fixed, got {kind!r}")
 
     def forward(self) -> Tensor:
         """Return lambda, a scalar; gradient flows to it where it is learned."""
-        return self.value.sigmoid() if self.kind == "bounded" else self.value
+        return (1 + F.softsign(self.value)) / 2 if self.kind == "bounded" else self.value

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sdr_lightning.encoders.fusion import bert_name
-from sdr_lightning.encoders.image import TimmImageTower, timm_layout
+from sdr_lightning.encoders.image import TimmImageTower
 from sdr_lightning.training.retrieval_module import RetrievalModule
 
 _HEADS = {
@@ -32,6 +32,11 @@ _SCALARS = {
     "lamba": "objective.text_share.value",
 }
 _TEXT = "encoder.text_tower.encoder.model."
+_ENCODER = ("vision_encoder.", "text_encoder.", "vision_proj.", "text_proj.", "itm_head.")
+_SPARE = re.compile(
+    r"relative_position_index$|attn_mask$|^vision_encoder\.head\.|position_ids$|^text_encoder\.(bert\.)?pooler\.|^text_encoder\.cls\."
+)
+_ADVICE = "configure the architecture that the checkpoint was trained with"
 
 
 class Imported(NamedTuple):
@@ -73,22 +78,27 @@ def import_public_sdr(module: RetrievalModule, state: dict[str, Tensor]) -> Impo
             found[key] = theirs, value.reshape(()) if own[key].ndim == 0 and value.numel() == 1 else value
     used = {key: theirs for key, (theirs, _) in found.items()}
     missing = sorted(own.keys() - found.keys())
+    unused = sorted(state.keys() - set(used.values()))
     lacking = [key for key in missing if key.startswith("encoder.")]
-    if lacking:
-        raise ValueError(f"the checkpoint lacks {len(lacking)} weights of the encoder, first {lacking[0]}")
+    homeless = [theirs for theirs in unused if theirs.startswith(_ENCODER) and not _SPARE.search(theirs)]
     for key, (theirs, value) in found.items():
         if value.shape != own[key].shape:
             raise ValueError(
-                f"{theirs} is of shape {tuple(value.shape)} and {key} of {tuple(own[key].shape)}: configure the "
-                "architecture that the checkpoint was trained with"
+                f"{theirs} is of shape {tuple(value.shape)} and {key} of {tuple(own[key].shape)}: {_ADVICE}"
             )
+    if lacking:
+        raise ValueError(f"the checkpoint lacks {len(lacking)} weights of the encoder, first {lacking[0]}: {_ADVICE}")
+    if homeless:
+        raise ValueError(
+            f"{len(homeless)} weights of the checkpoint have no place in the student, first {homeless[0]}: {_ADVICE}, its "
+            "layers and its projections"
+        )
     module.load_state_dict({key: value for key, (_, value) in found.items()}, strict=False)
-    return Imported(used, sorted(state.keys() - set(used.values())), missing)
+    return Imported(used, unused, missing)
 
 
 def _renamed(module: RetrievalModule, state: dict[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
     """Our key, the public code's, and the value."""
-    yield from _renamed_swin(module, state)
     assert module.encoder.fusion is not None
     fusing = {bert_name(name): name for name in module.encoder.fusion.layers[0].state_dict()}
     split = int(module.encoder.text_tower.encoder.model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
@@ -98,6 +108,11 @@ def _renamed(module: RetrievalModule, state: dict[str, Tensor]) -> Iterator[tupl
             yield _SCALARS[theirs], theirs, value
         elif part in _HEADS:
             yield f"{_HEADS[part]}.{name}", theirs, value
+        elif (
+            part == "vision_encoder"
+        ):  # a stage's downsampling is at its end there, and at the start of the next in timm
+            renamed = re.sub(r"layers\.(\d+)\.downsample", lambda at: f"layers.{int(at[1]) + 1}.downsample", name)
+            yield f"encoder.image_tower.model.{renamed}", theirs, value
         elif part == "text_encoder":
             name = name.removeprefix("bert.")
             layer = re.fullmatch(r"encoder\.layer\.(\d+)\.(.+)", name)
@@ -105,14 +120,3 @@ def _renamed(module: RetrievalModule, state: dict[str, Tensor]) -> Iterator[tupl
                 yield _TEXT + name, theirs, value
             elif layer[2] in fusing:
                 yield f"encoder.fusion.layers.{int(layer[1]) - split}.{fusing[layer[2]]}", theirs, value
-
-
-def _renamed_swin(module: RetrievalModule, state: dict[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
-    prefix = "vision_encoder."
-    swin = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-    model = module.encoder.image_tower.model
-    # Keys travel through timm's renaming as themselves, to tell which became which.
-    names = {id(value): prefix + key for key, value in swin.items()}
-    for key, value in timm_layout(swin, model).items():  # type: ignore[arg-type]
-        if id(value) in names:
-            yield f"encoder.image_tower.model.{key}", names[id(value)], value

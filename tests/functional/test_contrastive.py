@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from sdr_lightning.functional.contrastive import (
     contrast,
     image_text_contrast,
+    indecision,
     nt_xent,
     positive_targets,
     soft_cross_entropy,
@@ -187,3 +188,73 @@ def test_gradients_by_gradcheck():
     targets = positive_targets(ids, ids).double()
     assert torch.autograd.gradcheck(lambda v, t, s: contrast(v, t, targets, s), (image, text, tau))
     assert torch.autograd.gradcheck(lambda v: nt_xent(v, ids, 0.3), (image,))
+
+
+def indecision_by_loop(rows, low=0.1, high=0.5):
+    total, count = 0.0, 0
+    for i, one in enumerate(rows):
+        for j, other in enumerate(rows):
+            if i != j:
+                cosine = sum(a * b for a, b in zip(one, other, strict=True))
+                total += max(0.0, min(cosine - low, high - cosine))
+                count += 1
+    return total / max(1, count)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(("low", "high"), [(0.1, 0.5), (-0.3, 0.9)])
+def test_indecision_and_its_gradient_equal_a_loop(seed, low, high):
+    rows = unit_rows(7, seed=seed).requires_grad_()
+    loss = indecision(rows, low, high)
+    loss.backward()
+    plain = rows.tolist()
+    assert loss > 0.005
+    close(loss.detach(), indecision_by_loop(plain, low, high))
+    close(rows.grad, reference.gradient(lambda r: indecision_by_loop(r, low, high), plain))
+
+
+def at_cosine(cosine):
+    return torch.tensor([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]], dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    ("cosine", "expected"), [(-0.9, 0), (0.0, 0), (0.1, 0), (0.15, 0.05), (0.3, 0.2), (0.45, 0.05), (0.5, 0), (0.9, 0)]
+)
+def test_indecision_by_hand(cosine, expected):
+    rows = at_cosine(cosine).requires_grad_()
+    loss = indecision(rows)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected, abs=1e-12)
+    if cosine < 0.09 or cosine > 0.51:
+        assert not rows.grad.any()
+
+
+def test_indecision_of_one_item_is_zero_and_of_equal_items_too():
+    alone = unit_rows(1).requires_grad_()
+    loss = indecision(alone)
+    loss.backward()
+    assert loss == 0
+    assert not alone.grad.any()
+    assert indecision(unit_rows(1).expand(4, -1)) == 0
+
+
+@pytest.mark.parametrize(
+    ("start", "ends_below", "ends_above"), [(0.12, 0.101, -1), (0.25, 0.101, -1), (0.35, 1, 0.499)]
+)
+def test_descent_on_indecision_drives_similarities_out_of_the_range(start, ends_below, ends_above):
+    """To the nearer end: what is rather different becomes different, what is rather alike becomes alike."""
+    angle = torch.tensor(math.acos(start), dtype=torch.float64, requires_grad=True)
+    for _ in range(100):
+        rows = torch.stack([torch.eye(2, dtype=torch.float64)[0], torch.stack([angle.cos(), angle.sin()])])
+        (gradient,) = torch.autograd.grad(indecision(rows), angle)
+        with torch.no_grad():
+            angle -= 0.01 * gradient
+    assert ends_above <= math.cos(angle.item()) <= ends_below
+
+
+def test_indecision_is_computed_in_float32_under_autocast():
+    rows = unit_rows(7).float()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = indecision(rows)
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, indecision(rows), rtol=0, atol=0)

@@ -38,12 +38,9 @@ def problems(draw, cosine_ties):
     queries, size = draw(st.integers(1, 5)), draw(st.integers(1, 10))
     gallery_ids = draw(st.lists(st.integers(0, 4), min_size=size, max_size=size))
     query_ids = draw(st.lists(st.sampled_from(gallery_ids), min_size=queries, max_size=queries))
-    if cosine_ties:
-        row = st.lists(st.integers(-2, 2), min_size=size, max_size=size)
-    else:
-        row = st.permutations(range(size))
-    cosines = draw(st.lists(row, min_size=queries, max_size=queries))
     score = st.lists(st.integers(-2, 2), min_size=size, max_size=size)
+    cosine = score if cosine_ties else st.permutations(range(size))
+    cosines = draw(st.lists(cosine, min_size=queries, max_size=queries))
     scores = draw(st.lists(score, min_size=queries, max_size=queries))
     return cosines, scores, draw(st.integers(1, size + 2)), query_ids, gallery_ids
 

@@ -57,7 +57,7 @@ def test_a_step_beyond_the_range_can_be_undone():
     [
         (Temperature(0.3), Temperature(0.3, learnable=False), 1),
         (TextShare(0.3), TextShare(0.3, "fixed"), 1),
-        (TextShare(0.3, "bounded"), TextShare(0.3, "fixed"), 0.3 * 0.7),  # of the sigmoid
+        (TextShare(0.3, "bounded"), TextShare(0.3, "fixed"), 0.5 * 0.6**2),  # of the softsign
     ],
     ids=["temperature", "free share", "bounded share"],
 )
@@ -110,18 +110,7 @@ def test_a_step_takes_a_free_share_out_of_its_bounds(rate):
 
 @pytest.mark.parametrize(
     "rate",
-    [
-        *(-200.0, -20.0, 20.0, 60.0),
-        *(
-            pytest.param(
-                rate,
-                marks=pytest.mark.xfail(
-                    reason="bug: float32's sigmoid is exactly 1 from 17 on and 0 from -104 on, and flat", strict=True
-                ),
-            )
-            for rate in (-1e6, 200.0, 1e6)
-        ),
-    ],
+    [-1e6, -200.0, -20.0, 20.0, 60.0, 200.0, 1e6],
 )
 def test_a_step_leaves_a_bounded_share_inside_where_it_can_return(rate):
     share = after_a_step("bounded", rate)
@@ -134,4 +123,5 @@ def test_a_step_leaves_a_bounded_share_inside_where_it_can_return(rate):
 
 @pytest.mark.parametrize("rate", [-1e30, -1e6, -200.0, 200.0, 1e6, 1e30])
 def test_no_step_takes_a_bounded_share_beyond_its_bounds(rate):
-    assert after_a_step("bounded", rate)().item() == pytest.approx(float(rate > 0), abs=1e-6)
+    share = after_a_step("bounded", rate)().item()
+    assert 0.99 < share <= 1 if rate > 0 else 0 <= share < 0.01

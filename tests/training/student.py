@@ -165,6 +165,7 @@ class FixedBatches(pl.LightningDataModule):
         super().__init__()
         self.batches = list(batches)
         self.splits: dict[Split, Any] = {}
+        self.tokenizer = SceneTokenizer()
 
     def attach_teacher(self, modality: str) -> None:
         """Features of teachers are in the batches."""
@@ -215,9 +216,7 @@ class RaggedSource(MemorySource):
     def table(self, split: Split) -> Any:
         table = super().table(split)
         longer = [" ".join([text, *["next to a red circle"] * (row % 3)]) for row, text in enumerate(table.captions)]
-        return type(table)(
-            table.name, table.split, table.image_ids, longer, table.caption_ids, table.caption_image
-        )
+        return type(table)(table.name, table.split, table.image_ids, longer, table.caption_ids, table.caption_image)
 
     def relevance(self, split: Split, cache: Path) -> Relevance:
         return FactRelevance(np.ones((len(self.counts), 1), int), np.ones((sum(self.counts), 1), int))
@@ -233,9 +232,7 @@ class NamedScenes(SceneSource):
     def table(self, split: Split) -> Any:
         table = super().table(split)
         longer = [" ".join((text.split() * self.words)[: self.words]) for text in table.captions]
-        return type(table)(
-            table.name, table.split, table.image_ids, longer, table.caption_ids, table.caption_image
-        )
+        return type(table)(table.name, table.split, table.image_ids, longer, table.caption_ids, table.caption_image)
 
 
 def flattened(batches: Iterable[Any]) -> Iterator[Any]:

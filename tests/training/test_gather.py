@@ -129,8 +129,7 @@ def check(setting: str, results: Results) -> None:
         assert set(gradients) == names, "a parameter without a gradient stops DDP"
         for name, found in gradients.items():
             expected = sum(
-                share_of_gradient(setting, term, name, world_size) * gradient[name]
-                for term, gradient in terms.items()
+                share_of_gradient(setting, term, name, world_size) * gradient[name] for term, gradient in terms.items()
             )
             torch.testing.assert_close(
                 found, expected, rtol=1e-6, atol=1e-12, msg=lambda m, n=name, r=rank: f"{n} on rank {r}: {m}"

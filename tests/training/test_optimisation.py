@@ -144,7 +144,9 @@ def test_a_step_moves_fresh_parameters_by_a_multiple_and_no_others(tmp_path: Pat
     expected = {
         name
         for name in plain
-        if name.startswith(("objective.", "encoder.image_projection.", "encoder.text_projection.", "encoder.fusion.head"))
+        if name.startswith(
+            ("objective.", "encoder.image_projection.", "encoder.text_projection.", "encoder.fusion.head")
+        )
         or "cross_" in name
     }
     assert faster == expected

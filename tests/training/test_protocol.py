@@ -71,7 +71,9 @@ SWITCHES: dict[str, tuple[Any, Any, Callable[[SdrCLI], Any]]] = {
     "checkpoint.monitor": ("test/rsum", "val/rsum", lambda cli: cli.trainer.checkpoint_callback.monitor),
     "data.init_args.train_on": (["train"], ["train"], lambda cli: list(cli.datamodule.train_on)),
 }
-OTHERWISE = [f"--{option}={str(other).lower()}" for option, (_, other, _) in SWITCHES.items() if "train_on" not in option]
+OTHERWISE = [
+    f"--{option}={str(other).lower()}" for option, (_, other, _) in SWITCHES.items() if "train_on" not in option
+]
 
 
 def test_the_switches_are_all_there_are() -> None:
@@ -155,6 +157,21 @@ def test_checkpoints_are_selected_on_test_under_the_paper_protocol_alone() -> No
         assert BestCheckpoint(monitor, protocol="paper").monitor == monitor
     assert BestCheckpoint("val/rsum").monitor == "val/rsum"
     assert BestCheckpoint(None).monitor is None
+
+
+def test_the_clean_protocol_cannot_be_talked_into_selecting_on_test(base: Callable[..., list[str]]) -> None:
+    """Or its runs would be recorded as clean."""
+    options = ("--data.init_args.select_on=test", "--checkpoint.monitor=test/rsum", "--checkpoint.protocol=paper")
+    with pytest.raises(ValueError, match="test"):
+        build(base(*options))
+
+
+def test_a_metric_that_validation_does_not_measure_is_told_before_training(
+    base: Callable[..., list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    short = ("--trainer.max_epochs=1", "--trainer.accelerator=cpu", "--data.init_args.batch_size=30")
+    line = refused(capsys, "fit", *base(*short, "--data.init_args.select_on=test"))
+    assert "val/rsum" in line
 
 
 @pytest.fixture(scope="module")

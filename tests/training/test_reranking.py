@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,8 +11,8 @@ from torch import Tensor
 
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.tokenizer import SceneTokenizer
-from sdr_lightning.metrics.cross_modal import summarise
 from sdr_lightning.functional.ranking import Ranking
+from sdr_lightning.metrics.cross_modal import summarise
 from sdr_lightning.training.reranking import Captions, encode_captions
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.types import Encoded, Tokens
@@ -49,7 +48,10 @@ def brute_force(module: RetrievalModule, data: RetrievalDataModule) -> Truth:
         assert tokens.attention_mask.all()
         texts.append(encoder.text(tokens))
     scores = [
-        [float(encoder.fusion.head(encoder.fusion(text, encoder.fusion.contexts(image.tokens)))[0, 1]) for text in texts]
+        [
+            float(encoder.fusion.head(encoder.fusion(text, encoder.fusion.contexts(image.tokens)))[0, 1])
+            for text in texts
+        ]
         for image in images
     ]
     cosines = [[float(image.vector[0] @ text.vector[0]) for text in texts] for image in images]
@@ -75,7 +77,12 @@ def expected_metrics(truth: Truth, k: int) -> dict[str, float]:
     results: dict[str, float] = {}
     for way, cosines, scores, positive in (
         ("i2t", truth.cosines, truth.scores, right),
-        ("t2i", transposed(truth.cosines), transposed(truth.scores), [list(column) for column in zip(*right)]),
+        (
+            "t2i",
+            transposed(truth.cosines),
+            transposed(truth.scores),
+            [list(column) for column in zip(*right, strict=True)],
+        ),
     ):
         where = torch.tensor(ranks(cosines, scores, positive, k))
         results |= summarise(way, Ranking(where, torch.zeros(len(where), dtype=torch.bool)))
@@ -186,7 +193,7 @@ def test_what_needs_a_fusion_encoder_says_so() -> None:
         ({"kd": 1}, {"relation": {"averaged": 1.0, "fused": 0.5}}),
     ]
     for weights, options in needing:
-        with pytest.raises(ValueError, match="needs a fusion encoder: configure encoder.fusion"):
+        with pytest.raises(ValueError, match=r"needs a fusion encoder: configure encoder\.fusion"):
             student(weights, fusion=False, **options)
     student({"kdi": 1}, fusion=False, relation="fused")  # reads no student at all
 
@@ -197,7 +204,7 @@ def test_unknown_words(option: dict[str, Any]) -> None:
         student(**option)
 
 
-def test_a_non_finite_score_is_told(tmp_path: Path) -> None:
+def test_a_non_finite_score_is_told() -> None:
     module = student({"itc": 1, "itm": 1}, rerank=3)
     assert module.encoder.fusion is not None
     torch.nn.init.constant_(module.encoder.fusion.head[3].bias, torch.nan)  # type: ignore[arg-type]

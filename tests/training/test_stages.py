@@ -11,7 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdr_lightning.losses.parameters import Temperature
 from sdr_lightning.training.checkpoint import BestCheckpoint
+from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from tests.training.student import (
     EMBEDDING,
@@ -80,7 +82,9 @@ def weights_of(path: Path) -> dict[str, Tensor]:
 def test_a_stage_starts_from_the_encoder_and_what_both_objectives_have(stage_1: Path, tmp_path: Path) -> None:
     fresh = {name: value.clone() for name, value in student(**STAGE_2).state_dict().items()}
     module = student(**STAGE_2, start_from=str(stage_1))
-    assert torch.equal(module.state_dict()["encoder.image_tower.patch.weight"], fresh["encoder.image_tower.patch.weight"])
+    assert torch.equal(
+        module.state_dict()["encoder.image_tower.patch.weight"], fresh["encoder.image_tower.patch.weight"]
+    )
     started, before = fit(module, tmp_path), weights_of(stage_1)
     encoder = {name for name in started if name.startswith("encoder.")}
     assert encoder == {name for name in before if name.startswith("encoder.")}
@@ -128,11 +132,13 @@ def test_continuing_is_not_starting_again(stage_1: Path, tmp_path: Path) -> None
     continued = fit(student(**{**STAGE_2, "seed": 9}, start_from=str(stage_1)), tmp_path, epochs=3, ckpt_path=last)
     for name, value in continued.items():
         assert torch.equal(value, before[name]), name
-    assert not torch.equal(before["encoder.image_tower.patch.weight"], weights_of(stage_1)["encoder.image_tower.patch.weight"])
+    assert not torch.equal(
+        before["encoder.image_tower.patch.weight"], weights_of(stage_1)["encoder.image_tower.patch.weight"]
+    )
 
 
 def test_a_stage_that_was_not_run(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no checkpoint to start from at .*none.ckpt: run the earlier stage first"):
+    with pytest.raises(ValueError, match=r"no checkpoint to start from at .*none\.ckpt: run the earlier stage first"):
         fit(student(**STAGE_2, start_from=str(tmp_path / "none.ckpt")), tmp_path)
 
 
@@ -177,6 +183,13 @@ def test_an_objective_of_other_widths_is_not_called_another_encoder(stage_1: Pat
     assert "another encoder" not in str(refused.value)
 
 
+def test_what_is_configured_as_fixed_stays_as_configured(stage_1: Path, tmp_path: Path) -> None:
+    """The first stage learned its temperature; this one says what it is."""
+    module = student(**STAGE_2, start_from=str(stage_1))
+    module.objective.temperature = Temperature(0.05, learnable=False)
+    assert fit(module, tmp_path)["objective.temperature.value"] == pytest.approx(0.05)
+
+
 def test_a_frozen_tower_stays_what_it_was_across_stages(tmp_path: Path) -> None:
     """Its weights are not in the checkpoint, its fingerprint is."""
     fit(student(**STAGE_1, frozen=["text"]), tmp_path / "one")
@@ -184,7 +197,9 @@ def test_a_frozen_tower_stays_what_it_was_across_stages(tmp_path: Path) -> None:
     assert not [name for name in weights_of(path) if "text_tower" in name]
     same = student(**{**STAGE_2, "seed": 1}, frozen=["text"], start_from=str(path))
     started = fit(same, tmp_path / "two")
-    assert torch.equal(started["encoder.image_tower.patch.weight"], weights_of(path)["encoder.image_tower.patch.weight"])
+    assert torch.equal(
+        started["encoder.image_tower.patch.weight"], weights_of(path)["encoder.image_tower.patch.weight"]
+    )
     with pytest.raises(ValueError, match="another frozen text_tower"):
         fit(student(**STAGE_2, frozen=["text"], start_from=str(path)), tmp_path / "three")
 
@@ -239,8 +254,6 @@ def test_a_small_batch_that_is_not_finite_is_named_in_full(tmp_path: Path) -> No
 
 
 def test_a_learning_rate_that_blows_up_is_told(tmp_path: Path) -> None:
-    from sdr_lightning.training.optimisation import Optimisation
-
     module = student({"itc": 1.0, "itm": 1.0}, optimisation=Optimisation(1e30, warmup=0.0))
     with pytest.raises(ValueError, match=r"the loss is not finite at step \d+ \(itc .*, itm .*\)"):
         trainer(max_epochs=5, limit_val_batches=0).fit(module, datamodule=scenes())

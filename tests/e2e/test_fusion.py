@@ -1,0 +1,164 @@
+"""A student with a fusion encoder through the command line: trained, re-ranked, in one process and in two."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from sdr_lightning.cli.main import main
+from tests.e2e.sdr import SMALL, sdr, succeeded
+
+WEIGHTS = "--model.init_args.objective.init_args.weights"
+MATCHED = (WEIGHTS, '{"itc": 1, "itm": 2}')
+MEASURES = {
+    f"{way}_{what}" for way in ("i2t", "t2i") for what in ("R@1", "R@5", "R@10", "MdR", "MnR", "MRR", "tie_rate")
+}
+
+
+@pytest.fixture(scope="module")
+def options(experiments: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    """The miniature of the paper's student on small scenes; 61 test images do not divide by two."""
+    cache = tmp_path_factory.mktemp("cache")
+    return (
+        *("--model", str(experiments / "models/tiny_fusion.yaml"), "--data", str(experiments / "data/scenes.yaml")),
+        *(*SMALL, "--data.init_args.source.init_args.num_test=61", f"--data.init_args.cache={cache}"),
+        *("--model.init_args.rerank=8", "--trainer.accelerator=cpu", "--trainer.max_epochs=3", *MATCHED),
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted(options: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fusion") / "run"
+    assert main(["fit", *options, "--run_dir", str(folder)]) == 0
+    return folder
+
+
+def epochs(folder: Path, column: str) -> list[float]:
+    with (folder / "metrics.csv").open() as file:
+        return [float(row[column]) for row in csv.DictReader(file) if row.get(column)]
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    found: dict[str, float] = json.loads((folder / "results.json").read_text())["metrics"]
+    return found
+
+
+def results_of(fitted: Path, options: tuple[str, ...], folder: Path, *more: str) -> dict[str, float]:
+    best = ("--ckpt_path", str(fitted / "checkpoints/best.ckpt"), "--run_dir", str(folder))
+    assert main(["test", *options, *best, *more]) == 0
+    return metrics(folder)
+
+
+def test_it_learns_and_is_measured_with_and_without_re_ranking(
+    fitted: Path, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    for term in ("itc", "itm", "loss"):
+        losses = epochs(fitted, f"train/{term}")
+        assert len(losses) == 3
+        assert losses[-1] < losses[0], term
+    assert not epochs(fitted, "val/reranked_rsum")  # validation is by cosine
+    found = results_of(fitted, options, tmp_path / "a")
+    assert {f"reranked_{name}" for name in (*MEASURES, "rsum")} == {n for n in found if n.startswith("reranked_")}
+    assert MEASURES | {"rsum", "modality_gap"} <= found.keys()
+    recalls = [found[f"reranked_{way}_R@{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10)]
+    assert found["reranked_rsum"] == pytest.approx(sum(recalls))
+    # What has a positive among its eight candidates has it among the first eight after re-ranking, too.
+    for way in ("i2t", "t2i"):
+        assert found[f"reranked_{way}_R@10"] == found[f"{way}_R@10"]
+    assert found == results_of(fitted, options, tmp_path / "b")
+
+
+def test_one_candidate_changes_nothing_and_no_re_ranking_adds_nothing(
+    fitted: Path, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    one = results_of(fitted, options, tmp_path / "one", "--model.init_args.rerank=1")
+    for name in MEASURES:
+        if "tie_rate" not in name:
+            assert one[f"reranked_{name}"] == one[name], name
+    none = results_of(fitted, options, tmp_path / "none", "--model.init_args.rerank=null")
+    assert none == {name: value for name, value in one.items() if not name.startswith("reranked_")}
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ((WEIGHTS, '{"itc": 1, "itm": 2}'), "needs a fusion encoder: configure encoder.fusion"),
+        ((WEIGHTS, '{"itc": 1}', "--model.init_args.rerank=8"), "needs a fusion encoder: configure encoder.fusion"),
+    ],
+)
+def test_matching_without_a_fusion_encoder_is_refused_in_one_line(
+    more: tuple[str, ...], said: str, experiments: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = ("fit", "--config", str(experiments / "scenes/sdr.yaml"), *SMALL, "--run_dir", str(tmp_path / "run"))
+    assert main([*base, *more]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sdr")]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert not list(tmp_path.glob("run/*"))
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--model.init_args.rerank=0",), "rerank must be at least 1 candidate, got 0"),
+        (("--model.init_args.gather=all",), "albef"),
+        (
+            ("--model.init_args.encoder.init_args.fusion.init_args.image_width=64",),
+            "set fusion.init_args.image_width to 96",
+        ),
+        (("--model.init_args.start_from=nowhere.ckpt",), "no checkpoint to start from at nowhere.ckpt"),
+    ],
+)
+def test_other_mistakes(
+    more: tuple[str, ...],
+    said: str,
+    options: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["fit", *options, *more, "--run_dir", str(tmp_path / "run")]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("sdr")]
+    assert len(lines) == 1
+    assert said in lines[0]
+    assert not list(tmp_path.glob("run/*"))
+
+
+@pytest.mark.slow
+def test_every_term_with_two_teachers(experiments: Path, options: tuple[str, ...], tmp_path: Path) -> None:
+    """The weights and relation of the configuration file, from banks of the student's own towers."""
+    banks = []
+    for modality in ("image", "text"):
+        bank = tmp_path / f"{modality}.safetensors"
+        teacher = ("--teacher", experiments / f"scenes/{modality}_teacher.yaml", "--output", bank)
+        succeeded(sdr("extract", "--config", experiments / "scenes/sdr.yaml", *SMALL[:3], *teacher))
+        banks.append(f"--data.init_args.{modality}_bank={bank}")
+    at = options.index(WEIGHTS)
+    succeeded(
+        sdr("fit", *options[:at], *options[at + 2 :], *banks, "--trainer.max_epochs=2", "--run_dir", tmp_path / "run")
+    )
+    for term in ("itc", "itm", "iic", "ttc", "kd", "kdi", "kdt"):
+        assert len(epochs(tmp_path / "run", f"train/{term}")) == 2
+    losses = epochs(tmp_path / "run", "train/loss")
+    assert losses[1] < losses[0]
+
+
+@pytest.mark.slow
+def test_two_processes_re_rank_as_one(fitted: Path, options: tuple[str, ...], tmp_path: Path) -> None:
+    one = results_of(fitted, options, tmp_path / "one")
+    best = ("--ckpt_path", fitted / "checkpoints/best.ckpt", "--run_dir", tmp_path / "two")
+    succeeded(sdr("test", *options, *best, "--trainer.devices=2", "--trainer.strategy=ddp"))
+    assert metrics(tmp_path / "two") == one
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("weights", ['{"itc": 1, "itm": 2}', '{"itc": 1}'])
+def test_two_processes_train(weights: str, options: tuple[str, ...], tmp_path: Path) -> None:
+    """With every parameter in use, and with a fusion encoder that no term reads."""
+    more = ("--trainer.devices=2", "--trainer.strategy=ddp", "--model.init_args.negatives=global")
+    succeeded(sdr("fit", *options, WEIGHTS, weights, *more, "--run_dir", tmp_path / "run"))
+    losses = epochs(tmp_path / "run", "train/itc")
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
