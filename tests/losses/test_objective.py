@@ -136,7 +136,8 @@ def test_gradients_of_structure_terms_equal_the_reference(distance, teacher_mlps
     module.total(terms).backward()
 
     def total(given):
-        return sum(weights[name] * value for name, value in structure_terms(module, given).items())
+        terms = structure_terms(module, given)
+        return sum(weight * terms[name] for name, weight in weights.items())
 
     names = [name for name, _ in module.named_parameters()]
     assert len(names) == 2 - (distance in RKD) + 8 * teacher_mlps
