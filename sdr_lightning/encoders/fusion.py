@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sdr_lightning.encoders.transformer import argument_of, model_config
-from sdr_lightning.encoders.weights import unreachable
+from sdr_lightning.encoders.transformer import model_config, pretrained_model
 from sdr_lightning.types import Encoded
 
 # A layer's own names, and BERT's, which the public code's checkpoints share.
@@ -96,12 +95,13 @@ class FusionEncoder(nn.Module):
                 settings.hidden_dropout_prob,
                 settings.attention_probs_dropout_prob,
                 settings.layer_norm_eps,
+                settings.hidden_act,
             )
             for _ in range(first_layer, settings.num_hidden_layers)
         )
         self.apply(_bert_initialisation(settings.initializer_range))
         if reference is not None:
-            self._load_bert(reference, first_layer)
+            self._load_bert(reference, settings, first_layer)
         self.head = nn.Sequential(  # of the public code, as it initialises it
             nn.Linear(self.width, 2 * self.width), nn.LayerNorm(2 * self.width), nn.GELU(), nn.Linear(2 * self.width, 2)
         )
@@ -153,15 +153,14 @@ class FusionEncoder(nn.Module):
             assert isinstance(layer, FusionLayer)
             yield layer
 
-    def _load_bert(self, reference: str, first_layer: int) -> None:
-        from transformers import AutoModel
-
-        try:
-            bert = AutoModel.from_pretrained(reference, add_pooling_layer=False).state_dict()
-        except (OSError, ValueError) as error:
-            raise unreachable("fusion encoder", reference, argument_of("fusion"), error) from error
+    def _load_bert(self, reference: str, settings: Any, first_layer: int) -> None:
+        found = pretrained_model("fusion encoder", reference, settings)
+        bert = found.network.state_dict()
         for number, layer in enumerate(self._stack()):
             prefix = f"encoder.layer.{first_layer + number}."
+            missing = [name for name in found.missing if prefix in name]
+            if missing:
+                raise ValueError(f"{reference} lacks {len(missing)} weights of the fusion encoder, first {missing[0]}")
             theirs = {name: bert[prefix + bert_name(name)] for name in layer.state_dict() if "cross_" not in name}
             layer.load_state_dict(theirs, strict=False)
 
@@ -177,6 +176,7 @@ class FusionLayer(nn.Module):
         dropout: of what is added to the residual.
         attention_dropout: of attention weights.
         epsilon: of the LayerNorms.
+        activation: between the two linear maps, by transformers' name for it.
     """
 
     def __init__(
@@ -188,7 +188,10 @@ class FusionLayer(nn.Module):
         dropout: float,
         attention_dropout: float,
         epsilon: float,
+        activation: str,
     ) -> None:
+        from transformers.activations import ACT2FN
+
         super().__init__()
         self.self_attention = Attention(width, width, heads, attention_dropout)
         self.self_norm = nn.LayerNorm(width, epsilon)
@@ -196,6 +199,7 @@ class FusionLayer(nn.Module):
         self.cross_norm = nn.LayerNorm(width, epsilon)
         self.widen, self.narrow = nn.Linear(width, hidden_width), nn.Linear(hidden_width, width)
         self.norm = nn.LayerNorm(width, epsilon)
+        self.activation: nn.Module = ACT2FN[activation]
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden: Tensor, mask: Tensor | None, context: Context, first_alone: bool) -> Tensor:
@@ -214,7 +218,7 @@ class FusionLayer(nn.Module):
         hidden = hidden[:, :1] if first_alone else hidden
         hidden = self.self_norm(hidden + self.dropout(self.self_attention(hidden, own, mask)))
         hidden = self.cross_norm(hidden + self.dropout(self.cross_attention(hidden, context, None)))
-        wide = F.gelu(self.widen(hidden))
+        wide = self.activation(self.widen(hidden))
         result: Tensor = self.norm(hidden + self.dropout(self.narrow(wide)))
         return result
 

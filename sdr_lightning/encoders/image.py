@@ -92,11 +92,14 @@ class TimmImageTower(Tower):
 
         Returns:
             (B, D) pooled features, and as tokens (B, 1 + N, D) the pooled one and then the grid's N, row by row, as in
-            the public code; without the pooled one where the network makes it wider than the grid's.
+            the public code; without the pooled one where the network makes it wider than the grid's. A network of several
+            scales has no tokens.
         """
         pixels = _normalised(inputs, self.mean, self.std).contiguous(memory_format=torch.channels_last)
-        features: Tensor = self.model.forward_features(pixels)
+        features: Any = self.model.forward_features(pixels)
         pooled: Tensor = self.model.forward_head(features, pre_logits=True)
+        if not isinstance(features, Tensor):  # networks of several scales have no one grid
+            return Encoded(pooled)
         grid = _grid(features, self.model)
         if self.width == self.tokens_width:
             grid = torch.cat([pooled.unsqueeze(1), grid], dim=1)
@@ -169,7 +172,8 @@ def _normalised(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 def _grid(features: Tensor, model: torch.nn.Module) -> Tensor:
     """The grid as (B, N, W), of what timm's ``forward_features`` gives: (B, prefix + N, W), (B, H, H', W) or (B, W, H, H')."""
     if features.ndim == 3:
-        return features[:, getattr(model, "num_prefix_tokens", 0) :]
+        has_class_token = getattr(model, "cls_token", None) is not None
+        return features[:, getattr(model, "num_prefix_tokens", int(has_class_token)) :]
     if getattr(model, "output_fmt", "NCHW") == "NHWC":
         return features.flatten(1, 2)
     return features.flatten(2).transpose(1, 2)
@@ -180,5 +184,8 @@ def _timm_layout(state: dict[str, Tensor], model: torch.nn.Module) -> dict[str, 
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None or state.keys() >= model.state_dict().keys():
         return state
-    converted: dict[str, Tensor] = convert(state, model)
+    try:
+        converted: dict[str, Tensor] = convert(state, model)
+    except (AttributeError, KeyError, IndexError, RuntimeError):  # another architecture: its keys will not fit either
+        return state
     return converted

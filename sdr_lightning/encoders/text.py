@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch.nn.functional as F
+
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.encoders.transformer import Pooling, TransformersEncoder
 from sdr_lightning.types import Encoded, Tokens
@@ -56,6 +58,14 @@ class TransformersTextTower(Tower):
         Returns:
             (B, D) pooled features, and the (B, L, W) tokens of the last layer with their mask.
         """
-        return self.encoder.encode(
-            inputs.attention_mask, input_ids=inputs.input_ids, attention_mask=inputs.attention_mask
-        )
+        ids, mask = inputs.input_ids, inputs.attention_mask
+        config = self.encoder.model.config
+        if config.model_type != "siglip_text_model":
+            return self.encoder.encode(mask, input_ids=ids, attention_mask=mask)
+        # SigLIP knows captions padded to their full length alone, and no mask; what it pools is the last token.
+        length = ids.shape[1]
+        ids = ids.masked_fill(mask == 0, config.pad_token_id)
+        ids = F.pad(ids, (0, config.max_position_embeddings - length), value=config.pad_token_id)
+        encoded = self.encoder.encode(F.pad(mask, (0, config.max_position_embeddings - length)), input_ids=ids)
+        assert encoded.tokens is not None
+        return encoded._replace(tokens=encoded.tokens[:, :length], mask=mask)

@@ -13,7 +13,8 @@ from sdr_lightning.types import Encoded
 
 Pooling = Literal["mean", "cls", "own"]
 _PROVENANCE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
-_OPTIONAL_POOLER = ("bert", "roberta", "vit", "mpnet", "deit")
+_POOLERS = {"clip_vision_model": ("post_layernorm",)}
+_USUAL_POOLERS = ("pooler", "head")
 _PARTS = {"image": ("vision_model", "visual_projection"), "text": ("text_model", "text_projection")}
 
 
@@ -53,11 +54,6 @@ class TransformersEncoder(nn.Module):
         projected: bool = False,
         layers: int | None = None,
     ) -> None:
-        from transformers import AutoModel
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()  # a pooler or a layer that is left out on purpose is no news
-        logging.disable_progress_bar()
         super().__init__()
         if pooling not in ("mean", "cls", "own"):
             raise ValueError(f"pooling must be mean, cls or own, got {pooling!r}")
@@ -65,27 +61,33 @@ class TransformersEncoder(nn.Module):
         self.reference, settings = model_config(what, weights, config)
         part, projection = _PARTS[modality]
         side = getattr(settings, part.replace("_model", "_config"), settings)
+        for need in ("hidden_size", *(("vocab_size",) if modality == "text" else ())):
+            if not hasattr(side, need):
+                raise ValueError(
+                    f"a {side.model_type} is no {modality} encoder of tokens: its configuration has no {need}"
+                )
         if layers is not None:
             have = side.num_hidden_layers
             if not 1 <= layers <= have:
                 raise ValueError(f"layers must be from 1 to the model's {have}, got {layers}")
             side.num_hidden_layers = layers
-        # An unused pooler would be an unused parameter under DDP.
-        extra = {"add_pooling_layer": pooling == "own"} if side.model_type in _OPTIONAL_POOLER else {}
-        if self.reference is None:
-            model = AutoModel.from_config(settings, **extra)
-        else:
-            try:
-                model = AutoModel.from_pretrained(self.reference, config=settings, **extra)
-            except (OSError, ValueError) as error:
-                raise unreachable(what, self.reference, argument_of(what), error) from error
-        self.model: Any = getattr(model, part, model)
+        model = random_model(settings) if self.reference is None else pretrained_model(what, self.reference, settings)
+        self.model: Any = getattr(model.network, part, model.network)
+        poolers = _POOLERS.get(side.model_type, _USUAL_POOLERS)
+        missing = [name for name in model.missing if pooling == "own" or not any(pooler in name for pooler in poolers)]
+        missing = [name for name in missing if part in name or not any(other in name for other, _ in _PARTS.values())]
+        if missing:
+            raise ValueError(f"{self.reference} lacks {len(missing)} weights of the {what}, first {missing[0]}")
+        if pooling != "own":  # an unused pooler would be an unused parameter under DDP
+            for name in poolers:
+                if isinstance(getattr(self.model, name, None), nn.Module):
+                    setattr(self.model, name, nn.Identity())
         self.pooling, self.projected = pooling, projected
         self.width = self.tokens_width = int(side.hidden_size)
         if projected:
-            if not hasattr(model, projection):
+            if not hasattr(model.network, projection):
                 raise ValueError(f"{side.model_type} has no projection of its own: set projected to false")
-            self.projection: nn.Module = getattr(model, projection)
+            self.projection: nn.Module = getattr(model.network, projection)
             self.width = int(self.projection.out_features)
 
     def settings(self) -> str:
@@ -118,7 +120,7 @@ class TransformersEncoder(nn.Module):
         from transformers.models.auto.image_processing_auto import get_image_processor_config
 
         known = {} if self.reference is None else get_image_processor_config(self.reference)
-        if "image_mean" not in known:
+        if not {"image_mean", "image_std"} <= known.keys():
             raise ValueError("the weights do not say how pixels are normalised: give image_tower's mean and std")
         return Normalisation(tuple(known["image_mean"]), tuple(known["image_std"]))
 
@@ -134,6 +136,48 @@ class TransformersEncoder(nn.Module):
             return tokens.mean(dim=1)
         weight = mask.unsqueeze(-1).to(tokens.dtype)  # (B, L, 1)
         return (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp(min=1)
+
+
+class Model(NamedTuple):
+    """A network, and the names of weights that what it was read from did not have."""
+
+    network: Any
+    missing: list[str]
+
+
+def random_model(config: Any) -> Model:
+    """A model with random weights.
+
+    Raises:
+        ValueError: a configuration that transformers makes no model of.
+    """
+    from transformers import AutoModel
+
+    try:
+        return Model(AutoModel.from_config(config), [])
+    except ValueError as error:
+        raise ValueError(f"transformers makes no model of a {config.model_type} alone") from error
+
+
+def pretrained_model(what: str, reference: str, config: Any) -> Model:
+    """A model with its weights, in float32.
+
+    Raises:
+        ValueError: they cannot be had.
+    """
+    import torch
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # a pooler or a layer that is left out on purpose is no news
+    logging.disable_progress_bar()
+    try:
+        network, loaded = AutoModel.from_pretrained(
+            reference, config=config, dtype=torch.float32, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise unreachable(what, reference, argument_of(what), error) from error
+    return Model(network, sorted(loaded["missing_keys"]))
 
 
 def model_config(what: str, weights: str | None, config: dict[str, Any] | None) -> tuple[str | None, Any]:
@@ -169,4 +213,4 @@ def model_config(what: str, weights: str | None, config: dict[str, Any] | None) 
 
 def argument_of(what: str) -> str:
     """The option that names a part's weights."""
-    return f"{what.replace(' ', '_')}.init_args.weights"
+    return f"{what.removesuffix(' encoder').replace(' ', '_')}.init_args.weights"

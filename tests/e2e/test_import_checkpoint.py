@@ -85,6 +85,14 @@ def configuration(tmp_path_factory: pytest.TempPathFactory, experiments: Path) -
 
 
 @pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory, state: dict[str, Tensor]) -> Path:
+    """A state dict alone."""
+    path = tmp_path_factory.mktemp("bare") / "state.pth"
+    torch.save(state, path)
+    return path
+
+
+@pytest.fixture(scope="module")
 def imported(
     tmp_path_factory: pytest.TempPathFactory, state: dict[str, Tensor], configuration: tuple[str, ...]
 ) -> tuple[Path, str]:
@@ -117,6 +125,7 @@ def test_every_key_is_printed_once(imported: tuple[Path, str], state: dict[str, 
     assert [path.name for path in output.parent.iterdir()] == ["student.ckpt"]
 
 
+@pytest.mark.xfail(reason="bug: --protocol paper reads the name of a source, and scenes have none", strict=True)
 def test_sdr_test_finds_what_the_public_model_finds(
     imported: tuple[Path, str], state: dict[str, Tensor], configuration: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -172,6 +181,21 @@ def collated(batches: list[Tokens]) -> tuple[Tensor, Tensor]:
         for side in (0, 1)
     )
     return ids, mask
+
+
+@pytest.mark.xfail(reason="bug: torch refuses the temporary file's name where the output's has no suffix", strict=True)
+def test_the_output_may_have_any_name(bare: Path, configuration: tuple[str, ...], tmp_path: Path) -> None:
+    command = [
+        "import-checkpoint",
+        str(bare),
+        "--from",
+        "public-sdr",
+        *configuration,
+        "--output",
+        str(tmp_path / "best"),
+    ]
+    assert main(command) == 0
+    assert "state_dict" in torch.load(tmp_path / "best", weights_only=True)
 
 
 # --- Refused.
@@ -236,14 +260,6 @@ def test_files_that_are_no_checkpoint(tmp_path: Path, refused: Callable[..., str
     assert f"{tmp_path / 'text.pth'} " in refused(tmp_path / "text.pth")
     torch.save({"model": {"temp": 0.07}}, tmp_path / "numbers.pth")
     assert "is not a plain state dict: expected tensors by name" in refused(tmp_path / "numbers.pth")
-
-
-@pytest.fixture(scope="module")
-def bare(tmp_path_factory: pytest.TempPathFactory, state: dict[str, Tensor]) -> Path:
-    """A state dict alone."""
-    path = tmp_path_factory.mktemp("bare") / "state.pth"
-    torch.save(state, path)
-    return path
 
 
 def test_a_student_of_another_shape_or_kind_is_refused(

@@ -72,12 +72,17 @@ def test_angles_by_hand():
     assert [angles[0, 1, 2], angles[1, 0, 2], angles[2, 0, 1]] == pytest.approx([0, 0.6, 0.8], abs=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("kind", ["mae", "rkd_distance", "rkd_angle"])
-def test_relations_ignore_scale_and_rotation(kind):
-    items = rows()
+@pytest.mark.parametrize("scale", [1e-4, 7, 1e4])
+def test_relations_ignore_scale_and_rotation(kind, dtype, scale, request):
+    if (kind, dtype, scale) == ("rkd_angle", torch.float32, 1e-4):
+        reason = "bug: what counts as an edge of length 0 depends on the features' scale: all angles are lost"
+        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
+    items = rows().to(dtype)
     plain = relations(items, None, kind)
-    torch.testing.assert_close(relations(items * 7, None, kind), plain)
-    torch.testing.assert_close(relations(items @ rotation(4), None, kind), plain)
+    torch.testing.assert_close(relations(items * scale, None, kind), plain, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(relations(items @ rotation(4).to(dtype), None, kind), plain, rtol=1e-5, atol=1e-6)
 
 
 def test_cosines_ignore_each_rows_scale_and_the_others_each_shift():

@@ -108,10 +108,7 @@ def test_a_step_takes_a_free_share_out_of_its_bounds(rate):
     assert after_a_step("free", rate)().item() == pytest.approx(0.5 + rate)
 
 
-@pytest.mark.parametrize(
-    "rate",
-    [-1e6, -200.0, -20.0, 20.0, 60.0, 200.0, 1e6],
-)
+@pytest.mark.parametrize("rate", [-1e6, -200.0, -20.0, 20.0, 60.0, 200.0, 1e6])
 def test_a_step_leaves_a_bounded_share_inside_where_it_can_return(rate):
     share = after_a_step("bounded", rate)
     assert 0 < share().item() < 1

@@ -216,7 +216,10 @@ def structure_terms(given, relation_weights, distance_kind):
             rows = mlp(rows, *(given[f"{side}_teacher_mlp.{name}"] for name in names))
         found[side] = scaled(relations(rows, rows, distance_kind), tau2)
     target = fused(found["image"], found["text"], given["text_share.value"])
-    weights = [[1 - cosine for cosine in row] for row in relation(given["text"])]
+    # A derivative by the text moves the weights of kd, and not those of kdi and kdt.
+    weights, constant = (
+        [[1 - cosine for cosine in row] for row in relation(given[name])] for name in ("text", "constant_text")
+    )
     kd = 0.0
     for kind, weight in relation_weights.items():
         instances = student_instances(given["image"], given["text"], given["fused"], kind)
@@ -224,8 +227,8 @@ def structure_terms(given, relation_weights, distance_kind):
         kd += weight * distance(student, target, distance_kind, weights)
     return {
         "kd": kd,
-        "kdi": distance(found["image"], target, distance_kind, weights),
-        "kdt": distance(found["text"], target, distance_kind, weights),
+        "kdi": distance(found["image"], target, distance_kind, constant),
+        "kdt": distance(found["text"], target, distance_kind, constant),
     }
 
 
