@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from io import BytesIO
 from pathlib import Path
 
 import lightning
@@ -45,7 +46,13 @@ def run(arguments: list[str]) -> int:
         "pytorch-lightning_version": lightning.__version__,
         "protocol": "paper",
     }
-    write_atomically(options.output, lambda part: torch.save(checkpoint, part))
+    content = BytesIO()  # torch.save takes no file name that starts with a dot and has no suffix
+    torch.save(checkpoint, content)
+
+    def write(part: Path) -> None:
+        part.write_bytes(content.getbuffer())
+
+    write_atomically(options.output, write)
     print(
         f"{len(imported.used)} keys used, {len(imported.unused)} unused, {len(imported.missing)} missing; written to "
         f"{options.output}: sdr test --protocol paper --ckpt_path {options.output}"

@@ -36,6 +36,7 @@ _INSIDES = (
     ".*smaller than the logging interval.*",
     ".*dirpath has changed.*",
     ".*isinstance.treespec, LeafSpec.*",
+    ".*callbacks used to create the checkpoint.*",  # the rule of selection is the protocol's
     ".*in eval mode at the start of training.*",  # frozen towers, and towers know their mode
 )
 
@@ -120,13 +121,19 @@ class SdrCLI(LightningCLI):
             ValueError: the paper protocol for something else than a student.
         """
         self.protocol: ProtocolName = settings.protocol
+        settings.checkpoint.protocol = self.protocol
         if self.protocol == "clean":
+            if settings.data.init_args.get("select_on") == "test":
+                raise ValueError(
+                    "under protocol clean models are selected on val/rsum, never on test: leave data.init_args.select_on out, "
+                    "or say --protocol paper"
+                )
             return
         if not settings.model.class_path.endswith(".RetrievalModule"):
             raise ValueError(f"--protocol paper is for students, and the model is a {settings.model.class_path}")
         if settings.model.init_args.optimisation is None:
             raise ValueError("--protocol paper sets parts of the optimisation: configure model.init_args.optimisation")
-        for option, value in paper_options(settings.data.init_args.source.init_args.name).items():
+        for option, value in paper_options(settings.data.init_args.source.init_args.get("name", "")).items():
             settings[option] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -134,6 +141,12 @@ class SdrCLI(LightningCLI):
         if self._get(self.config_init, "trainer.logger") in (None, True):
             kwargs["logger"] = CSVLogger(self.run_dir, name="", version="")
         return super().instantiate_trainer(**kwargs)
+
+    def instantiate_classes(self) -> None:
+        """Build everything, and tell a student its protocol."""
+        super().instantiate_classes()
+        if isinstance(self.model, RetrievalModule):
+            self.model.protocol = self.protocol
 
     def before_fit(self) -> None:
         """Refuse to continue from nothing."""
@@ -216,7 +229,7 @@ def build(arguments: list[str]) -> SdrCLI:
 
 
 class _WriteRecord(pl.Callback):
-    """Writes a run's record once data and model were found to fit, so that a refused run leaves none, and keeps the protocol."""
+    """Writes a run's record once data and model were found to fit, so that a refused run leaves none."""
 
     def __init__(self, cli: SdrCLI) -> None:
         self.cli = cli
@@ -224,18 +237,6 @@ class _WriteRecord(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self.cli.write_record()
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        checkpoint["protocol"] = self.cli.protocol
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        trained = checkpoint.get("protocol", "clean")
-        if trained != self.cli.protocol:
-            raise ValueError(f"the checkpoint was trained under protocol {trained}: say --protocol {trained}")
 
 
 @contextlib.contextmanager

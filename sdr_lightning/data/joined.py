@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -54,6 +54,13 @@ class _Joined(Images):
     def identity(self, row: int) -> int:
         part, row = self._place(row)
         return part.identity(row)
+
+    def stream(self) -> Iterator[tuple[int, AnyImage]]:
+        start = 0
+        for part in self.parts:
+            for row, image in part.stream():
+                yield start + row, image
+            start += len(part)
 
     def _place(self, row: int) -> tuple[Images, int]:
         number = int(np.searchsorted(self._ends, row, side="right"))

@@ -40,4 +40,5 @@ class Wording:
     def _one(self, caption: str) -> str:
         if self.strip_punctuation:
             caption = _SPACED.sub(" ", _DROPPED.sub("", caption.lower())).replace("<person>", "person")
+            caption = caption.replace("[mask]", "[MASK]")  # of an imbalance that masks words
         return " ".join(caption.split()[: self.max_words])

@@ -122,9 +122,10 @@ def indecision(embeddings: Tensor, low: float = 0.1, high: float = 0.5) -> Tenso
     Returns:
         A scalar in [0, (high - low) / 2], 0 for a single item; gradient flows to the embeddings.
     """
-    cosines = embeddings @ embeddings.T
-    inside = torch.minimum(cosines - low, high - cosines).clamp(min=0)
-    size = len(embeddings)
-    return inside.masked_fill(torch.eye(size, dtype=torch.bool, device=inside.device), 0).sum() / max(
-        1, size * (size - 1)
-    )
+    with torch.autocast(embeddings.device.type, enabled=False):
+        rows = embeddings if embeddings.dtype.itemsize >= 4 else embeddings.float()
+        cosines = rows @ rows.T
+        inside = torch.minimum(cosines - low, high - cosines).clamp(min=0)
+        size = len(rows)
+        itself = torch.eye(size, dtype=torch.bool, device=rows.device)
+        return inside.masked_fill(itself, 0).sum() / max(1, size * (size - 1))

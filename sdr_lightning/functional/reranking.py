@@ -31,7 +31,9 @@ def candidates(queries: Tensor, gallery: Tensor, k: int, chunk_size: int = CHUNK
     if k < 1:
         raise ValueError(f"re-ranking needs at least 1 candidate, got {k}")
     k, wide = min(k, len(gallery)), gallery.double()
-    found = [similarity(queries[rows], wide).topk(k).indices for rows in chunks(len(queries), chunk_size)]
+    found = []
+    for rows in chunks(len(queries), chunk_size):  # stable: of equal scores the lower row is ahead, as in every ranking
+        found.append(similarity(queries[rows], wide).sort(dim=1, descending=True, stable=True).indices[:, :k])
     return torch.cat(found)
 
 

@@ -25,10 +25,11 @@ from sdr_lightning.training.distributed import EmbeddingTable, Gather, gather, g
 from sdr_lightning.training.extraction import split_bank
 from sdr_lightning.training.matching import Matched, Pool, match
 from sdr_lightning.training.optimisation import Optimisation
+from sdr_lightning.training.protocol import ProtocolName
 from sdr_lightning.training.reranking import encode_captions, score_pairs
 from sdr_lightning.types import Encoded, PairEmbeddings, RetrievalBatch, UnimodalBatch
 
-_FROZEN, _TEACHERS = "frozen_towers", "teachers"
+_FROZEN, _TEACHERS, _PROTOCOL = "frozen_towers", "teachers", "protocol"
 
 
 class RetrievalModule(pl.LightningModule):
@@ -84,6 +85,7 @@ class RetrievalModule(pl.LightningModule):
         self.epoch_terms: list[dict[str, Tensor]] = []
         self.test_metrics: dict[str, float] = {}
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
+        self.protocol: ProtocolName = "clean"  # whoever trains under another says so
         if encoder.fusion is not None:  # a parameter that no term reads would stop DDP
             encoder.fusion.requires_grad_(objective.needs_fusion)
             encoder.fusion.head.requires_grad_(objective.needs_matching)
@@ -222,6 +224,7 @@ class RetrievalModule(pl.LightningModule):
         """Replace the weights of frozen towers by their fingerprints, and note whose features were distilled."""
         towers = self.encoder.frozen_towers()
         train = self.data.splits.get("train")
+        checkpoint[_PROTOCOL] = self.protocol
         checkpoint[_TEACHERS] = {} if train is None else dict(train.teacher_sources)
         checkpoint[_FROZEN] = {name: tower.fingerprint() for name, tower in towers.items()}
         for name in towers:
@@ -232,9 +235,12 @@ class RetrievalModule(pl.LightningModule):
         """Put the weights of frozen towers back; outside training, pass the objective's parameters over.
 
         Raises:
-            ValueError: the tower that is frozen here is not the one that was frozen then, or training is continued with
-                another teacher.
+            ValueError: the tower that is frozen here is not the one that was frozen then, training is continued with
+                another teacher, or the checkpoint is of another protocol.
         """
+        trained = checkpoint.get(_PROTOCOL, "clean")
+        if trained != self.protocol:
+            raise ValueError(f"the checkpoint was trained under protocol {trained}: say --protocol {trained}")
         if (
             self.trainer.state.fn != TrainerFn.FITTING
         ):  # an objective with other terms has other parameters, and is not used
@@ -271,15 +277,19 @@ class RetrievalModule(pl.LightningModule):
         """
         if not path.is_file():
             raise ValueError(f"no checkpoint to start from at {path}: run the earlier stage first")
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        self._put_frozen_towers_back(checkpoint)
-        own = self.state_dict()
-        theirs = {key: value for key, value in checkpoint["state_dict"].items() if key in own or "encoder." in key}
-        theirs = {key: value for key, value in own.items() if key.startswith("objective.")} | theirs
         try:
-            self.load_state_dict(theirs)
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            state: dict[str, Tensor] = checkpoint["state_dict"]
+        except Exception as error:  # torch raises whatever it stumbles over
+            raise ValueError(f"{path} is no checkpoint of sdr fit ({type(error).__name__})") from error
+        self._put_frozen_towers_back(checkpoint)
+        own, learned = self.state_dict(), {f"objective.{name}" for name, _ in self.objective.named_parameters()}
+        theirs = {key: value for key, value in state.items() if key.startswith("encoder.") or key in learned}
+        try:
+            self.load_state_dict({key: value for key, value in own.items() if not key.startswith("encoder.")} | theirs)
         except RuntimeError as error:
-            raise ValueError(f"{path} is of another encoder: {' '.join(str(error).split())[:300]}") from error
+            what = "is of another encoder" if "encoder." in str(error) else "does not fit the objective"
+            raise ValueError(f"{path} {what}: {' '.join(str(error).split())[:300]}") from error
 
     def _reranked(self, image: Tensor, text: Tensor, caption_image: Tensor, k: int) -> dict[str, float]:
         """Cross-modal retrieval with the first k of each query re-scored by the fusion encoder."""

@@ -125,7 +125,6 @@ def test_every_key_is_printed_once(imported: tuple[Path, str], state: dict[str, 
     assert [path.name for path in output.parent.iterdir()] == ["student.ckpt"]
 
 
-@pytest.mark.xfail(reason="bug: --protocol paper reads the name of a source, and scenes have none", strict=True)
 def test_sdr_test_finds_what_the_public_model_finds(
     imported: tuple[Path, str], state: dict[str, Tensor], configuration: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -183,7 +182,6 @@ def collated(batches: list[Tokens]) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-@pytest.mark.xfail(reason="bug: torch refuses the temporary file's name where the output's has no suffix", strict=True)
 def test_the_output_may_have_any_name(bare: Path, configuration: tuple[str, ...], tmp_path: Path) -> None:
     command = [
         "import-checkpoint",

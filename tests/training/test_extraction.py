@@ -156,7 +156,7 @@ def test_other_inputs_are_encoded_anew(change: dict[str, Any], tmp_path: Path) -
     data = [RetrievalDataModule(tokenizer=SceneTokenizer(), **{**options, **each}) for each in ({}, change)]
     towers = [CountingTower("image") for _ in data]
     for tower in towers:  # of any image size
-        tower.features = lambda inputs, tower=tower: pooled(tower, inputs)  # type: ignore[method-assign]
+        tower.encode_inputs = lambda inputs, tower=tower: Encoded(pooled(tower, inputs))  # type: ignore[method-assign]
     for tower, each in zip(towers, data, strict=True):
         bank(tower, each)
         assert tower.asked() == 20

@@ -236,6 +236,11 @@ def around_a_language_model(state: State) -> State:
     return inner | {"text_encoder.cls.predictions.bias": torch.zeros(50)}
 
 
+SPARE = {
+    "vision_encoder.head.weight": torch.zeros(2, 16),
+    "text_encoder.pooler.dense.weight": torch.zeros(12, 12),
+    "queue": torch.zeros(3),
+}
 KINDS: dict[str, tuple[Callable[[State], State], set[str], set[str]]] = {
     "whole": (dict, set(), set()),
     "ordered": (OrderedDict, set(), set()),
@@ -245,11 +250,7 @@ KINDS: dict[str, tuple[Callable[[State], State], set[str], set[str]]] = {
         set(),
         {*PROJECTIONS, "objective.relation_temperature.value", "objective.text_share.value"},
     ),
-    "with more": (
-        lambda state: state | {"text_encoder.pooler.dense.weight": torch.zeros(12, 12), "queue": torch.zeros(3)},
-        {"text_encoder.pooler.dense.weight", "queue"},
-        set(),
-    ),
+    "with more": (lambda state: state | SPARE, set(SPARE), set()),
 }
 
 
