@@ -24,7 +24,7 @@ _UNKNOWN = (
 _CLASS = re.compile(r"given class_path '(?P<path>[\w.]+)'")
 _KEY = re.compile(r'Parser key "(?P<key>[\w.]+)"')
 _VALUE = re.compile(r"Given value: (?P<value>.*)")
-_TYPE = re.compile(r"^Expected a <class '[\w.]+'>$")
+_TYPE = re.compile(r"^Expected a (<class '[\w.]+'>|typing\.Literal\[.*\])$")
 _FRAME = re.compile(r"NoneType'>$|^Subtypes: |^Errors:|^Does not validate|^Given value|^Parser key|^Problem with")
 # What is said of the other form of a value that may be one object or a list of them.
 _OTHER_FORM = re.compile(

@@ -94,9 +94,8 @@ def relations(queries: Tensor, gallery: Tensor | None, distance: Distance) -> Te
         columns = queries if gallery is None else gallery
         edges = queries[None, :, :] - columns[:, None, :]  # (B vertex, B, D)
         squares = edges.square().sum(dim=2, keepdim=True)
-        apart = (
-            squares > torch.finfo(squares.dtype).eps
-        )  # an edge between equal items has no direction, and no gradient
+        # An edge between equal items has no direction, and no gradient.
+        apart = squares > torch.finfo(squares.dtype).eps * squares.mean()
         edges = edges * (torch.where(apart, squares, 1).rsqrt() * apart)
         return edges @ edges.transpose(1, 2)  # (B, B, B)
     return relation_matrix(queries, gallery)
