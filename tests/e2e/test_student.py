@@ -88,7 +88,8 @@ def test_two_processes_train_and_evaluate_as_one(experiments: Path, tmp_path: Pa
     two = ("--trainer.devices=2", "--trainer.strategy=ddp")
     succeeded(sdr("fit", *options, "--run_dir", tmp_path / "two", *two))
     for column in ("train/loss", "objective/temperature"):
-        assert epochs(tmp_path / "two", column) == pytest.approx(epochs(tmp_path / "one", column), abs=2e-5)
+        # Adam magnifies rounding; tests/training/test_gather.py compares gradients.
+        assert epochs(tmp_path / "two", column) == pytest.approx(epochs(tmp_path / "one", column), abs=1e-4)
     assert epochs(tmp_path / "two", "val/rsum") == pytest.approx(epochs(tmp_path / "one", "val/rsum"), abs=1.0)
     best = tmp_path / "two/checkpoints/best.ckpt"
     for name, devices in (("a", "--trainer.devices=1"), ("b", "--trainer.devices=2")):
