@@ -53,28 +53,29 @@ def compare(what: str, naive: Callable[[], object], ours: Callable[[], object], 
 
 
 class Batch:
-    """Random embeddings of a student and of its teachers, and lambda."""
+    """Random embeddings of a student and of its teachers, and lambda and tau2, which are learned as in the public scripts."""
 
     def __init__(self, size: int) -> None:
         torch.manual_seed(size)
         self.student = torch.randn(size, WIDTHS["student"], requires_grad=True)
         self.image, self.text = torch.randn(size, WIDTHS["image"]), torch.randn(size, WIDTHS["text"])
-        self.share = torch.tensor(0.4, requires_grad=True)
+        self.share, self.tau = torch.tensor(0.4, requires_grad=True), torch.tensor(TAU, requires_grad=True)
+        self.learned = [self.student, self.share, self.tau]
 
 
-def dense_structure(batch: Batch) -> tuple[Tensor, Tensor]:
-    student, image, text = (relation_matrix(rows) / TAU for rows in (batch.student, batch.image, batch.text))
+def dense_structure(batch: Batch) -> tuple[Tensor, ...]:
+    student, image, text = (relation_matrix(rows) / batch.tau for rows in (batch.student, batch.image, batch.text))
     fused = fuse_relations(image, text, batch.share)
     kd, kdi, kdt = (relation_distance(relation, fused) for relation in (student, image, text))
     total = 2 * kd + kdi + kdt
-    return (total.detach(), *torch.autograd.grad(total, [batch.student]))
+    return (total.detach(), *torch.autograd.grad(total, batch.learned))
 
 
-def tiled_mae(batch: Batch) -> tuple[Tensor, Tensor]:
+def tiled_mae(batch: Batch) -> tuple[Tensor, ...]:
     rows = [F.normalize(rows, dim=1) for rows in (batch.student, batch.image, batch.text)]
     found = tiled_structure(rows[0], None, rows[1], rows[2], batch.share, power=1)
-    total = (2 * found.student + (batch.share.abs() + (1 - batch.share).abs()) * found.teachers) / TAU
-    return (total.detach(), *torch.autograd.grad(total, [batch.student]))
+    total = (2 * found.student + (batch.share.abs() + (1 - batch.share).abs()) * found.teachers) / batch.tau
+    return (total.detach(), *torch.autograd.grad(total, batch.learned))
 
 
 def bench_structure() -> None:
