@@ -1,21 +1,110 @@
-"""``sdr report``: the report of a study from its run folders, or the curves of one run."""
+"""``sdr report``: the report of a study, the curves of one run, or evaluations side by side."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sdr_lightning.reporting import build_report, draw_run
 
+if TYPE_CHECKING:
+    from rich.table import Table as RichTable
+
+    from sdr_lightning.reporting.table import Table
+
+DESCRIPTION = """Write report.html and report.md into a study's folder, or training.png into a run's. Of evaluations
+that sdr evaluate --output wrote: print their metrics with 95 % intervals and the differences to a baseline."""
+
+_UNBOUNDED = 10_000  # columns, to ask how wide a table would like to be
+
 
 def run(arguments: list[str]) -> int:
-    """Write a report; see ``sdr report --help``."""
-    parser = ArgumentParser(
-        prog="sdr report",
-        description="Write report.html and report.md into a study's folder, or training.png into a run's.",
+    """Write a report or compare evaluations; see ``sdr report --help``."""
+    parser = ArgumentParser(prog="sdr report", description=DESCRIPTION)
+    parser.add_argument(
+        "inputs",
+        nargs="+",
+        metavar="FOLDER | [NAME=]FILE[,FILE...]",
+        help="folder of a study, such as runs/scenes, or of a run; or one or more evaluations, with one file per seed",
     )
-    parser.add_argument("folder", type=Path, help="folder of a study, such as runs/scenes, or of a run")
-    folder = parser.parse_args(arguments).folder
+    parser.add_argument("--baseline", metavar="NAME", help="the system others are compared with (default: the first)")
+    parser.add_argument("--output", type=Path, metavar="FOLDER", help="also write comparison.html and comparison.md")
+    parser.add_argument("--replicates", type=int, metavar="N", help="draws of the bootstrap (default: 2000)")
+    options = parser.parse_args(arguments)
+    folders = [name for name in options.inputs if Path(name).is_dir()]
+    if folders and len(options.inputs) > 1:
+        raise ValueError(f"{folders[0]} is a folder: give one folder, or files that sdr evaluate --output wrote")
+    if folders or (len(options.inputs) == 1 and not _is_evaluation(options.inputs[0])):
+        given = [name for name in ("baseline", "output", "replicates") if getattr(options, name) is not None]
+        if given:
+            raise ValueError(f"--{given[0]} is for evaluations, and {options.inputs[0]} is a folder of a study or run")
+        return _report(Path(options.inputs[0]))
+    return _compare(options.inputs, options.baseline, options.output, options.replicates)
+
+
+def _is_evaluation(name: str) -> bool:
+    return Path(name).is_file() or "=" in name or name.endswith(".json")
+
+
+def _report(folder: Path) -> int:
     is_study = (folder / "suite.json").is_file() or not (folder / "metrics.csv").is_file()
     print(f"report in {build_report(folder)}" if is_study else f"curves in {draw_run(folder)}")
     return 0
+
+
+def _compare(inputs: list[str], baseline: str | None, output: Path | None, replicates: int | None) -> int:
+    from rich.console import Console
+    from rich.measure import Measurement
+
+    from sdr_lightning.functional.bootstrap import REPLICATES
+    from sdr_lightning.reporting.comparison import compare, notes, summary, tables, write_comparison
+    from sdr_lightning.reporting.evaluations import load_systems
+
+    if output is not None and output.is_file():
+        raise ValueError(f"--output names a folder, and {output} is a file")
+    comparison = compare(load_systems(inputs), baseline, REPLICATES if replicates is None else replicates)
+    if output is not None:
+        write_comparison(comparison, output)
+    console = Console()
+    console.print(summary(comparison), markup=False, highlight=False, soft_wrap=True)
+    for table in tables(comparison):
+        shown = _rich(table)
+        width = Measurement.get(console, console.options.update(width=_UNBOUNDED), shown).maximum
+        if not console.is_terminal:
+            console.width = max(console.width, width)  # a file or a pipe has no edge
+        elif width > console.width:
+            shown = _rich(table, between="\n")
+        console.print()
+        console.print(shown)
+    console.print()
+    for note in notes(comparison):
+        console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
+    if output is not None:
+        console.print(f"\ncomparison in {output / 'comparison.html'}", markup=False, highlight=False, soft_wrap=True)
+    return 0
+
+
+def _rich(table: Table, between: str = " ") -> RichTable:
+    """The table for a terminal; `between` stands between a number and its interval."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    shown = RichTable(box=box.SIMPLE_HEAD, title=Text(table.caption), title_justify="left", pad_edge=False)
+    groups = [group for group, span in table.groups for _ in range(span)] or [""] * len(table.headings)
+    for i, (group, heading) in enumerate(zip(groups, table.headings, strict=True)):
+        repeated = i > 0 and groups[i - 1] == group
+        title = Text("\n".join(("" if repeated else group, heading)) if table.groups else heading)
+        shown.add_column(title, justify="right" if i else "left", vertical="middle")
+    for block in table.blocks:
+        if block.title:
+            shown.add_row(Text(block.title, style="dim"))
+        for row in block.rows:
+            entries = [Text(between.join(part for part in (cell.text, cell.detail) if part)) for cell in row]
+            for entry, cell in zip(entries, row, strict=True):
+                entry.append({"higher": " ▲", "lower": " ▼"}.get(cell.tag, "  " if cell.detail else ""))
+                entry.stylize({"higher": "bold green", "lower": "bold red"}.get(cell.tag, ""))
+            shown.add_row(*entries)
+        shown.add_section()
+    return shown

@@ -1,17 +1,20 @@
-"""NDCG with linear gain: DCG@k = sum of rel / log2(rank + 1) over the first k ranks, counted from 1.
+"""NDCG: DCG@k = sum of gain(rel) / log2(rank + 1) over the first k ranks, counted from 1, divided by the ideal one.
 
-This is the NDCG of the public SDR code (k = 10, 20, 50); TERN's, with gain 2^rel - 1 at 25, is another one.
+The gain is linear, rel itself, as in the public SDR code (k = 10, 20, 50), or exponential, 2^rel - 1, as in TERN (k = 25;
+Messina et al., "Transformer Reasoning Network for Image-Text Matching and Retrieval", ICPR 2020).
 Everything is made of the top of each query's gallery, and the top of a union of galleries is found among the
 tops of its parts, so a mixed gallery costs no second pass over its scores.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdr_lightning.functional.ranking import at_least_fp32, count_non_finite
+from sdr_lightning.functional.search import at_least_fp32, count_non_finite, stable_top_index
+
+Gain = Literal["linear", "exponential"]
 
 
 class TopGains(NamedTuple):
@@ -83,7 +86,7 @@ def top_gains(scores: Tensor, relevance: Tensor, k: int, exclude: Tensor | None 
         scores = scores.scatter(1, exclude[:, None], -torch.inf)
         relevance = relevance.scatter(1, exclude[:, None], 0.0)
     k = min(k, scores.shape[1])
-    index = _top_index(scores, k)
+    index = stable_top_index(scores, k)
     # Ties among relevances need no rule: only their values count.
     return TopGains(scores.gather(1, index), relevance.gather(1, index), relevance.topk(k, dim=1).values)
 
@@ -99,32 +102,15 @@ def merge_top_gains(first: TopGains, second: TopGains, k: int) -> TopGains:
     return TopGains(scores.gather(1, order), gains.gather(1, order), ideal.topk(k, dim=1).values)
 
 
-def ndcg_of_top(top: TopGains, ks: Sequence[int] = (10, 20, 50)) -> Tensor:
+def ndcg_of_top(top: TopGains, ks: Sequence[int] = (10, 20, 50), gain: Gain = "linear") -> Tensor:
     """NDCG (Q, len(ks)) of a top that was taken with k >= max(ks); see `ndcg`."""
     depth = top.gains.shape[1]
     ranks = torch.arange(1, depth + 1, dtype=torch.float64, device=top.gains.device)
     discount = torch.log2(ranks + 1)
     cut = [min(k, depth) - 1 for k in ks]
-    dcg = (top.gains / discount).cumsum(1)[:, cut]  # float64, as the discount is
-    ideal_dcg = (top.ideal / discount).cumsum(1)[:, cut]
+    gains, ideal = top.gains.double(), top.ideal.double()
+    if gain == "exponential":  # grows with relevance, so the ideal order is the same
+        gains, ideal = torch.exp2(gains) - 1, torch.exp2(ideal) - 1
+    dcg = (gains / discount).cumsum(1)[:, cut]
+    ideal_dcg = (ideal / discount).cumsum(1)[:, cut]
     return dcg / ideal_dcg  # 0 / 0 is the NaN of a query with nothing relevant
-
-
-def _top_index(scores: Tensor, k: int) -> Tensor:
-    """Indices (Q, k) of the k greatest scores in order, the lower index first among equals.
-
-    `torch.topk` promises no order among equals, so the rows that have any are done again with integer keys,
-    which are all different.
-    """
-    gallery_size = scores.shape[1]
-    top = scores.topk(min(k + 1, gallery_size), dim=1)  # one more shows a tie across the cut
-    index = top.indices[:, :k]
-    tied = (top.values[:, 1:] == top.values[:, :-1]).any(1)
-    if tied.any():
-        rows, last = scores[tied], top.values[tied, k - 1 : k]
-        key = torch.arange(gallery_size, 0, -1, device=scores.device) + gallery_size * (rows > last)
-        chosen = key.masked_fill(rows < last, 0).topk(k, dim=1).indices.sort(dim=1).values
-        order = rows.gather(1, chosen).sort(dim=1, descending=True, stable=True).indices
-        index = index.clone()
-        index[tied] = chosen.gather(1, order)
-    return index

@@ -6,15 +6,25 @@ a greater score or, at the same score, a lower gallery index. Counting strictly 
 give a collapsed model, all of whose scores are equal, R@1 = 100 %.
 """
 
-from collections.abc import Callable, Iterator
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-Ties = Literal["index", "pessimistic"]
+from sdr_lightning.functional.search import (
+    GALLERY_TILE,
+    QUERY_TILE,
+    Advance,
+    Products,
+    at_least_fp32,
+    check_finite,
+    chunks,
+    count_non_finite,
+    paired_similarity,
+    similarity,
+)
 
-CHUNK_SIZE = 128  # queries at once: few enough for the cache, enough for an efficient matrix product
+Ties = Literal["index", "pessimistic"]
 
 
 class Ranking(NamedTuple):
@@ -29,13 +39,14 @@ class Ranking(NamedTuple):
     tied: Tensor
 
 
+@torch.no_grad()
 def rank_scores(
     scores: Tensor,
     query_ids: Tensor,
     gallery_ids: Tensor,
     *,
     ties: Ties = "index",
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int = 128,
 ) -> Ranking:
     """Rank the best positive of each query from a matrix of scores.
 
@@ -56,9 +67,27 @@ def rank_scores(
     """
     if scores.ndim != 2:
         raise ValueError(f"scores must be (queries, gallery), not {tuple(scores.shape)}")
-    return _rank(lambda rows: at_least_fp32(scores[rows]), scores.shape, query_ids, gallery_ids, ties, chunk_size)
+    positives = _positives(query_ids, gallery_ids, scores.shape[0], scores.shape[1], ties)
+    found: list[Ranking] = []
+    bad, first = 0, (-1, -1)
+    for rows in chunks(len(scores), chunk_size):
+        block = at_least_fp32(scores[rows])
+        here, (query, item) = count_non_finite(block)
+        first = (rows.start + query, item) if here and not bad else first
+        bad += here
+        if not bad:
+            index, is_positive = positives.of(rows)
+            target = _target(block.gather(1, index), index, is_positive)
+            found.append(_ranking(_count(block, target, None), target, ties))
+    if bad:
+        raise ValueError(
+            f"{bad} of {scores.numel()} scores are not finite, the first at query {first[0]}, gallery item "
+            f"{first[1]}: a rank among them would mean nothing"
+        )
+    return _joined(found)
 
 
+@torch.no_grad()
 def rank_embeddings(
     query_embeddings: Tensor,
     gallery_embeddings: Tensor,
@@ -66,40 +95,40 @@ def rank_embeddings(
     gallery_ids: Tensor,
     *,
     ties: Ties = "index",
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int = QUERY_TILE,
+    gallery_tile: int = GALLERY_TILE,
+    advance: Advance | None = None,
 ) -> Ranking:
-    """Rank the best positive of each query from embeddings, never holding more than a chunk of scores.
+    """Rank the best positive of each query from embeddings, never holding more than a tile of scores.
 
-    The scores are inner products (see `similarity`), so L2-normalise first to rank by cosine. Arguments other
-    than the embeddings, (Q, d) and (G, d), and the errors are those of `rank_scores`.
+    The scores are inner products (:func:`~sdr_lightning.functional.search.similarity`), so L2-normalise first to rank by
+    cosine. Further arguments and the errors are those of :func:`rank_scores`.
+
+    Args:
+        query_embeddings: (Q, d).
+        gallery_embeddings: (G, d).
+        query_ids: (Q,) integers.
+        gallery_ids: (G,) integers.
+        ties: which equal-scored items count as ahead.
+        chunk_size: queries at once; bounds the memory and changes no result.
+        gallery_tile: gallery items at once; likewise.
+        advance: told how many scores are done.
     """
-    if query_embeddings.ndim != 2 or gallery_embeddings.ndim != 2:
-        raise ValueError("query and gallery embeddings must be (items, d)")
-    if query_embeddings.shape[1] != gallery_embeddings.shape[1]:
-        raise ValueError(
-            f"queries have {query_embeddings.shape[1]} dimensions, the gallery {gallery_embeddings.shape[1]}"
-        )
-    shape = torch.Size((len(query_embeddings), len(gallery_embeddings)))
-    gallery = gallery_embeddings.double()  # once, not once per chunk
-    return _rank(
-        lambda rows: similarity(query_embeddings[rows], gallery),
-        shape,
-        query_ids,
-        gallery_ids,
-        ties,
-        chunk_size,
-    )
-
-
-@torch.no_grad()
-def similarity(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Inner products (Q, d) x (G, d) -> (Q, G), summed in fp64 and rounded once to fp32.
-
-    A product in fp32 depends in its last bit on the shape of the block it is part of, and silently drops to
-    TF32 or bf16 under autocast or a lower matmul precision. Summing in fp64 makes the fp32 score the same for
-    every chunk size and setting, and makes equal embeddings tie exactly.
-    """
-    return (queries.double() @ gallery.double().T).float()
+    product = Products(query_embeddings, gallery_embeddings)
+    positives = _positives(query_ids, gallery_ids, len(query_embeddings), len(gallery_embeddings), ties)
+    found = []
+    for rows in chunks(len(query_embeddings), chunk_size):
+        index, is_positive = positives.of(rows)
+        query = torch.arange(len(index), device=index.device)[:, None].expand_as(index)
+        own = paired_similarity(query_embeddings[rows], gallery_embeddings, query.flatten(), index.flatten())
+        target = _target(own.view(index.shape), index, is_positive)
+        counts = _Counts.zero(target.best)
+        for columns in chunks(len(gallery_embeddings), gallery_tile):
+            counts += _count_tile(product, rows, columns, target)
+            if advance is not None:
+                advance(len(index) * (columns.stop - columns.start))
+        found.append(_ranking(counts, target, ties))
+    return _joined(found)
 
 
 def recall_at_k(ranks: Tensor, k: int) -> float:
@@ -131,76 +160,54 @@ def tie_rate(tied: Tensor) -> float:
     return _not_empty(tied).double().mean().item()
 
 
-def chunks(length: int, chunk_size: int = CHUNK_SIZE) -> Iterator[slice]:
-    """Consecutive slices of at most `chunk_size` over `length` items."""
-    if chunk_size < 1:
-        raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
-    for start in range(0, length, chunk_size):
-        yield slice(start, min(start + chunk_size, length))
+class _Positives(NamedTuple):
+    """The positives of query i are ``order[start[i] : start[i] + number[i]]``: Q + G integers, not a mask of Q x G."""
+
+    order: Tensor
+    start: Tensor
+    number: Tensor
+
+    def of(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """Gallery rows (q, P) of the positives, P being the most of a query here, and which of them are meant."""
+        number = self.number[rows]
+        slots = torch.arange(int(number.max()), device=self.order.device)
+        index = self.order[(self.start[rows, None] + slots).clamp(max=len(self.order) - 1)]
+        return index, slots < number[:, None]
 
 
-def at_least_fp32(scores: Tensor) -> Tensor:
-    """The scores in fp32, or in fp64 if that is what they come in."""
-    return scores if scores.dtype == torch.float64 else scores.float()
+class _Target(NamedTuple):
+    """What a chunk of queries is looking for: all (q, 1)."""
+
+    best: Tensor  # score of the best positive
+    first: Tensor  # lowest gallery row among positives of that score
+    equals: Tensor  # how many positives have that score
 
 
-def count_non_finite(scores: Tensor) -> tuple[int, tuple[int, int]]:
-    """How many scores (Q, G) are not finite, and the (query, gallery) index of the first or (-1, -1)."""
-    # One pass without a temporary settles the usual case: a non-finite term makes the sum non-finite. The
-    # reverse does not hold (finite scores may overflow in the sum), hence the full look before complaining.
-    if torch.isfinite(scores.sum()):
-        return 0, (-1, -1)
-    where = torch.nonzero(~torch.isfinite(scores))
-    if len(where) == 0:
-        return 0, (-1, -1)
-    query, item = where[0].tolist()
-    return len(where), (query, item)
+class _Counts(NamedTuple):
+    """How many gallery items stand where, (q,) int64."""
+
+    greater: Tensor
+    equal: Tensor  # positives included
+    equal_before: Tensor  # of those, below the first of the best positives
+
+    @classmethod
+    def zero(cls, like: Tensor) -> "_Counts":
+        zeros = torch.zeros(len(like), dtype=torch.int64, device=like.device)
+        return cls(zeros, zeros, zeros)
+
+    def __add__(self, other: "_Counts") -> "_Counts":  # type: ignore[override]
+        return _Counts(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
-@torch.no_grad()
-def _rank(
-    block: Callable[[slice], Tensor],
-    shape: torch.Size,
-    query_ids: Tensor,
-    gallery_ids: Tensor,
-    ties: Ties,
-    chunk_size: int,
-) -> Ranking:
-    """Rank (Q, G) scores that `block` computes for a slice of queries."""
+def _positives(query_ids: Tensor, gallery_ids: Tensor, queries: int, gallery: int, ties: Ties) -> _Positives:
     if ties not in ("index", "pessimistic"):
         raise ValueError(f"ties must be 'index' or 'pessimistic', not {ties!r}")
-    for name, ids, length in (("query", query_ids, shape[0]), ("gallery", gallery_ids, shape[1])):
+    for name, ids, length in (("query", query_ids, queries), ("gallery", gallery_ids, gallery)):
         if ids.shape != (length,) or ids.is_floating_point():
             raise ValueError(f"{name}_ids must be {length} integers, one per item, not {tuple(ids.shape)} {ids.dtype}")
-    order, start, count = _positives(query_ids.long().contiguous(), gallery_ids.long().contiguous())
-    ranks, tied = [], []
-    bad, first = 0, (-1, -1)
-    for rows in chunks(shape[0], chunk_size):
-        scores = block(rows)
-        here, (query, item) = count_non_finite(scores)
-        if here and not bad:
-            first = (rows.start + query, item)
-        bad += here
-        if not bad:
-            chunk = _rank_chunk(scores, order, start[rows], count[rows], ties)
-            ranks.append(chunk.ranks)
-            tied.append(chunk.tied)
-    if bad:
-        raise ValueError(
-            f"{bad} of {shape.numel()} scores are not finite, the first at query {first[0]}, gallery item "
-            f"{first[1]}: a rank among them would mean nothing"
-        )
-    if not ranks:
+    if not queries:
         raise ValueError("there are no queries to rank")
-    return Ranking(torch.cat(ranks), torch.cat(tied))
-
-
-def _positives(query_ids: Tensor, gallery_ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The positives of query i are `order[start[i] : start[i] + count[i]]`.
-
-    Takes Q + G integers where a mask would take Q x G.
-    """
-    by_id = gallery_ids.sort()
+    query_ids, by_id = query_ids.long().contiguous(), gallery_ids.long().contiguous().sort(stable=True)
     start = torch.searchsorted(by_id.values, query_ids)
     count = torch.searchsorted(by_id.values, query_ids, right=True) - start
     missing = torch.nonzero(count == 0).flatten()
@@ -210,29 +217,60 @@ def _positives(query_ids: Tensor, gallery_ids: Tensor) -> tuple[Tensor, Tensor, 
             f"{len(missing)} of {len(query_ids)} queries have no positive in the gallery, the first is query "
             f"{first} with id {query_ids[first].item()}"
         )
-    return by_id.indices, start, count
+    return _Positives(by_id.indices, start, count)
 
 
-def _rank_chunk(scores: Tensor, order: Tensor, start: Tensor, count: Tensor, ties: Ties) -> Ranking:
-    gallery_size = scores.shape[1]
-    slots = torch.arange(int(count.max()), device=scores.device)  # (P,), P = most positives of a query
-    is_positive = slots < count[:, None]  # (q, P)
-    index = order[(start[:, None] + slots).clamp(max=gallery_size - 1)]  # (q, P)
-    positives = scores.gather(1, index).masked_fill(~is_positive, -torch.inf)
-    best = positives.amax(1, keepdim=True)  # (q, 1)
-    is_best = positives == best
-    # Whatever beats the best positive is no positive, so nothing has to be masked in the (q, G) block.
+def _target(own: Tensor, index: Tensor, is_positive: Tensor) -> _Target:
+    own = own.masked_fill(~is_positive, -torch.inf)
+    best = own.amax(1, keepdim=True)
+    is_best = (own == best) & is_positive
+    beyond = torch.iinfo(torch.int64).max
+    return _Target(best, index.masked_fill(~is_best, beyond).amin(1, keepdim=True), is_best.sum(1, keepdim=True))
+
+
+def _count(scores: Tensor, target: _Target, first_column: int | None) -> _Counts:
+    """Count in exact scores (q, g): those of the whole gallery, or of a tile that begins at `first_column`."""
+    # Whatever beats the best positive is no positive, so nothing has to be masked in the (q, g) block.
     # int32 sums of booleans are several times faster than the default int64 ones.
-    ranks = (scores > best).sum(1, dtype=torch.int32).long()
-    equal = (scores == best).sum(1, dtype=torch.int32) - is_best.sum(1)  # equal-scored non-positives
-    tied = equal > 0
-    if ties == "pessimistic":
-        ranks += equal
-    elif tied.any():
-        best_index = index.masked_fill(~is_best, gallery_size).amin(1, keepdim=True)
-        before = torch.arange(gallery_size, device=scores.device) < best_index[tied]
-        ranks[tied] += ((scores[tied] == best[tied]) & before).sum(1)
-    return Ranking(ranks, tied)
+    greater = (scores > target.best).sum(1, dtype=torch.int32).long()
+    equal = (scores == target.best).sum(1, dtype=torch.int32).long()
+    before = torch.zeros_like(equal)
+    # Of a whole gallery, as many equal ones as there are best positives are these; of a tile, any may be another.
+    rows = torch.nonzero(equal > (0 if first_column is not None else target.equals.flatten())).flatten()
+    if len(rows):
+        columns = torch.arange(scores.shape[1], device=scores.device) + (first_column or 0)
+        before[rows] = ((scores[rows] == target.best[rows]) & (columns < target.first[rows])).sum(1)
+    return _Counts(greater, equal, before)
+
+
+def _count_tile(product: Products, rows: slice, columns: slice, target: _Target) -> _Counts:
+    scores, bound = product.tile(rows, columns)
+    check_finite(scores, rows.start, columns.start)
+    if bound is None:
+        return _count(scores, target, columns.start)
+    greater = (scores > target.best + bound).sum(1, dtype=torch.int32).long()
+    query, column = torch.nonzero(scores.sub_(target.best).abs_() <= bound, as_tuple=True)
+    if len(query) * 16 > scores.numel():  # a collapsed model: nearly everything is in doubt
+        return _count(similarity(product.queries[rows], product.gallery[columns]), target, columns.start)
+    exact = paired_similarity(product.queries[rows], product.gallery[columns], query, column)
+    best, first = target.best[query, 0], target.first[query, 0]
+
+    def per_query(chosen: Tensor) -> Tensor:
+        return torch.bincount(query[chosen], minlength=len(scores))
+
+    equal = exact == best
+    before = equal & (column + columns.start < first)
+    return _Counts(greater + per_query(exact > best), per_query(equal), per_query(before))
+
+
+def _ranking(counts: _Counts, target: _Target, ties: Ties) -> Ranking:
+    others = counts.equal - target.equals.flatten()  # equal-scored non-positives
+    ahead = others if ties == "pessimistic" else counts.equal_before
+    return Ranking(counts.greater + ahead, others > 0)
+
+
+def _joined(rankings: list[Ranking]) -> Ranking:
+    return Ranking(torch.cat([part.ranks for part in rankings]), torch.cat([part.tied for part in rankings]))
 
 
 def _not_empty(values: Tensor) -> Tensor:

@@ -9,32 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sdr_lightning.functional.ranking import CHUNK_SIZE, Ranking, chunks, similarity
-
-
-@torch.no_grad()
-def candidates(queries: Tensor, gallery: Tensor, k: int, chunk_size: int = CHUNK_SIZE) -> Tensor:
-    """The k gallery items that are most similar to each query.
-
-    Args:
-        queries: (Q, d) L2-normalised.
-        gallery: (G, d) L2-normalised.
-        k: at least 1; all of the gallery where it holds no more than k.
-        chunk_size: queries at once; bounds the memory and changes no result.
-
-    Returns:
-        (Q, min(k, G)) int64 gallery rows, the most similar first.
-
-    Raises:
-        ValueError: a k below 1.
-    """
-    if k < 1:
-        raise ValueError(f"re-ranking needs at least 1 candidate, got {k}")
-    k, wide = min(k, len(gallery)), gallery.double()
-    found = []
-    for rows in chunks(len(queries), chunk_size):  # stable: of equal scores the lower row is ahead, as in every ranking
-        found.append(similarity(queries[rows], wide).sort(dim=1, descending=True, stable=True).indices[:, :k])
-    return torch.cat(found)
+from sdr_lightning.functional.ranking import Ranking
 
 
 @torch.no_grad()
@@ -43,7 +18,7 @@ def rerank(ranking: Ranking, found: Tensor, scores: Tensor, query_ids: Tensor, g
 
     Args:
         ranking: by cosine.
-        found: (Q, k) of :func:`candidates`.
+        found: (Q, k) of :func:`~sdr_lightning.functional.search.top_k`.
         scores: (Q, k) of the candidates, greater is better.
         query_ids: (Q,) integers.
         gallery_ids: (G,) integers; a gallery item with the query's id is a positive.

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from sdr_lightning.functional.ranking import (
-    CHUNK_SIZE,
     Ranking,
     Ties,
     mean_rank,
@@ -16,17 +15,18 @@ from sdr_lightning.functional.ranking import (
     recall_at_k,
     tie_rate,
 )
+from sdr_lightning.functional.search import QUERY_TILE, Advance
 
 
-def cross_modal_retrieval(
+def cross_modal_rankings(
     image_embeddings: Tensor,
     text_embeddings: Tensor,
     text_image_index: Tensor,
     *,
-    recall_at: Sequence[int] = (1, 5, 10),
     ties: Ties = "index",
-    chunk_size: int = CHUNK_SIZE,
-) -> dict[str, float]:
+    chunk_size: int = QUERY_TILE,
+    advance: Advance | None = None,
+) -> tuple[Ranking, Ranking]:
     """Both directions of retrieval between N images and C captions.
 
     An image's query is answered by the best of its captions, however many it has; a caption's by its image.
@@ -35,28 +35,37 @@ def cross_modal_retrieval(
         image_embeddings: (N, d), L2-normalised.
         text_embeddings: (C, d), L2-normalised.
         text_image_index: (C,) int64, the row of the image of each caption.
-        recall_at: the K of R@K.
         ties: see `sdr_lightning.functional.ranking.rank_scores`.
         chunk_size: queries ranked at once; changes no result.
+        advance: told how many scores are done, 2 N C in all.
 
     Returns:
-        For direction `i2t` and `t2i`: `_R@K` in percent, `_MdR` and `_MnR` from 1, `_MRR` and `_tie_rate` as
-        fractions; `rsum`, the sum of all R@K; `modality_gap`, the L2 distance of the two modalities' means.
+        Image to text (N) and text to image (C).
 
     Raises:
         ValueError: as `rank_embeddings`, e.g. for an image without a caption.
     """
-    images = torch.arange(len(image_embeddings), device=image_embeddings.device)
-    i2t = rank_embeddings(image_embeddings, text_embeddings, images, text_image_index, ties=ties, chunk_size=chunk_size)
-    t2i = rank_embeddings(text_embeddings, image_embeddings, text_image_index, images, ties=ties, chunk_size=chunk_size)
+    rows = torch.arange(len(image_embeddings), device=image_embeddings.device)
+    images, texts, index = image_embeddings, text_embeddings, text_image_index
+    i2t = rank_embeddings(images, texts, rows, index, ties=ties, chunk_size=chunk_size, advance=advance)
+    t2i = rank_embeddings(texts, images, index, rows, ties=ties, chunk_size=chunk_size, advance=advance)
+    return i2t, t2i
+
+
+def summarise_both(i2t: Ranking, t2i: Ranking, recall_at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
+    """The statistics of both directions.
+
+    Returns:
+        For direction `i2t` and `t2i`: `_R@K` in percent, `_MdR` and `_MnR` from 1, `_MRR` and `_tie_rate` as
+        fractions; `rsum`, the sum of all R@K.
+    """
     results = summarise("i2t", i2t, recall_at) | summarise("t2i", t2i, recall_at)
     results["rsum"] = sum(results[f"{way}_R@{k}"] for way in ("i2t", "t2i") for k in recall_at)
-    results["modality_gap"] = modality_gap(image_embeddings, text_embeddings)
     return results
 
 
 def summarise(direction: str, ranking: Ranking, recall_at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """The statistics of one ranking, with the keys and units of `cross_modal_retrieval`."""
+    """The statistics of one ranking, with the keys and units of `summarise_both`."""
     ranks = ranking.ranks
     recalls = {f"{direction}_R@{k}": recall_at_k(ranks, k) for k in recall_at}
     return recalls | {

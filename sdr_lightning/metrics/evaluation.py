@@ -1,17 +1,31 @@
 """The whole evaluation of a dual encoder, from embeddings to a flat dictionary of numbers."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sdr_lightning.functional.ranking import CHUNK_SIZE, Ties
-from sdr_lightning.metrics.cross_modal import cross_modal_retrieval
-from sdr_lightning.metrics.graded import graded_retrieval
+from sdr_lightning.functional.ranking import Ties
+from sdr_lightning.functional.search import QUERY_TILE, Advance, chunks
+from sdr_lightning.metrics.cross_modal import cross_modal_rankings, modality_gap, summarise_both
+from sdr_lightning.metrics.graded import Siblings, graded_queries, means
 from sdr_lightning.metrics.relevance import Relevance
 
 
-@torch.no_grad()
+class Evaluation(NamedTuple):
+    """What an evaluation found, as means and query by query.
+
+    Attributes:
+        metrics: flat, as :func:`evaluate` returns them.
+        queries: `i2t_rank` (N,) and `t2i_rank` (C,) int64 from 0, and given relevance every NDCG in percent, float64, (N,)
+            where images ask and (C,) where captions do, NaN where undefined.
+    """
+
+    metrics: dict[str, float]
+    queries: dict[str, Tensor]
+
+
 def evaluate(
     image_embeddings: Tensor,
     text_embeddings: Tensor,
@@ -21,7 +35,8 @@ def evaluate(
     recall_at: Sequence[int] = (1, 5, 10),
     ndcg_at: Sequence[int] = (10, 20, 50),
     ties: Ties = "index",
-    chunk_size: int = CHUNK_SIZE,
+    siblings: Siblings = "keep",
+    chunk_size: int = QUERY_TILE,
 ) -> dict[str, float]:
     """Cross-modal, and given `relevance` also single-modal and mixed retrieval.
 
@@ -34,11 +49,12 @@ def evaluate(
         recall_at: the K of R@K.
         ndcg_at: the k of NDCG@k.
         ties: which equal-scored items count as ahead, see `sdr_lightning.functional.ranking.rank_scores`.
+        siblings: whether the other captions of a caption's image stay in t2t and t2it, or are left out.
         chunk_size: queries evaluated at once; bounds the memory and changes no result.
 
     Returns:
-        The keys of `cross_modal_retrieval` (`i2t_R@1`, ..., `t2i_tie_rate`, `rsum`, `modality_gap`) and,
-        given `relevance`, of `graded_retrieval` (`i2i_NDCG@10`, ..., `t2it_NDCG@50`).
+        The keys of `summarise_both` (`i2t_R@1`, ..., `t2i_tie_rate`, `rsum`), `modality_gap` and, given `relevance`, the
+        means of `graded_queries` (`i2t_NDCG@10`, ..., `t2it_NDCG_exp@25`), in percent.
 
     Raises:
         ValueError: for shapes that do not fit, a non-finite or all-zero embedding, an index out of range, an
@@ -47,11 +63,57 @@ def evaluate(
     >>> evaluate(torch.eye(3), torch.eye(3), torch.arange(3))["rsum"]
     600.0
     """
-    images, texts, index = _checked(image_embeddings, text_embeddings, text_image_index)
-    results = cross_modal_retrieval(images, texts, index, recall_at=recall_at, ties=ties, chunk_size=chunk_size)
+    return evaluate_queries(
+        image_embeddings,
+        text_embeddings,
+        text_image_index,
+        relevance,
+        recall_at=recall_at,
+        ndcg_at=ndcg_at,
+        ties=ties,
+        siblings=siblings,
+        chunk_size=chunk_size,
+    ).metrics
+
+
+@torch.no_grad()
+def evaluate_queries(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    text_image_index: Tensor,
+    relevance: Relevance | None = None,
+    *,
+    recall_at: Sequence[int] = (1, 5, 10),
+    ndcg_at: Sequence[int] = (10, 20, 50),
+    ties: Ties = "index",
+    siblings: Siblings = "keep",
+    chunk_size: int = QUERY_TILE,
+    advance: Advance | None = None,
+) -> Evaluation:
+    """:func:`evaluate`, with what it found for every query; `advance` is told how many of :func:`work` scores are done."""
+    images, texts, index = checked(image_embeddings, text_embeddings, text_image_index)
+    i2t, t2i = cross_modal_rankings(images, texts, index, ties=ties, chunk_size=chunk_size, advance=advance)
+    metrics = summarise_both(i2t, t2i, recall_at) | {"modality_gap": modality_gap(images, texts)}
+    queries = {"i2t_rank": i2t.ranks, "t2i_rank": t2i.ranks}
     if relevance is not None:
-        results |= graded_retrieval(images, texts, relevance, ks=ndcg_at, chunk_size=chunk_size)
-    return results
+        graded = graded_queries(
+            images,
+            texts,
+            relevance,
+            ks=ndcg_at,
+            siblings=siblings,
+            text_image_index=index,
+            chunk_size=chunk_size,
+            advance=advance,
+        )
+        metrics |= means(graded)
+        queries |= graded
+    return Evaluation(metrics, queries)
+
+
+def work(images: int, texts: int, graded: bool) -> int:
+    """How many scores an evaluation computes: both directions, and given relevance each modality with itself and again."""
+    return 2 * images * texts + (images * images + texts * texts + 2 * images * texts if graded else 0)
 
 
 def cross_modal(
@@ -61,7 +123,7 @@ def cross_modal(
     *,
     recall_at: Sequence[int] = (1, 5, 10),
     ties: Ties = "index",
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int = QUERY_TILE,
 ) -> dict[str, float]:
     """`evaluate` without NDCG: cheap enough for every validation during training."""
     return evaluate(
@@ -103,7 +165,8 @@ def cross_modal_folds(
     return {f"{folds}fold_{key}": sum(result[key] for result in results) / folds for key in results[0]}
 
 
-def _checked(images: Tensor, texts: Tensor, text_image_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def checked(images: Tensor, texts: Tensor, text_image_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The same, normalised and found to fit; see :func:`evaluate`."""
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
         raise ValueError(
             f"image and text embeddings must be (N, d) and (C, d), not {tuple(images.shape)} and {tuple(texts.shape)}"
@@ -133,12 +196,19 @@ def _normalised(name: str, embeddings: Tensor) -> Tensor:
     """Embeddings in fp32 with L2 norm 1."""
     if embeddings.device.type == "mps":  # which has no fp64, and scores are summed in fp64
         embeddings = embeddings.cpu()
-    embeddings = embeddings.float().double()  # fp64 squares of fp32 numbers neither overflow nor underflow
-    norms = embeddings.square().sum(1, keepdim=True).sqrt()
-    bad = torch.nonzero(~torch.isfinite(norms.flatten()) | (norms.flatten() == 0)).flatten()
-    if len(bad):
-        first = bad[0].item()
+    normalised = torch.empty(embeddings.shape, device=embeddings.device)
+    bad = 0
+    first = -1
+    for rows in chunks(len(embeddings), 8192):  # a copy in fp64 of a few at a time
+        some = embeddings[rows].float().double()  # fp64 squares of fp32 numbers neither overflow nor underflow
+        norms = some.square().sum(1, keepdim=True).sqrt()
+        wrong = torch.nonzero(~torch.isfinite(norms.flatten()) | (norms.flatten() == 0)).flatten()
+        if len(wrong) and not bad:
+            first = rows.start + int(wrong[0])
+        bad += len(wrong)
+        normalised[rows] = (some / norms).float()
+    if bad:
         raise ValueError(
-            f"{len(bad)} of {len(embeddings)} {name} embeddings are all zero or not finite, the first is row {first}"
+            f"{bad} of {len(embeddings)} {name} embeddings are all zero or not finite, the first is row {first}"
         )
-    return (embeddings / norms).float()
+    return normalised

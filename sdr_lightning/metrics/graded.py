@@ -1,60 +1,117 @@
-"""Single-modal and mixed retrieval, where items are relevant by degrees: NDCG of i2i, t2t, i2it and t2it."""
+"""Retrieval where items are relevant by degrees: NDCG of i2t, t2i, and of single-modal and mixed galleries."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sdr_lightning.functional.ndcg import TopGains, mean_ndcg, merge_top_gains, ndcg_of_top, top_gains
-from sdr_lightning.functional.ranking import CHUNK_SIZE, chunks, similarity
+from sdr_lightning.functional.ndcg import Gain, TopGains, mean_ndcg, merge_top_gains, ndcg_of_top
+from sdr_lightning.functional.search import QUERY_TILE, Advance, chunks, top_k
 from sdr_lightning.metrics.relevance import Modality, Relevance
 
+Siblings = Literal["keep", "exclude"]
 
-def graded_retrieval(
+EXPONENTIAL_AT = 25
+"""The cut-off of TERN's NDCG, whose gain is exponential."""
+
+_ROWS = 512  # queries whose relevance is looked up at once
+
+
+@torch.no_grad()
+def graded_queries(
     image_embeddings: Tensor,
     text_embeddings: Tensor,
     relevance: Relevance,
     *,
     ks: Sequence[int] = (10, 20, 50),
-    chunk_size: int = CHUNK_SIZE,
-) -> dict[str, float]:
-    """NDCG of four tasks over N images and C captions.
+    siblings: Siblings = "keep",
+    text_image_index: Tensor | None = None,
+    chunk_size: int = QUERY_TILE,
+    advance: Advance | None = None,
+) -> dict[str, Tensor]:
+    """NDCG of every query of six tasks over N images and C captions.
 
     The gallery of i2i is the images, of t2t the captions, of i2it and t2it the images followed by the
     captions. All scores are cosines in the common space and so comparable within a mixed gallery. The query
-    itself is left out everywhere; the other captions of its image, and its counterpart in the other modality,
-    stay. (The public code mixes cosines with matching logits and keeps the query in mixed galleries.)
+    itself is left out everywhere, of the gallery and of the ideal; its counterpart in the other modality stays.
+    (The public code mixes cosines with matching logits and keeps the query in mixed galleries, see
+    :mod:`sdr_lightning.metrics.published`.)
 
     Args:
         image_embeddings: (N, d), L2-normalised.
         text_embeddings: (C, d), L2-normalised.
         relevance: of the same N images and C captions.
-        ks: cut-offs.
-        chunk_size: queries evaluated at once; changes no result.
+        ks: cut-offs of the linear gain.
+        siblings: whether the other captions of a caption's image stay in t2t and t2it, or are left out like the query.
+        text_image_index: (C,) the image of each caption; only needed to leave siblings out.
+        chunk_size: queries searched at once; changes no result.
+        advance: told how many scores are done: N^2 + C^2 + 2 N C in all.
 
     Returns:
-        `i2i_NDCG@10` ... `t2it_NDCG@50`, in percent, the mean over queries that have something relevant.
+        `TASK_NDCG@K` and `TASK_NDCG_exp@25`, float64 in percent, (N,) where images ask and (C,) where captions do; NaN for
+        a query with nothing relevant.
 
     Raises:
-        ValueError: if `relevance` is of other items, or no query of a task has anything relevant.
+        ValueError: if `relevance` is of other items, or has a value that is negative or not finite.
     """
     found, wanted = (relevance.num_images, relevance.num_texts), (len(image_embeddings), len(text_embeddings))
     if found != wanted:
         raise ValueError(f"relevance is of {found[0]} images and {found[1]} texts, not {wanted[0]} and {wanted[1]}")
-    embeddings: dict[Modality, Tensor] = {
-        "image": image_embeddings.double(),
-        "text": text_embeddings.double(),
+    if siblings not in ("keep", "exclude") or (siblings == "exclude" and text_image_index is None):
+        raise ValueError(f"siblings must be 'keep', or 'exclude' with a text_image_index, not {siblings!r}")
+    left_out = sibling_table(text_image_index) if siblings == "exclude" and text_image_index is not None else None
+    search = _Search({"image": image_embeddings, "text": text_embeddings}, relevance, left_out, chunk_size, advance)
+    depth = max(*ks, EXPONENTIAL_AT)
+    i2i, i2t = search.top("image", "image", depth), search.top("image", "text", depth)
+    t2i, t2t = search.top("text", "image", depth), search.top("text", "text", depth)
+    tasks = {
+        "i2t": i2t,
+        "t2i": t2i,
+        "i2i": i2i,
+        "t2t": t2t,
+        "i2it": merge_top_gains(i2i, i2t, depth),
+        "t2it": merge_top_gains(t2i, t2t, depth),
     }
-    queries: tuple[Modality, ...] = ("image", "text")
-    tasks: dict[str, list[Tensor]] = {"i2i": [], "t2t": [], "i2it": [], "t2it": []}
-    for query in queries:
-        single, mixed = (tasks["i2i"], tasks["i2it"]) if query == "image" else (tasks["t2t"], tasks["t2it"])
-        for rows in chunks(len(embeddings[query]), chunk_size):
-            images = _top(embeddings, relevance, query, "image", rows, max(ks))
-            texts = _top(embeddings, relevance, query, "text", rows, max(ks))
-            single.append(ndcg_of_top(images if query == "image" else texts, ks))
-            mixed.append(ndcg_of_top(merge_top_gains(images, texts, max(ks)), ks))
-    return _means(tasks, ks)
+    return {key: value for task, top in tasks.items() for key, value in queries_of(task, top, ks).items()}
+
+
+def queries_of(task: str, top: TopGains, ks: Sequence[int]) -> dict[str, Tensor]:
+    """The keys of one task, from its top gains; see :func:`graded_queries`."""
+    parts: tuple[tuple[str, Gain, Sequence[int]], ...] = (
+        ("NDCG", "linear", ks),
+        ("NDCG_exp", "exponential", (EXPONENTIAL_AT,)),
+    )
+    results: dict[str, Tensor] = {}
+    for name, gain, cuts in parts:
+        values = 100 * ndcg_of_top(top, cuts, gain)
+        results |= {f"{task}_{name}@{k}": values[:, column] for column, k in enumerate(cuts)}
+    return results
+
+
+def means(queries: dict[str, Tensor]) -> dict[str, float]:
+    """The mean of every key over the queries that have something relevant.
+
+    Raises:
+        ValueError: none has; names the task.
+    """
+    results: dict[str, float] = {}
+    for key, values in queries.items():
+        try:
+            results[key] = mean_ndcg(values[:, None]).item()
+        except ValueError as error:
+            raise ValueError(f"{key.partition('_')[0]}: {error}") from error
+    return results
+
+
+def sibling_table(text_image_index: Tensor) -> Tensor:
+    """All captions of each caption's image, itself included: (C, most captions of an image), repeated to fill a row."""
+    index = text_image_index.long()
+    by_image = index.argsort(stable=True)
+    counts = index.bincount()
+    start = counts.cumsum(0) - counts
+    slots = torch.arange(int(counts.max()), device=index.device)
+    return by_image[start[index, None] + slots.clamp(max=counts[index, None] - 1)]
 
 
 def single_modal(
@@ -63,7 +120,7 @@ def single_modal(
     modality: Modality,
     *,
     ks: Sequence[int] = (10, 20, 50),
-    chunk_size: int = CHUNK_SIZE,
+    chunk_size: int = QUERY_TILE,
 ) -> dict[str, float]:
     """NDCG of i2i or t2t alone, e.g. of a teacher, which knows one modality only.
 
@@ -83,31 +140,45 @@ def single_modal(
     wanted = relevance.num_images if modality == "image" else relevance.num_texts
     if len(embeddings) != wanted:
         raise ValueError(f"relevance is of {wanted} {modality}s, not {len(embeddings)}")
-    table = {modality: embeddings.double()}
-    tops = (_top(table, relevance, modality, modality, rows, max(ks)) for rows in chunks(len(embeddings), chunk_size))
-    return _means({"i2i" if modality == "image" else "t2t": [ndcg_of_top(top, ks) for top in tops]}, ks)
+    search = _Search({modality: embeddings}, relevance, None, chunk_size, None)
+    top = search.top(modality, modality, max(*ks, EXPONENTIAL_AT))
+    return means(queries_of("i2i" if modality == "image" else "t2t", top, ks))
 
 
-def _top(
-    embeddings: dict[Modality, Tensor],
-    relevance: Relevance,
-    query: Modality,
-    gallery: Modality,
-    rows: slice,
-    k: int,
-) -> TopGains:
-    scores = similarity(embeddings[query][rows], embeddings[gallery])
-    itself = torch.arange(rows.start, rows.stop, device=scores.device) if query == gallery else None
-    return top_gains(scores, relevance.rows(query, gallery, rows).to(scores.device), k, exclude=itself)
+class _Search:
+    """Top gains of one modality among another."""
 
+    def __init__(
+        self,
+        embeddings: dict[Modality, Tensor],
+        relevance: Relevance,
+        siblings: Tensor | None,
+        chunk_size: int,
+        advance: Advance | None,
+    ) -> None:
+        self.embeddings, self.relevance, self.siblings = embeddings, relevance, siblings
+        self.chunk_size, self.advance = chunk_size, advance
 
-def _means(tasks: dict[str, list[Tensor]], ks: Sequence[int]) -> dict[str, float]:
-    """Means in percent of each task's chunks of NDCG (queries, len(ks))."""
-    results: dict[str, float] = {}
-    for task, values in tasks.items():
-        try:
-            means = mean_ndcg(torch.cat(values))
-        except ValueError as error:
-            raise ValueError(f"{task}: {error}") from error
-        results |= {f"{task}_NDCG@{k}": 100.0 * mean for k, mean in zip(ks, means.tolist(), strict=True)}
-    return results
+    def top(self, query: Modality, gallery: Modality, k: int) -> TopGains:
+        queries, items = self.embeddings[query], self.embeddings[gallery]
+        exclude = self._left_out(query, len(queries)) if query == gallery else None
+        found = top_k(queries, items, k, exclude=exclude, query_tile=self.chunk_size, advance=self.advance)
+        gains, ideal = [], []
+        for rows in chunks(len(queries), _ROWS):
+            gains.append(self.relevance.gains(query, gallery, rows, found.items[rows].cpu()))
+            ideal.append(
+                self.relevance.ideal(query, gallery, rows, k, None if exclude is None else exclude[rows].cpu())
+            )
+            for values in (gains[-1], ideal[-1]):
+                if values.numel() and not (values.min() >= 0 and torch.isfinite(values).all()):
+                    raise ValueError(
+                        f"relevance must be finite and not negative, found {values.min().item()} to {values.max().item()} "
+                        f"among queries {rows.start} to {rows.stop - 1}"
+                    )
+        scores = found.scores.cpu()
+        return TopGains(scores, torch.cat(gains).masked_fill(scores == -torch.inf, 0.0), torch.cat(ideal))
+
+    def _left_out(self, query: Modality, size: int) -> Tensor:
+        if query == "text" and self.siblings is not None:
+            return self.siblings
+        return torch.arange(size, device=self.embeddings[query].device)[:, None]

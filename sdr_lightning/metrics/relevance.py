@@ -5,10 +5,11 @@ import json
 import os
 import tempfile
 import unicodedata
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,34 +18,55 @@ from rapidfuzz.distance import LCSseq
 from rapidfuzz.process import cdist
 from torch import Tensor
 
+from sdr_lightning.functional.search import chunks
+
 Modality = Literal["image", "text"]
 Tokenizer = Literal["stripped", "tern"]
 
 _ROW_CHUNK = 512  # captions compared at once with all others
 
 
-class Relevance(Protocol):
+class Relevance(ABC):
     """How relevant each of N images and C captions is to each other, finite and not negative.
+
+    A subclass says :meth:`rows`; where it can tell the relevance of few items, or the greatest ones, for less than whole
+    rows, it says :meth:`gains` and :meth:`ideal` as well.
 
     Attributes:
         num_images: N.
         num_texts: C.
         fingerprint: sha256 in hex of everything that determines the values.
+        kind: what it is, in a word.
     """
 
     num_images: int
     num_texts: int
     fingerprint: str
+    kind: str
 
+    @abstractmethod
     def rows(self, query: Modality, gallery: Modality, index: slice) -> Tensor:
         """Relevance of the gallery to the queries in `index` (step 1), float32 (queries, gallery size).
 
         An item's relevance to itself is included. The result may be a view: do not write into it.
         """
-        ...
+
+    def gains(self, query: Modality, gallery: Modality, index: slice, items: Tensor) -> Tensor:
+        """Relevance (q, k) float32 of chosen gallery items (q, k) to the queries in `index`."""
+        return self.rows(query, gallery, index).gather(1, items)
+
+    def ideal(self, query: Modality, gallery: Modality, index: slice, k: int, exclude: Tensor | None) -> Tensor:
+        """The min(k, gallery size) greatest relevances (q, k) for the queries in `index`, descending.
+
+        `exclude` (q, E) are gallery items that are left out for each query: they count as 0.
+        """
+        rows = self.rows(query, gallery, index)
+        if exclude is not None:
+            rows = rows.scatter(1, exclude, 0.0)
+        return rows.topk(min(k, rows.shape[1]), dim=1).values
 
 
-class FactRelevance:
+class FactRelevance(Relevance):
     """Relevance from counted facts, e.g. the objects of a scene: the weighted Jaccard index (Ruzicka).
 
     rel(a, b) = sum_f min(a_f, b_f) / sum_f max(a_f, b_f), and 0 if both are empty. It is symmetric, lies in
@@ -63,7 +85,7 @@ class FactRelevance:
         images, texts = counts["image"], counts["text"]
         if images.shape[1] != texts.shape[1]:
             raise ValueError(f"image_facts have {images.shape[1]} facts, text_facts {texts.shape[1]}")
-        self.num_images, self.num_texts = len(images), len(texts)
+        self.kind, self.num_images, self.num_texts = "facts", len(images), len(texts)
         digest = hashlib.sha256(f"ruzicka {images.shape} {texts.shape}".encode())
         digest.update(images.tobytes() + texts.tobytes())
         self.fingerprint = digest.hexdigest()
@@ -86,16 +108,104 @@ class FactRelevance:
         return shared / union.clamp(min=1)  # a union is a whole number, and 0 only if nothing is shared
 
 
-class RougeLRelevance:
-    """Relevance from captions alone: R (C, N) is ROUGE-L of caption c against the captions of image j.
+class CaptionRelevance(Relevance):
+    """Relevance from a matrix R (C, N): how well caption c suits image j. ROUGE-L, or any other such measure.
+
+    text -> image is R and image -> text its transpose. text -> text is R[c, image of c'], as in the public SDR code, so
+    the other captions of the same image have the relevance of that image. image -> image is this project's own
+    definition: the mean of R[c, j] over the captions c of image i; it is not symmetric.
+
+    Args:
+        scores: (C, N) float32 or float16, possibly a memory map; finite and not negative.
+        caption_image_index: (C,) the image of each caption; every image has at least one.
+        fingerprint: sha256 in hex of what determines the scores.
+        kind: what they are, in a word.
+
+    Raises:
+        ValueError: for an index of the wrong length or out of range, an image without a caption, or scores that are
+            negative or not finite.
+    """
+
+    def __init__(
+        self,
+        scores: npt.NDArray[Any],
+        caption_image_index: npt.ArrayLike | Tensor,
+        fingerprint: str,
+        kind: str = "matrix",
+    ) -> None:
+        if scores.ndim != 2 or scores.dtype not in (np.float32, np.float16):
+            raise ValueError(
+                f"relevance must be (captions, images) float32 or float16, not {scores.shape} {scores.dtype}"
+            )
+        image_index = _checked_index(len(scores), caption_image_index, scores.shape[1])
+        for rows in chunks(len(scores), _ROW_CHUNK):
+            low, high = scores[rows].min(), scores[rows].max()
+            if not (low >= 0 and np.isfinite(high)):  # NaN fails both
+                raise ValueError(
+                    f"relevance must be finite and not negative, found {low} to {high} in captions {rows.start} to "
+                    f"{rows.stop - 1}"
+                )
+        self.num_texts, self.num_images = scores.shape
+        self.fingerprint, self.kind = fingerprint, kind
+        self._scores = torch.from_numpy(scores)  # (C, N)
+        self._image_index = torch.from_numpy(image_index)
+        self._by_image = self._image_index.argsort(stable=True)
+        self._caption_counts = self._image_index.bincount(minlength=self.num_images)
+        self._ends = self._caption_counts.cumsum(0)
+
+    def rows(self, query: Modality, gallery: Modality, index: slice) -> Tensor:
+        """See `Relevance.rows`."""
+        if query == "text":
+            rows = self._scores[index].float()
+            return rows if gallery == "image" else rows[:, self._image_index]
+        if gallery == "text":
+            return self._scores[:, index].T.float()
+        start, stop, _ = index.indices(self.num_images)
+        counts = self._caption_counts[start:stop]
+        first = int(self._ends[start - 1]) if start else 0
+        captions = self._by_image[first : first + int(counts.sum())]
+        sums = torch.zeros(stop - start, self.num_images)
+        sums.index_add_(0, self._image_index[captions] - start, self._scores[captions].float())
+        return sums / counts[:, None]
+
+    def gains(self, query: Modality, gallery: Modality, index: slice, items: Tensor) -> Tensor:
+        """See `Relevance.gains`."""
+        if query == "text":
+            images = items if gallery == "image" else self._image_index[items]
+            return self._scores[index].gather(1, images).float()
+        if gallery == "text":
+            first, _, _ = index.indices(self.num_images)
+            images = torch.arange(first, first + len(items))[:, None]
+            return self._scores[items, images].float()
+        return super().gains(query, gallery, index, items)
+
+    def ideal(self, query: Modality, gallery: Modality, index: slice, k: int, exclude: Tensor | None) -> Tensor:
+        """See `Relevance.ideal`."""
+        if (query, gallery) != ("text", "text"):
+            return super().ideal(query, gallery, index, k, exclude)
+        # All captions of an image have one relevance: of the best k + 1 images at least k captions are not left out.
+        own = self._image_index[index]
+        if exclude is not None and not torch.equal(self._image_index[exclude], own[:, None].expand_as(exclude)):
+            return super().ideal(query, gallery, index, k, exclude)
+        best = self._scores[index].float().topk(min(k + 1, self.num_images), dim=1)
+        copies = self._caption_counts[best.indices]
+        if exclude is not None:
+            left_out = 1 + (exclude.sort(dim=1).values.diff(dim=1) != 0).sum(1)
+            copies = copies - (best.indices == own[:, None]) * left_out[:, None]
+        k = min(k, self.num_texts)
+        ends = copies.cumsum(1)
+        slot = torch.arange(k).expand(len(ends), -1).contiguous()
+        place = torch.searchsorted(ends, slot, right=True)
+        values = best.values.gather(1, place.clamp(max=best.values.shape[1] - 1))
+        return values.masked_fill_(place >= best.values.shape[1], 0.0)
+
+
+class RougeLRelevance(CaptionRelevance):
+    """ROUGE-L of caption c against the captions of image j, in [0, 1]; what follows of it is in `CaptionRelevance`.
 
     With the longest common subsequence LCS in tokens, P = max over the captions r of image j of LCS / |c| and
     R = max of LCS / |r|, the two maxima taken independently, the score is (1 + b^2) P R / (R + b^2 P) with
-    b = 1.2, or 0 if P or R is 0 (as in TERN).
-
-    text -> image is R and image -> text its transpose. text -> text is R[c, image of c'], as in the public
-    SDR code, so the other captions of the same image have relevance 1. image -> image is this project's own
-    definition: the mean of R[c, j] over the captions c of image i; it is not symmetric.
+    b = 1.2, or 0 if P or R is 0 (as in TERN). Siblings, the captions of one image, have relevance 1 to one another.
 
     Args:
         captions: C captions, in any order.
@@ -105,6 +215,7 @@ class RougeLRelevance:
         cache: directory in which R is kept under a name with the fingerprint, or None. A file that cannot be
             read or does not fit is computed again.
         workers: threads for the LCS; -1 is all cores.
+        advance: told how many captions are done.
 
     Raises:
         ValueError: for an index of the wrong length or out of range, an image without a caption, or an
@@ -119,48 +230,21 @@ class RougeLRelevance:
         tokenizer: Tokenizer = "stripped",
         cache: Path | None = None,
         workers: int = 1,
+        advance: Callable[[int], None] | None = None,
     ) -> None:
-        image_index = np.asarray(caption_image_index, dtype=np.int64)
-        if image_index.shape != (len(captions),):
-            raise ValueError(f"{len(captions)} captions have an image index of shape {image_index.shape}")
-        if len(captions) and (image_index.min() < 0 or image_index.max() >= num_images):
-            raise ValueError(
-                f"caption_image_index must be in [0, {num_images}), found {image_index.min()} to {image_index.max()}"
-            )
-        without = np.flatnonzero(np.bincount(image_index, minlength=num_images) == 0)
-        if len(without):
-            raise ValueError(f"{len(without)} images have no caption, the first is image {without[0]}")
-
-        self.num_images, self.num_texts = num_images, len(captions)
+        image_index = _checked_index(len(captions), caption_image_index, num_images)
         determined_by = ["rouge-l", tokenizer, num_images, image_index.tolist(), list(captions)]
-        self.fingerprint = hashlib.sha256(json.dumps(determined_by).encode()).hexdigest()
+        fingerprint = hashlib.sha256(json.dumps(determined_by).encode()).hexdigest()
 
-        path = None if cache is None else Path(cache) / f"rouge_l-{self.fingerprint}.npy"
+        path = None if cache is None else Path(cache) / f"rouge_l-{fingerprint}.npy"
         scores = None if path is None else _load(path, (len(captions), num_images))
         if scores is None:
-            scores = rouge_l(tokenize(captions, tokenizer), image_index, num_images, workers=workers)
+            tokens = tokenize(captions, tokenizer)
+            scores = rouge_l(tokens, image_index, num_images, workers=workers, advance=advance)
             if path is not None:
                 _save(path, scores)
-        self._scores = torch.from_numpy(scores)  # (C, N)
-        self._image_index = torch.from_numpy(image_index)
-        self._by_image = self._image_index.argsort(stable=True)
-        self._caption_counts = self._image_index.bincount(minlength=num_images)
-        self._ends = self._caption_counts.cumsum(0)
-
-    def rows(self, query: Modality, gallery: Modality, index: slice) -> Tensor:
-        """See `Relevance.rows`."""
-        if query == "text":
-            rows = self._scores[index]
-            return rows if gallery == "image" else rows[:, self._image_index]
-        if gallery == "text":
-            return self._scores[:, index].T
-        start, stop, _ = index.indices(self.num_images)
-        counts = self._caption_counts[start:stop]
-        first = int(self._ends[start - 1]) if start else 0
-        captions = self._by_image[first : first + int(counts.sum())]
-        sums = torch.zeros(stop - start, self.num_images)
-        sums.index_add_(0, self._image_index[captions] - start, self._scores[captions])
-        return sums / counts[:, None]
+        self.scores = scores
+        super().__init__(scores, image_index, fingerprint, f"rouge-l {tokenizer}")
 
 
 def tokenize(captions: Sequence[str], tokenizer: Tokenizer = "stripped") -> list[list[str]]:
@@ -182,6 +266,7 @@ def rouge_l(
     *,
     beta: float = 1.2,
     workers: int = 1,
+    advance: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float32]:
     """ROUGE-L (C, N) in [0, 1] of each of C token lists against the lists of each of N images.
 
@@ -223,7 +308,25 @@ def rouge_l(
         harmonic = recall + b2 * precision
         score = np.divide((1 + b2) * precision * recall, harmonic, out=np.zeros_like(recall), where=harmonic > 0)
         scores[rows, images] = score
+        if advance is not None:
+            advance(len(lcs))
     return scores
+
+
+def _checked_index(
+    captions: int, caption_image_index: npt.ArrayLike | Tensor, num_images: int
+) -> npt.NDArray[np.int64]:
+    image_index = np.asarray(caption_image_index, dtype=np.int64)
+    if image_index.shape != (captions,):
+        raise ValueError(f"{captions} captions have an image index of shape {image_index.shape}")
+    if captions and (image_index.min() < 0 or image_index.max() >= num_images):
+        raise ValueError(
+            f"caption_image_index must be in [0, {num_images}), found {image_index.min()} to {image_index.max()}"
+        )
+    without = np.flatnonzero(np.bincount(image_index, minlength=num_images) == 0)
+    if len(without):
+        raise ValueError(f"{len(without)} images have no caption, the first is image {without[0]}")
+    return image_index
 
 
 def _counts(name: str, facts: npt.ArrayLike | Tensor) -> npt.NDArray[np.int64]:

@@ -3,14 +3,18 @@
 References:
     [0] Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019: linear CKA.
     [1] Huh et al., "The Platonic Representation Hypothesis", ICML 2024: overlap of mutual nearest neighbours.
+    [2] Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity", ICML 2020.
+    [3] Radovanović et al., "Hubs in Space", JMLR 2010: skewness of the k-occurrences.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from sdr_lightning.functional.ranking import CHUNK_SIZE, chunks, similarity
+from sdr_lightning.functional.search import QUERY_TILE, chunks, similarity, top_k
 
 
 def preserved(embeddings: Tensor, features: Tensor, k: int = 10) -> dict[str, float]:
@@ -47,10 +51,11 @@ def neighbour_overlap(embeddings: Tensor, features: Tensor, k: int) -> float:
             f"{k} neighbours need more than {k} items, the same in both spaces; got {len(embeddings)} and {len(features)}"
         )
     first, second = (torch.nn.functional.normalize(space.double(), dim=1) for space in (embeddings, features))
+    itself = torch.arange(len(first), device=first.device)[:, None]
+    near = [top_k(space, space, k, exclude=itself).items for space in (first, second)]
     shared = 0
-    for rows in chunks(len(first), CHUNK_SIZE):
-        near = [_nearest(space, rows, k) for space in (first, second)]
-        shared += int((near[0][:, :, None] == near[1][:, None, :]).sum())
+    for rows in chunks(len(first), QUERY_TILE):
+        shared += int((near[0][rows, :, None] == near[1][rows, None, :]).sum())
     return 100 * shared / (len(first) * k)
 
 
@@ -70,7 +75,58 @@ def linear_cka(embeddings: Tensor, features: Tensor) -> float:
     return float(100 * cross / (norms[0] * norms[1]).clamp(min=torch.finfo(torch.float64).tiny))
 
 
-def _nearest(space: Tensor, rows: slice, k: int) -> Tensor:
-    scores = similarity(space[rows], space)
-    scores[torch.arange(len(scores)), torch.arange(len(space))[rows]] = -torch.inf
-    return scores.topk(k).indices
+@torch.no_grad()
+def diagnostics(images: Tensor, texts: Tensor, text_image_index: Tensor, k: int = 10) -> dict[str, float]:
+    """Shape of the common space.
+
+    Args:
+        images: (N, d), L2-normalised, N above k.
+        texts: (C, d), L2-normalised.
+        text_image_index: (C,) the image of each caption.
+        k: neighbours of the hubness.
+
+    Returns:
+        ``alignment`` ([2]): mean squared distance of a caption and its image, in [0, 4]; ``image_uniformity`` and
+        ``text_uniformity`` ([2], t = 2): log of the mean of exp(-2 |x - y|^2) over different items, at most 0, lower is more
+        uniform; ``i2t_hubness@k``, ``t2i_hubness@k``, ``i2i_hubness@k``, ``t2t_hubness@k`` ([3]): see :func:`hubness`.
+
+    Raises:
+        ValueError: fewer items than k neighbours need.
+    """
+    if min(len(images), len(texts)) <= k:
+        raise ValueError(f"hubness at {k} needs more than {k} images and captions, got {len(images)} and {len(texts)}")
+    spaces = {"i": images, "t": texts}
+    results = {
+        "alignment": (images[text_image_index] - texts).double().square().sum(1).mean().item(),
+        "image_uniformity": uniformity(images),
+        "text_uniformity": uniformity(texts),
+    }
+    for task in ("i2t", "t2i", "i2i", "t2t"):
+        queries, gallery = spaces[task[0]], spaces[task[-1]]
+        itself = torch.arange(len(queries), device=queries.device)[:, None] if queries is gallery else None
+        results[f"{task}_hubness@{k}"] = hubness(top_k(queries, gallery, k, exclude=itself).items, len(gallery))
+    return results
+
+
+@torch.no_grad()
+def uniformity(embeddings: Tensor) -> float:
+    """Log of the mean of exp(-2 |x - y|^2) over pairs of different items ([2]); embeddings (n, d) L2-normalised, n > 1."""
+    total = 0.0
+    for rows in chunks(len(embeddings), QUERY_TILE):
+        # |x - y|^2 = 2 - 2 x.y of unit vectors
+        total += torch.exp(4 * similarity(embeddings[rows], embeddings) - 4).sum(dtype=torch.float64).item()
+    pairs = len(embeddings) * (len(embeddings) - 1)
+    return math.log(max(total - len(embeddings), 1e-300) / pairs)
+
+
+def hubness(index: Tensor, gallery_size: int) -> float:
+    """Skewness of how often each gallery item is among the k nearest of a query ([3]); 0 where all are equally often.
+
+    Args:
+        index: (Q, k) gallery rows.
+        gallery_size: G.
+    """
+    counts = torch.bincount(index.flatten(), minlength=gallery_size).double()
+    centred = counts - counts.mean()
+    deviation = centred.square().mean().sqrt()
+    return 0.0 if deviation == 0 else (centred.pow(3).mean() / deviation**3).item()

@@ -16,7 +16,8 @@ from sdr_lightning.data.table import Split
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.features.bank import Modality
 from sdr_lightning.functional.ranking import rank_embeddings
-from sdr_lightning.functional.reranking import candidates, rerank
+from sdr_lightning.functional.reranking import rerank
+from sdr_lightning.functional.search import top_k
 from sdr_lightning.losses.objective import RebalancingObjective
 from sdr_lightning.metrics.cross_modal import summarise
 from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds, evaluate
@@ -294,7 +295,7 @@ class RetrievalModule(pl.LightningModule):
     def _reranked(self, image: Tensor, text: Tensor, caption_image: Tensor, k: int) -> dict[str, float]:
         """Cross-modal retrieval with the first k of each query re-scored by the fusion encoder."""
         images = torch.arange(len(image))
-        to_text, to_image = candidates(image, text, k), candidates(text, image, k)  # (N, k), (C, k)
+        to_text, to_image = top_k(image, text, k).items, top_k(text, image, k).items  # (N, k), (C, k)
         columns = torch.arange(len(text))[:, None]
         i2t, t2i = images[:, None] * len(text) + to_text, to_image * len(text) + columns
         pairs = torch.unique(torch.cat([i2t.flatten(), t2i.flatten()]))  # what both directions ask for is scored once

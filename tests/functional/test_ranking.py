@@ -2,8 +2,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import normalize
 
-from sdr_lightning.functional import ranking
 from sdr_lightning.functional.ranking import (
     mean_rank,
     mean_reciprocal_rank,
@@ -11,9 +11,9 @@ from sdr_lightning.functional.ranking import (
     rank_embeddings,
     rank_scores,
     recall_at_k,
-    similarity,
     tie_rate,
 )
+from sdr_lightning.functional.search import similarity
 from tests.reference.ranking import is_tied, rank_of_best_positive
 
 # Three queries, six items; the ids of the gallery are neither sorted nor balanced.
@@ -103,16 +103,46 @@ def test_embeddings_rank_as_their_scores_at_any_chunk_size():
         assert torch.equal(rank_embeddings(image, text, image_ids, text_ids, chunk_size=chunk_size).ranks, expected)
 
 
-def test_memory_is_bounded_by_chunks(monkeypatch):
+@pytest.mark.parametrize("collapsed", [False, True])
+@pytest.mark.parametrize("ties", ["index", "pessimistic"])
+def test_tiles_of_the_gallery_change_nothing(collapsed, ties):
     image, text, image_ids, text_ids = random_problem()
-    seen = []
-    original = ranking._rank_chunk
-    monkeypatch.setattr(
-        ranking, "_rank_chunk", lambda scores, *rest: seen.append(scores.numel()) or original(scores, *rest)
-    )
-    rank_embeddings(image, text, image_ids, text_ids, chunk_size=4)
-    assert max(seen) == 4 * len(text)
-    assert sum(seen) == len(image) * len(text)
+    if collapsed:  # ties everywhere, and a few that are not
+        image, text = torch.ones_like(image), torch.ones_like(text)
+        text[::3] *= 1.5
+    expected = rank_scores(similarity(image, text), image_ids, text_ids, ties=ties)
+    for tile in (1, 7, 64, 100000):
+        found = rank_embeddings(image, text, image_ids, text_ids, ties=ties, gallery_tile=tile, chunk_size=9)
+        assert torch.equal(found.ranks, expected.ranks)
+        assert torch.equal(found.tied, expected.tied)
+
+
+def test_scores_that_differ_by_less_than_fp32_can_tell_are_ranked_exactly():
+    """Single-precision products of these would be in any order; the definition sums in fp64."""
+    generator = torch.Generator().manual_seed(3)
+    base = normalize(torch.randn(1, 300, generator=generator))
+    gallery = normalize(base + 2e-7 * torch.randn(500, 300, generator=generator))
+    queries = normalize(base + 0.1 * torch.randn(50, 300, generator=generator))
+    ids, wanted = torch.arange(500), torch.arange(0, 500, 10)
+    exact = rank_scores(similarity(queries, gallery), wanted, ids)
+    assert not torch.equal(exact.ranks, rank_scores(queries @ gallery.T, wanted, ids).ranks)
+    for chunk_size, tile in ((50, 500), (7, 33), (1, 499)):
+        found = rank_embeddings(queries, gallery, wanted, ids, chunk_size=chunk_size, gallery_tile=tile)
+        assert torch.equal(found.ranks, exact.ranks)
+        assert torch.equal(found.tied, exact.tied)
+
+
+def test_a_lower_matmul_precision_and_autocast_change_nothing():
+    image, text, image_ids, text_ids = random_problem(dimensions=64)
+    plain = rank_embeddings(image, text, image_ids, text_ids).ranks
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert torch.equal(rank_embeddings(image, text, image_ids, text_ids).ranks, plain)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def test_permuting_the_gallery_changes_nothing_without_ties():

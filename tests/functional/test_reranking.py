@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sdr_lightning.functional.ranking import Ranking, rank_embeddings
-from sdr_lightning.functional.reranking import candidates, rerank
+from sdr_lightning.functional.reranking import rerank
+from sdr_lightning.functional.search import top_k
 
 
 def reference(cosines, scores, k, query_ids, gallery_ids):
@@ -25,7 +26,7 @@ def run(cosines, scores, k, query_ids, gallery_ids):
     """The same by the functions: an orthonormal gallery, so that cosines are what they are said to be."""
     queries, gallery = torch.tensor(cosines, dtype=torch.float64), torch.eye(len(gallery_ids), dtype=torch.float64)
     query_ids, gallery_ids = torch.tensor(query_ids), torch.tensor(gallery_ids)
-    found = candidates(queries, gallery, k)
+    found = top_k(queries, gallery, k).items
     ranking = rank_embeddings(queries, gallery, query_ids, gallery_ids)
     rescored = torch.tensor(scores, dtype=torch.float32).gather(1, found)
     result = rerank(ranking, found, rescored, query_ids, gallery_ids)
@@ -62,7 +63,7 @@ def test_ranks_are_those_of_the_sorted_list_where_cosines_tie(problem):
 def test_a_collapsed_model_has_the_first_rows_as_candidates(size):
     """All cosines are equal: the ranking is by row, and what is not re-scored stands behind the candidates."""
     queries, gallery = torch.ones(3, 1), torch.ones(size, 1)
-    assert candidates(queries, gallery, 5).sort().values.tolist() == [[0, 1, 2, 3, 4]] * 3
+    assert top_k(queries, gallery, 5).items.sort().values.tolist() == [[0, 1, 2, 3, 4]] * 3
 
 
 def test_by_hand():
@@ -93,28 +94,13 @@ def test_a_tie_of_cosines_is_no_tie_of_scores():
     assert run([[0.9, 0.5, 0.5]], scores, 1, [1], [0, 1, 0]) == ([1], [True])
 
 
-def test_more_candidates_than_there_are_items_are_all_of_them_in_order():
-    queries, gallery = torch.tensor([[0.2, 0.9, 0.4]]), torch.eye(3)
-    for k in (3, 4, 1000):
-        assert candidates(queries, gallery, k).tolist() == [[1, 2, 0]]
-    assert candidates(queries, gallery, 2).tolist() == [[1, 2]]
-    assert candidates(queries, gallery, 2).dtype == torch.int64
-
-
-def test_chunks_change_nothing():
-    generator = torch.Generator().manual_seed(0)
-    queries, gallery = torch.randn(11, 4, generator=generator), torch.randn(9, 4, generator=generator)
-    for chunk_size in (1, 2, 5, 11):
-        assert torch.equal(candidates(queries, gallery, 4, chunk_size), candidates(queries, gallery, 4))
-
-
 def test_candidates_agree_with_the_ranking_to_the_last_bit():
     """Cosines that differ in double precision alone are equal in both; a query whose positive is no candidate stands behind."""
     generator = torch.Generator().manual_seed(1)
     base = torch.nn.functional.normalize(torch.randn(1, 64, generator=generator), dim=1)
     gallery = base + 1e-8 * torch.randn(200, 64, generator=generator)
     queries, ids = base.expand(200, -1), torch.arange(200)
-    found, ranking = candidates(queries, gallery, 20), rank_embeddings(queries, gallery, ids, ids)
+    found, ranking = top_k(queries, gallery, 20).items, rank_embeddings(queries, gallery, ids, ids)
     without = ~(found == ids[:, None]).any(dim=1)
     assert (ranking.ranks[without] >= 20).all()
 
@@ -125,9 +111,3 @@ def test_scores_that_are_not_finite_are_counted(bad):
     scores = torch.tensor([[1.0, 2.0, bad], [bad, 0.0, 1.0]])
     with pytest.raises(ValueError, match="2 of 6 matching scores are not finite"):
         rerank(ranking, torch.tensor([[0, 1, 2]] * 2), scores, torch.tensor([0, 1]), torch.arange(3))
-
-
-@pytest.mark.parametrize("k", [0, -3])
-def test_at_least_one_candidate(k):
-    with pytest.raises(ValueError, match=f"at least 1 candidate, got {k}"):
-        candidates(torch.eye(2), torch.eye(2), k)

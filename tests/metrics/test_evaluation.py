@@ -5,9 +5,9 @@ import torch
 from torch.nn.functional import normalize
 
 from sdr_lightning.metrics import FactRelevance, RougeLRelevance, evaluate
-from sdr_lightning.metrics.cross_modal import cross_modal_retrieval
-from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds
-from sdr_lightning.metrics.graded import graded_retrieval
+from sdr_lightning.metrics.cross_modal import cross_modal_rankings, modality_gap, summarise_both
+from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds, evaluate_queries, work
+from sdr_lightning.metrics.graded import graded_queries, means
 
 
 @pytest.fixture
@@ -26,12 +26,26 @@ def problem():
 def test_is_the_sum_of_its_parts_on_normalised_embeddings(problem):
     images, texts, index, relevance = problem
     parts = (normalize(images), normalize(texts))
-    expected = cross_modal_retrieval(*parts, index) | graded_retrieval(*parts, relevance)
+    expected = summarise_both(*cross_modal_rankings(*parts, index))
+    expected |= {"modality_gap": modality_gap(*parts)} | means(graded_queries(*parts, relevance))
     found = evaluate(images, texts, index, relevance)
     assert list(found) == list(expected)
     assert found == pytest.approx(expected, rel=1e-6)
     recalls = [found[f"{way}_R@{k}"] for way in ("i2t", "t2i") for k in (1, 5, 10)]
     assert found["rsum"] == pytest.approx(sum(recalls))
+
+
+def test_queries_average_to_the_metrics(problem):
+    images, texts, index, relevance = problem
+    done = []
+    metrics, queries = evaluate_queries(images, texts, index, relevance, advance=done.append)
+    assert sum(done) == work(len(images), len(texts), graded=True)
+    assert queries.pop("t2i_rank").lt(5).double().mean() * 100 == metrics["t2i_R@5"]
+    assert queries.pop("i2t_rank").lt(1).double().mean() * 100 == metrics["i2t_R@1"]
+    assert len(queries) == 6 * 4
+    for key, values in queries.items():
+        assert len(values) == (len(images) if key.startswith("i") else len(texts))
+        assert values.nanmean().item() == pytest.approx(metrics[key])
 
 
 def test_without_relevance_there_is_no_ndcg(problem):

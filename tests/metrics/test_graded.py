@@ -2,15 +2,21 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from sdr_lightning.metrics.graded import graded_retrieval, single_modal
-from sdr_lightning.metrics.relevance import FactRelevance
+from sdr_lightning.metrics.graded import graded_queries, means, sibling_table, single_modal
+from sdr_lightning.metrics.relevance import FactRelevance, Relevance, RougeLRelevance
 from tests.reference.ndcg import mean_ndcg
 
+TASKS = ("i2t", "t2i", "i2i", "t2t", "i2it", "t2it")
 
-class TableRelevance:
+
+def graded_retrieval(*problem, **options):
+    return means(graded_queries(*problem, **options))
+
+
+class TableRelevance(Relevance):
     """Relevances looked up in one table over the images followed by the texts."""
 
-    fingerprint = "table"
+    fingerprint = kind = "table"
 
     def __init__(self, table, num_images):
         self.table, self.num_images, self.num_texts = table, num_images, len(table) - num_images
@@ -30,20 +36,25 @@ def problem():
     return images, texts, TableRelevance(table, 17)
 
 
-def literal(images, texts, table, ks):
-    """The four tasks with whole matrices and the slow NDCG."""
+def literal(images, texts, table, ks, left_out=None):
+    """The six tasks with whole matrices and the slow NDCG."""
     everything = torch.cat((images, texts))
     n, total = len(images), len(images) + len(texts)
     scores = (everything.double() @ everything.double().T).float()
     is_image = [slice(0, n), slice(n, total), slice(0, total)]
-    tasks = {"i2i": (0, 0), "t2t": (1, 1), "i2it": (0, 2), "t2it": (1, 2)}
+    tasks = {"i2t": (0, 1), "t2i": (1, 0), "i2i": (0, 0), "t2t": (1, 1), "i2it": (0, 2), "t2it": (1, 2)}
     expected = {}
     for task, (query, gallery) in tasks.items():
         rows, columns = is_image[query], is_image[gallery]
-        itself = [j - columns.start for j in range(rows.start, rows.stop)]
+        part, gains = scores[rows, columns].clone(), table[rows, columns].clone()
+        for row, item in enumerate(range(rows.start, rows.stop)):
+            # What lies outside the gallery, such as a caption among images, is not there to be left out.
+            for other in (left_out or {}).get(item, [item]):
+                if columns.start <= other < columns.stop:
+                    part[row, other - columns.start], gains[row, other - columns.start] = -9, 0
         for k in ks:
-            value = mean_ndcg(scores[rows, columns].tolist(), table[rows, columns].tolist(), k, itself)
-            expected[f"{task}_NDCG@{k}"] = 100 * value
+            expected[f"{task}_NDCG@{k}"] = 100 * mean_ndcg(part.tolist(), gains.tolist(), k)
+        expected[f"{task}_NDCG_exp@25"] = 100 * mean_ndcg(part.tolist(), (2 ** gains.double() - 1).tolist(), 25)
     return expected
 
 
@@ -56,7 +67,9 @@ def test_equals_the_literal_definition(problem, chunk_size):
 
 def test_keys(problem):
     found = graded_retrieval(*problem)
-    assert list(found) == [f"{task}_NDCG@{k}" for task in ("i2i", "t2t", "i2it", "t2it") for k in (10, 20, 50)]
+    assert list(found) == [
+        f"{task}_{name}" for task in TASKS for name in ("NDCG@10", "NDCG@20", "NDCG@50", "NDCG_exp@25")
+    ]
     assert all(0 < value < 100 for value in found.values())
 
 
@@ -67,7 +80,7 @@ def test_scores_that_order_as_relevance_are_perfect():
     embeddings = torch.stack((angles.deg2rad().cos(), angles.deg2rad().sin()), dim=1)
     table = 1 - (angles[:, None] - angles).abs() / 90
     found = graded_retrieval(embeddings[:10], embeddings[10:], TableRelevance(table, 10), ks=(5, 10))
-    assert list(found.values()) == pytest.approx([100.0] * 8, abs=1e-4)
+    assert list(found.values()) == pytest.approx([100.0] * 18, abs=1e-4)
 
 
 def test_the_query_is_left_out_and_its_counterpart_stays():
@@ -79,7 +92,9 @@ def test_the_query_is_left_out_and_its_counterpart_stays():
     relevance = FactRelevance([[2], [1]], [[2], [1]])
     found = graded_retrieval(images, images, relevance, ks=(1,))
     # In a mixed gallery the counterpart is the best answer, for both kinds of query.
-    assert found == {"i2i_NDCG@1": 100.0, "t2t_NDCG@1": 100.0, "i2it_NDCG@1": 100.0, "t2it_NDCG@1": 100.0}
+    assert {key: value for key, value in found.items() if "exp" not in key} == {
+        f"{task}_NDCG@1": 100.0 for task in TASKS
+    }
 
 
 def test_relevance_of_other_items_is_refused(problem):
@@ -94,8 +109,59 @@ def test_one_modality_alone_is_as_among_both(problem, chunk_size):
     both = graded_retrieval(images, texts, relevance)
     of_images = single_modal(images, relevance, "image", chunk_size=chunk_size)
     of_texts = single_modal(texts, relevance, "text", chunk_size=chunk_size)
-    assert list(of_images) == ["i2i_NDCG@10", "i2i_NDCG@20", "i2i_NDCG@50"]
+    assert list(of_images) == ["i2i_NDCG@10", "i2i_NDCG@20", "i2i_NDCG@50", "i2i_NDCG_exp@25"]
     assert of_images | of_texts == {key: value for key, value in both.items() if key in of_images or key in of_texts}
-    assert len(of_texts) == 3
+    assert len(of_texts) == 4
     with pytest.raises(ValueError, match="relevance is of 41 texts, not 17"):
         single_modal(images, relevance, "text")
+
+
+def test_siblings_can_be_left_out(problem):
+    images, texts, relevance = problem
+    index = torch.arange(41) % 17
+    siblings = {i: [i] for i in range(17)} | {
+        17 + c: (17 + torch.nonzero(index == index[c]).flatten()).tolist() for c in range(41)
+    }
+    found = graded_retrieval(images, texts, relevance, ks=(3, 10, 50), siblings="exclude", text_image_index=index)
+    assert found == pytest.approx(literal(images, texts, relevance.table, (3, 10, 50), siblings), rel=1e-9)
+    assert found != graded_retrieval(images, texts, relevance, ks=(3, 10, 50))
+    with pytest.raises(ValueError, match="'exclude' with a text_image_index"):
+        graded_queries(images, texts, relevance, siblings="exclude")
+
+
+def test_the_sibling_table_is_ragged():
+    assert sibling_table(torch.tensor([1, 0, 1, 1])).tolist() == [[0, 2, 3], [1, 1, 1], [0, 2, 3], [0, 2, 3]]
+
+
+@pytest.mark.parametrize("k", [1, 4, 11, 100])
+@pytest.mark.parametrize("siblings", [False, True])
+def test_shortcuts_of_caption_relevance_equal_whole_rows(k, siblings):
+    """Gains and ideals looked up without whole rows, against the base class, which takes whole rows."""
+    generator = torch.Generator().manual_seed(2)
+    words = ["red", "dog", "runs", "blue", "cat", "sits", "on", "a"]
+    index = torch.randint(0, 9, (40,), generator=generator)
+    index[:9] = torch.arange(9)
+    captions = [" ".join(words[w] for w in torch.randint(0, 8, (5,), generator=generator)) for _ in range(40)]
+    relevance = RougeLRelevance(captions, index, 9)
+    rows = slice(3, 8)
+    for query in ("image", "text"):
+        for gallery in ("image", "text"):
+            size = 9 if gallery == "image" else 40
+            items = torch.randint(0, size, (5, 6), generator=generator)
+            assert torch.equal(
+                relevance.gains(query, gallery, rows, items), Relevance.gains(relevance, query, gallery, rows, items)
+            )
+            for exclude in (None, (sibling_table(index)[rows] if siblings else torch.arange(40)[rows, None])):
+                if exclude is not None and query != gallery:
+                    continue
+                if query == "image" and exclude is not None:
+                    exclude = torch.arange(9)[rows, None]
+                found = relevance.ideal(query, gallery, rows, k, exclude)
+                assert torch.equal(found, Relevance.ideal(relevance, query, gallery, rows, k, exclude))
+
+
+def test_a_relevance_that_is_not_one_is_refused(problem):
+    images, texts, relevance = problem
+    relevance.table[:] = -1
+    with pytest.raises(ValueError, match="finite and not negative, found -1"):
+        graded_queries(images, texts, relevance)
