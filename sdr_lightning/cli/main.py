@@ -17,6 +17,9 @@ Train and evaluate (every option of a YAML file is also an option here; --help a
   sdr fit       --config FILE [--run_dir DIR]              train a student or a teacher
   sdr validate  --config FILE --ckpt_path FILE             recall on the validation split
   sdr test      --config FILE --ckpt_path FILE             the whole evaluation, on the test split
+  sdr evaluate  --image-embeddings NPY --text-embeddings NPY --annotations FILE --output metrics.json
+                                                           the same of any model, from its embeddings or scores
+  sdr relevance --annotations FILE --output NPY            graded relevance of captions and images (ROUGE-L)
   sdr extract   --config FILE --teacher FILE --output FILE write a teacher's feature bank
   sdr import-checkpoint FILE --from public-sdr --config FILE --output FILE
                                                            weights that the paper's public code trained
@@ -30,6 +33,7 @@ Data and what is wrong with it:
 Studies:
   sdr reproduce SUITE.yaml [--dry_run] [--jobs N]          teachers, every cell, report; continues where it stopped
   sdr report    FOLDER                                     report.html and report.md from what is finished; of a run, its curves
+  sdr report    metrics.json metrics.json ...              evaluations side by side, with intervals
 
   sdr --version | --help
 """
@@ -90,6 +94,18 @@ def _extract(arguments: list[str]) -> int:
     return run(arguments[1:])
 
 
+def _evaluate(arguments: list[str]) -> int:
+    from sdr_lightning.cli.evaluate import run
+
+    return run(arguments[1:])
+
+
+def _relevance(arguments: list[str]) -> int:
+    from sdr_lightning.cli.relevance import run
+
+    return run(arguments[1:])
+
+
 def _import_checkpoint(arguments: list[str]) -> int:
     from sdr_lightning.cli.import_checkpoint import run
 
@@ -125,6 +141,8 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "validate": _lightning,
     "test": _lightning,
     "extract": _extract,
+    "evaluate": _evaluate,
+    "relevance": _relevance,
     "import-checkpoint": _import_checkpoint,
     "data": _data,
     "noise": _noise,

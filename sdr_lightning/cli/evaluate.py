@@ -1,0 +1,266 @@
+"""``sdr evaluate``: the whole evaluation of any model, from its embeddings or its scores."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from torch import Tensor
+
+from sdr_lightning.data.annotations import read_annotations
+from sdr_lightning.data.table import SPLITS
+from sdr_lightning.functional.ndcg import top_gains
+from sdr_lightning.functional.ranking import Ties, rank_scores
+from sdr_lightning.functional.search import chunks
+from sdr_lightning.metrics.cross_modal import summarise_both
+from sdr_lightning.metrics.evaluation import Evaluation, checked, cross_modal_folds, evaluate_queries, work
+from sdr_lightning.metrics.files import file_hash, load_array, load_relevance, pairing_fingerprint, save_evaluation
+from sdr_lightning.metrics.graded import EXPONENTIAL_AT, Siblings, means, queries_of
+from sdr_lightning.metrics.published import evaluate_published
+from sdr_lightning.metrics.relevance import Relevance
+from sdr_lightning.metrics.structure import diagnostics
+from sdr_lightning.training.record import git, versions
+
+_KS = (10, 20, 50)
+_ROWS = 256
+
+
+def run(arguments: list[str]) -> int:
+    """Evaluate; see ``sdr evaluate --help``."""
+    options = _parser().parse_args(arguments)
+    embeddings = _embeddings(options)
+    scores = _scores(options)
+    if embeddings is None and scores is None:
+        raise ValueError("there is nothing to evaluate: give --image-embeddings and --text-embeddings, or --scores")
+    if scores is not None and embeddings is not None and options.protocol == "clean":
+        raise ValueError("protocol clean evaluates embeddings or scores, got both: leave out one, or --protocol paper")
+    first = embeddings if embeddings is not None else scores
+    assert first is not None
+    sizes = (len(first[0]), len(first[1]))
+    pairing = _pairing(options, *sizes)
+    relevance = None
+    if options.relevance is not None:
+        relevance = load_relevance(options.relevance, pairing.text_image, sizes[0], pairing.captions, pairing.images)
+    console = Console(stderr=True)
+    evaluation = _evaluate(options, embeddings, scores, pairing.text_image, relevance, console)
+    meta = _meta(options, sizes, pairing, relevance, normalised=embeddings is not None)
+    _show(evaluation.metrics)
+    if options.output is not None:
+        save_evaluation(options.output, evaluation.metrics, evaluation.queries, pairing.text_image, meta)
+        print(f"{len(evaluation.metrics)} metrics in {options.output}")
+    return 0
+
+
+class _Pairing(NamedTuple):
+    text_image: Tensor  # (C,) the image of each caption
+    captions: Sequence[str] | None = None
+    images: Sequence[str] | None = None
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="sdr evaluate",
+        description="Cross-modal retrieval, and given relevance single-modal and mixed retrieval, of any model. Arrays are "
+        ".npy files of numbers; embeddings are L2-normalised here.",
+    )
+    parser.add_argument("--image-embeddings", type=Path, metavar="NPY", help="(N, d)")
+    parser.add_argument("--text-embeddings", type=Path, metavar="NPY", help="(C, d)")
+    parser.add_argument(
+        "--scores", type=Path, nargs="+", metavar="NPY", help="(N, C) image to text, and (C, N) where it differs"
+    )
+    parser.add_argument("--annotations", type=Path, metavar="JSON", help="whose images and captions, in this order")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="of the annotations (default: test)")
+    parser.add_argument("--captions-per-image", type=int, metavar="K", help="captions k to k + K - 1 are of one image")
+    parser.add_argument("--text-to-image", type=Path, metavar="NPY", help="(C,) the row of each caption's image")
+    parser.add_argument("--relevance", type=Path, metavar="FILE", help="(C, N), from sdr relevance or TERN's raw file")
+    parser.add_argument(
+        "--protocol", choices=["clean", "paper"], default="clean", help="paper: as the public code does"
+    )
+    parser.add_argument("--ties", choices=get_args(Ties), default="index", help="which equal scores count as ahead")
+    parser.add_argument(
+        "--siblings", choices=get_args(Siblings), default="keep", help="in t2t and t2it (default: keep)"
+    )
+    parser.add_argument("--folds", type=int, metavar="K", help="also the mean over K disjoint folds (COCO 1K: 5)")
+    parser.add_argument("--diagnostics", action="store_true", help="also alignment, uniformity and hubness")
+    parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
+    parser.add_argument(
+        "--output", type=Path, metavar="JSON", help="metrics.json; metrics.queries.npz is put beside it"
+    )
+    return parser
+
+
+def _embeddings(options: Namespace) -> tuple[Tensor, Tensor] | None:
+    given = (options.image_embeddings, options.text_embeddings)
+    if given == (None, None):
+        return None
+    if None in given:
+        raise ValueError("embeddings of one modality alone: give both --image-embeddings and --text-embeddings")
+    images, texts = (torch.from_numpy(load_array(path, "embeddings (items, d)", 2)) for path in given)
+    if images.shape[1] != texts.shape[1]:
+        raise ValueError(
+            f"image embeddings are {tuple(images.shape)} and text embeddings {tuple(texts.shape)}: they must be of one width"
+        )
+    for name, some in (("image", images), ("text", texts)):
+        norms = torch.linalg.vector_norm(some[: 2**12].double(), dim=1)
+        if bool(((norms - 1).abs() > 1e-2).any()):
+            print(
+                f"note: {name} embeddings have lengths from {norms.min():.4g} to {norms.max():.4g}; they are normalised"
+            )
+    return images.to(options.device), texts.to(options.device)
+
+
+def _scores(options: Namespace) -> tuple[Tensor, Tensor] | None:
+    if options.scores is None:
+        return None
+    if len(options.scores) > 2:
+        raise ValueError(f"--scores takes one file or two, image to text and text to image, got {len(options.scores)}")
+    i2t, *others = (torch.from_numpy(load_array(path, "scores", 2)) for path in options.scores)
+    t2i = others[0] if others else i2t.T
+    if t2i.shape != i2t.T.shape:
+        raise ValueError(
+            f"image-to-text scores are {tuple(i2t.shape)}, so text-to-image scores must be {tuple(i2t.T.shape)}, not "
+            f"{tuple(t2i.shape)}"
+        )
+    return i2t, t2i
+
+
+def _pairing(options: Namespace, images: int, texts: int) -> _Pairing:
+    ways = [options.annotations, options.captions_per_image, options.text_to_image]
+    if sum(way is not None for way in ways) != 1:
+        raise ValueError(
+            "which caption is of which image? Give one of --annotations, --captions-per-image and --text-to-image"
+        )
+    if options.annotations is not None:
+        table = read_annotations(options.annotations, options.split)
+        found = (len(table.image_ids), len(table.captions))
+        if found != (images, texts):
+            raise ValueError(
+                f"the {options.split} split of {options.annotations} has {found[0]} images and {found[1]} captions, the arrays "
+                f"have {images} and {texts}: they must be of the same split, all of it, in its order"
+            )
+        return _Pairing(torch.from_numpy(table.caption_image.copy()), list(table.caption_ids), list(table.image_ids))
+    if options.text_to_image is not None:
+        index = torch.from_numpy(load_array(options.text_to_image, "the image of each caption", 1))
+        if index.is_floating_point() or len(index) != texts:
+            raise ValueError(
+                f"{options.text_to_image} holds {len(index)} values of {index.dtype}, expected an integer for each of the "
+                f"{texts} captions"
+            )
+        return _Pairing(index.long())
+    per_image = options.captions_per_image
+    if per_image < 1 or per_image * images != texts:
+        raise ValueError(f"{images} images with {per_image} captions each are not the {texts} captions there are")
+    return _Pairing(torch.arange(images).repeat_interleave(per_image))
+
+
+def _evaluate(
+    options: Namespace,
+    embeddings: tuple[Tensor, Tensor] | None,
+    scores: tuple[Tensor, Tensor] | None,
+    index: Tensor,
+    relevance: Relevance | None,
+    console: Console,
+) -> Evaluation:
+    if options.protocol == "paper":
+        if embeddings is None:
+            raise ValueError("protocol paper needs --image-embeddings and --text-embeddings, with or without --scores")
+        if options.folds is not None or options.diagnostics or options.siblings != "keep":
+            raise ValueError(
+                "protocol paper knows no --folds, --diagnostics or --siblings: it does what the public code does"
+            )
+        images, texts = (some.cpu() for some in embeddings)
+        return evaluate_published(images, texts, index, relevance, *(scores or ()), ties=options.ties)
+    if embeddings is None:
+        assert scores is not None
+        if options.folds is not None or options.diagnostics:
+            raise ValueError("--folds and --diagnostics need embeddings, not scores")
+        return _evaluate_scores(*scores, index, relevance, options.ties)
+    images, texts = embeddings
+    with Progress(console=console, transient=True) as progress:
+        task = progress.add_task("evaluating", total=work(len(images), len(texts), relevance is not None))
+        evaluation = evaluate_queries(
+            images,
+            texts,
+            index,
+            relevance,
+            ties=options.ties,
+            siblings=options.siblings,
+            advance=lambda done: progress.advance(task, done),
+        )
+    metrics = evaluation.metrics
+    if options.folds is not None:
+        metrics |= cross_modal_folds(images, texts, index.to(images.device), options.folds)
+    if options.diagnostics:
+        metrics |= diagnostics(*checked(images, texts, index))
+    return Evaluation(metrics, evaluation.queries)
+
+
+def _evaluate_scores(i2t: Tensor, t2i: Tensor, index: Tensor, relevance: Relevance | None, ties: Ties) -> Evaluation:
+    rows = torch.arange(len(i2t))
+    rankings = rank_scores(i2t, rows, index, ties=ties), rank_scores(t2i, index, rows, ties=ties)
+    metrics = summarise_both(*rankings)
+    queries = {"i2t_rank": rankings[0].ranks, "t2i_rank": rankings[1].ranks}
+    if relevance is not None:
+        for task, scores in (("i2t", i2t), ("t2i", t2i)):
+            query, gallery = ("image", "text") if task == "i2t" else ("text", "image")
+            parts: dict[str, list[Tensor]] = {}
+            for part in chunks(len(scores), _ROWS):
+                gains = relevance.rows(query, gallery, part)  # type: ignore[arg-type]
+                found = queries_of(task, top_gains(scores[part], gains, max(*_KS, EXPONENTIAL_AT)), _KS)
+                for name, values in found.items():
+                    parts.setdefault(name, []).append(values)
+            graded = {name: torch.cat(values) for name, values in parts.items()}
+            queries |= graded
+            metrics |= means(graded)
+    return Evaluation(metrics, queries)
+
+
+def _meta(
+    options: Namespace, sizes: tuple[int, int], pairing: _Pairing, relevance: Relevance | None, normalised: bool
+) -> dict[str, Any]:
+    files = [options.image_embeddings, options.text_embeddings, options.annotations, options.text_to_image]
+    return {
+        "protocol": options.protocol,
+        "split": options.split if options.annotations is not None else None,
+        "images": sizes[0],
+        "texts": sizes[1],
+        "ties": options.ties,
+        "siblings": options.siblings,
+        "folds": options.folds,
+        "normalised": normalised,
+        "relevance": None if relevance is None else {"kind": relevance.kind, "fingerprint": relevance.fingerprint},
+        "data": pairing_fingerprint(pairing.text_image, pairing.captions, pairing.images),
+        "inputs": {str(path.name): file_hash(path) for path in [*files, *(options.scores or [])] if path is not None},
+        "code": {"version": versions()["sdr_lightning"], **git()},
+    }
+
+
+def _show(metrics: dict[str, float]) -> None:
+    recalls = Table("", "R@1", "R@5", "R@10", "MdR", "MnR", "MRR", "ties", title="Cross-modal")
+    for way, label in (("i2t", "image to text"), ("t2i", "text to image")):
+        values = [f"{metrics[f'{way}_R@{k}']:.2f}" for k in (1, 5, 10)]
+        values += [f"{metrics[f'{way}_MdR']:g}", f"{metrics[f'{way}_MnR']:.2f}", f"{metrics[f'{way}_MRR']:.4f}"]
+        recalls.add_row(label, *values, f"{100 * metrics[f'{way}_tie_rate']:.2f} %")
+    recalls.caption = f"rsum {metrics['rsum']:.2f}"
+    console = Console()
+    console.print(recalls)
+    tasks = [task for task in ("i2t", "t2i", "i2i", "t2t", "i2it", "t2it") if f"{task}_NDCG@10" in metrics]
+    if tasks:
+        graded = Table("", *tasks, title="NDCG, percent")
+        names = [name for name in (*(f"NDCG@{k}" for k in _KS), "NDCG_exp@25") if f"{tasks[0]}_{name}" in metrics]
+        for name in names:
+            graded.add_row(name, *(f"{metrics[f'{task}_{name}']:.2f}" for task in tasks))
+        console.print(graded)
+    shown = ("_R@", "_MdR", "_MnR", "_MRR", "_tie_rate", "NDCG", "rsum")
+    rest = {
+        name: value for name, value in metrics.items() if "fold_" in name or not any(part in name for part in shown)
+    }
+    for name, value in rest.items():
+        if "fold_" not in name or "_R@" in name or "rsum" in name:
+            console.print(f"{name:<24} {value:.4f}")

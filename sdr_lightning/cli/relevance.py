@@ -1,0 +1,53 @@
+"""``sdr relevance``: graded relevance between captions and images, as a file."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from pathlib import Path
+from typing import get_args
+
+from rich.console import Console
+from rich.progress import Progress
+
+from sdr_lightning.data.annotations import read_annotations
+from sdr_lightning.data.table import SPLITS
+from sdr_lightning.metrics.files import record_path, save_relevance
+from sdr_lightning.metrics.relevance import RougeLRelevance, Tokenizer
+
+
+def run(arguments: list[str]) -> int:
+    """Write relevance; see ``sdr relevance --help``."""
+    parser = ArgumentParser(
+        prog="sdr relevance",
+        description="ROUGE-L of every caption against the captions of every image, (C, N), as .npy with a record beside it.",
+    )
+    parser.add_argument(
+        "--annotations", type=Path, required=True, metavar="JSON", help="Karpathy's, a list, or COCO-style"
+    )
+    parser.add_argument("--split", choices=SPLITS, default="test", help="of the annotations (default: test)")
+    parser.add_argument("--tokenizer", choices=get_args(Tokenizer), default="stripped", help="tern keeps punctuation")
+    parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="float16 halves the file")
+    parser.add_argument("--workers", type=int, default=1, help="threads; -1 is all cores")
+    parser.add_argument("--output", type=Path, required=True, metavar="NPY")
+    options = parser.parse_args(arguments)
+    if options.output.suffix != ".npy":
+        raise ValueError(f"--output should end with .npy, got {options.output}")
+    table = read_annotations(options.annotations, options.split)
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("ROUGE-L", total=len(table.captions))
+        relevance = RougeLRelevance(
+            list(table.captions),
+            table.caption_image,
+            len(table.image_ids),
+            options.tokenizer,
+            workers=options.workers,
+            advance=lambda done: progress.advance(task, done),
+        )
+    save_relevance(
+        options.output, relevance.scores, list(table.caption_ids), list(table.image_ids), relevance.kind, options.dtype
+    )
+    print(
+        f"ROUGE-L of {relevance.num_texts} captions x {relevance.num_images} images in {options.output}, ids and hash in "
+        f"{record_path(options.output).name}"
+    )
+    return 0

@@ -1,0 +1,200 @@
+"""What an evaluation reads and writes: arrays without pickle, relevance with a record, results with their terms."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from sdr_lightning.identity import sha256
+from sdr_lightning.metrics.relevance import CaptionRelevance
+from sdr_lightning.paths import read_json, write_atomically, write_json
+
+_MAGIC = b"\x93NUMPY"
+
+
+def load_array(path: Path, what: str, dimensions: int) -> npt.NDArray[Any]:
+    """An ``.npy`` file, memory-mapped copy-on-write.
+
+    Args:
+        path: the file.
+        what: what it should hold, for the message.
+        dimensions: how many it must have.
+
+    Raises:
+        ValueError: absent, not an ``.npy``, pickled, or of other dimensions.
+    """
+    try:
+        array: npt.NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
+    except FileNotFoundError as error:
+        raise ValueError(f"no file at {path}: expected {what} as .npy") from error
+    except (ValueError, OSError, EOFError) as error:
+        why = "it holds pickled objects" if "object" in str(error).lower() else f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} is not a plain .npy array ({why}): save {what} with numpy.save as numbers") from error
+    if not isinstance(array, np.ndarray) or array.ndim != dimensions or array.dtype.kind not in "fiu":
+        found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else "an archive"
+        raise ValueError(f"{path} holds {found}, expected {what}: numbers with {dimensions} dimension(s)")
+    return array
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def record_path(path: Path) -> Path:
+    """Where the record of a relevance file is."""
+    return path.with_suffix(".json")
+
+
+def save_relevance(
+    path: Path,
+    scores: npt.NDArray[np.float32],
+    caption_ids: Sequence[str],
+    image_ids: Sequence[str],
+    kind: str,
+    dtype: str = "float32",
+) -> None:
+    """Write relevance (C, N) as ``.npy`` and its record beside it as ``.json``: hash, kind, row and column ids.
+
+    Args:
+        path: ends with ``.npy``.
+        scores: (C, N).
+        caption_ids: C ids of the rows.
+        image_ids: N ids of the columns.
+        kind: what the scores are.
+        dtype: ``float32`` or ``float16``.
+
+    Raises:
+        ValueError: another suffix.
+    """
+    if path.suffix != ".npy":
+        raise ValueError(f"relevance is written as .npy, not {path.name!r}")
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            np.save(file, scores.astype(dtype, copy=False), allow_pickle=False)
+
+    write_atomically(path, write)
+    record = {
+        "kind": kind,
+        "shape": list(scores.shape),
+        "dtype": dtype,
+        "sha256": file_hash(path),
+        "captions": list(caption_ids),
+        "images": list(image_ids),
+    }
+    write_json(record_path(path), record)
+
+
+def load_relevance(
+    path: Path,
+    text_image_index: Tensor,
+    num_images: int,
+    caption_ids: Sequence[str] | None = None,
+    image_ids: Sequence[str] | None = None,
+) -> CaptionRelevance:
+    """Read relevance (C, N), memory-mapped: an ``.npy``, or TERN's raw float32 without a header.
+
+    Args:
+        path: the file; where there is a record beside it, it is checked.
+        text_image_index: (C,) the image of each caption.
+        num_images: N.
+        caption_ids: what the rows must be, where that is known.
+        image_ids: what the columns must be.
+
+    Raises:
+        ValueError: absent, of other sizes, of another split or order, changed since its record was written, or not finite.
+    """
+    shape = (len(text_image_index), num_images)
+    expected = f"relevance of {shape[0]} captions x {shape[1]} images"
+    try:
+        with path.open("rb") as file:
+            is_npy = file.read(len(_MAGIC)) == _MAGIC
+    except OSError as error:
+        raise ValueError(f"no relevance file at {path} ({error.strerror}): sdr relevance writes one") from error
+    if is_npy:
+        scores = load_array(path, expected, 2)
+    elif path.stat().st_size == 4 * shape[0] * shape[1]:
+        scores = np.memmap(path, dtype=np.float32, mode="c", shape=shape)
+    else:
+        raise ValueError(
+            f"{path} is no .npy, and its {path.stat().st_size} bytes are not the {4 * shape[0] * shape[1]} of raw float32 "
+            f"{expected}: it is of another split, or cut short"
+        )
+    if scores.shape != shape:
+        raise ValueError(f"{path} is {scores.shape}, expected {expected}: it is of another split or transposed")
+    digest, kind = file_hash(path), "matrix"
+    if record_path(path).is_file():
+        record = read_json(record_path(path), "the record of a relevance file")
+        _check_record(path, record, digest, {"captions": caption_ids, "images": image_ids})
+        kind = str(record["kind"])
+    if scores.dtype not in (np.float32, np.float16):
+        scores = scores.astype(np.float32)
+    return CaptionRelevance(scores, text_image_index, digest, kind)
+
+
+def _check_record(path: Path, record: Any, digest: str, ids: Mapping[str, Sequence[str] | None]) -> None:
+    if not isinstance(record, dict) or not {"kind", "sha256", *ids} <= record.keys():
+        raise ValueError(
+            f"{record_path(path)} is not the record of a relevance file: move it away, or write both again"
+        )
+    if record["sha256"] != digest:
+        raise ValueError(
+            f"{path} has changed since {record_path(path)} was written: write both again with sdr relevance"
+        )
+    for what, wanted in ids.items():
+        if wanted is None or record[what] == list(wanted):
+            continue
+        same = sorted(record[what]) == sorted(wanted)
+        first = next(
+            (row for row, (mine, theirs) in enumerate(zip(record[what], wanted, strict=False)) if mine != theirs), 0
+        )
+        raise ValueError(
+            f"{path} is of {'the same' if same else 'other'} {what}{' in another order' if same else ''}: at position "
+            f"{first} it has {record[what][first]!r} where the annotations have {wanted[first]!r}; write it again with sdr "
+            "relevance from these annotations"
+        )
+
+
+def queries_path(path: Path) -> Path:
+    """Where the queries of an evaluation are."""
+    return path.with_suffix(".queries.npz")
+
+
+def save_evaluation(
+    path: Path,
+    metrics: Mapping[str, float],
+    queries: Mapping[str, Tensor],
+    text_image_index: Tensor,
+    meta: Mapping[str, Any],
+) -> None:
+    """Write ``metrics.json`` (flat, with the terms under ``meta``) and ``metrics.queries.npz`` beside it.
+
+    Raises:
+        ValueError: a path that does not end with ``.json``.
+    """
+    if path.suffix != ".json":
+        raise ValueError(f"results are written as .json, not {path.name!r}")
+
+    def write(part: Path) -> None:
+        with part.open("wb") as file:
+            arrays: dict[str, Any] = {name: values.cpu().numpy() for name, values in queries.items()}
+            np.savez_compressed(file, text_image=text_image_index.cpu().numpy(), **arrays)
+
+    write_atomically(queries_path(path), write)
+    write_json(path, {**metrics, "meta": dict(meta)})
+
+
+def pairing_fingerprint(
+    text_image_index: Tensor, caption_ids: Sequence[str] | None, image_ids: Sequence[str] | None
+) -> str:
+    """SHA-256 of which caption is of which image, and of their ids where these are known."""
+    names = [sha256(*ids) if ids is not None else "" for ids in (caption_ids, image_ids)]
+    return sha256(text_image_index.cpu().numpy().astype(np.int64).tobytes(), *names)

@@ -1,0 +1,121 @@
+"""Evaluation as the public code of the TIP 2024 paper does it (its ``metric.py``), for numbers that compare with its own.
+
+It differs from :mod:`sdr_lightning.metrics.evaluation` in that
+
+- of every image the first five captions count, and image i's are the captions 5 i to 5 i + 4;
+- i2i relevance is R[5 i, j]: the first caption of the query image against the captions of image j;
+- the queries of t2t and t2it are the first caption of each image, and the relevance of caption c to it is R[c, image of the
+  query], candidate and references swapped against ours;
+- the query itself stays everywhere: its score becomes 0 and its relevance 0 in i2i and t2t, and in mixed galleries it keeps
+  both (cosine 1, and relevance 1);
+- siblings stay in t2t and t2it with relevance 1;
+- mixed galleries set cosines beside the cross-modal scores that are reported, be they matching logits with -100 for what
+  was not re-scored;
+- the image block of t2it is transposed: entry (i, j) is how image i scores against the first caption of image j, with the
+  relevance R[5 j, i];
+- a query with nothing relevant counts as 0, where ours leaves it out.
+
+Equal scores are ordered by index, lower first; the public code leaves their order to the sorting routine. Its Flickr30K
+numbers use ROUGE-L of TERN's tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sdr_lightning.functional.ndcg import ndcg
+from sdr_lightning.functional.ranking import Ties, rank_scores
+from sdr_lightning.functional.search import chunks, similarity
+from sdr_lightning.metrics.cross_modal import modality_gap, summarise_both
+from sdr_lightning.metrics.evaluation import Evaluation, checked
+from sdr_lightning.metrics.relevance import Relevance
+
+_KS = (10, 20, 50)
+_PER_IMAGE = 5
+_ROWS = 256
+
+
+def first_five(text_image_index: Tensor, num_images: int) -> Tensor:
+    """Rows (5 N,) of the first five captions of every image, image by image.
+
+    Raises:
+        ValueError: an image with fewer.
+    """
+    order = text_image_index.argsort(stable=True)
+    counts = text_image_index.bincount(minlength=num_images)
+    few = torch.nonzero(counts < _PER_IMAGE).flatten()
+    if len(few):
+        raise ValueError(
+            f"protocol paper takes five captions an image; {len(few)} images have fewer, the first is image {few[0].item()} "
+            f"with {counts[few[0]].item()}: use protocol clean"
+        )
+    start = counts.cumsum(0) - counts
+    return order[(start[:, None] + torch.arange(_PER_IMAGE)).flatten()]
+
+
+@torch.no_grad()
+def evaluate_published(
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    text_image_index: Tensor,
+    relevance: Relevance | None = None,
+    i2t_scores: Tensor | None = None,
+    t2i_scores: Tensor | None = None,
+    *,
+    ties: Ties = "index",
+) -> Evaluation:
+    """Cross-modal, and given `relevance` single-modal and mixed retrieval as published; see the module.
+
+    Args:
+        image_embeddings: (N, d).
+        text_embeddings: (C, d), five or more an image.
+        text_image_index: (C,) the image of each caption.
+        relevance: of these N images and C captions.
+        i2t_scores: (N, C) reported image-to-text scores, e.g. after re-ranking; cosines when None.
+        t2i_scores: (C, N) likewise.
+        ties: which equal-scored items count as ahead, in cross-modal retrieval.
+
+    Returns:
+        The keys of :func:`~sdr_lightning.metrics.evaluation.evaluate` but for `i2t_NDCG`, `t2i_NDCG` and `NDCG_exp`. Queries
+        of captions are (5 N,) for `t2i_rank` and (N,) for NDCG.
+
+    Raises:
+        ValueError: as :func:`~sdr_lightning.metrics.evaluation.evaluate`; an image with fewer than five captions.
+    """
+    images, texts, index = checked(image_embeddings, text_embeddings, text_image_index)
+    n, kept = len(images), first_five(index, len(images))
+    firsts, kept_texts, owner = kept[::_PER_IMAGE], texts[kept], index[kept]
+    # (N, 5 N) and its counterpart
+    i2t = similarity(images, kept_texts) if i2t_scores is None else i2t_scores[:, kept].float()
+    t2i = similarity(kept_texts, images) if t2i_scores is None else t2i_scores[kept].float()
+    rows = torch.arange(n)
+    rankings = rank_scores(i2t, rows, owner, ties=ties), rank_scores(t2i, owner, rows, ties=ties)
+    metrics = summarise_both(*rankings) | {"modality_gap": modality_gap(images, kept_texts)}
+    queries = {"i2t_rank": rankings[0].ranks, "t2i_rank": rankings[1].ranks}
+    if relevance is None:
+        return Evaluation(metrics, queries)
+    r = torch.cat([relevance.rows("text", "image", part) for part in chunks(len(texts), _ROWS)])[kept]  # (5 N, N)
+    parts: dict[str, list[Tensor]] = {"i2i": [], "t2t": [], "i2it": [], "t2it": []}
+    for part in chunks(n, _ROWS):
+        here = torch.arange(part.start, part.stop)
+        of_image, of_text = r[here * _PER_IMAGE], r[:, part].T  # (q, N), (q, 5 N)
+        own, own_text = here[:, None], here[:, None] * _PER_IMAGE
+        image_scores, text_scores = similarity(images[part], images), similarity(texts[firsts[part]], kept_texts)
+        parts["i2i"].append(_ndcg(image_scores.scatter(1, own, 0.0), of_image.scatter(1, own, 0.0)))
+        parts["t2t"].append(_ndcg(text_scores.scatter(1, own_text, 0.0), of_text.scatter(1, own_text, 0.0)))
+        parts["i2it"].append(_ndcg(torch.cat((image_scores, i2t[part]), 1), torch.cat((of_image, of_text), 1)))
+        transposed, swapped = (
+            t2i[::_PER_IMAGE, part].T,
+            r[::_PER_IMAGE, part].T,
+        )  # (q, N) of the images and first captions
+        parts["t2it"].append(_ndcg(torch.cat((text_scores, transposed), 1), torch.cat((of_text, swapped), 1)))
+    for task, values in parts.items():
+        whole = 100 * torch.cat(values)
+        queries |= {f"{task}_NDCG@{k}": whole[:, column] for column, k in enumerate(_KS)}
+        metrics |= {f"{task}_NDCG@{k}": whole[:, column].mean().item() for column, k in enumerate(_KS)}
+    return Evaluation(metrics, queries)
+
+
+def _ndcg(scores: Tensor, relevance: Tensor) -> Tensor:
+    return ndcg(scores, relevance, _KS).nan_to_num(0.0)
