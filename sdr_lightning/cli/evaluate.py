@@ -34,6 +34,8 @@ _ROWS = 256
 def run(arguments: list[str]) -> int:
     """Evaluate; see ``sdr evaluate --help``."""
     options = _parser().parse_args(arguments)
+    if options.output is not None and options.output.suffix != ".json":
+        raise ValueError(f"--output should end with .json, got {options.output}")
     embeddings = _embeddings(options)
     scores = _scores(options)
     if embeddings is None and scores is None:
@@ -182,7 +184,7 @@ def _evaluate(
             raise ValueError("--folds and --diagnostics need embeddings, not scores")
         return _evaluate_scores(*scores, index, relevance, options.ties)
     images, texts = embeddings
-    with Progress(console=console, transient=True) as progress:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("evaluating", total=work(len(images), len(texts), relevance is not None))
         evaluation = evaluate_queries(
             images,

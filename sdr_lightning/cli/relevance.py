@@ -33,7 +33,8 @@ def run(arguments: list[str]) -> int:
     if options.output.suffix != ".npy":
         raise ValueError(f"--output should end with .npy, got {options.output}")
     table = read_annotations(options.annotations, options.split)
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("ROUGE-L", total=len(table.captions))
         relevance = RougeLRelevance(
             list(table.captions),

@@ -64,18 +64,13 @@ def save_relevance(
     """Write relevance (C, N) as ``.npy`` and its record beside it as ``.json``: hash, kind, row and column ids.
 
     Args:
-        path: ends with ``.npy``.
+        path: should end with ``.npy``.
         scores: (C, N).
         caption_ids: C ids of the rows.
         image_ids: N ids of the columns.
         kind: what the scores are.
         dtype: ``float32`` or ``float16``.
-
-    Raises:
-        ValueError: another suffix.
     """
-    if path.suffix != ".npy":
-        raise ValueError(f"relevance is written as .npy, not {path.name!r}")
 
     def write(part: Path) -> None:
         with part.open("wb") as file:
@@ -175,13 +170,7 @@ def save_evaluation(
     text_image_index: Tensor,
     meta: Mapping[str, Any],
 ) -> None:
-    """Write ``metrics.json`` (flat, with the terms under ``meta``) and ``metrics.queries.npz`` beside it.
-
-    Raises:
-        ValueError: a path that does not end with ``.json``.
-    """
-    if path.suffix != ".json":
-        raise ValueError(f"results are written as .json, not {path.name!r}")
+    """Write ``metrics.json`` (flat, with the terms under ``meta``) and, before it, ``metrics.queries.npz`` beside it."""
 
     def write(part: Path) -> None:
         with part.open("wb") as file:
