@@ -34,6 +34,7 @@ Studies:
   sdr reproduce SUITE.yaml [--dry_run] [--jobs N]          teachers, every cell, report; continues where it stopped
   sdr report    FOLDER                                     report.html and report.md from what is finished; of a run, its curves
   sdr report    metrics.json metrics.json ...              evaluations side by side, with intervals
+  sdr bench     evaluate | data | losses                   the speed claims, both sides on this machine
 
   sdr --version | --help
 """
@@ -106,6 +107,12 @@ def _relevance(arguments: list[str]) -> int:
     return run(arguments[1:])
 
 
+def _bench(arguments: list[str]) -> int:
+    from sdr_lightning.cli.bench import run
+
+    return run(arguments[1:])
+
+
 def _import_checkpoint(arguments: list[str]) -> int:
     from sdr_lightning.cli.import_checkpoint import run
 
@@ -143,6 +150,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "extract": _extract,
     "evaluate": _evaluate,
     "relevance": _relevance,
+    "bench": _bench,
     "import-checkpoint": _import_checkpoint,
     "data": _data,
     "noise": _noise,

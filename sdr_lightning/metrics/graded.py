@@ -145,6 +145,29 @@ def single_modal(
     return means(queries_of("i2i" if modality == "image" else "t2t", top, ks))
 
 
+def ndcg_between(
+    embeddings: dict[Modality, Tensor],
+    relevance: Relevance,
+    query: Modality,
+    galleries: Sequence[Modality],
+    ks: Sequence[int] = (10, 20, 50),
+) -> Tensor:
+    """NDCG (Q, len(ks)) in [0, 1] of one task alone: the queries of one modality among one gallery, or both in this order.
+
+    Args:
+        embeddings: (N, d) images and (C, d) texts, L2-normalised; only those that are named need be there.
+        relevance: of the same items.
+        query: which modality asks; the query itself is left out.
+        galleries: which modalities answer.
+        ks: cut-offs of the linear gain.
+    """
+    search = _Search(embeddings, relevance, None, QUERY_TILE, None)
+    first, *others = (search.top(query, gallery, max(ks)) for gallery in galleries)
+    for other in others:
+        first = merge_top_gains(first, other, max(ks))
+    return ndcg_of_top(first, ks)
+
+
 class _Search:
     """Top gains of one modality among another."""
 

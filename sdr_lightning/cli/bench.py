@@ -1,0 +1,25 @@
+"""``sdr bench``: the speed claims, both sides on this machine."""
+
+from __future__ import annotations
+
+import runpy
+import sys
+from pathlib import Path
+
+BENCHMARKS = {"evaluate": "bench_evaluation.py", "data": "bench_data.py", "losses": "bench_losses.py"}
+
+
+def run(arguments: list[str]) -> int:
+    """Run a benchmark of the checkout; what follows its name goes to it."""
+    if not arguments or arguments[0] not in BENCHMARKS:
+        raise ValueError(f"which benchmark? sdr bench {' | '.join(BENCHMARKS)} [--help]")
+    script = Path(__file__).parents[2] / "benchmarks" / BENCHMARKS[arguments[0]]
+    if not script.is_file():
+        raise ValueError(f"no benchmark at {script}: sdr bench needs a checkout, installed with pip install -e")
+    before = sys.argv
+    sys.argv = [f"sdr bench {arguments[0]}", *arguments[1:]]
+    try:
+        runpy.run_path(str(script), run_name="__main__")
+    finally:
+        sys.argv = before
+    return 0
