@@ -18,6 +18,7 @@ from torch import Tensor
 QUERY_TILE = 256  # queries at once: enough for an efficient matrix product
 GALLERY_TILE = 32768  # gallery items at once: 32 MiB of scores a tile
 _MARGIN = 8  # more candidates than asked for, so that a row rarely has to be done again
+_FEW = 64  # times as many items as are wanted: so few cost less in fp64 than the best of them done again
 _PAIRS = 2**22  # numbers gathered at once
 
 Advance = Callable[[int], None]
@@ -156,9 +157,13 @@ class Products:
         bound = self._norms(queries)[:, None].float() * (self._longest * self._unit)
         safe = queries.device.type == "cpu" and bound.amin().item() > 1e-30 and bound.amax().item() < 1e30
         if not safe:
-            return similarity(queries, gallery), None
+            return self.exact_tile(rows, columns)
         with _full_precision():
             return queries.float() @ gallery.float().T, bound
+
+    def exact_tile(self, rows: slice, columns: slice) -> tuple[Tensor, None]:
+        """The same by :func:`similarity`, so without an error to bound."""
+        return similarity(self.queries[rows], self.gallery[columns]), None
 
     @staticmethod
     def _norms(items: Tensor) -> Tensor:
@@ -166,13 +171,14 @@ class Products:
 
 
 def _top_of_tile(product: Products, rows: slice, columns: slice, k: int, exclude: Tensor | None) -> TopK:
-    scores, bound = product.tile(rows, columns)
+    size = columns.stop - columns.start
+    wide = min(k + _MARGIN, size)
+    small = size <= _FEW * wide
+    scores, bound = product.exact_tile(rows, columns) if small else product.tile(rows, columns)
     check_finite(scores, rows.start, columns.start)
     left_out = None if exclude is None else _here(exclude, columns)
     if left_out is not None:
         scores[left_out] = -torch.inf
-    size = scores.shape[1]
-    wide = min(k + _MARGIN, size)
     if bound is None:
         index = stable_top_index(scores, min(k, size))
         return TopK(scores.gather(1, index), index + columns.start)

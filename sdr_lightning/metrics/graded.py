@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sdr_lightning.functional.ndcg import Gain, TopGains, mean_ndcg, merge_top_gains, ndcg_of_top
 from sdr_lightning.functional.search import QUERY_TILE, Advance, chunks, top_k
+from sdr_lightning.identity import sha256
 from sdr_lightning.metrics.relevance import Modality, Relevance
 
 Siblings = Literal["keep", "exclude"]
@@ -186,20 +187,29 @@ class _Search:
         queries, items = self.embeddings[query], self.embeddings[gallery]
         exclude = self._left_out(query, len(queries)) if query == gallery else None
         found = top_k(queries, items, k, exclude=exclude, query_tile=self.chunk_size, advance=self.advance)
-        gains, ideal = [], []
-        for rows in chunks(len(queries), _ROWS):
-            gains.append(self.relevance.gains(query, gallery, rows, found.items[rows].cpu()))
-            ideal.append(
-                self.relevance.ideal(query, gallery, rows, k, None if exclude is None else exclude[rows].cpu())
-            )
-            for values in (gains[-1], ideal[-1]):
-                if values.numel() and not (values.min() >= 0 and torch.isfinite(values).all()):
-                    raise ValueError(
-                        f"relevance must be finite and not negative, found {values.min().item()} to {values.max().item()} "
-                        f"among queries {rows.start} to {rows.stop - 1}"
-                    )
+        parts = list(chunks(len(queries), _ROWS))
+        gains = torch.cat([self.relevance.gains(query, gallery, rows, found.items[rows].cpu()) for rows in parts])
+        ideal = self._ideal(query, gallery, k, None if exclude is None else exclude.cpu(), parts)
+        for values in (gains, ideal):
+            if values.numel() and not (values.min() >= 0 and torch.isfinite(values).all()):
+                raise ValueError(
+                    f"relevance must be finite and not negative, found {values.min().item()} to {values.max().item()} "
+                    f"between {query} queries and {gallery}s"
+                )
         scores = found.scores.cpu()
-        return TopGains(scores, torch.cat(gains).masked_fill(scores == -torch.inf, 0.0), torch.cat(ideal))
+        return TopGains(scores, gains.masked_fill(scores == -torch.inf, 0.0), ideal)
+
+    def _ideal(self, query: Modality, gallery: Modality, k: int, exclude: Tensor | None, parts: list[slice]) -> Tensor:
+        left_out = "" if exclude is None else sha256(exclude.numpy().tobytes())
+        key = query, gallery, k, left_out
+        if key not in self.relevance.ideals:
+            self.relevance.ideals[key] = torch.cat(
+                [
+                    self.relevance.ideal(query, gallery, rows, k, None if exclude is None else exclude[rows])
+                    for rows in parts
+                ]
+            )
+        return self.relevance.ideals[key]
 
     def _left_out(self, query: Modality, size: int) -> Tensor:
         if query == "text" and self.siblings is not None:

@@ -8,6 +8,7 @@ import unicodedata
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -64,6 +65,11 @@ class Relevance(ABC):
         if exclude is not None:
             rows = rows.scatter(1, exclude, 0.0)
         return rows.topk(min(k, rows.shape[1]), dim=1).values
+
+    @cached_property
+    def ideals(self) -> dict[tuple[Modality, Modality, int, str], Tensor]:
+        """What was found by :meth:`ideal` of all queries before: it depends on no model, so every evaluation shares it."""
+        return {}
 
 
 class FactRelevance(Relevance):
@@ -173,11 +179,19 @@ class CaptionRelevance(Relevance):
         if query == "text":
             images = items if gallery == "image" else self._image_index[items]
             return self._scores[index].gather(1, images).float()
+        first, _, _ = index.indices(self.num_images)
+        images = torch.arange(first, first + len(items))[:, None]
         if gallery == "text":
-            first, _, _ = index.indices(self.num_images)
-            images = torch.arange(first, first + len(items))[:, None]
             return self._scores[items, images].float()
-        return super().gains(query, gallery, index, items)
+        counts = self._caption_counts[images]
+        sums = torch.zeros(items.shape)
+        for slot in range(
+            int(counts.max())
+        ):  # the order in which `rows` adds, so that both are the same to the last bit
+            there = slot < counts
+            captions = self._by_image[self._ends[images] - counts + torch.where(there, slot, 0)]
+            sums += self._scores[captions, items].float() * there
+        return sums / counts
 
     def ideal(self, query: Modality, gallery: Modality, index: slice, k: int, exclude: Tensor | None) -> Tensor:
         """See `Relevance.ideal`."""

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from sdr_lightning.functional import search
 from sdr_lightning.functional.search import Products, paired_similarity, similarity, top_k
 
 
@@ -37,7 +38,10 @@ def galleries():
     ("queries", "gallery"), [(q, g) for _, q, g in galleries()], ids=[n for n, _, _ in galleries()]
 )
 @pytest.mark.parametrize("k", [1, 10, 196, 211, 300])
-def test_equals_a_stable_sort_of_exact_scores(queries, gallery, k):
+@pytest.mark.parametrize("screened", [True, False])
+def test_equals_a_stable_sort_of_exact_scores(queries, gallery, k, screened, monkeypatch):
+    if screened:  # small galleries are searched in fp64 throughout; here they are to be treated as large ones are
+        monkeypatch.setattr(search, "_FEW", 0)
     exclude = torch.stack([torch.arange(23), torch.arange(23) * 5, torch.full((23,), 210)], dim=1)
     for left_out in (None, exclude):
         scores, index = reference(queries, gallery, k, left_out)
