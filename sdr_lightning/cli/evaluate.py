@@ -20,8 +20,10 @@ from sdr_lightning.functional.ranking import Ties, rank_scores
 from sdr_lightning.functional.search import chunks
 from sdr_lightning.metrics.cross_modal import summarise_both
 from sdr_lightning.metrics.evaluation import Evaluation, checked, cross_modal_folds, evaluate_queries, work
+from sdr_lightning.metrics.extended import extended_positives
 from sdr_lightning.metrics.files import file_hash, load_array, load_relevance, pairing_fingerprint, save_evaluation
 from sdr_lightning.metrics.graded import EXPONENTIAL_AT, Siblings, means, queries_of
+from sdr_lightning.metrics.judgements import agreement, read_judgements
 from sdr_lightning.metrics.published import evaluate_published
 from sdr_lightning.metrics.relevance import Relevance
 from sdr_lightning.metrics.structure import diagnostics
@@ -51,6 +53,8 @@ def run(arguments: list[str]) -> int:
         relevance = load_relevance(options.relevance, pairing.text_image, sizes[0], pairing.captions, pairing.images)
     console = Console(stderr=True)
     evaluation = _evaluate(options, embeddings, scores, pairing.text_image, relevance, console)
+    if options.judgements is not None or options.extended:
+        evaluation.metrics.update(_people(options, embeddings, pairing))
     meta = _meta(options, sizes, pairing, relevance, normalised=embeddings is not None)
     _show(evaluation.metrics)
     if options.output is not None:
@@ -90,6 +94,10 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--folds", type=int, metavar="K", help="also the mean over K disjoint folds (COCO 1K: 5)")
     parser.add_argument("--diagnostics", action="store_true", help="also alignment, uniformity and hubness")
+    parser.add_argument(
+        "--judgements", type=Path, metavar="TXT", help="also agreement with Flickr8k's human judgements"
+    )
+    parser.add_argument("--extended", action="store_true", help="also ECCV Caption and CxC, on COCO's test split")
     parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
     parser.add_argument(
         "--output", type=Path, metavar="JSON", help="metrics.json; metrics.queries.npz is put beside it"
@@ -201,6 +209,19 @@ def _evaluate(
     if options.diagnostics:
         metrics |= diagnostics(*checked(images, texts, index))
     return Evaluation(metrics, evaluation.queries)
+
+
+def _people(options: Namespace, embeddings: tuple[Tensor, Tensor] | None, pairing: _Pairing) -> dict[str, float]:
+    """Agreement with what people said beyond which caption was written for which image."""
+    if embeddings is None or pairing.images is None or pairing.captions is None:
+        raise ValueError("--judgements and --extended need embeddings and --annotations, which name the items")
+    images, texts, index = checked(*embeddings, pairing.text_image)
+    metrics: dict[str, float] = {}
+    if options.judgements is not None:
+        metrics |= agreement(read_judgements(options.judgements), images, texts, pairing.images, index)
+    if options.extended:
+        metrics |= extended_positives(images, texts, pairing.images, pairing.captions, index)
+    return metrics
 
 
 def _evaluate_scores(i2t: Tensor, t2i: Tensor, index: Tensor, relevance: Relevance | None, ties: Ties) -> Evaluation:

@@ -1,1 +1,1 @@
-"""The mathematics: pure functions of tensors, without randomness, logging or collectives."""
+"""The mathematics: pure functions, without logging or collectives; what draws at random takes a seed or a generator."""

@@ -81,5 +81,5 @@ def modality_gap(image_embeddings: Tensor, text_embeddings: Tensor) -> float:
 
     Source: Liang et al., Mind the Gap, NeurIPS 2022.
     """
-    gap = image_embeddings.double().mean(0) - text_embeddings.double().mean(0)
+    gap = image_embeddings.mean(0, dtype=torch.float64) - text_embeddings.mean(0, dtype=torch.float64)
     return gap.square().sum().sqrt().item()
