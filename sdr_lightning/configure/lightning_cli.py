@@ -13,14 +13,16 @@ from typing import Any
 from unittest.mock import patch
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger
 
 from sdr_lightning.configure.complaints import told_in_one_line
+from sdr_lightning.metrics.files import pairing_fingerprint, save_evaluation
 from sdr_lightning.paths import write_json, write_text
 from sdr_lightning.training.checkpoint import BestCheckpoint
 from sdr_lightning.training.protocol import ProtocolName, paper_options
-from sdr_lightning.training.record import environment
+from sdr_lightning.training.record import environment, git, versions
 from sdr_lightning.training.retrieval_module import RetrievalModule
 
 _TRAINER_DEFAULTS = {
@@ -195,11 +197,35 @@ class SdrCLI(LightningCLI):
             write_json(
                 self.run_dir / "results.json", {**results, "ckpt_path": self.settings.ckpt_path, **environment()}
             )
+            self._write_evaluation(under)
             for part in under.get("test", {"imbalances": []})["imbalances"]:
                 print(f"the test data is imbalanced: {part['kind']}, {part['affected']} of {part['of']} items")
             for name, value in self.model.test_metrics.items():
                 print(f"{name:{max(map(len, self.model.test_metrics))}} {value:8.2f}")
             print(f"results in {self.run_dir / 'results.json'}")
+
+    def _write_evaluation(self, under: dict[str, Any]) -> None:
+        """The same as ``sdr evaluate`` writes it, for ``sdr report`` to set beside others."""
+        table, relevance = self.datamodule.split("test").table, self.datamodule.relevance("test")
+        pairing, captions, images = (
+            torch.from_numpy(table.caption_image),
+            list(table.caption_ids),
+            list(table.image_ids),
+        )
+        meta = {
+            "protocol": "clean",  # of the evaluation, whatever that of the training
+            "split": "test",
+            "images": len(images),
+            "texts": len(captions),
+            "ties": "index",
+            "siblings": "keep",
+            "folds": self.datamodule.test_folds,
+            "relevance": {"kind": relevance.kind, "fingerprint": relevance.fingerprint},
+            "data": pairing_fingerprint(pairing, captions, images),
+            "evaluated_under": under,
+            "code": {"version": versions()["sdr_lightning"], **git()},
+        }
+        save_evaluation(self.run_dir / "metrics.json", self.model.test_metrics, self.model.test_queries, pairing, meta)
 
 
 def run(arguments: list[str]) -> SdrCLI:

@@ -20,7 +20,7 @@ from sdr_lightning.functional.reranking import rerank
 from sdr_lightning.functional.search import top_k
 from sdr_lightning.losses.objective import RebalancingObjective
 from sdr_lightning.metrics.cross_modal import summarise
-from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds, evaluate
+from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds, evaluate_queries
 from sdr_lightning.paths import expand
 from sdr_lightning.training.distributed import EmbeddingTable, Gather, gather, gather_encoded
 from sdr_lightning.training.extraction import split_bank
@@ -85,6 +85,7 @@ class RetrievalModule(pl.LightningModule):
         self.image_table, self.text_table, self.pair_table = EmbeddingTable(), EmbeddingTable(), EmbeddingTable()
         self.epoch_terms: list[dict[str, Tensor]] = []
         self.test_metrics: dict[str, float] = {}
+        self.test_queries: dict[str, Tensor] = {}
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
         self.protocol: ProtocolName = "clean"  # whoever trains under another says so
         if encoder.fusion is not None:  # a parameter that no term reads would stop DDP
@@ -214,7 +215,7 @@ class RetrievalModule(pl.LightningModule):
         image, text = self._collect("test")
         self.test_embeddings = image, text
         pairs = self.data.split("test").caption_image
-        self.test_metrics = evaluate(image, text, pairs, self.data.relevance("test"))
+        self.test_metrics, self.test_queries = evaluate_queries(image, text, pairs, self.data.relevance("test"))
         if self.data.test_folds is not None:
             self.test_metrics |= cross_modal_folds(image, text, pairs, self.data.test_folds)
         if self.rerank is not None:

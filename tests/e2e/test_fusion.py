@@ -49,6 +49,7 @@ def metrics(folder: Path) -> dict[str, float]:
 def results_of(fitted: Path, options: tuple[str, ...], folder: Path, *more: str) -> dict[str, float]:
     best = ("--ckpt_path", str(fitted / "checkpoints/best.ckpt"), "--run_dir", str(folder))
     assert main(["test", *options, *best, *more]) == 0
+    assert main(["report", str(folder / "metrics.json")]) == 0  # as what sdr evaluate writes
     return metrics(folder)
 
 
