@@ -25,6 +25,7 @@ Modality = Literal["image", "text"]
 Tokenizer = Literal["stripped", "tern"]
 
 _ROW_CHUNK = 512  # captions compared at once with all others
+_KEPT_IMAGES = 8192  # so many images' relevance to one another, 256 MiB, is kept rather than computed again
 
 
 class Relevance(ABC):
@@ -166,6 +167,9 @@ class CaptionRelevance(Relevance):
             return rows if gallery == "image" else rows[:, self._image_index]
         if gallery == "text":
             return self._scores[:, index].T.float()
+        return self._between_images[index] if self.num_images <= _KEPT_IMAGES else self._image_rows(index)
+
+    def _image_rows(self, index: slice) -> Tensor:
         start, stop, _ = index.indices(self.num_images)
         counts = self._caption_counts[start:stop]
         first = int(self._ends[start - 1]) if start else 0
@@ -174,24 +178,19 @@ class CaptionRelevance(Relevance):
         sums.index_add_(0, self._image_index[captions] - start, self._scores[captions].float())
         return sums / counts[:, None]
 
+    @cached_property
+    def _between_images(self) -> Tensor:
+        return torch.cat([self._image_rows(index) for index in chunks(self.num_images, _ROW_CHUNK)])
+
     def gains(self, query: Modality, gallery: Modality, index: slice, items: Tensor) -> Tensor:
         """See `Relevance.gains`."""
         if query == "text":
             images = items if gallery == "image" else self._image_index[items]
             return self._scores[index].gather(1, images).float()
+        if gallery == "image":
+            return super().gains(query, gallery, index, items)
         first, _, _ = index.indices(self.num_images)
-        images = torch.arange(first, first + len(items))[:, None]
-        if gallery == "text":
-            return self._scores[items, images].float()
-        counts = self._caption_counts[images]
-        sums = torch.zeros(items.shape)
-        for slot in range(
-            int(counts.max())
-        ):  # the order in which `rows` adds, so that both are the same to the last bit
-            there = slot < counts
-            captions = self._by_image[self._ends[images] - counts + torch.where(there, slot, 0)]
-            sums += self._scores[captions, items].float() * there
-        return sums / counts
+        return self._scores[items, torch.arange(first, first + len(items))[:, None]].float()
 
     def ideal(self, query: Modality, gallery: Modality, index: slice, k: int, exclude: Tensor | None) -> Tensor:
         """See `Relevance.ideal`."""
