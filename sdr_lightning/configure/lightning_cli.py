@@ -213,7 +213,7 @@ class SdrCLI(LightningCLI):
             list(table.image_ids),
         )
         meta = {
-            "protocol": "clean",  # of the evaluation, whatever that of the training
+            "protocol": self.protocol,
             "split": "test",
             "images": len(images),
             "texts": len(captions),

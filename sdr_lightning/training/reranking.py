@@ -12,7 +12,23 @@ from torch.nn.utils.rnn import pad_sequence
 
 from sdr_lightning.data.module import Loader
 from sdr_lightning.encoders.dual_encoder import DualEncoder
+from sdr_lightning.functional.ranking import rank_embeddings
+from sdr_lightning.functional.reranking import rerank
+from sdr_lightning.functional.search import TopK
+from sdr_lightning.metrics.cross_modal import summarise_both
 from sdr_lightning.types import Encoded, RetrievalBatch, Tokens, UnimodalBatch
+
+
+class Rescored(NamedTuple):
+    """The candidates of every query in the order of their cosines, with the fusion encoder's scores.
+
+    Attributes:
+        i2t: of the N images among the captions.
+        t2i: of the C captions among the images.
+    """
+
+    i2t: TopK
+    t2i: TopK
 
 
 class Captions(NamedTuple):
@@ -33,6 +49,28 @@ class Captions(NamedTuple):
         tokens = pad_sequence(parts, batch_first=True)
         mask = (torch.arange(tokens.shape[1]) < lengths[:, None]).long()
         return Encoded(tokens[:, 0].to(device), tokens.to(device), mask.to(device))
+
+
+def reranked_metrics(image: Tensor, text: Tensor, caption_image: Tensor, rescored: Rescored) -> dict[str, float]:
+    """Cross-modal retrieval after re-ranking: recall and ranks as in :mod:`~sdr_lightning.metrics`, named ``reranked_...``.
+
+    Args:
+        image: (N, d) embeddings.
+        text: (C, d) embeddings.
+        caption_image: (C,) the image of each caption.
+        rescored: the candidates and their scores.
+    """
+    images = torch.arange(len(image))
+    by_cosine = rank_embeddings(image, text, images, caption_image), rank_embeddings(text, image, caption_image, images)
+    i2t = rerank(by_cosine[0], rescored.i2t.items, rescored.i2t.scores, images, caption_image)
+    t2i = rerank(by_cosine[1], rescored.t2i.items, rescored.t2i.scores, caption_image, images)
+    return {f"reranked_{name}": value for name, value in summarise_both(i2t, t2i).items()}
+
+
+def published_scores(candidates: TopK, gallery_size: int) -> Tensor:
+    """All scores (Q, gallery size) as the public code has them: -100 for what was not re-scored."""
+    scores = torch.full((len(candidates.items), gallery_size), -100.0)
+    return scores.scatter(1, candidates.items, candidates.scores)
 
 
 @torch.no_grad()

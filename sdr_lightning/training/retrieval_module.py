@@ -15,19 +15,23 @@ from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.table import Split
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.features.bank import Modality
-from sdr_lightning.functional.ranking import rank_embeddings
-from sdr_lightning.functional.reranking import rerank
-from sdr_lightning.functional.search import top_k
+from sdr_lightning.functional.search import TopK, top_k
 from sdr_lightning.losses.objective import RebalancingObjective
-from sdr_lightning.metrics.cross_modal import summarise
 from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds, evaluate_queries
+from sdr_lightning.metrics.published import evaluate_published, first_five
 from sdr_lightning.paths import expand
 from sdr_lightning.training.distributed import EmbeddingTable, Gather, gather, gather_encoded
 from sdr_lightning.training.extraction import split_bank
 from sdr_lightning.training.matching import Matched, Pool, match
 from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.training.protocol import ProtocolName
-from sdr_lightning.training.reranking import encode_captions, score_pairs
+from sdr_lightning.training.reranking import (
+    Rescored,
+    encode_captions,
+    published_scores,
+    reranked_metrics,
+    score_pairs,
+)
 from sdr_lightning.types import Encoded, PairEmbeddings, RetrievalBatch, UnimodalBatch
 
 _FROZEN, _TEACHERS, _PROTOCOL = "frozen_towers", "teachers", "protocol"
@@ -102,8 +106,12 @@ class RetrievalModule(pl.LightningModule):
         """Check data against model, attach the teachers that the objective needs, and let frozen towers speak once.
 
         Raises:
-            ValueError: a tokenizer that is not the text tower's, or a teacher's bank that is absent or of other data.
+            ValueError: a tokenizer that is not the text tower's, a teacher's bank that is absent or of other data, or a test
+                split that protocol paper cannot evaluate.
         """
+        if self.protocol == "paper" and "test" in self.data.splits:
+            test = self.data.split("test")
+            first_five(test.caption_image, len(test.table.image_ids))
         vocabulary = getattr(self.encoder.text_tower, "vocabulary_size", None)
         if vocabulary is not None and vocabulary < self.data.tokenizer.vocabulary_size:
             raise ValueError(
@@ -214,12 +222,20 @@ class RetrievalModule(pl.LightningModule):
         """Everything, on the test split."""
         image, text = self._collect("test")
         self.test_embeddings = image, text
-        pairs = self.data.split("test").caption_image
-        self.test_metrics, self.test_queries = evaluate_queries(image, text, pairs, self.data.relevance("test"))
-        if self.data.test_folds is not None:
-            self.test_metrics |= cross_modal_folds(image, text, pairs, self.data.test_folds)
-        if self.rerank is not None:
-            self.test_metrics |= self._reranked(image, text, pairs, self.rerank)
+        pairs, relevance = self.data.split("test").caption_image, self.data.relevance("test")
+        rescored = None if self.rerank is None else self._rescored(image, text, self.rerank)
+        if self.protocol == "paper":
+            self.test_metrics, self.test_queries = evaluate_published(image, text, pairs, relevance)
+            if rescored is not None:
+                i2t, t2i = published_scores(rescored.i2t, len(text)), published_scores(rescored.t2i, len(image))
+                reranked = evaluate_published(image, text, pairs, relevance, i2t, t2i).metrics
+                self.test_metrics |= {f"reranked_{name}": value for name, value in reranked.items()}
+        else:
+            self.test_metrics, self.test_queries = evaluate_queries(image, text, pairs, relevance)
+            if self.data.test_folds is not None:
+                self.test_metrics |= cross_modal_folds(image, text, pairs, self.data.test_folds)
+            if rescored is not None:
+                self.test_metrics |= reranked_metrics(image, text, pairs, rescored)
         self.log_dict({f"test/{name}": value for name, value in self.test_metrics.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -293,8 +309,8 @@ class RetrievalModule(pl.LightningModule):
             what = "is of another encoder" if "encoder." in str(error) else "does not fit the objective"
             raise ValueError(f"{path} {what}: {' '.join(str(error).split())[:300]}") from error
 
-    def _reranked(self, image: Tensor, text: Tensor, caption_image: Tensor, k: int) -> dict[str, float]:
-        """Cross-modal retrieval with the first k of each query re-scored by the fusion encoder."""
+    def _rescored(self, image: Tensor, text: Tensor, k: int) -> Rescored:
+        """The first k of each query by cosine, in both directions, with the fusion encoder's scores."""
         images = torch.arange(len(image))
         to_text, to_image = top_k(image, text, k).items, top_k(text, image, k).items  # (N, k), (C, k)
         columns = torch.arange(len(text))[:, None]
@@ -316,15 +332,9 @@ class RetrievalModule(pl.LightningModule):
             )
         self.pair_table.update(positions.to(device), scores[:, None].to(device))
         found = self.pair_table.table(len(pairs)).squeeze(1)
-        results: dict[str, float] = {}
-        for way, cosine, rows, wanted, ids, gallery in (
-            ("i2t", rank_embeddings(image, text, images, caption_image), to_text, i2t, images, caption_image),
-            ("t2i", rank_embeddings(text, image, caption_image, images), to_image, t2i, caption_image, images),
-        ):
-            rescored = found[torch.searchsorted(pairs, wanted)]
-            results |= summarise(way, rerank(cosine, rows, rescored, ids, gallery))
-        results["rsum"] = sum(value for name, value in results.items() if "_R@" in name)
-        return {f"reranked_{name}": value for name, value in results.items()}
+        return Rescored(
+            TopK(found[torch.searchsorted(pairs, i2t)], to_text), TopK(found[torch.searchsorted(pairs, t2i)], to_image)
+        )
 
     def _collect(self, name: Split) -> tuple[Tensor, Tensor]:
         table = self.data.split(name).table
