@@ -24,9 +24,9 @@ from sdr_lightning.metrics.extended import extended_positives
 from sdr_lightning.metrics.files import file_hash, load_array, load_relevance, pairing_fingerprint, save_evaluation
 from sdr_lightning.metrics.graded import EXPONENTIAL_AT, Siblings, means, queries_of
 from sdr_lightning.metrics.judgements import agreement, read_judgements
-from sdr_lightning.metrics.published import evaluate_published
+from sdr_lightning.metrics.published import evaluate_published, first_five
 from sdr_lightning.metrics.relevance import Relevance
-from sdr_lightning.metrics.structure import diagnostics
+from sdr_lightning.metrics.structure import diagnostics, preserved
 from sdr_lightning.training.record import git, versions
 
 _KS = (10, 20, 50)
@@ -53,12 +53,17 @@ def run(arguments: list[str]) -> int:
         relevance = load_relevance(options.relevance, pairing.text_image, sizes[0], pairing.captions, pairing.images)
     console = Console(stderr=True)
     evaluation = _evaluate(options, embeddings, scores, pairing.text_image, relevance, console)
+    if options.diagnostics or options.image_teacher is not None or options.text_teacher is not None:
+        evaluation.metrics.update(_structure(options, embeddings, pairing.text_image))
     if options.judgements is not None or options.extended:
         evaluation.metrics.update(_people(options, embeddings, pairing))
-    meta = _meta(options, sizes, pairing, relevance, normalised=embeddings is not None)
+    queries = pairing.text_image
+    if options.protocol == "paper":
+        queries = queries[first_five(queries, sizes[0])]
+    meta = _meta(options, (sizes[0], len(queries)), pairing, relevance, normalised=embeddings is not None)
     _show(evaluation.metrics)
     if options.output is not None:
-        save_evaluation(options.output, evaluation.metrics, evaluation.queries, pairing.text_image, meta)
+        save_evaluation(options.output, evaluation.metrics, evaluation.queries, queries, meta)
         print(f"{len(evaluation.metrics)} metrics in {options.output}")
     return 0
 
@@ -94,6 +99,13 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--folds", type=int, metavar="K", help="also the mean over K disjoint folds (COCO 1K: 5)")
     parser.add_argument("--diagnostics", action="store_true", help="also alignment, uniformity and hubness")
+    for modality in ("image", "text"):
+        parser.add_argument(
+            f"--{modality}-teacher",
+            type=Path,
+            metavar="NPY",
+            help=f"features of the same {modality}s: also k-NN overlap and CKA of the embeddings with them",
+        )
     parser.add_argument(
         "--judgements", type=Path, metavar="TXT", help="also agreement with Flickr8k's human judgements"
     )
@@ -180,16 +192,14 @@ def _evaluate(
     if options.protocol == "paper":
         if embeddings is None:
             raise ValueError("protocol paper needs --image-embeddings and --text-embeddings, with or without --scores")
-        if options.folds is not None or options.diagnostics or options.siblings != "keep":
-            raise ValueError(
-                "protocol paper knows no --folds, --diagnostics or --siblings: it does what the public code does"
-            )
+        if options.folds is not None or options.siblings != "keep":
+            raise ValueError("protocol paper knows no --folds or --siblings: it does what the public code does")
         images, texts = (some.cpu() for some in embeddings)
         return evaluate_published(images, texts, index, relevance, *(scores or ()), ties=options.ties)
     if embeddings is None:
         assert scores is not None
-        if options.folds is not None or options.diagnostics:
-            raise ValueError("--folds and --diagnostics need embeddings, not scores")
+        if options.folds is not None:
+            raise ValueError("--folds needs embeddings, not scores")
         return _evaluate_scores(*scores, index, relevance, options.ties)
     images, texts = embeddings
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -206,9 +216,25 @@ def _evaluate(
     metrics = evaluation.metrics
     if options.folds is not None:
         metrics |= cross_modal_folds(images, texts, index.to(images.device), options.folds)
-    if options.diagnostics:
-        metrics |= diagnostics(*checked(images, texts, index))
     return Evaluation(metrics, evaluation.queries)
+
+
+def _structure(options: Namespace, embeddings: tuple[Tensor, Tensor] | None, index: Tensor) -> dict[str, float]:
+    """The shape of the common space, and how much of the teachers' is left in it."""
+    if embeddings is None:
+        raise ValueError("--diagnostics, --image-teacher and --text-teacher need embeddings, not scores")
+    images, texts, index = checked(*embeddings, index)
+    metrics = diagnostics(images, texts, index) if options.diagnostics else {}
+    for modality, own, path in (("image", images, options.image_teacher), ("text", texts, options.text_teacher)):
+        if path is None:
+            continue
+        features = torch.from_numpy(load_array(path, "a teacher's features (items, D)", 2)).to(own.device)
+        if len(features) != len(own):
+            raise ValueError(
+                f"{path} holds features of {len(features)} items, expected those of the {len(own)} {modality}s in their order"
+            )
+        metrics |= {f"{modality}_teacher_{name}": value for name, value in preserved(own, features).items()}
+    return metrics
 
 
 def _people(options: Namespace, embeddings: tuple[Tensor, Tensor] | None, pairing: _Pairing) -> dict[str, float]:
@@ -248,6 +274,7 @@ def _meta(
     options: Namespace, sizes: tuple[int, int], pairing: _Pairing, relevance: Relevance | None, normalised: bool
 ) -> dict[str, Any]:
     files = [options.image_embeddings, options.text_embeddings, options.annotations, options.text_to_image]
+    files += [options.image_teacher, options.text_teacher]
     return {
         "protocol": options.protocol,
         "split": options.split if options.annotations is not None else None,

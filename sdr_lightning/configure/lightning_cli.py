@@ -19,6 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from sdr_lightning.configure.complaints import told_in_one_line
 from sdr_lightning.metrics.files import pairing_fingerprint, save_evaluation
+from sdr_lightning.metrics.published import first_five
 from sdr_lightning.paths import write_json, write_text
 from sdr_lightning.training.checkpoint import BestCheckpoint
 from sdr_lightning.training.protocol import ProtocolName, paper_options
@@ -212,20 +213,22 @@ class SdrCLI(LightningCLI):
             list(table.caption_ids),
             list(table.image_ids),
         )
+        paper = self.protocol == "paper"
+        queries = pairing[first_five(pairing, len(images))] if paper else pairing
         meta = {
             "protocol": self.protocol,
             "split": "test",
             "images": len(images),
-            "texts": len(captions),
+            "texts": len(queries),
             "ties": "index",
             "siblings": "keep",
-            "folds": self.datamodule.test_folds,
+            "folds": None if paper else self.datamodule.test_folds,
             "relevance": {"kind": relevance.kind, "fingerprint": relevance.fingerprint},
             "data": pairing_fingerprint(pairing, captions, images),
             "evaluated_under": under,
             "code": {"version": versions()["sdr_lightning"], **git()},
         }
-        save_evaluation(self.run_dir / "metrics.json", self.model.test_metrics, self.model.test_queries, pairing, meta)
+        save_evaluation(self.run_dir / "metrics.json", self.model.test_metrics, self.model.test_queries, queries, meta)
 
 
 def run(arguments: list[str]) -> SdrCLI:

@@ -11,6 +11,7 @@ from sdr_lightning.cli.main import main
 from sdr_lightning.metrics import RougeLRelevance, evaluate
 from sdr_lightning.metrics.evaluation import cross_modal_folds
 from sdr_lightning.metrics.published import evaluate_published
+from sdr_lightning.metrics.structure import preserved
 
 COUNTS = [5, 6, 5, 7, 5, 70, 5, 5, 5, 5, 5, 5]  # more captions than 64 among them
 N, C = len(COUNTS), sum(COUNTS)
@@ -131,7 +132,8 @@ def test_protocol_paper_with_the_scores_it_would_report(folder):
     expected = evaluate_published(*arrays[:2], INDEX, RougeLRelevance(folder, INDEX, N, "tern"), *arrays[2:]).metrics
     found, meta = results()
     assert found == pytest.approx(expected)
-    assert meta["protocol"] == "paper"
+    assert (meta["protocol"], meta["texts"]) == ("paper", 5 * N)
+    assert sdr("report", "metrics.json") == 0
     sdr(*EMBEDDINGS, "--text-to-image", "map.npy", "--relevance", "rouge.npy", "--output", "clean.json")
     assert sdr("report", "clean.json", "metrics.json") == 2  # never side by side
 
@@ -147,6 +149,26 @@ def test_diagnostics_siblings_and_ties_are_recorded(folder):
     assert found["t2t_NDCG@10"] != plain["t2t_NDCG@10"]
     assert found["i2i_NDCG@10"] == plain["i2i_NDCG@10"]
     assert {"alignment", "t2i_hubness@10"} <= found.keys() - plain.keys()
+
+
+def test_what_is_left_of_the_teachers(folder):
+    draw = np.random.default_rng(1)
+    rotation = np.linalg.qr(draw.normal(size=(8, 8)))[0]
+    np.save("same.npy", unit(np.load("img.npy")) @ rotation * 3)
+    np.save("other.npy", draw.normal(size=(C, 5)))
+    teachers = ("--image-teacher", "same.npy", "--text-teacher", "other.npy")
+    assert sdr(*EMBEDDINGS, "--text-to-image", "map.npy", *teachers, "--output", "a.json") == 0
+    found, meta = results("a.json")
+    assert found["image_teacher_kNN@10"] == 100
+    assert found["image_teacher_CKA"] == pytest.approx(100)
+    expected = preserved(torch.from_numpy(unit(np.load("txt.npy"))), torch.from_numpy(np.load("other.npy")))
+    assert {name: found[f"text_teacher_{name}"] for name in expected} == pytest.approx(expected)
+    assert max(expected.values()) < 50
+    assert {"same.npy", "other.npy"} < meta["inputs"].keys()
+
+
+def unit(rows):
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
 def pickled(path):
@@ -180,6 +202,8 @@ def pickled(path):
         (("evaluate", "--scores", "nan_scores.npy", "--text-to-image", "map.npy"), "the first at query 1, gallery item 4"),
         (("evaluate", "--scores", "i2t.npy", "--text-to-image", "map.npy", "--protocol", "paper"), "needs --image-embeddings"),
         ((*EMBEDDINGS, "--text-to-image", "map.npy", "--protocol", "paper", "--folds", "2"), "knows no --folds"),
+        ((*EMBEDDINGS, "--text-to-image", "map.npy", "--text-teacher", "img.npy"), "img.npy holds features of 12 items"),
+        (("evaluate", "--scores", "i2t.npy", "--text-to-image", "map.npy", "--diagnostics"), "need embeddings, not scores"),
         ((*EMBEDDINGS, "--text-to-image", "map.npy", "--folds", "13"), "folds must be from 1 to the 12 images"),
         ((*EMBEDDINGS, "--text-to-image", "map.npy", "--output", "metrics.txt"), "should end with .json"),
         (("relevance", "--annotations", "karpathy.json", "--output", "rouge.txt"), "should end with .npy"),

@@ -14,7 +14,9 @@ import torch
 
 from sdr_lightning.cli.main import main
 from sdr_lightning.configure import build
-from sdr_lightning.configure.lightning_cli import SdrCLI
+from sdr_lightning.configure.lightning_cli import SdrCLI, run
+from sdr_lightning.metrics.published import evaluate_published
+from sdr_lightning.training import RetrievalModule
 from sdr_lightning.training.checkpoint import BestCheckpoint
 from sdr_lightning.training.protocol import PAPER
 from sdr_lightning.types import Tokens
@@ -199,6 +201,25 @@ def test_the_protocol_is_part_of_the_record(runs: tuple[list[str], Path]) -> Non
         results = json.loads((folder / f"{protocol}-test/results.json").read_text())
         assert results["protocol"] == protocol
         assert {"rsum", "reranked_rsum"} <= results["metrics"].keys()
+        # `i2t_NDCG` is no metric of the public code
+        assert ("i2t_NDCG@10" in results["metrics"]) == (protocol == "clean")
+        evaluation = json.loads((folder / f"{protocol}-test/metrics.json").read_text())
+        assert evaluation.pop("meta")["protocol"] == protocol
+        assert evaluation == results["metrics"]
+
+
+def test_the_paper_protocol_evaluates_as_published(runs: tuple[list[str], Path]) -> None:
+    options, folder = runs
+    best = str(folder / "paper/checkpoints/best.ckpt")
+    arguments = ["test", *options, "--protocol", "paper", "--ckpt_path", best, "--run_dir", str(folder / "published")]
+    cli = run(arguments)
+    assert isinstance(cli.model, RetrievalModule)
+    assert cli.model.test_embeddings is not None
+    image, text = cli.model.test_embeddings
+    pairs, relevance = cli.datamodule.split("test").caption_image, cli.datamodule.relevance("test")
+    expected = evaluate_published(image, text, pairs, relevance).metrics
+    assert {name: cli.model.test_metrics[name] for name in expected} == expected
+    assert {f"reranked_{name}" for name in expected} == cli.model.test_metrics.keys() - expected.keys()
 
 
 def test_validation_measures_the_split_that_is_selected_on(runs: tuple[list[str], Path]) -> None:
