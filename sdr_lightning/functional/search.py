@@ -183,8 +183,7 @@ def _top_of_tile(product: Products, rows: slice, columns: slice, k: int, exclude
         index = stable_top_index(scores, min(k, size))
         return TopK(scores.gather(1, index), index + columns.start)
     screened = scores.topk(wide, dim=1)
-    near = product.gallery[columns][screened.indices].double()  # (q, wide, d)
-    exact = torch.bmm(near, product.queries[rows].double()[:, :, None]).squeeze(2).float()
+    exact = _similarity_of(product.queries[rows], product.gallery[columns], screened.indices)
     exact.masked_fill_(screened.values == -torch.inf, -torch.inf)
     # By row first, then stably by score: among equal scores the lower row is ahead.
     order = screened.indices.sort(dim=1)
@@ -201,6 +200,13 @@ def _top_of_tile(product: Products, rows: slice, columns: slice, k: int, exclude
             top.items[some] = stable_top_index(whole, k)
             top.scores[some] = whole.gather(1, top.items[some])
     return TopK(top.scores, top.items + columns.start)
+
+
+def _similarity_of(queries: Tensor, gallery: Tensor, items: Tensor) -> Tensor:
+    """What :func:`similarity` is between each query and its own items (q, wide); a few queries at once stay in the cache."""
+    queries = queries.double()[:, :, None]
+    parts = [torch.bmm(gallery[items[some]].double(), queries[some]) for some in chunks(len(queries), 16)]
+    return torch.cat(parts).squeeze(2).float()
 
 
 def _here(exclude: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
