@@ -91,12 +91,16 @@ def read_json(path: Path, expected: str) -> Any:
             gc.enable()
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], None], exclusive: bool = False) -> None:
     """Create or replace a file in one step: a reader sees the old file or the whole new one.
 
     Args:
         path: the file; its folder is made.
         write: writes the content to the temporary path it is given, in the same folder and with the same suffix.
+        exclusive: never replace a file, not even one that another process makes at the same moment.
+
+    Raises:
+        ValueError: an exclusive file that is there.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
@@ -107,7 +111,12 @@ def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
         with temporary.open("rb") as written:
             os.fsync(written.fileno())  # the name must not outlive a power cut that the content does not
         temporary.chmod(0o644)
-        temporary.replace(path)
+        if exclusive:
+            os.link(temporary, path)
+        else:
+            temporary.replace(path)
+    except FileExistsError as error:
+        raise ValueError(f"{path} is there already, and of another run: choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -117,10 +126,10 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file in UTF-8, atomically."""
+def write_text(path: Path, text: str, exclusive: bool = False) -> None:
+    """Write a text file in UTF-8, atomically; see :func:`write_atomically`."""
 
     def write(part: Path) -> None:
         part.write_text(text, encoding="utf-8")
 
-    write_atomically(path, write)
+    write_atomically(path, write, exclusive)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import signal
 import sys
 import time
 import warnings
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -15,15 +18,17 @@ from unittest.mock import patch
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sdr_lightning.configure.complaints import told_in_one_line
 from sdr_lightning.metrics.files import pairing_fingerprint, save_evaluation
 from sdr_lightning.metrics.published import first_five
-from sdr_lightning.paths import write_json, write_text
+from sdr_lightning.paths import read_json, write_json, write_text
 from sdr_lightning.training.checkpoint import BestCheckpoint
+from sdr_lightning.training.continuation import CheckpointFiles, Continuation, last_checkpoint
+from sdr_lightning.training.metrics_csv import MetricsCSV
 from sdr_lightning.training.protocol import ProtocolName, paper_options
-from sdr_lightning.training.record import environment, git, versions
+from sdr_lightning.training.record import environment, git, peak_memory, versions
 from sdr_lightning.training.retrieval_module import RetrievalModule
 
 _TRAINER_DEFAULTS = {
@@ -65,7 +70,7 @@ class SdrCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
                 save_config_callback=None,
-                trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [_WriteRecord(self)]},
+                trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [_WriteRecord(self), Continuation()]},
                 run=run,
                 args=None if run else arguments,
             )
@@ -105,7 +110,7 @@ class SdrCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder and make it the default place of everything."""
         settings = self.settings
-        self.run_dir = Path(settings.run_dir or f"runs/{self.subcommand or 'run'}/{time.strftime('%Y%m%d-%H%M%S')}")
+        self.run_dir = Path(settings.run_dir) if settings.run_dir else _fresh_folder(self.subcommand or "run")
         if self.subcommand == "fit" and (self.run_dir / "config.yaml").exists() and not settings.get("ckpt_path"):
             raise ValueError(
                 f"{self.run_dir} already holds a run: choose another --run_dir, or continue with --ckpt_path last"
@@ -140,10 +145,14 @@ class SdrCLI(LightningCLI):
             settings[option] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Build the trainer; without a configured logger, metrics go to metrics.csv in the run's folder."""
-        if self._get(self.config_init, "trainer.logger") in (None, True):
-            kwargs["logger"] = CSVLogger(self.run_dir, name="", version="")
-        return super().instantiate_trainer(**kwargs)
+        """Build the trainer, which writes metrics.csv in the run's folder whatever other loggers are configured."""
+        configured = self._get(self.config_init, "trainer.logger")
+        if configured is not False:
+            others = [] if configured in (None, True) else configured if isinstance(configured, list) else [configured]
+            kwargs["logger"] = [*others, MetricsCSV(self.run_dir)]
+        trainer = super().instantiate_trainer(**kwargs)
+        trainer.strategy.checkpoint_io = CheckpointFiles()
+        return trainer
 
     def instantiate_classes(self) -> None:
         """Build everything, and tell a student its protocol."""
@@ -152,17 +161,25 @@ class SdrCLI(LightningCLI):
             self.model.protocol = self.protocol
 
     def before_fit(self) -> None:
-        """Refuse to continue from nothing."""
+        """Refuse to continue from nothing, and leave a finished run as it is."""
         if self.settings.get("ckpt_path") == "last":
-            last = self.run_dir / "checkpoints" / "last.ckpt"
-            if not last.is_file():
-                raise ValueError(f"nothing to continue: there is no {last}; start afresh without --ckpt_path")
-            self.config_init[self.subcommand]["ckpt_path"] = str(last)
+            self._leave_if_finished()
+            self.config_init[self.subcommand]["ckpt_path"] = str(last_checkpoint(self.run_dir / "checkpoints"))
+
+    def _leave_if_finished(self) -> None:
+        path = self.run_dir / "results.json"
+        done = read_json(path, "results of a run").get("training") if path.is_file() else None
+        trainer = self.trainer
+        if done is not None and (
+            done["epochs"] >= (trainer.max_epochs or 0) > 0 or done["steps"] >= trainer.max_steps > 0
+        ):
+            print(f"{self.run_dir} is finished, {done['epochs']} epochs; a greater --trainer.max_epochs goes on")
+            raise SystemExit(0)
 
     def write_record(self) -> None:
         """Write the configuration as resolved, and what the run is made with, into the run's folder."""
         text = self._parser(self.subcommand).dump(self.settings.clone(), skip_none=False)
-        write_text(self.run_dir / "config.yaml", text)
+        write_text(self.run_dir / "config.yaml", text, exclusive=self.settings.get("ckpt_path") is None)
         splits = {name: split.record() for name, split in self.datamodule.splits.items()}
         write_json(
             self.run_dir / "run.json",
@@ -187,7 +204,29 @@ class SdrCLI(LightningCLI):
         if self.trainer.is_global_zero:
             best = self.trainer.checkpoint_callback
             path = getattr(best, "best_model_path", "") or getattr(best, "last_model_path", "")
+            self._write_training(path)
             print(f"finished in {time.time() - self.started:.0f} s; run folder {self.run_dir}, checkpoint {path}")
+
+    def _write_training(self, checkpoint: str) -> None:
+        """What came of the training: the epoch that was kept, and what it took."""
+        log = next((logger for logger in self.trainer.loggers if isinstance(logger, MetricsCSV)), None)
+        keeper = self.trainer.checkpoint_callback
+        rows = [] if log is None else [{"step": step, **row} for step, row in sorted(log.rows.items())]
+        assert isinstance(keeper, BestCheckpoint)
+        monitored = [row for row in rows if keeper.monitor in row]
+        kept: dict[str, float] = rows[-1] if rows else {}
+        if monitored:
+            best = max if keeper.mode == "max" else min
+            kept = best(monitored, key=lambda row: row[str(keeper.monitor)])
+        training = {
+            "kept": kept,
+            "checkpoint": checkpoint,
+            "epochs": self.trainer.current_epoch,
+            "steps": self.trainer.global_step,
+            "wall_time_s": time.time() - self.started,
+            **peak_memory(),
+        }
+        write_json(self.run_dir / "results.json", {"training": training, **environment()})
 
     def after_test(self) -> None:
         """Write and show the results."""
@@ -242,9 +281,14 @@ def run(arguments: list[str]) -> SdrCLI:
 
     Raises:
         ValueError: options or files that do not fit, in one line.
+        SystemExit: with status 143, after SIGTERM.
     """
     with told_in_one_line():
-        return SdrCLI(arguments)
+        try:
+            return SdrCLI(arguments)
+        except SIGTERMException as stopped:
+            print(f"sdr: {stopped.code or 'stopped by SIGTERM; --ckpt_path last continues'}", file=sys.stderr)
+            raise SystemExit(128 + signal.SIGTERM) from None
 
 
 def build(arguments: list[str]) -> SdrCLI:
@@ -266,6 +310,20 @@ class _WriteRecord(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self.cli.write_record()
+
+
+def _fresh_folder(command: str) -> Path:
+    """A folder for a run that names none: by date, the same for all processes of a run.
+
+    Raises:
+        ValueError: processes that were started side by side, which would each choose its own.
+    """
+    if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+        raise ValueError("the processes that torchrun or srun started must share a folder: give --run_dir")
+    by_date = f"runs/{command}/{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = next(name for n in count(1) if not Path(name := by_date if n == 1 else f"{by_date}-{n}").exists())
+    sys.argv.append(f"--run_dir={folder}")  # for the processes that DDP starts
+    return Path(folder)
 
 
 @contextlib.contextmanager

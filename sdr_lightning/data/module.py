@@ -11,13 +11,14 @@ import lightning.pytorch as pl
 import numpy as np
 from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import Sampler
 
 from sdr_lightning.data import datasets
 from sdr_lightning.data.datasets import BatchDataset, Draw
 from sdr_lightning.data.images import Images
 from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.data.joined import join_images, join_tables
+from sdr_lightning.data.loaders import BatchLoader, Loader, ResumableLoader
 from sdr_lightning.data.pixel_cache import PixelCache, cache_folder, fill
 from sdr_lightning.data.samplers import EvaluationSampler, TrainingSampler
 from sdr_lightning.data.source import Source
@@ -29,9 +30,6 @@ from sdr_lightning.data.wording import Wording
 from sdr_lightning.features.bank import FeatureBank, Modality
 from sdr_lightning.metrics.relevance import Relevance
 from sdr_lightning.paths import expand
-from sdr_lightning.types import RetrievalBatch, UnimodalBatch
-
-Loader = DataLoader[RetrievalBatch | UnimodalBatch]
 
 
 class RetrievalDataModule(pl.LightningDataModule):
@@ -209,7 +207,8 @@ class RetrievalDataModule(pl.LightningDataModule):
             dataset = datasets.ImageViews(prepared, transform, self.seed)
         else:
             dataset = datasets.SiblingCaptions(prepared, self.seed)
-        return self._loader(dataset, TrainingSampler(len(dataset), self.batch_size, self.seed, *self._place()))
+        sampler = TrainingSampler(len(dataset), self.batch_size, self.seed, *self._place())
+        return ResumableLoader(dataset, sampler, self.workers)
 
     def val_dataloader(self) -> Sequence[Loader]:
         """The images, then the captions, of the split that checkpoints are selected on."""
@@ -248,15 +247,4 @@ class RetrievalDataModule(pl.LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def _loader(self, dataset: BatchDataset, sampler: Sampler[Draw]) -> Loader:
-        return DataLoader(
-            dataset,
-            batch_size=None,  # the sampler asks for whole batches
-            sampler=sampler,
-            num_workers=self.workers,
-            collate_fn=_as_it_is,
-            persistent_workers=self.workers > 0,
-        )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+        return BatchLoader(dataset, sampler, self.workers)

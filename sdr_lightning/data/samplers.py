@@ -15,7 +15,8 @@ class TrainingSampler(Sampler[Draw]):
     """Shuffled global batches, divided over the ranks.
 
     The order is a function of seed and epoch alone, and rank r of W takes every W-th row of each global batch, so the
-    union over ranks is the same at any world size. The incomplete last batch of an epoch is left out.
+    union over ranks is the same at any world size. The incomplete last batch of an epoch is left out. ``first_step`` is the
+    step that iteration starts at.
 
     Args:
         size: number of rows.
@@ -41,6 +42,7 @@ class TrainingSampler(Sampler[Draw]):
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
+        self.first_step = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order; Lightning calls it at the start of each epoch."""
@@ -51,7 +53,7 @@ class TrainingSampler(Sampler[Draw]):
 
     def __iter__(self) -> Iterator[Draw]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
-        for step in range(len(self)):
+        for step in range(self.first_step, len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield Draw(self.epoch, batch[self.rank :: self.world_size])
 

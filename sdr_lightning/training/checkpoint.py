@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from sdr_lightning.training.continuation import LAST
 from sdr_lightning.training.protocol import ProtocolName
 
 
@@ -18,10 +19,11 @@ class BestCheckpoint(ModelCheckpoint):
         monitor: a *validation* metric; None keeps the last epoch only, for teachers.
         mode: whether more or less of it is better.
         save_last: also write ``last.ckpt`` each epoch, to continue from.
+        every_n_steps: write ``last.ckpt`` after every so many steps as well, for epochs that take long; None for epochs alone.
         protocol: under ``paper`` models are selected on test, as the public code does.
 
     Raises:
-        ValueError: a metric of the test split under the clean protocol.
+        ValueError: a metric of the test split under the clean protocol, or steps that are not positive.
     """
 
     def __init__(
@@ -29,10 +31,16 @@ class BestCheckpoint(ModelCheckpoint):
         monitor: str | None = "val/rsum",
         mode: Literal["max", "min"] = "max",
         save_last: bool = True,
+        every_n_steps: int | None = None,
         protocol: ProtocolName = "clean",
     ) -> None:
         if monitor is not None and monitor.startswith("test") and protocol == "clean":
             raise ValueError(f"models are never selected on test, got monitor {monitor!r}; use val/rsum")
+        if every_n_steps is not None and (every_n_steps < 1 or not save_last):
+            raise ValueError(
+                f"checkpoint.every_n_steps is at least 1 and goes with save_last, got {every_n_steps} and {save_last}"
+            )
+        self._every_n_steps = every_n_steps
         super().__init__(
             monitor=monitor,
             mode=mode,
@@ -46,3 +54,10 @@ class BestCheckpoint(ModelCheckpoint):
         """Keep checkpoints in the folder of the run."""
         self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
         super().setup(trainer, pl_module, stage)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any, **more: Any) -> None:
+        """Keep this step, if it is one of those that are kept; an epoch's last is kept with its validation."""
+        super().on_train_batch_end(trainer, *arguments, **more)
+        kept = self._every_n_steps is not None and trainer.global_step % self._every_n_steps == 0
+        if kept and not trainer.is_last_batch:
+            trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)

@@ -10,7 +10,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from sdr_lightning.data.module import Loader
+from sdr_lightning.data.loaders import Loader
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.functional.ranking import rank_embeddings
 from sdr_lightning.functional.reranking import rerank

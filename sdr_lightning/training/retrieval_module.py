@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
@@ -21,6 +20,7 @@ from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds, eva
 from sdr_lightning.metrics.published import evaluate_published, first_five
 from sdr_lightning.paths import expand
 from sdr_lightning.training.distributed import EmbeddingTable, Gather, gather, gather_encoded
+from sdr_lightning.training.epoch_terms import EpochTerms
 from sdr_lightning.training.extraction import split_bank
 from sdr_lightning.training.matching import Matched, Pool, match
 from sdr_lightning.training.optimisation import Optimisation
@@ -34,10 +34,10 @@ from sdr_lightning.training.reranking import (
 )
 from sdr_lightning.types import Encoded, PairEmbeddings, RetrievalBatch, UnimodalBatch
 
-_FROZEN, _TEACHERS, _PROTOCOL = "frozen_towers", "teachers", "protocol"
+_FROZEN, _TEACHERS, _PROTOCOL, _BEST = "frozen_towers", "teachers", "protocol", "best_rsum"
 
 
-class RetrievalModule(pl.LightningModule):
+class RetrievalModule(EpochTerms):
     """Trains and evaluates a dual encoder, with or without a fusion encoder.
 
     Training logs every term unweighted, the loss, the temperatures and lambda, once an epoch. Validation measures recall;
@@ -87,7 +87,7 @@ class RetrievalModule(pl.LightningModule):
         self.optimisation = optimisation if optimisation is not None else Optimisation()
         self.gather, self.negatives, self.rerank, self.start_from = gather, negatives, rerank, start_from
         self.image_table, self.text_table, self.pair_table = EmbeddingTable(), EmbeddingTable(), EmbeddingTable()
-        self.epoch_terms: list[dict[str, Tensor]] = []
+        self.best_rsum = 0.0
         self.test_metrics: dict[str, float] = {}
         self.test_queries: dict[str, Tensor] = {}
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
@@ -164,7 +164,7 @@ class RetrievalModule(pl.LightningModule):
         loss = self.objective.total(terms)
         if not bool(torch.isfinite(loss)):
             raise ValueError(self._not_finite(terms, batch.image_index))
-        self.epoch_terms.append({"loss": loss.detach()} | {name: value.detach() for name, value in terms.items()})
+        self.keep_terms({"loss": loss} | terms)
         return loss
 
     def _match(self, image: Encoded, text: Encoded, image_index: Tensor) -> Matched:
@@ -186,13 +186,9 @@ class RetrievalModule(pl.LightningModule):
             "learning rate; checkpoints of earlier epochs are kept"
         )
 
-    def on_train_epoch_end(self) -> None:
-        """Log the epoch's mean of every term, and the temperatures and lambda it ended with."""
-        # One log a term and epoch: a log a term and step would cost a small model as much as its encoders.
-        for name in self.epoch_terms[0]:
-            self.log(f"train/{name}", torch.stack([terms[name] for terms in self.epoch_terms]).mean())
-        self.log_dict({f"objective/{name}": value for name, value in self.objective.scalars().items()})
-        self.epoch_terms.clear()
+    def epoch_means(self) -> dict[str, Tensor]:
+        """Every term's mean, and the temperatures and lambda as they are."""
+        return super().epoch_means() | {f"objective/{name}": value for name, value in self.objective.scalars().items()}
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Keep the temperatures in their ranges."""
@@ -208,7 +204,7 @@ class RetrievalModule(pl.LightningModule):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Recall on the split that checkpoints are selected on."""
+        """Recall on the split that checkpoints are selected on, and the best rsum so far, for sweeps to go by."""
         if self.trainer.sanity_checking:  # a few batches are not the gallery
             self.image_table.reset()
             self.text_table.reset()
@@ -216,7 +212,8 @@ class RetrievalModule(pl.LightningModule):
         name = self.data.select_on
         image, text = self._collect(name)
         metrics = cross_modal(image, text, self.data.split(name).caption_image)
-        self.log_dict({f"{name}/{key}": value for key, value in metrics.items()})
+        self.best_rsum = max(self.best_rsum, metrics["rsum"])
+        self.log_dict({f"{name}/{key}": value for key, value in {**metrics, "rsum_best": self.best_rsum}.items()})
 
     def on_test_epoch_end(self) -> None:
         """Everything, on the test split."""
@@ -242,7 +239,7 @@ class RetrievalModule(pl.LightningModule):
         """Replace the weights of frozen towers by their fingerprints, and note whose features were distilled."""
         towers = self.encoder.frozen_towers()
         train = self.data.splits.get("train")
-        checkpoint[_PROTOCOL] = self.protocol
+        checkpoint[_PROTOCOL], checkpoint[_BEST] = self.protocol, self.best_rsum
         checkpoint[_TEACHERS] = {} if train is None else dict(train.teacher_sources)
         checkpoint[_FROZEN] = {name: tower.fingerprint() for name, tower in towers.items()}
         for name in towers:
@@ -267,6 +264,7 @@ class RetrievalModule(pl.LightningModule):
             checkpoint["state_dict"] = {key: value for key, value in theirs if not key.startswith("objective.")} | mine
         else:
             self._check_teachers(checkpoint.get(_TEACHERS, {}))
+            self.best_rsum = checkpoint.get(_BEST, 0.0)
         self._put_frozen_towers_back(checkpoint)
 
     def _check_teachers(self, then: dict[Modality, str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import lightning.pytorch as pl
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
@@ -11,11 +10,12 @@ from sdr_lightning.encoders.projection import Projection
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.functional.contrastive import indecision, nt_xent
 from sdr_lightning.training.distributed import gather
+from sdr_lightning.training.epoch_terms import EpochTerms
 from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.types import UnimodalBatch
 
 
-class TeacherModule(pl.LightningModule):
+class TeacherModule(EpochTerms):
     """Unimodal contrast: two augmented views of an image, or two captions of the same image, find one another.
 
     The paper's teachers are published as features only; that they are made this way follows the same group's earlier
@@ -67,5 +67,5 @@ class TeacherModule(pl.LightningModule):
         loss = nt_xent(embeddings, gather(self, batch.group), self.temperature)
         if self.regulariser:
             loss = loss + self.regulariser * indecision(embeddings)
-        self.log("train/loss", loss.detach(), on_step=False, on_epoch=True, batch_size=len(embeddings))
+        self.keep_terms({"loss": loss})
         return loss

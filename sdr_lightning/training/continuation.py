@@ -1,0 +1,163 @@
+"""What makes a continued training the same, bit for bit, as one that was never stopped."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import Tensor
+
+from sdr_lightning.data.loaders import ResumableLoader
+from sdr_lightning.paths import write_atomically
+from sdr_lightning.training.epoch_terms import EpochTerms
+from sdr_lightning.training.metrics_csv import MetricsCSV
+
+LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
+_GENERATORS, _LOADER, _TERMS, _ROWS = "generators", "loader", "epoch_terms", "metrics_csv"
+
+
+class CheckpointFiles(TorchCheckpointIO):
+    """Writes each checkpoint in one step, and keeps the ``last.ckpt`` before the newest as ``previous.ckpt``."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
+        """Write a checkpoint; a reader finds the old file or the whole new one, at any moment."""
+        path = Path(path)
+        if path.name == LAST and path.is_file():
+            link = path.with_name(f".{PREVIOUS}")
+            link.unlink(missing_ok=True)
+            os.link(path, link)  # a second name of the same file: there is no moment without a last.ckpt
+            link.replace(path.with_name(PREVIOUS))
+        write_atomically(path, lambda part: torch.save(checkpoint, part))
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The newest whole checkpoint of a run to continue from.
+
+    Args:
+        folder: ``checkpoints`` of the run's folder.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for name in (LAST, PREVIOUS):
+        path = folder / name
+        if path.is_file():
+            try:
+                torch.load(path, map_location="meta", weights_only=True)
+            except Exception as error:  # whatever a damaged file makes torch raise
+                rank_zero_warn(f"{path} cannot be read ({type(error).__name__}): the one before is tried")
+                continue
+            return path
+    raise ValueError(f"nothing to continue: there is no {folder / LAST}; start afresh without --ckpt_path")
+
+
+class Continuation(pl.Callback):
+    """Keeps generators, the epoch's terms and the rows of ``metrics.csv`` in each checkpoint, and saves on SIGTERM.
+
+    Dropout, stochastic depth and drawn negatives read torch's generators. Process r starts from ``seed + r``, so that no
+    two drop the same units. On SIGTERM, which batch systems send before they kill, ``last.ckpt`` is written at the end of
+    the step and :class:`~lightning.pytorch.utilities.exceptions.SIGTERMException` leaves the training in all processes.
+    """
+
+    def __init__(self) -> None:
+        self._generators: list[dict[str, Tensor]] | None = None
+        self._loader: dict[str, int] | None = None
+        self._asked = False
+        self._handler: Any = None
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take over SIGTERM from Lightning, which would leave without saving."""
+        self._asked = False
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGTERM, self._ask)
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Give SIGTERM back."""
+        if self._handler is not None:
+            signal.signal(signal.SIGTERM, self._handler)
+            self._handler = None
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Gather the generators of all processes; called in each of them."""
+        mine = {"cpu": torch.get_rng_state()}
+        if pl_module.device.type == "cuda":
+            mine["cuda"] = torch.cuda.get_rng_state(pl_module.device)
+        found: list[Any] = [mine]
+        if trainer.world_size > 1:
+            found = [None] * trainer.world_size
+            torch.distributed.all_gather_object(found, mine)
+        checkpoint[_GENERATORS] = found
+        for log in _logs(trainer):
+            checkpoint[_ROWS] = {step: dict(row) for step, row in log.rows.items()}
+        if isinstance(pl_module, EpochTerms):
+            checkpoint[_TERMS] = pl_module.epoch_terms
+        if isinstance(loader := trainer.train_dataloader, ResumableLoader):
+            checkpoint[_LOADER] = loader.state_dict()
+            if loader.exhausted and isinstance(pl_module, EpochTerms) and _ROWS in checkpoint:
+                # Lightning logs these after it saves, and does not come back to an epoch whose batches are done.
+                row = checkpoint[_ROWS].setdefault(trainer.global_step - 1, {"epoch": trainer.current_epoch})
+                row.update({name: value.item() for name, value in pl_module.epoch_means().items()})
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Take them out; they are put back when training starts, because building models draws as well."""
+        self._generators, self._loader = checkpoint.get(_GENERATORS), checkpoint.get(_LOADER)
+        if isinstance(pl_module, EpochTerms):
+            terms = checkpoint.get(_TERMS, [])
+            pl_module.epoch_terms = [{n: value.to(pl_module.device) for n, value in step.items()} for step in terms]
+        for log in _logs(trainer):
+            log.rows = checkpoint.get(_ROWS, {})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put loader and generators where they were, or the generators apart from those of other processes."""
+        found, self._generators = self._generators, None
+        if self._loader is not None and isinstance(loader := trainer.train_dataloader, ResumableLoader):
+            # Lightning does so as well, unless the optimiser's schedule has asked for the number of steps before.
+            loader.load_state_dict(self._loader)
+        if found is not None and len(found) == trainer.world_size:
+            mine = found[trainer.global_rank]
+            torch.set_rng_state(mine["cpu"])
+            if "cuda" in mine and pl_module.device.type == "cuda":
+                torch.cuda.set_rng_state(mine["cuda"], pl_module.device)
+            return
+        if found is not None:
+            rank_zero_warn(
+                f"the checkpoint was written by {len(found)} processes and {trainer.world_size} continue it: batches and "
+                "losses go on as they would have, dropout and drawn negatives do not"
+            )
+        if trainer.global_rank > 0:
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave, if a process was asked to since the last epoch's checkpoint."""
+        if trainer.current_epoch > 0:
+            self._leave_if_asked(trainer)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Save and leave, if any process was asked to; after an epoch's last step once its checkpoint is written."""
+        if not trainer.is_last_batch:
+            self._leave_if_asked(trainer, Path(trainer.default_root_dir) / "checkpoints" / LAST)
+
+    def _leave_if_asked(self, trainer: pl.Trainer, save_as: Path | None = None) -> None:
+        if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
+            if save_as is not None:
+                trainer.save_checkpoint(save_as)
+            raise SIGTERMException(f"stopped by SIGTERM at step {trainer.global_step}; --ckpt_path last continues")
+
+    def _ask(self, *_: object) -> None:
+        self._asked = True
+
+
+def _logs(trainer: pl.Trainer) -> list[MetricsCSV]:
+    return [logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)]

@@ -1,0 +1,40 @@
+"""The terms of a loss, logged as their means over an epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+
+
+class EpochTerms(pl.LightningModule):
+    """A module that logs each term of its loss once an epoch as ``train/NAME``.
+
+    A log a term and step would cost a small model as much as its encoders.
+
+    Attributes:
+        epoch_terms: of each step of the epoch so far, detached; the same in all processes. Checkpoints keep them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.epoch_terms: list[dict[str, Tensor]] = []
+
+    def keep_terms(self, terms: Mapping[str, Tensor]) -> None:
+        """Take the terms of a step."""
+        self.epoch_terms.append({name: value.detach() for name, value in terms.items()})
+
+    def epoch_means(self) -> dict[str, Tensor]:
+        """What is logged at the end of an epoch."""
+        names = self.epoch_terms[0] if self.epoch_terms else ()
+        return {f"train/{name}": torch.stack([terms[name] for terms in self.epoch_terms]).mean() for name in names}
+
+    def on_train_epoch_start(self) -> None:
+        """Start again; a training that is continued in mid-epoch does not come here."""
+        self.epoch_terms.clear()
+
+    def on_train_epoch_end(self) -> None:
+        """Log the means."""
+        self.log_dict(self.epoch_means())

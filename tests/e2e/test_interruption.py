@@ -1,0 +1,117 @@
+"""Trainings that are killed at any step and continued end as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import random
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.e2e.sdr import complaint, sdr, succeeded
+
+STEPS = 18  # of three epochs
+STUDENT = (
+    *("--model", "experiments/models/tiny_fusion.yaml"),  # with dropout, and negatives that are drawn
+    *("--model.init_args.objective.init_args.weights", '{"itc": 1, "itm": 2}'),
+    *("--data", "experiments/data/scenes.yaml", "--data.init_args.augmentation=weak"),
+)
+TEACHER = ("--config", "experiments/scenes/image_teacher.yaml")
+SIZES = (
+    *(f"--data.init_args.source.init_args.num_{split}={size}" for split, size in (("train", 60), ("val", 20), ("test", 20))),
+    *("--data.init_args.batch_size=50", "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"),
+    "--trainer.max_epochs=3",
+)  # fmt: skip
+SMALL_TEACHER = ("--data.init_args.batch_size=10",)
+
+
+def fit(root: Path, folder: Path, *options: str) -> Any:
+    cache = f"--data.init_args.cache={folder.parent / 'cache'}"
+    return sdr("fit", *options, cache, "--run_dir", folder, cwd=root)
+
+
+@pytest.fixture(scope="module")
+def root(request: pytest.FixtureRequest) -> Path:
+    return Path(request.config.rootpath)
+
+
+@pytest.fixture(scope="module", params=["student", "teacher"])
+def whole(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A training that nothing stopped."""
+    options = (*STUDENT, *SIZES) if request.param == "student" else (*TEACHER, *SIZES, *SMALL_TEACHER)
+    folder = tmp_path_factory.mktemp(request.param) / "whole"
+    succeeded(fit(root, folder, *options))
+    return options, folder
+
+
+def equal(first: Any, second: Any) -> bool:
+    """Whether two nested values are the same to the last bit."""
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return bool(first == second)
+
+
+def assert_same(whole: Path, continued: Path) -> None:
+    assert (continued / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
+    for name in ("last.ckpt",):
+        first, second = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (whole, continued))
+        for part in ("state_dict", "optimizer_states", "lr_schedulers", "generators", "global_step", "epoch"):
+            assert equal(first[part], second[part]), part
+    kept = [path.name for path in (continued / "checkpoints").glob("best.ckpt")]
+    if kept:
+        first, second = (
+            torch.load(folder / "checkpoints/best.ckpt", weights_only=True) for folder in (whole, continued)
+        )
+        assert equal(first["state_dict"], second["state_dict"])
+        assert first["best_rsum"] == second["best_rsum"]
+
+
+@pytest.mark.slow
+def test_killed_at_random_steps(whole: Any, root: Path, tmp_path: Path) -> None:
+    options, uninterrupted = whole
+    steps = sorted(random.SystemRandom().sample(range(2, STEPS), 3))
+    print(f"killed after steps {steps}")
+    continued: tuple[str, ...] = ()
+    for step in steps:
+        kill = ("--trainer.callbacks+=tests.training.killing.KillAfter", f"--trainer.callbacks.step={step}")
+        done = fit(root, tmp_path / "cut", *options, "--checkpoint.every_n_steps=1", *kill, *continued)
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        continued = ("--ckpt_path", "last")
+    succeeded(fit(root, tmp_path / "cut", *options, *continued))
+    assert_same(uninterrupted, tmp_path / "cut")
+    assert "is finished, 3 epochs" in succeeded(fit(root, tmp_path / "cut", *options, *continued))
+    assert_same(uninterrupted, tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_killed_between_checkpoints(whole: Any, root: Path, tmp_path: Path) -> None:
+    """What was done since the last epoch's end is done again."""
+    options, uninterrupted = whole
+    kill = ("--trainer.callbacks+=tests.training.killing.KillAfter", f"--trainer.callbacks.step={STEPS // 3 + 2}")
+    assert fit(root, tmp_path / "cut", *options, *kill).returncode == -signal.SIGKILL
+    succeeded(fit(root, tmp_path / "cut", *options, "--ckpt_path", "last"))
+    assert_same(uninterrupted, tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_leaves(whole: Any, root: Path, tmp_path: Path) -> None:
+    options, uninterrupted = whole
+    kill = ("--trainer.callbacks+=tests.training.killing.KillAfter", "--trainer.callbacks.step=8")
+    done = fit(root, tmp_path / "cut", *options, *kill, "--trainer.callbacks.name=SIGTERM")
+    assert done.returncode == 128 + signal.SIGTERM
+    assert "stopped by SIGTERM at step" in done.stderr
+    assert "Traceback" not in done.stderr
+    succeeded(fit(root, tmp_path / "cut", *options, "--ckpt_path", "last"))
+    assert_same(uninterrupted, tmp_path / "cut")
+
+
+def test_nothing_to_continue(root: Path, tmp_path: Path) -> None:
+    line = complaint(fit(root, tmp_path / "none", *STUDENT, *SIZES, "--ckpt_path", "last"))
+    assert "nothing to continue: there is no" in line
+    assert not (tmp_path / "none").exists()

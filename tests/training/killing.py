@@ -1,0 +1,25 @@
+"""Callbacks that end a training as batch systems and power cuts do."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import Any
+
+import lightning.pytorch as pl
+
+
+class KillAfter(pl.Callback):
+    """Sends this process a signal after a step.
+
+    Args:
+        step: how many optimiser steps are done by then.
+        name: of the signal.
+    """
+
+    def __init__(self, step: int, name: str = "SIGKILL") -> None:
+        self.step, self.signal = step, signal.Signals[name]
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.signal)
