@@ -84,8 +84,9 @@ def _guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 def _lightning(arguments: list[str]) -> int:
     from sdr_lightning.configure import run
+    from sdr_lightning.reporting.tracked import publish
 
-    run(arguments)
+    publish(run(arguments))
     return 0
 
 

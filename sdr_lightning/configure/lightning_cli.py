@@ -17,6 +17,7 @@ from unittest.mock import patch
 
 import lightning.pytorch as pl
 import torch
+import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -30,6 +31,7 @@ from sdr_lightning.training.metrics_csv import MetricsCSV
 from sdr_lightning.training.protocol import ProtocolName, paper_options
 from sdr_lightning.training.record import environment, git, peak_memory, versions
 from sdr_lightning.training.retrieval_module import RetrievalModule
+from sdr_lightning.training.tracking import WandbRun
 
 _TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,  # a few batches are not a gallery
@@ -181,11 +183,15 @@ class SdrCLI(LightningCLI):
         text = self._parser(self.subcommand).dump(self.settings.clone(), skip_none=False)
         write_text(self.run_dir / "config.yaml", text, exclusive=self.settings.get("ckpt_path") is None)
         splits = {name: split.record() for name, split in self.datamodule.splits.items()}
-        write_json(
-            self.run_dir / "run.json",
-            {"options": self.arguments, "protocol": self.protocol, "data": splits, **environment()},
-        )
+        record = {"options": self.arguments, "protocol": self.protocol, "data": splits, **environment()}
+        write_json(self.run_dir / "run.json", record)
         self._write_noise()
+        for tracked in self.tracked():
+            tracked.begin(yaml.safe_load(text), record)
+
+    def tracked(self) -> list[WandbRun]:
+        """The W&B runs among the trainer's loggers."""
+        return [logger for logger in self.trainer.loggers if isinstance(logger, WandbRun)]
 
     def _write_noise(self) -> None:
         """Keep which items each imbalance changed, so that the very same noise can be read again, here or elsewhere."""

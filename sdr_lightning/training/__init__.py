@@ -2,5 +2,6 @@
 
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.training.teacher_module import TeacherModule
+from sdr_lightning.training.tracking import WandbRun
 
-__all__ = ["RetrievalModule", "TeacherModule"]
+__all__ = ["RetrievalModule", "TeacherModule", "WandbRun"]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sdr_lightning.data.loaders import ResumableLoader
 from sdr_lightning.paths import write_atomically
+from sdr_lightning.training.distributed import gather_objects
 from sdr_lightning.training.epoch_terms import EpochTerms
 from sdr_lightning.training.metrics_csv import MetricsCSV
 
@@ -92,11 +93,7 @@ class Continuation(pl.Callback):
         mine = {"cpu": torch.get_rng_state()}
         if pl_module.device.type == "cuda":
             mine["cuda"] = torch.cuda.get_rng_state(pl_module.device)
-        found: list[Any] = [mine]
-        if trainer.world_size > 1:
-            found = [None] * trainer.world_size
-            torch.distributed.all_gather_object(found, mine)
-        checkpoint[_GENERATORS] = found
+        checkpoint[_GENERATORS] = gather_objects(trainer, mine)
         for log in _logs(trainer):
             checkpoint[_ROWS] = {step: dict(row) for step, row in log.rows.items()}
         if isinstance(pl_module, EpochTerms):

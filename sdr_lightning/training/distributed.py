@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import lightning.pytorch as pl
 import torch
@@ -14,6 +14,7 @@ from torchmetrics.utilities import dim_zero_cat
 from sdr_lightning.types import Encoded
 
 T = TypeVar("T", Tensor, Tensor | None)
+S = TypeVar("S")
 
 
 Gather = Literal["exact", "albef"]
@@ -53,6 +54,15 @@ def gather_encoded(module: pl.LightningModule, encoded: Encoded) -> Encoded:
         more = longest - tokens.shape[1]
         tokens, mask = F.pad(tokens, (0, 0, 0, more)), F.pad(mask, (0, more))
     return Encoded(gather(module, encoded.vector), gather(module, tokens), gather(module, mask))
+
+
+def gather_objects(trainer: pl.Trainer, mine: S) -> list[S]:
+    """What each process has, by rank; called in all of them, outside training steps."""
+    if trainer.world_size == 1:
+        return [mine]
+    found: list[Any] = [None] * trainer.world_size
+    torch.distributed.all_gather_object(found, mine)
+    return found
 
 
 class EmbeddingTable(Metric):

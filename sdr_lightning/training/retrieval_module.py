@@ -90,6 +90,7 @@ class RetrievalModule(EpochTerms):
         self.best_rsum = 0.0
         self.test_metrics: dict[str, float] = {}
         self.test_queries: dict[str, Tensor] = {}
+        self.val_embeddings: tuple[Tensor, Tensor] | None = None
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
         self.protocol: ProtocolName = "clean"  # whoever trains under another says so
         if encoder.fusion is not None:  # a parameter that no term reads would stop DDP
@@ -210,7 +211,7 @@ class RetrievalModule(EpochTerms):
             self.text_table.reset()
             return
         name = self.data.select_on
-        image, text = self._collect(name)
+        self.val_embeddings = image, text = self._collect(name)
         metrics = cross_modal(image, text, self.data.split(name).caption_image)
         self.best_rsum = max(self.best_rsum, metrics["rsum"])
         self.log_dict({f"{name}/{key}": value for key, value in {**metrics, "rsum_best": self.best_rsum}.items()})

@@ -1,0 +1,149 @@
+"""Runs on Weights & Biases, as an overlay: ``--config experiments/_base/wandb.yaml``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+
+from sdr_lightning.paths import read_json, write_json
+
+_RECALL = ("R@1", "R@5", "R@10", "rsum", "MRR")
+
+
+class WandbRun(WandbLogger):
+    """One W&B run for one run folder, whatever number of processes; a continued training goes on in the same run.
+
+    A failure of W&B once training goes on (no network, a full disk) is told once and stops nothing: ``metrics.csv`` is
+    written either way.
+
+    Args:
+        project: default ``WANDB_PROJECT``, or sdr_lightning.
+        entity: user or team; default ``WANDB_ENTITY``, or that of the login.
+        group: runs that belong together, such as the seeds of one setting.
+        tags: to filter by.
+        notes: a longer description.
+        job_type: such as ``teacher`` or ``student``.
+        name: shown for the run; W&B invents one if left out.
+        mode: ``online``, ``offline`` (kept on disk for ``wandb sync``) or ``disabled``; default ``WANDB_MODE``, or online.
+        save_dir: the run's folder, which the command line fills in.
+
+    Raises:
+        ValueError: wandb is not installed.
+    """
+
+    def __init__(
+        self,
+        project: str | None = None,
+        entity: str | None = None,
+        group: str | None = None,
+        tags: Sequence[str] = (),
+        notes: str | None = None,
+        job_type: str | None = None,
+        name: str | None = None,
+        mode: Literal["online", "offline", "disabled"] | None = None,
+        save_dir: str = ".",
+    ) -> None:
+        self._record = Path(save_dir) / "wandb.json"
+        self._failed: str | None = None
+        try:
+            super().__init__(
+                project=project or os.environ.get("WANDB_PROJECT", "sdr_lightning"),
+                entity=entity or os.environ.get("WANDB_ENTITY"),
+                group=group,
+                tags=list(tags),
+                notes=notes,
+                job_type=job_type,
+                name=name,
+                mode=mode or os.environ.get("WANDB_MODE", "online"),
+                save_dir=save_dir,
+            )
+        except ModuleNotFoundError as error:
+            raise ValueError("logging to W&B needs wandb: pip install 'sdr_lightning[wandb]'") from error
+
+    @rank_zero_only
+    def begin(self, configuration: Mapping[str, Any], record: Mapping[str, Any]) -> None:
+        """Start the run, or go on with the one of this folder.
+
+        Args:
+            configuration: as resolved; it goes under the one key ``run``, so that keys which a sweep sets stay its own.
+            record: what the run is made with, under ``record``.
+
+        Raises:
+            ValueError: W&B cannot start.
+        """
+        import wandb
+
+        if self._record.is_file():
+            self._wandb_init["id"] = read_json(self._record, "the id of a W&B run")["id"]
+        self._save_dir = self._wandb_init["dir"] = str(self._record.parent)
+        try:
+            run = self.experiment
+            run.config.update({"run": dict(configuration), "record": dict(record)}, allow_val_change=True)
+            for split in ("val", "test"):
+                run.define_metric(f"{split}/*", summary="last", step_metric="trainer/global_step")
+                for name in ("rsum", *(f"{way}_{metric}" for way in ("i2t", "t2i") for metric in _RECALL[:3])):
+                    run.define_metric(f"{split}/{name}", summary="max,last", step_metric="trainer/global_step")
+        except (wandb.Error, OSError) as error:
+            raise ValueError(
+                f"W&B cannot start ({' '.join(str(error).split())}): WANDB_MODE=offline keeps the run on disk"
+            ) from error
+        write_json(self._record, {"id": run.id, "project": self._project, "mode": self._wandb_init["mode"]})
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log, or say that it cannot be done."""
+        self.attempt(lambda: super(WandbRun, self).log_metrics(metrics, step))
+
+    def log_hyperparams(self, params: Any) -> None:
+        """Nothing: :meth:`begin` has the whole configuration."""
+
+    @rank_zero_only
+    def conclude(self, best: Mapping[str, float], pictures: Mapping[str, Path], table: Sequence[Sequence[Any]]) -> None:
+        """Log what came of the training.
+
+        Args:
+            best: metrics of the epoch that was kept; in the summary as ``best/...``.
+            pictures: files of pictures by key.
+            table: example queries: headings, then rows; arrays (H, W, 3) are shown as pictures.
+        """
+        import wandb
+
+        def log() -> None:
+            run = self.experiment
+            run.summary.update({f"best/{name}": value for name, value in best.items()})
+            media: dict[str, Any] = {key: wandb.Image(str(path)) for key, path in pictures.items()}
+            if table:
+                shown = [
+                    [wandb.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row] for row in table[1:]
+                ]
+                media["examples"] = wandb.Table(columns=list(table[0]), data=shown)
+            run.log(media)
+
+        self.attempt(log)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Nothing: the run ends with :meth:`finish`, after its report."""
+
+    @rank_zero_only
+    def finish(self, exit_code: int = 0) -> None:
+        """End the W&B run, if one was started."""
+        if self._experiment is not None:
+            run, self._experiment = self._experiment, None
+            self.attempt(lambda: run.finish(exit_code=exit_code))
+
+    def attempt(self, action: Callable[[], None]) -> None:
+        """Do something with W&B; its first failure is told, and nothing is tried after it."""
+        if self._failed is not None:
+            return
+        try:
+            action()
+        except Exception as error:  # whatever a service, a disk or a network makes wandb raise
+            self._failed = f"{type(error).__name__}: {' '.join(str(error).split())}"
+            rank_zero_warn(f"W&B failed ({self._failed}); training goes on without it, metrics.csv is written")
