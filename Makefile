@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-mini reproduce-flickr reproduce-flickr8k lint format type test test-slow docs clean
+.PHONY: help install reproduce-mini reproduce-flickr reproduce-flickr8k sweep-mini lint format type test test-slow docs clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -28,6 +28,14 @@ reproduce-flickr: $(READY) ## the study on Flickr30K: FLICKR30K_ROOT=/folder, or
 reproduce-flickr8k: $(READY) ## the study on Flickr8k, for a CPU: FLICKR8K_ROOT=/folder IMAGE_WEIGHTS=/file
 	@test -n "$(FLICKR8K_ROOT)" || { echo "which folder? make reproduce-flickr8k FLICKR8K_ROOT=/folder IMAGE_WEIGHTS=/file"; exit 2; }
 	FLICKR8K_ROOT="$(FLICKR8K_ROOT)" $(BIN)/sdr reproduce experiments/flickr8k/suite.yaml
+
+sweep-mini: $(READY) ## a sweep over imbalance ratios on generated scenes, with its teachers
+	test -f runs/image_teacher/results.json || $(BIN)/sdr fit --config experiments/scenes/image_teacher.yaml --run_dir runs/image_teacher
+	test -f runs/text_teacher/results.json || $(BIN)/sdr fit --config experiments/scenes/text_teacher.yaml --run_dir runs/text_teacher
+	for modality in image text; do test -f runs/banks/scenes-$$modality.safetensors || \
+	  $(BIN)/sdr extract --config experiments/scenes/sdr.yaml --teacher experiments/scenes/$${modality}_teacher.yaml \
+	  --ckpt_path runs/$${modality}_teacher/checkpoints/final.ckpt --output runs/banks/scenes-$$modality.safetensors || exit 1; done
+	$(BIN)/sdr sweep experiments/sweeps/mini.yaml --jobs 2 --resume
 
 lint: $(READY) ## style and formatting
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ LAYERS = [
     {"training"},
     {"configure"},
     {"reporting"},
-    {"suite"},
+    {"suite", "sweep"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

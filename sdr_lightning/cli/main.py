@@ -32,7 +32,9 @@ Data and what is wrong with it:
 
 Studies:
   sdr reproduce SUITE.yaml [--dry_run] [--jobs N]          teachers, every cell, report; continues where it stopped
-  sdr report    FOLDER                                     report.html and report.md from what is finished; of a run, its curves
+  sdr sweep     SWEEP.yaml [--jobs N] [--resume]           a W&B sweep's file, run on this machine
+  sdr runs      [FOLDER] [--where OPTION=VALUE]            list, filter and compare runs
+  sdr report    FOLDER                                     report.html and report.md of a study or sweep; of a run, its curves
   sdr report    metrics.json metrics.json ...              evaluations side by side, with intervals
   sdr bench     evaluate | data | losses                   the speed claims, both sides on this machine
 
@@ -138,6 +140,18 @@ def _reproduce(arguments: list[str]) -> int:
     return run(arguments[1:])
 
 
+def _sweep(arguments: list[str]) -> int:
+    from sdr_lightning.cli.sweep import run
+
+    return run(arguments[1:])
+
+
+def _runs(arguments: list[str]) -> int:
+    from sdr_lightning.cli.runs import run
+
+    return run(arguments[1:])
+
+
 def _report(arguments: list[str]) -> int:
     from sdr_lightning.cli.report import run
 
@@ -156,5 +170,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "data": _data,
     "noise": _noise,
     "reproduce": _reproduce,
+    "sweep": _sweep,
+    "runs": _runs,
     "report": _report,
 }

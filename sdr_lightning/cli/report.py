@@ -1,4 +1,4 @@
-"""``sdr report``: the report of a study, the curves of one run, or evaluations side by side."""
+"""``sdr report``: the report of a study or sweep, the curves of one run, or evaluations side by side."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 
     from sdr_lightning.reporting.table import Table
 
-DESCRIPTION = """Write report.html and report.md into a study's folder, or training.png into a run's. Of evaluations
+DESCRIPTION = """Write report.html and report.md into a study's folder, sweep.html, sweep.png and sweep.csv into a sweep's (of
+sdr sweep, or of runs that W&B kept offline), or training.png into a run's. Of evaluations
 that sdr evaluate --output wrote: print their metrics with 95 % intervals and the differences to a baseline."""
 
 _UNBOUNDED = 10_000  # columns, to ask how wide a table would like to be
@@ -48,9 +49,18 @@ def _is_evaluation(name: str) -> bool:
 
 
 def _report(folder: Path) -> int:
+    if not any((folder / name).is_file() for name in ("suite.json", "metrics.csv")) and _is_sweep(folder):
+        from sdr_lightning.reporting.sweep import build_sweep_report
+
+        print(f"report in {build_sweep_report(folder)}")
+        return 0
     is_study = (folder / "suite.json").is_file() or not (folder / "metrics.csv").is_file()
     print(f"report in {build_report(folder)}" if is_study else f"curves in {draw_run(folder)}")
     return 0
+
+
+def _is_sweep(folder: Path) -> bool:
+    return (folder / "sweep.json").is_file() or next(folder.rglob("*.wandb"), None) is not None
 
 
 def _compare(inputs: list[str], baseline: str | None, output: Path | None, replicates: int | None) -> int:

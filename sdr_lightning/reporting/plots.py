@@ -32,7 +32,7 @@ CURVES = {
 """Columns of a run's log that are drawn, one row of panels each."""
 
 # Any: matplotlib types the keys of its settings differently from one version to the next.
-_STYLE: Any = {
+STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
     "axes.titlesize": 10,
@@ -88,7 +88,7 @@ def ratio_figure(
         references: label and value of horizontal lines, for instance a teacher's quality.
     """
     palette = Palette(suite)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         columns = min(len(suite.imbalances), 4)
         rows = -(-len(suite.imbalances) // columns)
@@ -159,7 +159,7 @@ def degree_figure(suite: Suite, quantity: Quantity) -> Figure | None:
     if sum(degree is not None for degree in degrees.values()) < 2:
         return None
     shown = [method for method in (suite.baseline, suite.candidate) if method in suite.methods]
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
         panels = figure.subplots(1, len(shown), sharey=True, sharex=True, squeeze=False)[0]
         for panel, method in zip(panels, shown, strict=True):
@@ -190,7 +190,7 @@ def sweep_figure(suite: Suite, family: Sequence[Method], quantities: Sequence[Qu
     values = [method.swept.value for method in family if method.swept is not None]
     shown = [quantity for quantity in quantities if quantity.present(suite)]
     rows = list(suite.imbalances)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.7 + 2.5 * len(rows)), layout="constrained")
         axes = figure.subplots(len(rows), len(shown), sharex=True, sharey="col", squeeze=False)
         for row, imbalance in zip(axes, rows, strict=True):
@@ -244,7 +244,7 @@ def training_figure(suite: Suite) -> Figure | None:
     if not rows:
         return None
     palette = Palette(suite)
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.1 + 1.9 * len(rows)), layout="constrained")
         axes = figure.subplots(len(rows), len(logs), sharex=True, sharey="row", squeeze=False)
         for row, key in zip(axes, rows, strict=True):
@@ -269,7 +269,7 @@ def run_figure(curves: Mapping[str, Curve]) -> Figure | None:
     shown = {key: label for key, label in (CURVES | terms).items() if key in curves}
     if not shown:
         return None
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         columns = min(4, len(shown))
         rows = -(-len(shown) // columns)
         figure = Figure(figsize=(WIDTH, 0.4 + 2.0 * rows), layout="constrained")
@@ -303,7 +303,7 @@ def _draw_curves(panel: Axes, curves: Sequence[Curve], style: Mapping[str, Any],
 def to_svg(figure: Figure) -> bytes:
     """The figure as SVG; equal figures give equal bytes."""
     buffer = io.BytesIO()
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     return buffer.getvalue()
 
@@ -311,6 +311,6 @@ def to_svg(figure: Figure) -> bytes:
 def to_png(figure: Figure) -> bytes:
     """The figure as PNG."""
     buffer = io.BytesIO()
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()

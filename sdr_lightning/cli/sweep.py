@@ -1,0 +1,43 @@
+"""``sdr sweep``: a W&B sweep's file, run on this machine."""
+
+from __future__ import annotations
+
+import sys
+from argparse import ArgumentParser
+from pathlib import Path
+
+from sdr_lightning.reporting.sweep import build_sweep_report
+from sdr_lightning.sweep.runner import SweepRunner, last_line
+from sdr_lightning.sweep.spec import Sweep
+
+
+def run(arguments: list[str]) -> int:
+    """Run a sweep; see ``sdr sweep --help``."""
+    parser = ArgumentParser(
+        prog="sdr sweep",
+        description="Run what wandb sweep and wandb agent would, with no server: the same file, the same order of a grid, the "
+        "same search. Interrupt it with Ctrl-C or SIGTERM and go on with --resume.",
+    )
+    parser.add_argument("file", type=Path, help="the sweep, in W&B's format")
+    parser.add_argument("--output", type=Path, help="folder of the sweep (default: runs/sweeps/NAME)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--resume", action="store_true", help="go on with the sweep in the folder, finished runs stay")
+    parser.add_argument(
+        "--dry_run", "--dry-run", action="store_true", help="check the file, say how many runs, run nothing"
+    )
+    options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
+    sweep = Sweep.load(options.file)
+    runner = SweepRunner(sweep, options.output or Path("runs/sweeps") / sweep.name, options.jobs)
+    if options.dry_run:
+        over, size = ", ".join(sweep.config["parameters"]), runner.size() or sweep.run_cap
+        print(f"{sweep.name}: {sweep.config['method']} over {over}; {size} runs")
+        return 0
+    runs = runner.run(options.resume)
+    failed = [run for run in runs if run.state == "failed"]
+    for run in failed:
+        print(f"sdr sweep: run {run.number} failed, {run.folder / 'log.txt'}: {last_line(run)}", file=sys.stderr)
+    if any(run.state == "finished" for run in runs):
+        print(f"report in {build_sweep_report(runner.folder)}")
+    return 1 if failed else 0

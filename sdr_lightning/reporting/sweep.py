@@ -1,0 +1,289 @@
+"""The report of a sweep: the metric against the imbalance ratio, one line per method, with intervals over seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
+from sdr_lightning.paths import read_json, write_atomically, write_text
+from sdr_lightning.reporting.plots import COLOURS, MARKERS, STYLE, to_png
+from sdr_lightning.reporting.statistics import Interval, mean_interval
+from sdr_lightning.reporting.wandb_file import read_tracked
+
+_RATIO, _SEEDS, _PANELS = "ratio", ("seed_everything", "seed"), ("kind", "modality")
+_SHOWN = ("val/rsum", "val/i2t_R@1", "val/t2i_R@1", "val/i2t_R@10", "val/t2i_R@10", "val/modality_gap")
+
+
+@dataclass(frozen=True)
+class SweepRun:
+    """One run of a sweep.
+
+    Attributes:
+        name: of its folder.
+        parameters: what it has that others have otherwise, by dotted name.
+        state: finished, running, failed or stopped.
+        metrics: of the epoch that was kept.
+    """
+
+    name: str
+    parameters: dict[str, Any]
+    state: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What each parameter of a sweep is in its figure.
+
+    Attributes:
+        x: the parameters along the axis, one figure each: the ratio alone, or in a search every number.
+        panel: what panels differ in, or None.
+        seed: what is averaged over, or None.
+        lines: what lines differ in; none in a search, which has points.
+    """
+
+    x: tuple[str, ...]
+    panel: str | None
+    seed: str | None
+    lines: tuple[str, ...]
+
+    @property
+    def are_curves(self) -> bool:
+        """Whether points of one line belong together."""
+        return len(self.x) == 1 and _last(self.x[0]) == _RATIO
+
+
+def build_sweep_report(folder: Path) -> Path:
+    """Write ``sweep.html``, ``sweep.csv`` and ``sweep.png`` into a folder with a sweep that this machine or W&B (offline) ran.
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: no runs, none of them finished, or none that differ.
+    """
+    title, runs = load_sweep(folder)
+    finished = [run for run in runs if run.state == "finished" and run.metrics]
+    if not finished:
+        raise ValueError(f"no run of the sweep in {folder} is finished: nothing to report yet")
+    axes = axes_of(finished)
+    metrics = [name for name in _SHOWN if all(name in run.metrics for run in finished)]
+    if not metrics:
+        raise ValueError(f"the runs in {folder} have no validation metric in common")
+    picture = to_png(sweep_figure(finished, axes, metrics[0]))
+    write_atomically(folder / "sweep.png", lambda part: _write(part, picture))
+    write_text(folder / "sweep.csv", _csv(runs, axes, metrics))
+    data = {
+        "metrics": metrics,
+        "x": list(axes.x),
+        "panel": axes.panel,
+        "curves": axes.are_curves,
+        "points": [
+            {
+                "panel": _panel(run, axes),
+                "line": _line(run, axes),
+                "x": {name: run.parameters.get(name) for name in axes.x},
+                "seed": run.parameters.get(axes.seed) if axes.seed else None,
+                "name": run.name,
+                "metrics": {name: run.metrics[name] for name in metrics},
+            }
+            for run in finished
+        ],
+        "intervals": {name: _intervals(finished, axes, name) for name in metrics},
+    }
+    environment = Environment(
+        loader=PackageLoader("sdr_lightning.reporting", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("sweep.html").render(
+        title=title,
+        runs=runs,
+        finished=len(finished),
+        names=[name for name in (*axes.lines, axes.panel, *axes.x, axes.seed) if name],
+        metrics=metrics,
+        data=json.dumps(data).replace("</", "<\\/"),
+        short=_short,
+        last=_last,
+        colours=json.dumps(COLOURS),
+    )
+    write_text(folder / "sweep.html", page)
+    return folder / "sweep.html"
+
+
+def load_sweep(folder: Path) -> tuple[str, list[SweepRun]]:
+    """Title and runs of a sweep's folder.
+
+    Raises:
+        ValueError: neither a sweep of this machine nor runs that W&B kept.
+    """
+    record = folder / "sweep.json"
+    if record.is_file():
+        sweep = read_json(record, "a sweep")
+        runs = []
+        for part in sweep["runs"]:
+            results = folder / part["folder"] / "results.json"
+            training = read_json(results, "results of a run").get("training", {}) if results.is_file() else {}
+            runs.append(SweepRun(part["folder"], part["parameters"], part["state"], training.get("kept", {})))
+        return str(sweep["name"]), runs
+    tracked = sorted(folder.rglob("*.wandb"))
+    if not tracked:
+        raise ValueError(
+            f"no sweep in {folder}: neither sweep.json of sdr sweep nor .wandb files that W&B kept offline"
+        )
+    found: dict[str, tuple[dict[str, Any], dict[str, float]]] = {}
+    for path in tracked:  # a continued run has several files
+        run = read_tracked(path)
+        configuration = flat(run.config["run"]) if isinstance(run.config.get("run"), dict) else {}
+        best = {name.removeprefix("best/"): value for name, value in run.summary.items() if name.startswith("best/")}
+        before = found.get(run.id, ({}, {}))
+        found[run.id] = (configuration or before[0], best or before[1])
+    names = {name for parameters, _ in found.values() for name in parameters}
+    varied = {name for name in names if len({_key(part.get(name)) for part, _ in found.values()}) > 1} - {"run_dir"}
+    varied = {name for name in varied if _last(name) != "save_dir" and name != "trainer.default_root_dir"}
+    return folder.name, [
+        SweepRun(key, {name: parameters.get(name) for name in sorted(varied)}, "finished" if best else "failed", best)
+        for key, (parameters, best) in sorted(found.items())
+    ]
+
+
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """A nested configuration by dotted names.
+
+    >>> flat({"a": {"b": 1}, "c": [2]})
+    {'a.b': 1, 'c': [2]}
+    """
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        name: item
+        for key, part in value.items()
+        for name, item in flat(part, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
+def axes_of(runs: Sequence[SweepRun]) -> Axes:
+    """What each parameter is, from its name and its values.
+
+    Raises:
+        ValueError: nothing differs between the runs.
+    """
+    names = sorted({name for run in runs for name in run.parameters})
+    varied = [name for name in names if len({_key(run.parameters.get(name)) for run in runs}) > 1]
+    seed = next((name for name in varied if _last(name) in _SEEDS), None)
+    varied = [name for name in varied if _last(name) not in _SEEDS]  # the data module's follows
+    ratio = next((name for name in varied if _last(name) == _RATIO), None)
+    panel = next((name for name in varied if _last(name) in _PANELS), None)
+    if ratio is not None:
+        return Axes((ratio,), panel, seed, tuple(name for name in varied if name not in (ratio, panel)))
+    numbers = tuple(name for name in varied if all(_is_number(run.parameters.get(name)) for run in runs))
+    if not numbers:
+        raise ValueError(
+            "no parameter of the sweep is a number that differs: there is nothing to draw a metric against"
+        )
+    return Axes(numbers, panel, seed, tuple(name for name in varied if name not in (*numbers, panel)))
+
+
+def sweep_figure(runs: Sequence[SweepRun], axes: Axes, metric: str) -> Figure:
+    """The metric against each x, a panel for each of the panels' values; intervals over seeds where there are two or more."""
+    panels = sorted({_panel(run, axes) for run in runs})
+    lines = sorted({_line(run, axes) for run in runs})
+    columns = [(panel, x) for panel in panels for x in axes.x]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(max(4.6, 3.7 * len(columns)), 3.6), layout="constrained")
+        drawn = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
+        for axis, (panel, x) in zip(drawn, columns, strict=True):
+            for number, line in enumerate(lines):
+                style: dict[str, Any] = {
+                    "color": COLOURS[number % len(COLOURS)],
+                    "marker": MARKERS[number % len(MARKERS)],
+                }
+                some = [
+                    part
+                    for part in _intervals(runs, axes, metric)
+                    if (part["panel"], part["line"], part["name"]) == (panel, line, x)
+                ]
+                places = [part["x"] for part in some]
+                if not axes.are_curves:
+                    style["linestyle"] = "none"
+                axis.plot(places, [part["mean"] for part in some], label=line or None, markersize=5, **style)
+                if axes.are_curves and all(part["low"] is not None for part in some):
+                    low, high = [part["low"] for part in some], [part["high"] for part in some]
+                    axis.fill_between(places, low, high, color=style["color"], alpha=0.15, linewidth=0)
+            axis.set_title(panel)
+            axis.set_xlabel(_last(x))
+        drawn[0].set_ylabel(f"{metric}, best epoch")
+        if len(lines) > 1:
+            figure.legend(*drawn[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(lines)))
+    return figure
+
+
+def _intervals(runs: Sequence[SweepRun], axes: Axes, metric: str) -> list[dict[str, Any]]:
+    found: dict[tuple[str, str, str, float], list[float]] = {}
+    for run in runs:
+        for name in axes.x:
+            key = (_panel(run, axes), _line(run, axes), name, float(run.parameters[name]))
+            found.setdefault(key, []).append(run.metrics[metric])
+    rows = []
+    for (panel, line, name, x), values in sorted(found.items()):
+        interval: Interval = mean_interval(values)
+        part = {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
+        rows.append({"panel": panel, "line": line, "name": name, "x": x, **part})
+    return rows
+
+
+def _panel(run: SweepRun, axes: Axes) -> str:
+    return _short(run.parameters.get(axes.panel)) if axes.panel else ""
+
+
+def _line(run: SweepRun, axes: Axes) -> str:
+    parts = [(name, _short(run.parameters.get(name))) for name in axes.lines]
+    return ", ".join(value if name == "config" else f"{_last(name)} {value}" for name, value in parts)
+
+
+def _csv(runs: Sequence[SweepRun], axes: Axes, metrics: Sequence[str]) -> str:
+    names = [name for name in (*axes.lines, axes.panel, *axes.x, axes.seed) if name]
+    rows = [["run", "state", *names, *metrics]]
+    for run in runs:
+        rows.append(
+            [
+                run.name,
+                run.state,
+                *(str(run.parameters.get(name)) for name in names),
+                *(repr(run.metrics.get(name, math.nan)) for name in metrics),
+            ]
+        )
+    return "".join(",".join(f'"{cell}"' if "," in cell else cell for cell in row) + "\n" for row in rows)
+
+
+def _short(value: Any) -> str:
+    """How a value is shown: a file by its name alone."""
+    text = f"{value:g}" if _is_number(value) else str(value)
+    return Path(text).stem if text.endswith((".yaml", ".yml")) else text
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _key(value: Any) -> str:
+    return yaml.safe_dump(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _write(part: Path, content: bytes) -> None:
+    part.write_bytes(content)

@@ -1,0 +1,1 @@
+"""Sweeps in W&B's format: the same file for its agents and for this machine."""
