@@ -74,12 +74,6 @@ class Continuation(pl.Callback):
         self._asked = False
         self._handler: Any = None
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Take over SIGTERM from Lightning, which would leave without saving."""
-        self._asked = False
-        if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGTERM, self._ask)
-
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give SIGTERM back."""
         if self._handler is not None:
@@ -117,7 +111,13 @@ class Continuation(pl.Callback):
             log.rows = checkpoint.get(_ROWS, {})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put loader and generators where they were, or the generators apart from those of other processes."""
+        """Put loader and generators where they were, or the generators apart; take over SIGTERM.
+
+        Lightning's handler, which it sets before this, waits for all processes where it stands and saves nothing.
+        """
+        self._asked = False
+        if threading.current_thread() is threading.main_thread():
+            self._handler = signal.signal(signal.SIGTERM, self._ask)
         found, self._generators = self._generators, None
         if self._loader is not None and isinstance(loader := trainer.train_dataloader, ResumableLoader):
             # Lightning does so as well, unless the optimiser's schedule has asked for the number of steps before.

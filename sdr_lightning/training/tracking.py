@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 
 from sdr_lightning.paths import read_json, write_json
-
-_RECALL = ("R@1", "R@5", "R@10", "rsum", "MRR")
 
 
 class WandbRun(WandbLogger):
@@ -52,19 +51,38 @@ class WandbRun(WandbLogger):
         self._record = Path(save_dir) / "wandb.json"
         self._failed: str | None = None
         try:
-            super().__init__(
-                project=project or os.environ.get("WANDB_PROJECT", "sdr_lightning"),
-                entity=entity or os.environ.get("WANDB_ENTITY"),
-                group=group,
-                tags=list(tags),
-                notes=notes,
-                job_type=job_type,
-                name=name,
-                mode=mode or os.environ.get("WANDB_MODE", "online"),
-                save_dir=save_dir,
-            )
+            import wandb  # noqa: F401
         except ModuleNotFoundError as error:
             raise ValueError("logging to W&B needs wandb: pip install 'sdr_lightning[wandb]'") from error
+        super().__init__(
+            project=project or os.environ.get("WANDB_PROJECT", "sdr_lightning"),
+            entity=entity or os.environ.get("WANDB_ENTITY"),
+            group=group,
+            tags=list(tags),
+            notes=notes,
+            job_type=job_type,
+            name=name,
+            mode=mode or os.environ.get("WANDB_MODE", "online"),
+            save_dir=save_dir,
+            id=read_json(self._record, "the id of a W&B run")["id"] if self._record.is_file() else None,
+        )
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, which is started when it is first asked for.
+
+        Raises:
+            ValueError: W&B cannot start.
+        """
+        import wandb
+
+        try:
+            return super().experiment
+        except (wandb.Error, OSError) as error:
+            raise ValueError(
+                f"W&B cannot start ({' '.join(str(error).split())}): WANDB_MODE=offline keeps the run on disk"
+            ) from error
 
     @rank_zero_only
     def begin(self, configuration: Mapping[str, Any], record: Mapping[str, Any]) -> None:
@@ -77,22 +95,8 @@ class WandbRun(WandbLogger):
         Raises:
             ValueError: W&B cannot start.
         """
-        import wandb
-
-        if self._record.is_file():
-            self._wandb_init["id"] = read_json(self._record, "the id of a W&B run")["id"]
-        self._save_dir = self._wandb_init["dir"] = str(self._record.parent)
-        try:
-            run = self.experiment
-            run.config.update({"run": dict(configuration), "record": dict(record)}, allow_val_change=True)
-            for split in ("val", "test"):
-                run.define_metric(f"{split}/*", summary="last", step_metric="trainer/global_step")
-                for name in ("rsum", *(f"{way}_{metric}" for way in ("i2t", "t2i") for metric in _RECALL[:3])):
-                    run.define_metric(f"{split}/{name}", summary="max,last", step_metric="trainer/global_step")
-        except (wandb.Error, OSError) as error:
-            raise ValueError(
-                f"W&B cannot start ({' '.join(str(error).split())}): WANDB_MODE=offline keeps the run on disk"
-            ) from error
+        run = self.experiment
+        run.config.update({"run": dict(configuration), "record": dict(record)}, allow_val_change=True)
         write_json(self._record, {"id": run.id, "project": self._project, "mode": self._wandb_init["mode"]})
 
     @rank_zero_only

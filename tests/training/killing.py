@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from typing import Any
 
 import lightning.pytorch as pl
+
+from sdr_lightning.training import WandbRun
 
 
 class KillAfter(pl.Callback):
@@ -23,3 +26,16 @@ class KillAfter(pl.Callback):
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step:
             os.kill(os.getpid(), self.signal)
+
+
+class BreakWandb(pl.Callback):
+    """Lets W&B fail as on a full disk, once training has begun."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, WandbRun):
+
+                def full(*_: Any, **__: Any) -> None:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+                logger.experiment.log = full

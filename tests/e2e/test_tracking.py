@@ -1,0 +1,102 @@
+"""Runs on W&B, offline: what is in their files, continued runs, and failures in mid-run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sdr_lightning.reporting.wandb_file import TrackedRun, read_tracked
+from tests.e2e.sdr import MATCHING_ALONE, SMALL, complaint, sdr, succeeded
+
+LOGGER = "--trainer.logger.init_args"
+
+
+def fit(experiments: Path, folder: Path, *more: str, **environment: str) -> Any:
+    options = ("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL)
+    overlay = ("--config", experiments / "_base/wandb.yaml")
+    environment = {"WANDB_MODE": "offline", **environment}
+    return sdr("fit", *options, *overlay, *more, "--run_dir", folder, cwd=folder.parent, **environment)
+
+
+def tracked(folder: Path) -> list[TrackedRun]:
+    return [read_tracked(path) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
+
+
+def test_what_an_offline_run_holds(experiments: Path, tmp_path: Path) -> None:
+    words = (f"{LOGGER}.group=seeds", f"{LOGGER}.tags=[a, b]", f"{LOGGER}.notes=said", f"{LOGGER}.job_type=student")
+    project = (f"{LOGGER}.project=mine", f"{LOGGER}.entity=team", f"{LOGGER}.name=first")
+    folder = tmp_path / "run"
+    succeeded(fit(experiments, folder, "--trainer.max_epochs=2", *words, *project))
+    (run,) = tracked(folder)
+    expected = {"project": "mine", "entity": "team", "group": "seeds", "tags": ["a", "b"], "notes": "said"}
+    assert {name: run.meta[name] for name in expected} == expected
+    assert (run.meta["job_type"], run.meta["display_name"]) == ("student", "first")
+    assert run.config["run"] == yaml.safe_load((folder / "config.yaml").read_text())
+    assert run.config["record"]["git"] == json.loads((folder / "run.json").read_text())["git"]
+    assert run.config.keys() == {"_wandb", "run", "record"}  # swept keys stay the sweep's own
+    logged = {name for row in run.history for name in row}
+    assert {"val/rsum", "val/rsum_best", "train/loss", "objective/temperature", "epoch"} <= logged
+    assert any(name.startswith("curves") for name in logged)
+    assert any(name.startswith("examples") for name in logged)
+    kept = json.loads((folder / "results.json").read_text())["training"]["kept"]
+    assert run.summary["best/val/rsum"] == kept["val/rsum"]
+    assert run.summary["best/val/rsum"] == max(row["val/rsum"] for row in run.history if "val/rsum" in row)
+    assert run.summary["val/rsum_best"] == run.summary["best/val/rsum"]
+    assert list(folder.glob("wandb/offline-run-*/files/media/images/curves*.png"))
+    (table,) = folder.glob("wandb/offline-run-*/files/media/table/examples*.json")
+    assert json.loads(table.read_text())["columns"][:2] == ["image", "caption 1"]
+    assert (folder / "metrics.csv").is_file()
+
+
+def test_a_continued_training_goes_on_in_the_same_run(experiments: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    succeeded(fit(experiments, folder, "--trainer.max_epochs=1"))
+    succeeded(fit(experiments, folder, "--trainer.max_epochs=2", "--ckpt_path=last"))
+    first, second = tracked(folder)
+    assert first.id == second.id
+    assert {row["epoch"] for row in second.history if "val/rsum" in row} == {1}
+
+
+def test_two_processes_make_one_run(experiments: Path, tmp_path: Path) -> None:
+    ddp = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--trainer.max_epochs=1")
+    succeeded(fit(experiments, tmp_path / "run", *ddp))
+    assert len(tracked(tmp_path / "run")) == 1
+
+
+def test_a_failure_in_mid_run_stops_nothing(experiments: Path, tmp_path: Path) -> None:
+    """W&B's files vanish and every call fails; training ends well and metrics.csv is whole."""
+    breaking = "--trainer.callbacks+=tests.training.killing.BreakWandb"
+    done = fit(experiments, tmp_path / "run", "--trainer.max_epochs=2", breaking, PYTHONPATH=str(experiments.parent))
+    succeeded(done)
+    assert done.stderr.count("W&B failed (OSError: [Errno 28] No space left on device)") == 1
+    assert len((tmp_path / "run/metrics.csv").read_text().splitlines()) == 3
+
+
+def test_off(experiments: Path, tmp_path: Path) -> None:
+    succeeded(fit(experiments, tmp_path / "run", "--trainer.max_epochs=1", WANDB_MODE="disabled"))
+    assert tracked(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("overlay", [True, False])
+def test_without_wandb(overlay: bool, experiments: Path, tmp_path: Path) -> None:
+    """A package that cannot be imported stands in for one that is not installed."""
+    (tmp_path / "hidden").mkdir()
+    (tmp_path / "hidden/sitecustomize.py").write_text(
+        "import sys\n"
+        "class Hide:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('wandb', 'sweeps'):\n"
+        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
+        "sys.meta_path.insert(0, Hide())\n"
+    )
+    hidden = {"PYTHONPATH": f"{tmp_path / 'hidden'}:{experiments.parent}"}
+    options = ("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL, "--trainer.max_epochs=1")
+    if overlay:
+        done = fit(experiments, tmp_path / "run", "--trainer.max_epochs=1", **hidden)
+        assert "logging to W&B needs wandb: pip install 'sdr_lightning[wandb]'" in complaint(done)
+    else:
+        succeeded(sdr("fit", *options, "--run_dir", tmp_path / "run", cwd=tmp_path, **hidden))
