@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.trainer.states import TrainerFn
 
 from sdr_lightning.training.continuation import LAST
 from sdr_lightning.training.protocol import ProtocolName
@@ -40,11 +41,11 @@ class BestCheckpoint(ModelCheckpoint):
             raise ValueError(
                 f"checkpoint.every_n_steps is at least 1 and goes with save_last, got {every_n_steps} and {save_last}"
             )
-        self._every_n_steps = every_n_steps
+        self._keeps_last, self._every_n_steps = save_last, every_n_steps
         super().__init__(
             monitor=monitor,
             mode=mode,
-            save_last=save_last,
+            save_last=False,  # Lightning's would be written only in epochs that are the best so far
             filename="best" if monitor else "final",
             auto_insert_metric_name=False,
             enable_version_counter=False,
@@ -55,9 +56,26 @@ class BestCheckpoint(ModelCheckpoint):
         self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
         super().setup(trainer, pl_module, stage)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the epoch if it is the best, and as the last."""
+        super().on_validation_end(trainer, pl_module)
+        is_fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
+        if is_fitting and not self._should_save_on_train_epoch_end(trainer):
+            self._keep_last(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the epoch where there is no validation."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if self._should_save_on_train_epoch_end(trainer):
+            self._keep_last(trainer)
+
     def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any, **more: Any) -> None:
         """Keep this step, if it is one of those that are kept; an epoch's last is kept with its validation."""
         super().on_train_batch_end(trainer, *arguments, **more)
         kept = self._every_n_steps is not None and trainer.global_step % self._every_n_steps == 0
         if kept and not trainer.is_last_batch:
+            self._keep_last(trainer)
+
+    def _keep_last(self, trainer: pl.Trainer) -> None:
+        if self._keeps_last:
             trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)

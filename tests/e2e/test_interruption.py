@@ -61,6 +61,7 @@ def assert_same(whole: Path, continued: Path) -> None:
     assert (continued / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     for name in ("last.ckpt",):
         first, second = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (whole, continued))
+        assert first["global_step"] == STEPS
         for part in ("state_dict", "optimizer_states", "lr_schedulers", "generators", "global_step", "epoch"):
             assert equal(first[part], second[part]), part
     kept = [path.name for path in (continued / "checkpoints").glob("best.ckpt")]
