@@ -28,7 +28,8 @@ _TYPE = re.compile(r"^Expected a (<class '[\w.]+'>|typing\.Literal\[.*\])$")
 _FRAME = re.compile(r"NoneType'>$|^Subtypes: |^Errors:|^Does not validate|^Given value|^Parser key|^Problem with")
 # What is said of the other form of a value that may be one object or a list of them.
 _OTHER_FORM = re.compile(
-    r"^Expected a <class '(list|dict|bool|collections\.abc\.Iterable)'>$|^Not a valid subclass of|^Subclass types expect|^a (class path|dict) "
+    r"^Expected a <class '(list|dict|bool|collections\.abc\.Iterable)'>$|^Not a valid subclass of|^Subclass types expect"
+    r"|^a (class path|dict) "
 )
 _SECTIONS: dict[str, Callable[..., Any]] = {"trainer": Trainer, "checkpoint": BestCheckpoint}
 _TOP = [*_SECTIONS, "model", "data", "seed_everything", "run_dir", "ckpt_path", "config"]

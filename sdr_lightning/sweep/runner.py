@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import subprocess
 import time
@@ -160,12 +161,10 @@ class SweepRunner:
         """The next run as the engine wants it, knowing all so far; None at the end."""
         if self.sweep.run_cap is not None and len(self.runs) >= self.sweep.run_cap:
             return None
-        state = np.random.get_state()
-        np.random.seed(len(self.runs))  # the engine draws from numpy's own generator: the same sweep, the same runs
-        try:
-            asked = engine().next_run(self.sweep.searched, [self._as_engine_sees(run) for run in self.runs])
-        finally:
-            np.random.set_state(state)
+        # The engine draws from the processes' own generators: the same sweep, the same runs.
+        np.random.seed(len(self.runs))
+        random.seed(len(self.runs))
+        asked = engine().next_run(self.sweep.searched, [self._as_engine_sees(run) for run in self.runs])
         if asked is None:
             return None
         parameters = {name: _plain(part["value"]) for name, part in asked.config.items()}

@@ -88,6 +88,11 @@ class Sweep:
             raise ValueError(f"run_cap must be a positive number of runs, got {cap!r}")
         if cap is None and config["method"] != "grid":
             raise ValueError(f"a {config['method']} sweep has no end of its own: give run_cap, a number of runs")
+        endless = [key for key, given in config["parameters"].items() if not given.keys() & {"value", "values"}]
+        if endless and config["method"] == "grid":
+            raise ValueError(
+                f"a grid needs values of parameter {endless[0]!r}, got {config['parameters'][endless[0]]!r}"
+            )
         _check_by_wandb(config)
         command = tuple(map(str, config["command"]))
         return cls(name, config, command, metric["name"], metric.get("goal", "minimize"), cap)

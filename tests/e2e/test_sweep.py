@@ -1,0 +1,94 @@
+"""A sweep on this machine: run, interrupted, continued, reported; and the same from W&B's offline files."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.e2e.sdr import SMALL, complaint, sdr, succeeded
+
+
+@pytest.fixture
+def file(experiments: Path, tmp_path: Path) -> Path:
+    command = [
+        "${env}",
+        "sdr",
+        "fit",
+        "--config",
+        str(experiments / "scenes/sdr.yaml"),
+        *SMALL,
+        "--trainer.max_epochs=1",
+    ]
+    sweep = {
+        "method": "grid",
+        "metric": {"name": "val/rsum_best", "goal": "maximize"},
+        "command": [*command, "${args}"],
+        "parameters": {
+            "config": {"values": [str(experiments / "sweeps/methods/itc.yaml")]},
+            "data.init_args.imbalance.kind": {"value": "mismatch"},
+            "data.init_args.imbalance.ratio": {"values": [0.0, 0.5]},
+            "seed_everything": {"values": [0, 1]},
+        },
+    }
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(sweep))
+    return path
+
+
+@pytest.mark.slow
+def test_a_sweep_is_interrupted_continued_and_reported(file: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "sdr_lightning", "sweep", str(file)]
+    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    folder = tmp_path / "runs/sweeps/small"
+    while not list(folder.glob("*/results.json")):
+        assert process.poll() is None
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 130
+    first = {path: path.stat().st_mtime_ns for path in folder.glob("*/results.json")}
+    assert "already holds a sweep: --resume continues it" in complaint(sdr("sweep", file, cwd=tmp_path))
+    succeeded(sdr("sweep", file, "--jobs", "2", "--resume", cwd=tmp_path))
+    assert {path: path.stat().st_mtime_ns for path in first} == first  # a finished run is never repeated
+    record = json.loads((folder / "sweep.json").read_text())
+    assert [run["state"] for run in record["runs"]] == ["finished"] * 4
+    assert len((folder / "sweep.csv").read_text().splitlines()) == 5
+    assert (folder / "sweep.png").is_file()
+    page = (folder / "sweep.html").read_text()
+    assert '"n": 2' in page  # seeds are averaged
+    succeeded(sdr("report", folder, cwd=tmp_path))
+    listed = succeeded(sdr("runs", "--where", "imbalance.ratio=0.5", cwd=tmp_path))
+    assert "2 of 4 runs" in listed
+    folders = sorted(path.parent for path in folder.glob("*/run.json"))
+    compared = succeeded(sdr("runs", folders[0], folders[1], cwd=tmp_path))
+    assert "seed_everything" in compared
+    assert "val/rsum" in compared
+
+
+def test_a_failed_run_is_told_and_the_others_go_on(file: Path, tmp_path: Path) -> None:
+    sweep = yaml.safe_load(file.read_text())
+    sweep["parameters"] = {"data.init_args.batch_size": {"values": [1]}}
+    file.write_text(yaml.safe_dump(sweep))
+    done = sdr("sweep", file, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "run 0 failed" in done.stderr
+    assert "the batch size must be at least 2" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_report_of_what_wandb_kept_offline(experiments: Path, tmp_path: Path) -> None:
+    method = ("--config", experiments / "sweeps/methods/itc.yaml", "--config", experiments / "_base/wandb.yaml")
+    for ratio in (0.0, 0.5):
+        imbalance = ("--data.init_args.imbalance.kind=mismatch", f"--data.init_args.imbalance.ratio={ratio}")
+        options = ("--config", experiments / "scenes/sdr.yaml", *SMALL, *method, *imbalance, "--trainer.max_epochs=1")
+        succeeded(sdr("fit", *options, "--run_dir", tmp_path / f"runs/{ratio}", cwd=tmp_path, WANDB_MODE="offline"))
+    succeeded(sdr("report", tmp_path / "runs", cwd=tmp_path))
+    rows = (tmp_path / "runs/sweep.csv").read_text().splitlines()
+    assert rows[0].split(",")[2] == "data.init_args.imbalance.ratio"
+    assert len(rows) == 3
