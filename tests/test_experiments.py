@@ -13,12 +13,13 @@ from sdr_lightning.suite.spec import Suite
 ROOT = Path(__file__).parent.parent / "experiments"
 FILES = sorted(ROOT.rglob("*.yaml"))
 SUITES = [path for path in FILES if path.stem.startswith("suite")]
-OVERLAYS = sorted((ROOT / "_base").glob("*.yaml"))
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))  # tests/sweep builds a run of each
+OVERLAYS = sorted([*(ROOT / "_base").glob("*.yaml"), *(ROOT / "sweeps/methods").glob("*.yaml")])
 FRAGMENTS = sorted(path for folder in ("models", "data", "sources") for path in (ROOT / folder).glob("*.yaml"))
 SOURCES = sorted((ROOT / "sources").glob("*.yaml"))
 DATA = sorted((ROOT / "data").glob("*.yaml"))
 ROOTS = ("FLICKR8K_ROOT", "FLICKR30K_ROOT", "COCO_ROOT", "VIZWIZ_ROOT", "OWN_ROOT", "PRECOMP_ROOT", "IMAGE_WEIGHTS")
-EXPERIMENTS = [path for path in FILES if path not in {*SUITES, *OVERLAYS, *FRAGMENTS}]
+EXPERIMENTS = [path for path in FILES if path not in {*SUITES, *SWEEPS, *OVERLAYS, *FRAGMENTS}]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
@@ -26,7 +27,7 @@ def test_it_opens_with_what_it_is(path: Path) -> None:
     assert path.read_text().startswith("# ")
 
 
-@pytest.mark.parametrize("path", [*EXPERIMENTS, *SUITES], ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize("path", [*EXPERIMENTS, *SUITES, *SWEEPS], ids=lambda path: str(path.relative_to(ROOT)))
 def test_it_names_its_command_its_duration_and_its_result(path: Path) -> None:
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     for label in ("# Command:", "# Duration:", "# Result:"):

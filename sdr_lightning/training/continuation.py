@@ -11,6 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
@@ -103,6 +104,8 @@ class Continuation(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Take them out; they are put back when training starts, because building models draws as well."""
+        if trainer.state.fn != TrainerFn.FITTING:
+            return
         self._generators, self._loader = checkpoint.get(_GENERATORS), checkpoint.get(_LOADER)
         if isinstance(pl_module, EpochTerms):
             terms = checkpoint.get(_TERMS, [])
