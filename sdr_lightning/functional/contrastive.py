@@ -60,7 +60,9 @@ def contrast(queries: Tensor, gallery: Tensor, targets: Tensor, temperature: Ten
     return soft_cross_entropy(queries @ gallery.T / temperature, targets)
 
 
-def image_text_contrast(image: Tensor, text: Tensor, image_index: Tensor, temperature: Tensor | float) -> Tensor:
+def image_text_contrast(
+    image: Tensor, text: Tensor, image_index: Tensor, temperature: Tensor | float, own: slice = slice(None)
+) -> Tensor:
     """ITC of [0, 1]: the mean of image-to-text and text-to-image contrast, multi-positive by image.
 
     Args:
@@ -68,13 +70,15 @@ def image_text_contrast(image: Tensor, text: Tensor, image_index: Tensor, temper
         text: (B, d) L2-normalised text embeddings.
         image_index: (B,) int64; pairs with equal values are positives of one another.
         temperature: tau > 0.
+        own: the pairs whose queries are asked, among all B; all of them by default.
 
     Returns:
-        A scalar; gradient flows to both embeddings and to the temperature.
+        A scalar, the mean over the queries; gradient flows to both embeddings and to the temperature.
     """
-    targets = positive_targets(image_index, image_index, image.dtype)
-    logits = image @ text.T / temperature  # (B, B)
-    return (soft_cross_entropy(logits, targets) + soft_cross_entropy(logits.T, targets)) / 2
+    targets = positive_targets(image_index[own], image_index, image.dtype)  # (Q, B)
+    to_text = image[own] @ text.T / temperature
+    to_image = to_text.T if len(to_text) == len(text) else text[own] @ image.T / temperature
+    return (soft_cross_entropy(to_text, targets) + soft_cross_entropy(to_image, targets)) / 2
 
 
 def nt_xent(embeddings: Tensor, group: Tensor, temperature: float) -> Tensor:

@@ -42,6 +42,7 @@ def tiled_structure(
     text_share: Tensor,
     power: int,
     tile: int | None = None,
+    own: slice = slice(None),
 ) -> Structure:
     """Compare a student's relations with the fused relations of its teachers.
 
@@ -53,9 +54,11 @@ def tiled_structure(
         text_share: lambda, a scalar.
         power: 1 for absolute differences, 2 for squares.
         tile: rows and columns of a tile, which change nothing but memory, speed and rounding; :func:`tile_size` when None.
+        own: the rows that are computed, against all B columns; all of them by default.
 
     Returns:
-        Two scalars. Gradient flows from ``student`` to queries, gallery and lambda, once (not twice differentiable).
+        Two scalars, means over the rows computed. Gradient flows from ``student`` to queries, gallery and lambda, once
+        (not twice differentiable).
     """
     student, teachers = _TiledStructure.apply(
         queries,
@@ -65,11 +68,14 @@ def tiled_structure(
         text_share,
         power,
         tile or tile_size(queries.device),
+        own,
     )
     return Structure(student, teachers)
 
 
-def tiled_teacher_gap(image_teacher: Tensor, text_teacher: Tensor, power: int, tile: int | None = None) -> Tensor:
+def tiled_teacher_gap(
+    image_teacher: Tensor, text_teacher: Tensor, power: int, tile: int | None = None, own: slice = slice(None)
+) -> Tensor:
     """:attr:`Structure.teachers` alone.
 
     Args:
@@ -77,18 +83,19 @@ def tiled_teacher_gap(image_teacher: Tensor, text_teacher: Tensor, power: int, t
         text_teacher: (B, D_T) L2-normalised.
         power: 1 or 2.
         tile: likewise.
+        own: likewise.
 
     Returns:
         A scalar without gradient.
     """
     image_teacher, text_teacher = image_teacher.detach(), text_teacher.detach()
-    size = len(image_teacher)
-    total = image_teacher.new_zeros(())
-    for rows, columns in _tiles(size, tile or tile_size(image_teacher.device), symmetric=True):
+    size, asked = len(image_teacher), _range(own, len(image_teacher))
+    total, symmetric = image_teacher.new_zeros(()), len(asked) == size
+    for rows, columns in _tiles(asked, size, tile or tile_size(image_teacher.device), symmetric):
         gap = image_teacher[rows] @ image_teacher[columns].T - text_teacher[rows] @ text_teacher[columns].T
         _forget_diagonal(gap, rows, columns)
-        total += _sum(gap, power) * (1 if rows == columns else 2)
-    return total / max(1, size * (size - 1))
+        total += _sum(gap, power) * _times(rows, columns, symmetric)
+    return total / max(1, len(asked) * (size - 1))
 
 
 class _TiledStructure(torch.autograd.Function):
@@ -102,33 +109,37 @@ class _TiledStructure(torch.autograd.Function):
         share: Tensor,
         power: int,
         tile: int,
+        own: slice,
     ) -> tuple[Tensor, Tensor]:
-        symmetric = gallery is None
         others = queries if gallery is None else gallery
         size, wanted = len(queries), any(ctx.needs_input_grad[:2])
+        asked = _range(own, size)
+        symmetric = gallery is None and len(asked) == size
         student, teachers, to_share = (queries.new_zeros(()) for _ in range(3))
         to_queries = torch.zeros_like(queries) if wanted else None
         to_gallery = torch.zeros_like(others) if wanted and not symmetric else None
-        for rows, columns in _tiles(size, tile, symmetric):
-            twice = 1 if not symmetric or rows == columns else 2  # the tile across the diagonal is the same
+        for rows, columns in _tiles(asked, size, tile, symmetric):
+            times = _times(rows, columns, symmetric)
             image = image_teacher[rows] @ image_teacher[columns].T
             between = text_teacher[rows] @ text_teacher[columns].T - image  # S^T - S^I
             gap = torch.addmm(image, queries[rows], others[columns].T, beta=-1).addcmul_(between, -share)  # S^F - E
             _forget_diagonal(gap, rows, columns)
             _forget_diagonal(between, rows, columns)
-            student += _sum(gap, power) * twice
-            teachers += _sum(between, power) * twice
+            student += _sum(gap, power) * times
+            teachers += _sum(between, power) * times
             slope = gap.sign_() if power == 1 else gap.mul_(2)
-            to_share -= torch.dot(slope.flatten(), between.flatten()) * twice
+            to_share -= torch.dot(slope.flatten(), between.flatten()) * times
             if to_queries is not None:
                 to_queries[rows].addmm_(slope, others[columns])
                 if to_gallery is not None:
                     to_gallery[columns].addmm_(slope.T, queries[rows])
                 elif rows != columns:
                     to_queries[columns].addmm_(slope.T, queries[rows])
-        pairs = max(1, size * (size - 1))
+        pairs = max(1, len(asked) * (size - 1))
         if to_queries is not None and symmetric:
             to_queries *= 2  # a row is a column as well
+        if to_queries is not None and to_gallery is not None and gallery is None:
+            to_queries, to_gallery = to_queries + to_gallery, None
         kept = [None if grad is None else grad / pairs for grad in (to_queries, to_gallery, to_share)]
         ctx.save_for_backward(*kept)
         teachers = teachers / pairs
@@ -138,19 +149,30 @@ class _TiledStructure(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         flowing = [None if kept is None else grad * kept for kept in ctx.saved_tensors]
-        return flowing[0], flowing[1], None, None, flowing[2], None, None
+        return flowing[0], flowing[1], None, None, flowing[2], None, None, None
 
 
-def _tiles(size: int, tile: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
+def _range(own: slice, size: int) -> range:
+    return range(*own.indices(size))
+
+
+def _tiles(own: range, size: int, tile: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
     """Row and column ranges; without the tiles below the diagonal where relations are symmetric."""
-    for start in range(0, size, tile):
+    for start in range(own.start, own.stop, tile):
         for other in range(start if symmetric else 0, size, tile):
-            yield slice(start, min(start + tile, size)), slice(other, min(other + tile, size))
+            yield slice(start, min(start + tile, own.stop)), slice(other, min(other + tile, size))
+
+
+def _times(rows: slice, columns: slice, symmetric: bool) -> int:
+    """How often a tile counts: that across the diagonal is the same, and is left out."""
+    return 2 if symmetric and rows != columns else 1
 
 
 def _forget_diagonal(block: Tensor, rows: slice, columns: slice) -> None:
-    if rows == columns:
-        block.fill_diagonal_(0)
+    """An instance with itself; tiles of a share of the rows need not meet the diagonal in their corners."""
+    offset = rows.start - columns.start
+    if -len(block) < offset < block.shape[1]:
+        block.diagonal(offset).zero_()
 
 
 def _sum(block: Tensor, power: int) -> Tensor:

@@ -164,42 +164,48 @@ class RebalancingObjective(nn.Module):
         """Whether a term reads the fusion encoder."""
         return self.needs_matching or ("kd" in self.weights and "fused" in self.relation)
 
-    def forward(self, pairs: PairEmbeddings) -> dict[str, Tensor]:
+    def forward(self, pairs: PairEmbeddings, own: slice = slice(None)) -> dict[str, Tensor]:
         """Compute every term that has a weight.
 
         Args:
             pairs: embeddings, image rows and teachers' features of B pairs, over all ranks.
+            own: the pairs whose rows are computed, against all B; all of them by default. Terms that do not fall apart
+                into rows (``itm``, and structure by another distance than ``mae`` and ``mse``) are computed in whole.
 
         Returns:
-            The *unweighted* terms by name, scalars in float32 (float64 for float64 embeddings).
+            The *unweighted* terms by name, scalars in float32 (float64 for float64 embeddings). Their means over equal
+            shares of the rows are the terms of all rows.
 
         Raises:
             ValueError: a term's teacher features are absent or of another width than configured, or what the fusion
                 encoder says is absent.
         """
         with torch.autocast(pairs.image.device.type, enabled=False):
-            return self._terms(_at_least_float32(pairs.image), _at_least_float32(pairs.text), pairs)
+            return self._terms(_at_least_float32(pairs.image), _at_least_float32(pairs.text), pairs, own)
 
-    def _terms(self, image: Tensor, text: Tensor, pairs: PairEmbeddings) -> dict[str, Tensor]:
+    def _terms(self, image: Tensor, text: Tensor, pairs: PairEmbeddings, own: slice) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         tau = self.temperature() if self.has_contrast else image.new_ones(())
         if "itc" in self.weights:
-            terms["itc"] = image_text_contrast(image, text, pairs.image_index, tau)
+            terms["itc"] = image_text_contrast(image, text, pairs.image_index, tau, own)
         if "itm" in self.weights:
             if pairs.match_logits is None or pairs.match_labels is None:
                 raise ValueError("the term 'itm' needs a fusion encoder: give the encoder one")
             terms["itm"] = matching_loss(pairs.match_logits, pairs.match_labels)
         if "iic" in self.weights:
             teacher = _teacher(pairs.image_teacher, "image", self.project_image_teacher.in_features)
-            terms["iic"] = _distil(image, teacher, self.project_image_teacher, pairs.image_index, tau)
+            terms["iic"] = _distil(image, teacher, self.project_image_teacher, pairs.image_index, tau, own)
         if "ttc" in self.weights:
             teacher = _teacher(pairs.text_teacher, "text", self.project_text_teacher.in_features)
-            terms["ttc"] = _distil(text, teacher, self.project_text_teacher, pairs.image_index, tau)
+            terms["ttc"] = _distil(text, teacher, self.project_text_teacher, pairs.image_index, tau, own)
         if self.has_structure:
             image_teacher = _mapped(self.image_teacher_mlp, _teacher(pairs.image_teacher, "image"), image.dtype)
             text_teacher = _mapped(self.text_teacher_mlp, _teacher(pairs.text_teacher, "text"), text.dtype)
-            structure = self._structure_by_tiles if self._tiled else self._structure_by_matrices
-            terms |= structure(self._students(image, text, pairs), image_teacher, text_teacher, text)
+            students = self._students(image, text, pairs)
+            if self._tiled:
+                terms |= self._structure_by_tiles(students, image_teacher, text_teacher, own)
+            else:
+                terms |= self._structure_by_matrices(students, image_teacher, text_teacher, text)
         return terms
 
     def total(self, terms: Mapping[str, Tensor]) -> Tensor:
@@ -239,21 +245,21 @@ class RebalancingObjective(nn.Module):
         ]
 
     def _structure_by_tiles(
-        self, students: list[_Student], image_teacher: Tensor, text_teacher: Tensor, _: Tensor
+        self, students: list[_Student], image_teacher: Tensor, text_teacher: Tensor, own: slice
     ) -> dict[str, Tensor]:
         """``mae`` and ``mse``, where kdi and kdt are lambda's and tau2's share of one number: f(S^I - S^T)."""
         power, share = _POWERS[self.distance], self.text_share()
         scale = self.relation_temperature().abs() ** power  # one that is free may cross 0
-        image_teacher, text_teacher = F.normalize(image_teacher, dim=1), F.normalize(text_teacher, dim=1)
+        teachers = F.normalize(image_teacher, dim=1), F.normalize(text_teacher, dim=1)
         distances, apart = [], None
         for weight, rows, columns in students:
             columns = None if columns is None else F.normalize(columns, dim=1)
-            found = tiled_structure(F.normalize(rows, dim=1), columns, image_teacher, text_teacher, share, power)
+            found = tiled_structure(F.normalize(rows, dim=1), columns, *teachers, share, power, own=own)
             distances.append(weight * found.student / scale)
             apart = found.teachers
         terms = {"kd": torch.stack(distances).sum()} if distances else {}
         if "kdi" in self.weights or "kdt" in self.weights:
-            apart = tiled_teacher_gap(image_teacher, text_teacher, power) if apart is None else apart
+            apart = tiled_teacher_gap(*teachers, power, own=own) if apart is None else apart
             terms |= {"kdi": share.abs() ** power * apart / scale, "kdt": (1 - share).abs() ** power * apart / scale}
         return {name: terms[name] for name in _STRUCTURE if name in self.weights}
 
@@ -293,9 +299,9 @@ class _Student(NamedTuple):
     columns: Tensor | None
 
 
-def _distil(student: Tensor, teacher: Tensor, projection: nn.Linear, index: Tensor, tau: Tensor) -> Tensor:
+def _distil(student: Tensor, teacher: Tensor, projection: nn.Linear, index: Tensor, tau: Tensor, own: slice) -> Tensor:
     projected = F.normalize(projection(teacher.to(projection.weight.dtype)), dim=1).to(student.dtype)
-    return contrast(student, projected, positive_targets(index, index, student.dtype), tau)
+    return contrast(student[own], projected, positive_targets(index[own], index, student.dtype), tau)
 
 
 def _mapped(mlp: nn.Module, teacher: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from sdr_lightning.encoders.fusion import FusionEncoder
 from sdr_lightning.functional.matching import UNLABELLED, draw_negatives, negative_weights
+from sdr_lightning.training.gradient_caching import map_in_chunks
 from sdr_lightning.types import Encoded
 
 
@@ -43,7 +45,14 @@ class Matched(NamedTuple):
     labels: Tensor | None = None
 
 
-def match(fusion: FusionEncoder, pool: Pool, pairs: int, temperature: Tensor | float, with_negatives: bool) -> Matched:
+def match(
+    fusion: FusionEncoder,
+    pool: Pool,
+    pairs: int,
+    temperature: Tensor | float,
+    with_negatives: bool,
+    micro_batch: int | None = None,
+) -> Matched:
     """Fuse this rank's pairs, and the hard negatives drawn for them.
 
     Args:
@@ -52,6 +61,7 @@ def match(fusion: FusionEncoder, pool: Pool, pairs: int, temperature: Tensor | f
         pairs: B, how many are this rank's.
         temperature: tau, that negatives are drawn with.
         with_negatives: whether the matching head is asked.
+        micro_batch: how many are fused at a time, see :mod:`~sdr_lightning.training.gradient_caching`; None for all.
 
     Returns:
         Gradient flows to the tokens of the pool. A pair that has no negative in the pool, because all of it shows the
@@ -73,10 +83,18 @@ def match(fusion: FusionEncoder, pool: Pool, pairs: int, temperature: Tensor | f
         image_rows, text_rows = torch.cat([own, images.rows, own]), torch.cat([own, own, texts.rows])
         exist = torch.cat([images.exist, texts.exist])
         labels = torch.cat([labels, torch.where(exist, 0, UNLABELLED)])
-    needed, rows = torch.unique(image_rows, return_inverse=True)
-    mask = None if text.mask is None else text.mask[text_rows]
-    captions = Encoded(text.vector[text_rows], text.tokens[text_rows], mask)
-    fused = fusion(captions, fusion.contexts(image.tokens[needed]), rows)
+    fused = map_in_chunks(partial(_fuse, fusion, image, text), image_rows, text_rows, micro_batch)
     if not with_negatives:
         return Matched(fused)
     return Matched(fused[:pairs], fusion.head(fused), labels)
+
+
+def _fuse(fusion: FusionEncoder, image: Encoded, text: Encoded, image_rows: Tensor, text_rows: Tensor) -> Tensor:
+    """(P, W), caption by caption with the image of the same place; each image's keys and values are made once."""
+    assert image.tokens is not None
+    assert text.tokens is not None
+    needed, rows = torch.unique(image_rows, return_inverse=True)
+    mask = None if text.mask is None else text.mask[text_rows]
+    captions = Encoded(text.vector[text_rows], text.tokens[text_rows], mask)
+    fused: Tensor = fusion(captions, fusion.contexts(image.tokens[needed]), rows)
+    return fused

@@ -22,6 +22,7 @@ from sdr_lightning.paths import expand
 from sdr_lightning.training.distributed import EmbeddingTable, Gather, gather, gather_encoded
 from sdr_lightning.training.epoch_terms import EpochTerms
 from sdr_lightning.training.extraction import split_bank
+from sdr_lightning.training.gradient_caching import check_chunks, encode_in_chunks
 from sdr_lightning.training.matching import Matched, Pool, match
 from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.training.protocol import ProtocolName
@@ -54,11 +55,17 @@ class RetrievalModule(EpochTerms):
             all processes (``global``).
         rerank: how many candidates the fusion encoder re-scores at test time, for each query in both directions; the
             metrics are added as ``reranked_...``. All of a smaller gallery. None for cosine alone.
+        micro_batch: how many pairs are encoded at a time, with the gradient of the whole batch, see
+            :mod:`~sdr_lightning.training.gradient_caching`; None for all of a process at once.
+        local_loss: each process computes the rows of its own pairs instead of every row, as far as a term falls apart
+            into rows: the contrasts, and structure by ``mae`` and ``mse``. The mean over processes, and so the
+            gradient, is the same.
         start_from: a checkpoint of an earlier stage: training starts from its encoder, and from what of its objective is
             part of this one. ``$NAME`` and ``${NAME:-default}`` are filled in.
 
     Raises:
-        ValueError: a term or re-ranking that needs a fusion encoder, without one; a rerank below 1; an unknown word.
+        ValueError: a term or re-ranking that needs a fusion encoder, without one; a rerank or micro_batch below 1; batch
+            norm with micro_batch; local_loss without the exact gradient; an unknown word.
     """
 
     def __init__(
@@ -69,6 +76,8 @@ class RetrievalModule(EpochTerms):
         gather: Gather = "exact",
         negatives: Literal["local", "global"] = "local",
         rerank: int | None = None,
+        micro_batch: int | None = None,
+        local_loss: bool = False,
         start_from: str | None = None,
     ) -> None:
         super().__init__()
@@ -83,9 +92,13 @@ class RetrievalModule(EpochTerms):
             raise ValueError(
                 f"gather is exact or albef and negatives local or global, got {gather!r} and {negatives!r}"
             )
+        if local_loss and gather != "exact":
+            raise ValueError("local_loss leaves rows to other processes and needs their gradient: set gather to exact")
+        check_chunks(micro_batch, **{"image tower": encoder.image_tower, "text tower": encoder.text_tower})
         self.encoder, self.objective = encoder, objective
         self.optimisation = optimisation if optimisation is not None else Optimisation()
         self.gather, self.negatives, self.rerank, self.start_from = gather, negatives, rerank, start_from
+        self.micro_batch, self.local_loss = micro_batch, local_loss
         self.image_table, self.text_table, self.pair_table = EmbeddingTable(), EmbeddingTable(), EmbeddingTable()
         self.best_rsum = 0.0
         self.test_metrics: dict[str, float] = {}
@@ -149,7 +162,8 @@ class RetrievalModule(EpochTerms):
         Raises:
             ValueError: the loss is not finite; names the step, every term and the images of the batch.
         """
-        image, text = self.encoder.image(batch.images), self.encoder.text(batch.texts)
+        image = encode_in_chunks(self.encoder.image, batch.images, self.micro_batch)
+        text = encode_in_chunks(self.encoder.text, batch.texts, self.micro_batch)
         matched = self._match(image, text, batch.image_index) if self.objective.needs_fusion else Matched(None)
         pairs = PairEmbeddings(
             gather(self, image.vector, self.gather),
@@ -161,12 +175,20 @@ class RetrievalModule(EpochTerms):
             gather(self, matched.logits),  # the public code does not gather these, so they have their whole gradient
             gather(self, matched.labels),
         )
-        terms: dict[str, Tensor] = self.objective(pairs)
+        terms: dict[str, Tensor] = self.objective(pairs, self._own_rows(len(batch.image_index)))
         loss = self.objective.total(terms)
-        if not bool(torch.isfinite(loss)):
-            raise ValueError(self._not_finite(terms, batch.image_index))
-        self.keep_terms({"loss": loss} | terms)
+        whole = {"loss": loss} | terms
+        if self.local_loss:  # a process knows its rows alone
+            values = gather(self, torch.stack(list(whole.values())).detach()[None]).mean(dim=0)
+            whole = dict(zip(whole, values, strict=True))
+        if not bool(torch.isfinite(whole["loss"])):
+            raise ValueError(self._not_finite(whole, batch.image_index))
+        self.keep_terms(whole)
         return loss
+
+    def _own_rows(self, pairs: int) -> slice:
+        first = self.trainer.global_rank * pairs
+        return slice(first, first + pairs) if self.local_loss else slice(None)
 
     def _match(self, image: Encoded, text: Encoded, image_index: Tensor) -> Matched:
         assert self.encoder.fusion is not None
@@ -175,10 +197,11 @@ class RetrievalModule(EpochTerms):
             first = self.trainer.global_rank * len(image_index)
             pool = Pool(gather_encoded(self, image), gather_encoded(self, text), gather(self, image_index), first)
         tau = self.objective.negatives_temperature()
-        return match(self.encoder.fusion, pool, len(image_index), tau, self.objective.needs_matching)
+        with_negatives = self.objective.needs_matching
+        return match(self.encoder.fusion, pool, len(image_index), tau, with_negatives, self.micro_batch)
 
     def _not_finite(self, terms: dict[str, Tensor], image_index: Tensor) -> str:
-        values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items())
+        values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items() if name != "loss")
         ids = self.data.split("train").table.image_ids
         shown = [str(ids[row]) for row in image_index[:8].tolist()]
         more = f" and {len(image_index) - 8} more" if len(image_index) > 8 else ""

@@ -62,6 +62,22 @@ def test_tiles_equal_whole_matrices_at_every_size(with_gallery, power):
 
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("with_gallery", [False, True])
+@pytest.mark.parametrize("tile", [1, 2, 3, 5, 20])
+def test_equal_shares_of_the_rows_have_the_whole_as_their_mean(with_gallery, power, tile):
+    for size, shares in ((6, 2), (6, 3), (12, 4), (12, 12), (4, 1)):
+        given = inputs(size, with_gallery, seed=size)
+        whole = tiled_structure(*given, power, 4)
+        rows = [slice(first, first + size // shares) for first in range(0, size, size // shares)]
+        parts = [tiled_structure(*given, power, tile, own) for own in rows]
+        student, teachers = (torch.stack(column).mean() for column in zip(*parts, strict=True))
+        torch.testing.assert_close((student, teachers), tuple(whole), rtol=1e-12, atol=1e-14)
+        torch.testing.assert_close(slopes(student, given), slopes(whole.student, given), rtol=1e-10, atol=1e-14)
+        gaps = torch.stack([tiled_teacher_gap(given[2], given[3], power, tile, own) for own in rows])
+        torch.testing.assert_close(gaps, torch.stack([part.teachers for part in parts]), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("power", [1, 2])
+@pytest.mark.parametrize("with_gallery", [False, True])
 def test_tiles_equal_the_loops(with_gallery, power):
     given = inputs(5, with_gallery)
     student = tiled_structure(*given, power, tile=2).student

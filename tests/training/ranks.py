@@ -36,6 +36,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "local exact": {"weights": WITH_MATCHING, "relation": "fused"},
     "local albef": {"weights": WITH_MATCHING, "relation": "fused", "gather": "albef"},
     "global exact": {"weights": WITH_MATCHING, "relation": "fused", "negatives": "global"},
+    "averaged exact own rows": {"weights": ALL, "relation": "averaged", "fusion": False, "local_loss": True},
+    "image_text exact own rows": {"weights": ALL, "relation": "image_text", "fusion": False, "local_loss": True},
+    "local exact own rows": {"weights": WITH_MATCHING, "relation": "fused", "local_loss": True},
+    "fused exact in chunks": {"weights": ALL, "relation": "fused", "micro_batch": 3},
+    "global exact own rows in chunks": {
+        **{"weights": WITH_MATCHING, "relation": "fused", "negatives": "global"},
+        **{"micro_batch": 3, "local_loss": True},
+    },
     "global albef": {"weights": WITH_MATCHING, "relation": "fused", "negatives": "global", "gather": "albef"},
 }
 DRAWN_BATCHES = 12
@@ -51,8 +59,10 @@ class Gradients(pl.Callback):
 
     def __init__(self) -> None:
         self.found: dict[str, Tensor] = {}
+        self.terms: dict[str, Tensor] = {}
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.terms = pl_module.epoch_terms[-1]  # type: ignore[assignment]
         self.found = {name: p.grad.clone() for name, p in pl_module.named_parameters() if p.grad is not None}
 
 
@@ -88,6 +98,7 @@ def one_rank(rank: int, folder: Path, world_size: int, settings: list[str]) -> N
             fit = trainer(**options, callbacks=[gradients, gathered])
             fit.fit(student(**SETTINGS[name]), datamodule=FixedBatches([share(rank)]))
         result[name], result["gathered"] = gradients.found, gathered.found
+        result[f"{name} terms"] = gradients.terms
     result["draws"] = draws(rank, options)
     torch.save(result, folder / f"{rank}.pt")
 

@@ -144,9 +144,24 @@ def test_two_processes_have_the_gradient_that_is_asked_for(setting: str, two: Re
     check(setting, two)
 
 
+@pytest.mark.parametrize(
+    ("setting", "whole"),
+    [
+        ("averaged exact own rows", "averaged exact"),
+        ("local exact own rows", "local exact"),
+        ("global exact own rows in chunks", "global exact"),
+    ],
+)
+def test_a_process_that_computes_its_own_rows_logs_the_terms_of_all(setting: str, whole: str, two: Results) -> None:
+    for result in two:
+        assert result[f"{setting} terms"].keys() == result[f"{whole} terms"].keys()
+        for name, value in result[f"{whole} terms"].items():
+            torch.testing.assert_close(result[f"{setting} terms"][name], value, rtol=1e-12, atol=0)
+
+
 @pytest.mark.slow
 def test_three_processes(tmp_path: Path) -> None:
-    settings = ["local exact", "local albef", "global exact", "global albef"]
+    settings = ["local exact", "local albef", "global exact", "global albef", "global exact own rows in chunks"]
     results = run_ranks(tmp_path, 3, settings)
     for setting in settings:
         check(setting, results)

@@ -1,0 +1,98 @@
+"""Gradient caching: a batch goes through an encoder chunk by chunk, and its gradient is that of the whole batch.
+
+A contrast needs the embeddings of the whole batch at once, not the activations that led to them. Those of one chunk at a
+time are kept: the backward pass encodes each chunk once more, with the same random numbers. Memory is that of a chunk plus
+the embeddings (and tokens, where a fusion encoder reads them); time is that of one more forward pass.
+
+Reference:
+    Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from sdr_lightning.types import Encoded, Tokens
+
+T = TypeVar("T", bound=Tensor | Tokens)
+
+
+def encode_in_chunks(encode: Callable[[T], Encoded], inputs: T, size: int | None) -> Encoded:
+    """Encode a batch, chunk by chunk.
+
+    Args:
+        encode: encodes a batch, each item without regard to the others.
+        inputs: (B, ...), or tokens of B captions.
+        size: items of a chunk; None, or B and more, for the whole batch at once, as without this function.
+
+    Returns:
+        What ``encode`` says of the whole batch; gradient flows to what it reads.
+    """
+    if size is None or len(inputs if isinstance(inputs, Tensor) else inputs.input_ids) <= size:
+        return encode(inputs)
+    parts: list[Encoded] = [checkpoint(encode, chunk, use_reentrant=False) for chunk in _split(inputs, size)]
+
+    def joined(column: Sequence[Tensor | None]) -> Tensor | None:
+        found = [part for part in column if part is not None]
+        return torch.cat(found) if found else None
+
+    tokens, mask = (joined([part[i] for part in parts]) for i in (1, 2))
+    return Encoded(torch.cat([part.vector for part in parts]), tokens, mask)
+
+
+def map_in_chunks(
+    function: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor, size: int | None
+) -> Tensor:
+    """Apply a function of two rows to many, chunk by chunk.
+
+    Args:
+        function: of (P, ...) and (P, ...), each row without regard to the others.
+        first: (P, ...).
+        second: (P, ...).
+        size: rows of a chunk; None for all at once.
+
+    Returns:
+        (P, ...); gradient flows to what the function reads.
+    """
+    if size is None or len(first) <= size:
+        return function(first, second)
+    chunks = zip(_rows(first, size), _rows(second, size), strict=True)
+    return torch.cat([checkpoint(function, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+def check_chunks(size: int | None, **modules: nn.Module) -> None:
+    """See that chunks can stand for a whole batch.
+
+    Args:
+        size: items of a chunk, or None.
+        modules: what is trained, by name.
+
+    Raises:
+        ValueError: a size below 1, or a module that normalises over the batch.
+    """
+    if size is None:
+        return
+    if size < 1:
+        raise ValueError(f"micro_batch must be at least 1 pair, got {size}")
+    for name, module in modules.items():
+        if any(isinstance(part, _BatchNorm) and part.training for part in module.modules()):
+            raise ValueError(
+                f"micro_batch would give the {name}'s batch norm the statistics of {size} pairs: freeze the {name}, "
+                "take one without batch norm, or leave micro_batch out"
+            )
+
+
+def _split(inputs: Tensor | Tokens, size: int) -> list[Any]:
+    if isinstance(inputs, Tensor):
+        return _rows(inputs, size)
+    return [Tokens(*columns) for columns in zip(*(_rows(column, size) for column in inputs), strict=True)]
+
+
+def _rows(tensor: Tensor, size: int) -> list[Tensor]:
+    return list(torch.split(tensor, size))
