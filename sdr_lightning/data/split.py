@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,19 @@ from sdr_lightning.features.bank import FeatureBank, Modality
 from sdr_lightning.types import Tokens
 
 Rows = NDArray[np.int64]
+
+
+class _Features(NamedTuple):
+    """A bank's features, left where they are, and where in it each row of the split is."""
+
+    features: Tensor
+    positions: Tensor
+
+    def at(self, rows: Rows) -> Tensor:
+        return self.features[self.positions[torch.from_numpy(rows)]]
+
+    def all(self) -> Tensor:
+        return self.features[self.positions]
 
 
 class PreparedSplit:
@@ -68,8 +81,8 @@ class PreparedSplit:
         self._tokenizer = tokenizer
         self._wording = wording
         self._tokens = tokenised(tokenizer, wording(self.table.captions), cache)
-        self._cached: dict[Modality, Tensor] = {}
-        self._teacher: dict[Modality, Tensor] = {}
+        self._cached: dict[Modality, _Features] = {}
+        self._teacher: dict[Modality, _Features] = {}
         self.teacher_sources: dict[Modality, str] = {}
         self._placebo = False
 
@@ -99,17 +112,17 @@ class PreparedSplit:
         """Hand out a frozen tower's features from now on, instead of pixels or tokens.
 
         Raises:
-            ValueError: a bank of other items, see :meth:`FeatureBank.rows`.
+            ValueError: a bank of other items, see :meth:`FeatureBank.positions`.
         """
-        self._cached[bank.modality] = bank.rows(self.ids(bank.modality), self.content(bank.modality))
+        self._cached[bank.modality] = self._found(bank)
 
     def attach_teacher(self, bank: FeatureBank) -> None:
         """Hand out a teacher's features with every pair.
 
         Raises:
-            ValueError: a bank of other items, see :meth:`FeatureBank.rows`.
+            ValueError: a bank of other items, see :meth:`FeatureBank.positions`.
         """
-        self._teacher[bank.modality] = bank.rows(self.ids(bank.modality), self.content(bank.modality))
+        self._teacher[bank.modality] = self._found(bank)
         self.teacher_sources[bank.modality] = bank.source
         self._placebo = self._placebo or bank.is_placebo
 
@@ -137,27 +150,31 @@ class PreparedSplit:
                     "a frozen image tower's features are computed once, so images cannot be augmented: set "
                     "data.init_args.augmentation to none, or the tower's frozen to false"
                 )
-            return self._cached["image"][torch.from_numpy(rows)]
+            return self._cached["image"].at(rows)
         return torch.stack([self._image(int(row), transform, key) for row in rows])
 
     def texts(self, rows: Rows) -> Tokens | Tensor:
         """Tokens of some captions, or (B, D) cached features."""
         if "text" in self._cached:
-            return self._cached["text"][torch.from_numpy(rows)]
+            return self._cached["text"].at(rows)
         return take(self._tokens, torch.from_numpy(rows))
 
     def teacher(self, modality: Modality, rows: Rows) -> Tensor | None:
         """(B, D) teacher features of some rows, or None where no bank is attached."""
         features = self._teacher.get(modality)
-        return None if features is None else features[torch.from_numpy(rows)]
+        return None if features is None else features.at(rows)
 
     def record(self) -> dict[str, Any]:
         """What the imbalances came to, for a run's record; with the measured degree where two real teachers are attached."""
         record = self.realised.record()
         if len(self._teacher) == 2 and not self._placebo:
-            degree = measure_degree(self._teacher["image"], self._teacher["text"], self.caption_image)
+            image, text = (self._teacher[modality].all() for modality in get_args(Modality))
+            degree = measure_degree(image, text, self.caption_image)
             record["degree"] = {**degree._asdict(), "mean": degree.mean}
         return record
+
+    def _found(self, bank: FeatureBank) -> _Features:
+        return _Features(bank.features, bank.positions(self.ids(bank.modality), self.content(bank.modality)))
 
     def _image(self, row: int, transform: Transform | None, key: tuple[int, ...]) -> Tensor:
         stored = self._images[row]

@@ -22,9 +22,13 @@ class DualEncoder(nn.Module):
         dropout: share of the projections' inputs and hidden units dropped in training, in [0, 1).
         normalise_features: put a LayerNorm between tower and projection.
         fusion: tells whether a caption belongs to an image, from the towers' tokens; None for a dual encoder alone.
+        compile: compile the towers by ``torch.compile``; the first steps take minutes.
+        activation_checkpointing: keep the activations between the towers' layers alone, and compute those within a layer
+            again in the backward pass: less memory for more time.
 
     Raises:
-        ValueError: towers of different widths without a projection, or a fusion encoder that does not fit the towers.
+        ValueError: towers of different widths without a projection, a fusion encoder that does not fit the towers, or a
+            tower without activation checkpointing.
     """
 
     def __init__(
@@ -36,6 +40,8 @@ class DualEncoder(nn.Module):
         dropout: float = 0.0,
         normalise_features: bool = False,
         fusion: FusionEncoder | None = None,
+        compile: bool = False,
+        activation_checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.image_tower, self.text_tower = image_tower, text_tower
@@ -53,6 +59,11 @@ class DualEncoder(nn.Module):
         self.fusion = fusion
         if fusion is not None:
             _check_fusion(fusion, image_tower, text_tower)
+        for tower in (image_tower, text_tower):
+            if activation_checkpointing and not tower.frozen:  # a frozen tower keeps none
+                tower.checkpoint_activations()
+            if compile:
+                tower.compile()
 
     def image(self, images: Tensor) -> Encoded:
         """Embed images, and keep their tokens.

@@ -80,6 +80,13 @@ class TimmImageTower(Tower):
         self.model.to(memory_format=torch.channels_last)  # what convolutions are fastest with, on CPUs and on GPUs
         self.freeze_if_asked()
 
+    def checkpoint_activations(self) -> None:
+        """By timm."""
+        try:
+            self.model.set_grad_checkpointing(True)
+        except (AssertionError, AttributeError, NotImplementedError) as error:
+            raise ValueError(f"{self.architecture.split()[0]} of timm has no activation checkpointing") from error
+
     def settings(self) -> str:
         """The architecture with its arguments, and the normalisation."""
         return f"{self.architecture} mean={self.mean.flatten().tolist()} std={self.std.flatten().tolist()}"
@@ -147,6 +154,10 @@ class TransformersImageTower(Tower):
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.freeze_if_asked()
+
+    def checkpoint_activations(self) -> None:
+        """By transformers."""
+        self.encoder.checkpoint_activations()
 
     def settings(self) -> str:
         """The configuration of the model, without where it came from, the pooling and the normalisation."""

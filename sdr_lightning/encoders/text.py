@@ -45,6 +45,10 @@ class TransformersTextTower(Tower):
         self.vocabulary_size = int(self.encoder.model.config.vocab_size)
         self.freeze_if_asked()
 
+    def checkpoint_activations(self) -> None:
+        """By transformers."""
+        self.encoder.checkpoint_activations()
+
     def settings(self) -> str:
         """The configuration of the model, without where it came from, and the pooling."""
         return self.encoder.settings()

@@ -72,6 +72,18 @@ class Tower(nn.Module):
         """Pooled features of a batch, (B, D), see :meth:`encode`."""
         return self.encode(inputs).vector
 
+    def checkpoint_activations(self) -> None:
+        """Keep activations between layers alone, and compute those within a layer again in the backward pass.
+
+        Raises:
+            ValueError: the network cannot.
+        """
+        raise ValueError(f"{type(self).__name__} has no activation checkpointing: leave activation_checkpointing out")
+
+    def compile(self, *_: Any, **options: Any) -> None:
+        """Compile :meth:`encode_inputs` in place by ``torch.compile``; parameters keep their names."""
+        self.encode_inputs = torch.compile(self.encode_inputs, **options)  # type: ignore[method-assign]
+
     def settings(self) -> str:
         """Everything besides the weights that decides the features; subclasses implement it."""
         raise TypeError(f"{type(self).__name__} does not say what its features depend on")

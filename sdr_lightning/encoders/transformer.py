@@ -90,6 +90,14 @@ class TransformersEncoder(nn.Module):
             self.projection: nn.Module = getattr(model.network, projection)
             self.width = int(self.projection.out_features)
 
+    def checkpoint_activations(self) -> None:
+        """Compute what is within a layer again in the backward pass.
+
+        Raises:
+            ValueError: the model cannot.
+        """
+        self.model.activation_checkpointing_enable()
+
     def settings(self) -> str:
         """The configuration of the model, without where it came from, and the pooling."""
         config = {key: value for key, value in self.model.config.to_dict().items() if key not in _PROVENANCE}

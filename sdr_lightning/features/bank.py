@@ -67,14 +67,18 @@ class FeatureBank:
         return sha256(self.source, "\n".join(self.ids), self.content.tobytes())
 
     def rows(self, ids: Sequence[str], content: NDArray[np.int64]) -> Tensor:
-        """Find the features of some items.
+        """The features of some items, (n, D) in the order of the ids; see :meth:`positions`."""
+        return self.features[self.positions(ids, content)]
+
+    def positions(self, ids: Sequence[str], content: NDArray[np.int64]) -> Tensor:
+        """Find some items in this bank.
 
         Args:
             ids: n ids.
             content: (n,) int64 hash of each item's content now.
 
         Returns:
-            (n, D) features in the order of the ids.
+            (n,) int64 rows of :attr:`features`, in the order of the ids.
 
         Raises:
             ValueError: ids that the bank lacks, or items whose content is not what the features were computed from.
@@ -95,7 +99,7 @@ class FeatureBank:
                 f"the {self.modality} bank was extracted from other content for {len(changed)} of {len(ids)} ids, "
                 f"first {ids[int(changed[0])]!r}: other data or another imbalance; run sdr extract on this data"
             )
-        return self.features[torch.from_numpy(rows)]
+        return torch.from_numpy(rows)
 
     def having(self, ids: Sequence[str], content: NDArray[np.int64]) -> FeatureBank:
         """The part of this bank that holds features of some items as they are now.
@@ -157,7 +161,7 @@ class FeatureBank:
 
     @classmethod
     def load(cls, path: Path, modality: Modality | None = None) -> FeatureBank:
-        """Read a bank.
+        """Read a bank; its features stay in the file, which all processes of a machine map into their memory.
 
         Args:
             path: the file that :meth:`save` wrote.

@@ -8,7 +8,7 @@ import shutil
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,13 +19,16 @@ from PIL import Image
 from torch import Tensor
 
 from sdr_lightning.configure import build, student_data, teacher_tower
+from sdr_lightning.configure.lightning_cli import SdrCLI
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.table import SPLITS, Split
 from sdr_lightning.features.bank import FeatureBank, Modality
 from sdr_lightning.metrics.graded import single_modal
 from sdr_lightning.metrics.structure import preserved
-from sdr_lightning.paths import write_atomically, write_json
+from sdr_lightning.paths import read_json, write_atomically, write_json
 from sdr_lightning.suite.plan import BankJob, Cell, TeacherJob, imbalance_options
+from sdr_lightning.training.checkpoint import BestCheckpoint
+from sdr_lightning.training.continuation import LAST, PREVIOUS, last_checkpoint
 from sdr_lightning.training.extraction import extract_bank, split_bank
 from sdr_lightning.training.record import environment
 from sdr_lightning.training.retrieval_module import RetrievalModule
@@ -67,14 +70,13 @@ def describe(student: tuple[str, ...]) -> dict[str, Any]:
     }
 
 
-def run_teacher(job: TeacherJob, student: tuple[str, ...]) -> None:
+def run_teacher(job: TeacherJob, student: tuple[str, ...], data_fingerprint: str) -> None:
     """Train a teacher, if it is to be trained, and measure its single-modal retrieval on the student's test split."""
     started = time.time()
-    _empty(job.folder)
+    _begin(job.folder, f"{job.fingerprint} {data_fingerprint}")
     with _log(job.folder):
         if job.checkpoint is not None:
-            cli = build([*job.arguments, *_SILENT])
-            cli.trainer.fit(cli.model, cli.datamodule)
+            _fit(job.arguments)
         tower = teacher_tower(job.config, str(job.checkpoint) if job.checkpoint else None)
         data = student_data(list(student))
         bank = extract_bank(tower, data, ["test"], _device())
@@ -94,6 +96,7 @@ def run_teacher(job: TeacherJob, student: tuple[str, ...]) -> None:
             **environment(),
         },
     )
+    _forget_steps(job.folder)
 
 
 def run_bank(job: BankJob, student: tuple[str, ...]) -> None:
@@ -108,27 +111,26 @@ def run_bank(job: BankJob, student: tuple[str, ...]) -> None:
         bank.save(job.file)
 
 
-def run_cell(cell: Cell, thumbnails: Path) -> None:
+def run_cell(cell: Cell, thumbnails: Path, data_fingerprint: str) -> None:
     """Train a student stage by stage, test the best epoch on validation of the last, and write everything down."""
     started = time.time()
-    _empty(cell.folder)
+    _begin(cell.folder, f"{cell.fingerprint} {data_fingerprint}")
     with _log(cell.folder):
         for arguments in cell.earlier:
-            stage = build([*arguments, "--checkpoint.save_last", "false", *_SILENT])
-            stage.trainer.fit(stage.model, stage.datamodule)
-        cli = build([*cell.arguments, "--checkpoint.save_last", "false", *_SILENT])
+            _fit(arguments)
+        cli = _fit(cell.arguments)
         module, data = cli.model, cli.datamodule
         assert isinstance(module, RetrievalModule)
         assert isinstance(data, RetrievalDataModule)
-        cli.trainer.fit(module, data)
         best = cli.trainer.checkpoint_callback
-        cli.trainer.test(module, data, ckpt_path=best.best_model_path, verbose=False)  # type: ignore[union-attr]
+        assert isinstance(best, BestCheckpoint)
+        cli.trainer.test(module, data, ckpt_path=best.best_model_path, verbose=False)
         assert module.test_embeddings is not None
         if cell.with_examples and data.image_size is not None:  # features cannot be shown
             write_json(cell.folder / "examples.json", _examples(*module.test_embeddings, data, thumbnails))
         structure = _structure(cell, data, *module.test_embeddings)
-    epoch = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["epoch"]  # type: ignore[union-attr]
-    score: Tensor | None = best.best_model_score  # type: ignore[union-attr]
+    epoch = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["epoch"]
+    score: Tensor | None = best.best_model_score
     write_json(
         cell.result,
         {
@@ -139,7 +141,7 @@ def run_cell(cell: Cell, thumbnails: Path) -> None:
             "protocol": cli.protocol,
             "metrics": module.test_metrics | structure,
             "selected": {
-                "on": best.monitor,  # type: ignore[union-attr]
+                "on": best.monitor,
                 "score": None if score is None else float(score),
                 "epoch": epoch,
                 "epochs": cli.trainer.current_epoch,
@@ -152,6 +154,7 @@ def run_cell(cell: Cell, thumbnails: Path) -> None:
             **environment(),
         },
     )
+    _forget_steps(cell.folder)
 
 
 def _structure(cell: Cell, data: RetrievalDataModule, image: Tensor, text: Tensor) -> dict[str, float]:
@@ -175,6 +178,7 @@ def guarded(function: Callable[..., None], *arguments: Any) -> str | None:
     return None
 
 
+_BEGUN = "begun.json"
 _SILENT = ("--trainer.enable_progress_bar", "false")
 
 
@@ -182,11 +186,32 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _empty(folder: Path) -> None:
-    """A job that was cut off starts afresh."""
-    if folder.exists():
+def _begin(folder: Path, fingerprint: str) -> None:
+    """A job that was cut off keeps its checkpoints, unless it was another job; any other starts afresh."""
+    mark = folder / _BEGUN
+    if folder.exists() and (not mark.is_file() or read_json(mark, "a job's mark") != {"job": fingerprint}):
         shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    write_json(mark, {"job": fingerprint})
+
+
+def _fit(arguments: Sequence[str]) -> SdrCLI:
+    """Train, from the last checkpoint of this very job if there is one; a finished stage is left as it is."""
+    cli = build([*arguments, *_SILENT])
+    folder = Path(cli.trainer.default_root_dir)
+    (folder / "config.yaml").unlink(missing_ok=True)  # of this very job; it is written again
+    try:
+        last: Path | None = last_checkpoint(folder / "checkpoints")
+    except ValueError:  # nothing was saved, or nothing can be read
+        last = None
+    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=last, weights_only=True)
+    return cli
+
+
+def _forget_steps(folder: Path) -> None:
+    """Drop what only an unfinished job needs."""
+    for name in (LAST, PREVIOUS):
+        for path in folder.rglob(name):
+            path.unlink()
 
 
 @contextlib.contextmanager
@@ -194,7 +219,7 @@ def _log(folder: Path, name: str = "log.txt") -> Iterator[None]:
     """Send what a job prints, and its warnings, to a file in its folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with (
-        (folder / name).open("w", encoding="utf-8") as file,
+        (folder / name).open("a", encoding="utf-8") as file,
         contextlib.redirect_stdout(file),
         contextlib.redirect_stderr(file),
         warnings.catch_warnings(),

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sdr_lightning.data.imbalance import KINDS
 from sdr_lightning.data.table import SPLITS, Split
 from sdr_lightning.features.bank import Modality
+from sdr_lightning.identity import sha256
 from sdr_lightning.paths import write_json
 from sdr_lightning.reporting import build_report
 from sdr_lightning.suite import jobs as work
@@ -64,7 +65,7 @@ class Runner:
         student = self.plan.student
 
         def teach(job: TeacherJob) -> Job:
-            return f"{job.modality} teacher {job.trained_on}", work.run_teacher, (job, student)
+            return f"{job.modality} teacher {job.trained_on}", work.run_teacher, (job, student, data_fingerprint)
 
         def features(modality: Modality, split: Split) -> Job:
             return f"{modality}, {split}", work.run_features, (student, modality, split)
@@ -74,11 +75,12 @@ class Runner:
 
         def run(cell: Cell) -> Job:
             name = f"{cell.method}, {cell.imbalance} {cell.ratio:g}, seed {cell.seed}"
-            return name, work.run_cell, (cell, self.folder / "thumbnails")
+            return name, work.run_cell, (cell, self.folder / "thumbnails", data_fingerprint)
 
         with _pool(self.jobs) as pool:
             try:
                 data = pool.submit(work.describe, student).result()
+                data_fingerprint = sha256(json.dumps(data["splits"], sort_keys=True))
                 if self._described_before() not in (None, data["splits"]):
                     _drop_banks(self.plan.teachers)
                 cells = [cell for cell in self.plan.cells if not _finished(cell, data["splits"])]

@@ -29,6 +29,8 @@ class Optimisation:
             names come to, which is that, and temperatures, lambda and the norm in the matching head.
         fresh_multiple: the learning rate of layers that start from random weights is this many times the others'. The
             public code asks for 2 and does not get it.
+        fused: update all parameters in one kernel; equal to rounding. With ``16-mixed`` Lightning then refuses to clip
+            gradients.
 
     Raises:
         ValueError: a warm-up outside [0, 1], a learning rate or multiple that is not positive, or an unknown word.
@@ -43,6 +45,7 @@ class Optimisation:
         schedule: Literal["cosine", "linear"] = "cosine",
         decayed: Decayed = "matrices",
         fresh_multiple: float = 1.0,
+        fused: bool = False,
     ) -> None:
         if not 0 <= warmup <= 1:
             raise ValueError(f"warmup is a share of the steps in [0, 1], got {warmup}")
@@ -55,7 +58,7 @@ class Optimisation:
             raise ValueError(f"decayed must be matrices or published, got {decayed!r}")
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup, self.betas, self.schedule = warmup, betas, schedule
-        self.decayed, self.fresh_multiple = decayed, fresh_multiple
+        self.decayed, self.fresh_multiple, self.fused = decayed, fresh_multiple, fused
 
     def configure(self, module: pl.LightningModule, fresh: Collection[str] = ()) -> OptimizerLRSchedulerConfig:
         """Optimiser and schedule, as Lightning takes them.
@@ -64,7 +67,7 @@ class Optimisation:
             module: whose parameters that want a gradient are optimised; attached to a trainer.
             fresh: names of those that start from random weights.
         """
-        optimizer = AdamW(self.groups(module, fresh), lr=self.learning_rate, betas=self.betas)
+        optimizer = AdamW(self.groups(module, fresh), lr=self.learning_rate, betas=self.betas, fused=self.fused or None)
         steps = int(module.trainer.estimated_stepping_batches)
         return {
             "optimizer": optimizer,

@@ -1,5 +1,6 @@
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -264,3 +265,17 @@ def test_ids_are_readable_in_the_file(tmp_path):
     with safe_open(tmp_path / "bank.safetensors", framework="pt") as file:
         assert json.loads(file.metadata()["ids"]) == IDS
         assert "ünï" in file.metadata()["ids"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")
+def test_features_stay_in_the_file_that_all_processes_map(tmp_path):
+    path = tmp_path / "bank.safetensors"
+    ids = [f"{row}" for row in range(5000)]
+    content = np.arange(5000)
+    FeatureBank("image", ids, content, torch.rand(5000, 16), "tower").save(path)
+    bank = FeatureBank.load(path)
+    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if line.endswith(str(path))]
+    ranges = [[int(end, 16) for end in entry[0].split("-")] for entry in maps]
+    assert any(first <= bank.features.data_ptr() < last for first, last in ranges)
+    found = bank.positions(ids[::-1], content[::-1])
+    assert torch.equal(bank.features[found], bank.rows(ids[::-1], content[::-1]))

@@ -1,0 +1,105 @@
+"""A cell that is cut off goes on where it was, and one of another study does not."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from sdr_lightning.suite import jobs
+from sdr_lightning.suite.jobs import run_cell
+from sdr_lightning.suite.plan import Cell, plan
+from sdr_lightning.suite.spec import Suite
+
+SUITE = Suite.load(Path(__file__).parents[2] / "experiments/scenes/suite.yaml")
+SMALL = {"data.init_args.source.init_args.num_train": 90, "data.init_args.source.init_args.num_val": 20}
+SMALL |= {"data.init_args.source.init_args.num_test": 20, "data.init_args.batch_size": 150, "trainer.max_epochs": 3}
+STEPS = 9  # 3 epochs of 450 pairs
+
+
+class Steps(pl.Callback):
+    """Counts the steps, and asks the process to stop at one of them."""
+
+    def __init__(self, stop_at: int | None) -> None:
+        self.stop_at, self.done = stop_at, 0
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        self.done += 1
+        if trainer.global_step == self.stop_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def a_cell(folder: Path) -> Cell:
+    """Matching alone, in seconds."""
+    cell = next(cell for cell in plan(SUITE, folder).cells if cell.method == "ITC" and not cell.with_examples)
+    options = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
+    return replace(cell, arguments=(*cell.arguments, *options))
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
+    """Runs a cell and says how many steps it took."""
+    build = jobs.build
+    monkeypatch.setattr(jobs, "_structure", lambda *_: {})  # it compares with the banks of a whole study
+
+    def run(cell: Cell, stop_at: int | None = None, data: str = "of these images") -> int:
+        steps = Steps(stop_at)
+
+        def watched(arguments: list[str]) -> Any:
+            cli = build(arguments)
+            cli.trainer.callbacks.insert(0, steps)  # type: ignore[attr-defined]
+            return cli
+
+        monkeypatch.setattr(jobs, "build", watched)
+        try:
+            run_cell(cell, tmp_path / "thumbnails", data)
+        except SIGTERMException:
+            assert stop_at is not None
+        return steps.done
+
+    return run
+
+
+def kept(cell: Cell) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(cell.folder / "checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cell_that_was_cut_off_ends_as_if_it_had_not_been(run: Any, tmp_path: Path) -> None:
+    whole, cut = a_cell(tmp_path / "whole"), a_cell(tmp_path / "cut")
+    assert run(whole) == STEPS
+    assert run(cut, stop_at=4) == 5
+    assert not cut.result.exists()
+    assert (cut.folder / "checkpoints/last.ckpt").is_file()
+    assert run(cut) == STEPS - 5
+    first, second = (json.loads(cell.result.read_text()) for cell in (whole, cut))
+    for name in ("metrics", "selected", "realised", "fingerprint"):
+        assert first[name] == second[name], name
+    assert all(torch.equal(value, kept(cut)[name]) for name, value in kept(whole).items())
+    assert {path.name for path in cut.folder.rglob("*.ckpt")} == {"best.ckpt"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("other", [{"data": "of other images"}, {"fingerprint": "other settings"}])
+def test_a_cell_that_was_cut_off_under_other_settings_starts_afresh(run: Any, tmp_path: Path, other: Any) -> None:
+    cell = a_cell(tmp_path)
+    run(cell, stop_at=4)
+    now = replace(cell, fingerprint=other["fingerprint"]) if "fingerprint" in other else cell
+    assert run(now, data=other.get("data", "of these images")) == STEPS
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_checkpoint_that_cannot_be_read_is_passed_over(run: Any, tmp_path: Path) -> None:
+    cell = a_cell(tmp_path)
+    run(cell, stop_at=1)
+    (cell.folder / "checkpoints/last.ckpt").write_bytes(b"half")
+    assert run(cell) == STEPS
