@@ -30,11 +30,9 @@ reproduce-flickr8k: $(READY) ## the study on Flickr8k, for a CPU: FLICKR8K_ROOT=
 	FLICKR8K_ROOT="$(FLICKR8K_ROOT)" $(BIN)/sdr reproduce experiments/flickr8k/suite.yaml
 
 sweep-mini: $(READY) ## a sweep over imbalance ratios on generated scenes, with its teachers
-	test -f runs/image_teacher/results.json || $(BIN)/sdr fit --config experiments/scenes/image_teacher.yaml --run_dir runs/image_teacher
-	test -f runs/text_teacher/results.json || $(BIN)/sdr fit --config experiments/scenes/text_teacher.yaml --run_dir runs/text_teacher
-	for modality in image text; do test -f runs/banks/scenes-$$modality.safetensors || \
-	  $(BIN)/sdr extract --config experiments/scenes/sdr.yaml --teacher experiments/scenes/$${modality}_teacher.yaml \
-	  --ckpt_path runs/$${modality}_teacher/checkpoints/final.ckpt --output runs/banks/scenes-$$modality.safetensors || exit 1; done
+	for modality in image text; do run=runs/$${modality}_teacher; \
+	  $(BIN)/sdr fit --config experiments/scenes/$${modality}_teacher.yaml --run_dir $$run \
+	  $$(test -f $$run/checkpoints/last.ckpt && echo --ckpt_path last) || exit 1; done
 	$(BIN)/sdr sweep experiments/sweeps/mini.yaml --jobs 2 --resume
 
 lint: $(READY) ## style and formatting

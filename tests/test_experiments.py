@@ -14,7 +14,9 @@ ROOT = Path(__file__).parent.parent / "experiments"
 FILES = sorted(ROOT.rglob("*.yaml"))
 SUITES = [path for path in FILES if path.stem.startswith("suite")]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))  # tests/sweep builds a run of each
-OVERLAYS = sorted([*(ROOT / "_base").glob("*.yaml"), *(ROOT / "sweeps/methods").glob("*.yaml")])
+OVERLAYS = sorted(
+    path for place in ("_base/*", "sweeps/methods/*", "*/teachers") for path in ROOT.glob(f"{place}.yaml")
+)
 FRAGMENTS = sorted(path for folder in ("models", "data", "sources") for path in (ROOT / folder).glob("*.yaml"))
 SOURCES = sorted((ROOT / "sources").glob("*.yaml"))
 DATA = sorted((ROOT / "data").glob("*.yaml"))
@@ -72,7 +74,7 @@ def test_a_source_takes_the_place_of_another(path: Path) -> None:
     assert data.source.name == described["init_args"]["name"]
 
 
-@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_an_overlay_fits_an_experiment(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if path.stem == "gpu":
         assert yaml.safe_load(path.read_text())["trainer"]["accelerator"] == "gpu"  # cannot be built without one

@@ -6,7 +6,13 @@ import runpy
 import sys
 from pathlib import Path
 
-BENCHMARKS = {"evaluate": "bench_evaluation.py", "data": "bench_data.py", "losses": "bench_losses.py"}
+BENCHMARKS = {
+    "evaluate": "bench_evaluation.py",
+    "data": "bench_data.py",
+    "losses": "bench_losses.py",
+    "training": "bench_training.py",
+    "processes": "bench_processes.py",
+}
 
 
 def run(arguments: list[str]) -> int:

@@ -36,7 +36,8 @@ Studies:
   sdr runs      [FOLDER] [--where OPTION=VALUE]            list, filter and compare runs
   sdr report    FOLDER                                     report.html and report.md of a study or sweep; of a run, its curves
   sdr report    metrics.json metrics.json ...              evaluations side by side, with intervals
-  sdr bench     evaluate | data | losses                   the speed claims, both sides on this machine
+  sdr bench     evaluate | data | losses | training | processes
+                                                           the speed claims, both sides on this machine
 
   sdr --version | --help
 """

@@ -4,32 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterator
-from itertools import count
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest.mock import patch
 
 import lightning.pytorch as pl
-import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sdr_lightning.configure.complaints import told_in_one_line
-from sdr_lightning.metrics.files import pairing_fingerprint, save_evaluation
-from sdr_lightning.metrics.published import first_five
-from sdr_lightning.paths import read_json, write_json, write_text
+from sdr_lightning.configure.run_folder import RunFolder, fresh_folder
+from sdr_lightning.configure.teacher import TeacherFiles
+from sdr_lightning.encoders.tower import Tower
+from sdr_lightning.features.bank import Modality
+from sdr_lightning.paths import read_json
 from sdr_lightning.training.checkpoint import BestCheckpoint
 from sdr_lightning.training.continuation import CheckpointFiles, Continuation, last_checkpoint
 from sdr_lightning.training.metrics_csv import MetricsCSV
 from sdr_lightning.training.protocol import ProtocolName, paper_options
-from sdr_lightning.training.record import environment, git, peak_memory, versions
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.training.tracking import WandbRun
 
@@ -40,6 +39,8 @@ _TRAINER_DEFAULTS = {
     "enable_model_summary": False,
 }
 _INSIDES = (
+    ".*`srun` command is available.*",
+    ".*have no `validation_step`.*",  # teachers: the last epoch is the teacher
     ".*tensorboardX.*",
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
@@ -98,6 +99,8 @@ class SdrCLI(LightningCLI):
             default="clean",
             help="clean: as configured; paper: what the public code does is set over it, see docs/method.md",
         )
+        for modality in get_args(Modality):
+            parser.add_class_arguments(TeacherFiles, f"{modality}_teacher")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "data.init_args.seed")
 
@@ -112,12 +115,13 @@ class SdrCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder and make it the default place of everything."""
         settings = self.settings
-        self.run_dir = Path(settings.run_dir) if settings.run_dir else _fresh_folder(self.subcommand or "run")
+        self.run_dir = Path(settings.run_dir) if settings.run_dir else fresh_folder(self.subcommand or "run")
         if self.subcommand == "fit" and (self.run_dir / "config.yaml").exists() and not settings.get("ckpt_path"):
             raise ValueError(
                 f"{self.run_dir} already holds a run: choose another --run_dir, or continue with --ckpt_path last"
             )
         self._apply_protocol(settings)
+        self.folder = RunFolder(self.run_dir, self.protocol)
         settings.trainer.default_root_dir = str(self.run_dir)
         loggers = settings.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
@@ -157,10 +161,23 @@ class SdrCLI(LightningCLI):
         return trainer
 
     def instantiate_classes(self) -> None:
-        """Build everything, and tell a student its protocol."""
+        """Build everything, and tell a student its protocol and its teachers.
+
+        Raises:
+            ValueError: a teacher for something else than a student.
+        """
         super().instantiate_classes()
+        teachers: dict[Modality, Callable[[], Tower]] = {}
+        for modality in get_args(Modality):
+            files: TeacherFiles = self._get(self.config_init, f"{modality}_teacher")
+            if files.config is not None:
+                teachers[modality] = partial(files.tower, modality)
         if isinstance(self.model, RetrievalModule):
-            self.model.protocol = self.protocol
+            self.model.protocol, self.model.teachers = self.protocol, teachers
+        elif teachers:
+            raise ValueError(
+                f"--{min(teachers)}_teacher is for students, and the model is a {type(self.model).__name__}"
+            )
 
     def before_fit(self) -> None:
         """Refuse to continue from nothing, and leave a finished run as it is."""
@@ -181,23 +198,14 @@ class SdrCLI(LightningCLI):
     def write_record(self) -> None:
         """Write the configuration as resolved, and what the run is made with, into the run's folder."""
         text = self._parser(self.subcommand).dump(self.settings.clone(), skip_none=False)
-        write_text(self.run_dir / "config.yaml", text, exclusive=self.settings.get("ckpt_path") is None)
-        splits = {name: split.record() for name, split in self.datamodule.splits.items()}
-        record = {"options": self.arguments, "protocol": self.protocol, "data": splits, **environment()}
-        write_json(self.run_dir / "run.json", record)
-        self._write_noise()
+        is_new = self.settings.get("ckpt_path") is None
+        record = self.folder.write_record(text, self.arguments, self.datamodule, exclusive=is_new)
         for tracked in self.tracked():
             tracked.begin(yaml.safe_load(text), record)
 
     def tracked(self) -> list[WandbRun]:
         """The W&B runs among the trainer's loggers."""
         return [logger for logger in self.trainer.loggers if isinstance(logger, WandbRun)]
-
-    def _write_noise(self) -> None:
-        """Keep which items each imbalance changed, so that the very same noise can be read again, here or elsewhere."""
-        for name, split in self.datamodule.splits.items():
-            for number, part in enumerate(split.realised.parts):
-                part.save(self.run_dir / "noise" / f"{name}-{number}-{part.imbalance.kind}.npz")
 
     def before_test(self) -> None:
         """Refuse to test untrained weights by accident."""
@@ -208,72 +216,18 @@ class SdrCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say where the run is."""
         if self.trainer.is_global_zero:
-            best = self.trainer.checkpoint_callback
-            path = getattr(best, "best_model_path", "") or getattr(best, "last_model_path", "")
-            self._write_training(path)
-            print(f"finished in {time.time() - self.started:.0f} s; run folder {self.run_dir}, checkpoint {path}")
-
-    def _write_training(self, checkpoint: str) -> None:
-        """What came of the training: the epoch that was kept, and what it took."""
-        log = next((logger for logger in self.trainer.loggers if isinstance(logger, MetricsCSV)), None)
-        keeper = self.trainer.checkpoint_callback
-        rows = [] if log is None else [{"step": step, **row} for step, row in sorted(log.rows.items())]
-        assert isinstance(keeper, BestCheckpoint)
-        monitored = [row for row in rows if keeper.monitor in row]
-        kept: dict[str, float] = rows[-1] if rows else {}
-        if monitored:
-            best = max if keeper.mode == "max" else min
-            kept = best(monitored, key=lambda row: row[str(keeper.monitor)])
-        training = {
-            "kept": kept,
-            "checkpoint": checkpoint,
-            "epochs": self.trainer.current_epoch,
-            "steps": self.trainer.global_step,
-            "wall_time_s": time.time() - self.started,
-            **peak_memory(),
-        }
-        write_json(self.run_dir / "results.json", {"training": training, **environment()})
+            checkpoint = self.folder.write_training(self.trainer, time.time() - self.started)
+            print(f"finished in {time.time() - self.started:.0f} s; run folder {self.run_dir}, checkpoint {checkpoint}")
 
     def after_test(self) -> None:
         """Write and show the results."""
         if self.trainer.is_global_zero and isinstance(self.model, RetrievalModule):
-            self._write_noise()
-            under = self.datamodule.evaluated_under()
-            results = {"protocol": self.protocol, "metrics": self.model.test_metrics, "evaluated_under": under}
-            write_json(
-                self.run_dir / "results.json", {**results, "ckpt_path": self.settings.ckpt_path, **environment()}
-            )
-            self._write_evaluation(under)
+            under = self.folder.write_test(self.model, self.datamodule, self.settings.ckpt_path)
             for part in under.get("test", {"imbalances": []})["imbalances"]:
                 print(f"the test data is imbalanced: {part['kind']}, {part['affected']} of {part['of']} items")
             for name, value in self.model.test_metrics.items():
                 print(f"{name:{max(map(len, self.model.test_metrics))}} {value:8.2f}")
             print(f"results in {self.run_dir / 'results.json'}")
-
-    def _write_evaluation(self, under: dict[str, Any]) -> None:
-        """The same as ``sdr evaluate`` writes it, for ``sdr report`` to set beside others."""
-        table, relevance = self.datamodule.split("test").table, self.datamodule.relevance("test")
-        pairing, captions, images = (
-            torch.from_numpy(table.caption_image),
-            list(table.caption_ids),
-            list(table.image_ids),
-        )
-        paper = self.protocol == "paper"
-        queries = pairing[first_five(pairing, len(images))] if paper else pairing
-        meta = {
-            "protocol": self.protocol,
-            "split": "test",
-            "images": len(images),
-            "texts": len(queries),
-            "ties": "index",
-            "siblings": "keep",
-            "folds": None if paper else self.datamodule.test_folds,
-            "relevance": {"kind": relevance.kind, "fingerprint": relevance.fingerprint},
-            "data": pairing_fingerprint(pairing, captions, images),
-            "evaluated_under": under,
-            "code": {"version": versions()["sdr_lightning"], **git()},
-        }
-        save_evaluation(self.run_dir / "metrics.json", self.model.test_metrics, self.model.test_queries, queries, meta)
 
 
 def run(arguments: list[str]) -> SdrCLI:
@@ -316,20 +270,6 @@ class _WriteRecord(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             self.cli.write_record()
-
-
-def _fresh_folder(command: str) -> Path:
-    """A folder for a run that names none: by date, the same for all processes of a run.
-
-    Raises:
-        ValueError: processes that were started side by side, which would each choose its own.
-    """
-    if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
-        raise ValueError("the processes that torchrun or srun started must share a folder: give --run_dir")
-    by_date = f"runs/{command}/{time.strftime('%Y%m%d-%H%M%S')}"
-    folder = next(name for n in count(1) if not Path(name := by_date if n == 1 else f"{by_date}-{n}").exists())
-    sys.argv.append(f"--run_dir={folder}")  # for the processes that DDP starts
-    return Path(folder)
 
 
 @contextlib.contextmanager

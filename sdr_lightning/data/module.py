@@ -134,8 +134,8 @@ class RetrievalDataModule(pl.LightningDataModule):
         path = self.banks[modality]
         if path is None:
             raise ValueError(
-                f"the objective distils an {modality} teacher and there is no bank of its features: write one with "
-                f"sdr extract and name it as --data.init_args.{modality}_bank"
+                f"the objective distils an {modality} teacher and there is neither --{modality}_teacher nor a bank of "
+                f"its features: write one with sdr extract and name it as --data.init_args.{modality}_bank"
             )
         self.split("train").attach_teacher(FeatureBank.load(Path(expand(path)), modality))
 

@@ -27,6 +27,8 @@ class TimmImageTower(Tower):
         model_args: further arguments of ``timm.create_model``, such as ``img_size``.
         mean: per-channel mean of the inputs in [0, 1]; timm's own for this architecture when None.
         std: per-channel standard deviation; timm's own when None.
+        channels_last: keep pixels and kernels with channels as the last dimension in memory, which convolutions are fastest
+            with; False for channels first.
         frozen: see :class:`~sdr_lightning.encoders.tower.Tower`.
 
     Raises:
@@ -44,6 +46,7 @@ class TimmImageTower(Tower):
         model_args: dict[str, Any] | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
+        channels_last: bool = True,
         frozen: bool = False,
     ) -> None:
         import timm
@@ -77,7 +80,8 @@ class TimmImageTower(Tower):
         config = self.model.pretrained_cfg
         self.register_buffer("mean", torch.tensor(mean or config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or config["std"]).view(1, 3, 1, 1), persistent=False)
-        self.model.to(memory_format=torch.channels_last)  # what convolutions are fastest with, on CPUs and on GPUs
+        self._layout = torch.channels_last if channels_last else torch.contiguous_format
+        self.model.to(memory_format=self._layout)
         self.freeze_if_asked()
 
     def checkpoint_activations(self) -> None:
@@ -102,7 +106,7 @@ class TimmImageTower(Tower):
             the public code; without the pooled one where the network makes it wider than the grid's. A network of several
             scales has no tokens.
         """
-        pixels = _normalised(inputs, self.mean, self.std).contiguous(memory_format=torch.channels_last)
+        pixels = _normalised(inputs, self.mean, self.std).contiguous(memory_format=self._layout)
         features: Any = self.model.forward_features(pixels)
         pooled: Tensor = self.model.forward_head(features, pre_logits=True)
         if not isinstance(features, Tensor):  # networks of several scales have no one grid

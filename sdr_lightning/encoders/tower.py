@@ -40,6 +40,11 @@ class Tower(nn.Module):
         self.requires_grad_(not self.frozen)
         self.train()  # transformers hands pretrained models out in evaluation mode
 
+    def freeze(self) -> None:
+        """Stop gradients from now on, and stay in evaluation mode."""
+        self.frozen = True
+        self.freeze_if_asked()
+
     def train(self, mode: bool = True) -> Self:
         """Set the training mode; a frozen tower stays in evaluation mode."""
         return super().train(mode and not self.frozen)

@@ -58,7 +58,10 @@ def last_checkpoint(folder: Path) -> Path:
                 rank_zero_warn(f"{path} cannot be read ({type(error).__name__}): the one before is tried")
                 continue
             return path
-    raise ValueError(f"nothing to continue: there is no {folder / LAST}; start afresh without --ckpt_path")
+    raise ValueError(
+        f"nothing to continue: there is no {folder / LAST}; start afresh without --ckpt_path, in another --run_dir if "
+        f"{folder.parent} holds what was cut before its first checkpoint"
+    )
 
 
 class Continuation(pl.Callback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -13,7 +14,8 @@ from torch import Tensor
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.table import Split
 from sdr_lightning.encoders.dual_encoder import DualEncoder
-from sdr_lightning.features.bank import Modality
+from sdr_lightning.encoders.tower import Tower
+from sdr_lightning.features.bank import FeatureBank, Modality
 from sdr_lightning.functional.search import TopK, top_k
 from sdr_lightning.losses.objective import RebalancingObjective
 from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds, evaluate_queries
@@ -106,6 +108,7 @@ class RetrievalModule(EpochTerms):
         self.val_embeddings: tuple[Tensor, Tensor] | None = None
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
         self.protocol: ProtocolName = "clean"  # whoever trains under another says so
+        self.teachers: dict[Modality, Callable[[], Tower]] = {}  # whoever has them at hand passes them; banks otherwise
         if encoder.fusion is not None:  # a parameter that no term reads would stop DDP
             encoder.fusion.requires_grad_(objective.needs_fusion)
             encoder.fusion.head.requires_grad_(objective.needs_matching)
@@ -138,17 +141,29 @@ class RetrievalModule(EpochTerms):
         }
         for modality, is_needed in needed.items():
             if stage == "fit" and is_needed:
-                self.data.attach_teacher(modality)
+                self._attach_teacher(modality)
         if stage == "fit" and self.start_from is not None:
             self._start_from(Path(expand(self.start_from)))
         for name, split in self.data.splits.items():
             for tower in self.encoder.cached_towers().values():
-                device = self.trainer.strategy.root_device
-                if self.trainer.is_global_zero:  # writes the cache that the others then read
-                    split.cache(split_bank(tower, self.data, name, device))
-                self.trainer.strategy.barrier()
-                if not self.trainer.is_global_zero:
-                    split.cache(split_bank(tower, self.data, name, device))
+                split.cache(self._features(tower, name))
+
+    def _attach_teacher(self, modality: Modality) -> None:
+        """Hand out a teacher's features: of the teacher at hand, run over the training data as it is, or of its bank."""
+        if modality in self.teachers:
+            self.data.split("train").attach_teacher(self._features(self.teachers[modality](), "train"))
+        else:
+            self.data.attach_teacher(modality)
+
+    def _features(self, tower: Tower, name: Split) -> FeatureBank:
+        """What a frozen tower says of a split; the first process writes the cache that the others then read."""
+        device = self.trainer.strategy.root_device
+        if not self.trainer.is_global_zero:
+            self.trainer.strategy.barrier()
+        bank = split_bank(tower, self.data, name, device)
+        if self.trainer.is_global_zero:
+            self.trainer.strategy.barrier()
+        return bank
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`."""

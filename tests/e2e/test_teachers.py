@@ -1,0 +1,123 @@
+"""Teachers that a student's run brings along, in the place of banks that were extracted before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sdr_lightning.configure import teacher_tower
+from tests.e2e.sdr import MATCHING_ALONE, SMALL, complaint, sdr, succeeded
+
+NOISE = tuple(f"--data.init_args.imbalance.{name}" for name in ("kind=drop_words", "severity=5", "ratio=0.5"))
+
+
+@pytest.fixture(scope="module")
+def trained(experiments: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a checkpoint of each teacher of the scenes."""
+    folder = tmp_path_factory.mktemp("teachers")
+    for modality in ("image", "text"):
+        config = ("--config", experiments / f"scenes/{modality}_teacher.yaml")
+        succeeded(sdr("fit", *config, *SMALL, "--trainer.max_epochs=1", "--run_dir", folder / modality))
+    return folder
+
+
+def files(experiments: Path, trained: Path) -> tuple[str, ...]:
+    return tuple(
+        word
+        for modality in ("image", "text")
+        for word in (
+            f"--{modality}_teacher.config={experiments}/scenes/{modality}_teacher.yaml",
+            f"--{modality}_teacher.ckpt_path={trained}/{modality}/checkpoints/final.ckpt",
+        )
+    )
+
+
+def fit(experiments: Path, folder: Path, *more: str | Path) -> Any:
+    base = ("--config", experiments / "scenes/sdr.yaml", *SMALL, *NOISE, "--trainer.max_epochs=2")
+    return sdr("fit", *base, *more, "--run_dir", folder / "run", cwd=folder)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state: dict[str, torch.Tensor] = torch.load(folder / "run/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    return state
+
+
+@pytest.mark.slow
+def test_a_student_learns_what_it_learns_from_banks(experiments: Path, trained: Path, tmp_path: Path) -> None:
+    """Bit for bit, though building teachers draws random numbers; at two processes, and with what was kept, too."""
+    banks = []
+    for modality in ("image", "text"):
+        bank = tmp_path / f"{modality}.safetensors"
+        teacher = ("--teacher", experiments / f"scenes/{modality}_teacher.yaml", "--output", bank)
+        checkpoint = ("--ckpt_path", trained / modality / "checkpoints/final.ckpt")
+        succeeded(
+            sdr("extract", "--config", experiments / "scenes/sdr.yaml", *SMALL[:3], *NOISE, *teacher, *checkpoint)
+        )
+        banks.append(f"--data.init_args.{modality}_bank={bank}")
+    ways = {
+        "banks": tuple(banks),
+        "teachers": files(experiments, trained),
+        "kept": (*files(experiments, trained), f"--data.init_args.cache={tmp_path / 'teachers/cache'}"),
+    }
+    for name, more in ways.items():
+        (tmp_path / name).mkdir()
+        done = fit(experiments, tmp_path / name, *more)
+        succeeded(done)
+        assert ("text features" in done.stdout) == (name == "teachers")  # run once, and kept
+    expected = weights(tmp_path / "banks")
+    for name in ways:
+        assert all(torch.equal(value, weights(tmp_path / name)[key]) for key, value in expected.items()), name
+    assert not any("teacher" in key and "tower" in key for key in expected)
+    (tmp_path / "two").mkdir()
+    ddp = ("--trainer.devices=2", "--trainer.strategy=ddp")
+    succeeded(fit(experiments, tmp_path / "two", *ways["teachers"], *ddp))
+    assert len(list((tmp_path / "two/cache").glob("text-*.safetensors"))) == 1
+
+
+def test_a_teacher_that_no_term_distils_is_not_asked_for(experiments: Path, tmp_path: Path) -> None:
+    """So that one overlay serves every method of a sweep."""
+    overlay = ("--config", experiments / "scenes/teachers.yaml", *MATCHING_ALONE)
+    succeeded(fit(experiments, tmp_path, *overlay))  # there is no checkpoint of any teacher
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--image_teacher.config=nope.yaml",), "no configuration of the image teacher at nope.yaml"),
+        (("--image_teacher.ckpt_path=a.ckpt",), "a teacher's ckpt_path, a.ckpt, needs its config beside it"),
+        (("--image_teacher.config={scenes}/text_teacher.yaml",), "is a teacher of the text modality, expected image"),
+        (("--image_teacher.config={scenes}/sdr.yaml",), "makes a RetrievalModule, expected a TeacherModule"),
+        (("--image_teacher.config=$UNSET_TEACHER",), "environment variable UNSET_TEACHER"),
+        (
+            ("--image_teacher.config={scenes}/image_teacher.yaml", "--image_teacher.ckpt_path=no.ckpt"),
+            "no checkpoint at no.ckpt: train the teacher with sdr fit",
+        ),
+        (
+            ("--image_teacher.config={scenes}/image_teacher.yaml", "--image_teacher.ckpt_path={scenes}/sdr.yaml"),
+            "sdr.yaml is not a checkpoint of this teacher",
+        ),
+    ],
+)
+def test_what_is_no_teacher_is_said_in_one_line(
+    options: tuple[str, ...], said: str, experiments: Path, tmp_path: Path
+) -> None:
+    done = fit(experiments, tmp_path, *(word.format(scenes=experiments / "scenes") for word in options))
+    assert said in complaint(done)
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_a_teacher_has_no_teachers(experiments: Path, tmp_path: Path) -> None:
+    teacher = f"--image_teacher.config={experiments}/scenes/image_teacher.yaml"
+    done = sdr("fit", "--config", experiments / "scenes/text_teacher.yaml", teacher, "--run_dir", tmp_path / "run")
+    assert "--image_teacher is for students, and the model is a TeacherModule" in complaint(done)
+
+
+def test_building_a_teacher_leaves_the_random_generators_alone(experiments: Path) -> None:
+    before = torch.get_rng_state()
+    words = ["--config", str(experiments / "scenes/image_teacher.yaml")]
+    first, second = teacher_tower(words, None), teacher_tower(words, None)
+    assert torch.equal(before, torch.get_rng_state())
+    assert first.fingerprint() == second.fingerprint()
