@@ -54,6 +54,40 @@ def test_sdr_fit_refuses(
 
 
 @pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--image_teacher.config=nope.yaml",), "no configuration of the image teacher at nope.yaml"),
+        (("--image_teacher.ckpt_path=a.ckpt",), "a teacher's ckpt_path, a.ckpt, needs its config beside it"),
+        (("--image_teacher.config={scenes}/text_teacher.yaml",), "is a teacher of the text modality, expected image"),
+        (("--image_teacher.config={scenes}/sdr.yaml",), "makes a RetrievalModule, expected a TeacherModule"),
+        (("--image_teacher.config=$UNSET_TEACHER",), "environment variable UNSET_TEACHER"),
+        (
+            ("--image_teacher.config={scenes}/image_teacher.yaml", "--image_teacher.ckpt_path=no.ckpt"),
+            "no checkpoint at no.ckpt: train the teacher with sdr fit",
+        ),
+        (
+            ("--image_teacher.config={scenes}/image_teacher.yaml", "--image_teacher.ckpt_path={scenes}/sdr.yaml"),
+            "sdr.yaml is not a checkpoint of this teacher",
+        ),
+    ],
+)
+def test_what_is_no_teacher(
+    options: tuple[str, ...], said: str, experiments: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    base = ("--config", experiments / "scenes/sdr.yaml", *SMALL, "--run_dir", tmp_path / "run")
+    distilling = ("--model.init_args.objective.init_args.weights", '{"iic": 1}')
+    line = refused("fit", *base, *distilling, *(word.format(scenes=experiments / "scenes") for word in options))
+    assert said in line
+    assert not list(tmp_path.glob("run/*"))
+
+
+def test_a_teacher_has_no_teachers(experiments: Path, tmp_path: Path, refused: Callable[..., str]) -> None:
+    teacher = f"--image_teacher.config={experiments}/scenes/image_teacher.yaml"
+    line = refused("fit", "--config", experiments / "scenes/text_teacher.yaml", teacher, "--run_dir", tmp_path / "run")
+    assert "--image_teacher is for students, and the model is a TeacherModule" in line
+
+
+@pytest.mark.parametrize(
     ("folder", "missing"),
     [("flickr8k", "environment variable IMAGE_WEIGHTS"), ("flickr30k", "cannot be downloaded")],
 )

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sdr_lightning.configure import teacher_tower
-from tests.e2e.sdr import MATCHING_ALONE, SMALL, complaint, sdr, succeeded
+from tests.e2e.sdr import MATCHING_ALONE, SMALL, sdr, succeeded
 
 NOISE = tuple(f"--data.init_args.imbalance.{name}" for name in ("kind=drop_words", "severity=5", "ratio=0.5"))
 
@@ -81,38 +81,6 @@ def test_a_teacher_that_no_term_distils_is_not_asked_for(experiments: Path, tmp_
     """So that one overlay serves every method of a sweep."""
     overlay = ("--config", experiments / "scenes/teachers.yaml", *MATCHING_ALONE)
     succeeded(fit(experiments, tmp_path, *overlay))  # there is no checkpoint of any teacher
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        (("--image_teacher.config=nope.yaml",), "no configuration of the image teacher at nope.yaml"),
-        (("--image_teacher.ckpt_path=a.ckpt",), "a teacher's ckpt_path, a.ckpt, needs its config beside it"),
-        (("--image_teacher.config={scenes}/text_teacher.yaml",), "is a teacher of the text modality, expected image"),
-        (("--image_teacher.config={scenes}/sdr.yaml",), "makes a RetrievalModule, expected a TeacherModule"),
-        (("--image_teacher.config=$UNSET_TEACHER",), "environment variable UNSET_TEACHER"),
-        (
-            ("--image_teacher.config={scenes}/image_teacher.yaml", "--image_teacher.ckpt_path=no.ckpt"),
-            "no checkpoint at no.ckpt: train the teacher with sdr fit",
-        ),
-        (
-            ("--image_teacher.config={scenes}/image_teacher.yaml", "--image_teacher.ckpt_path={scenes}/sdr.yaml"),
-            "sdr.yaml is not a checkpoint of this teacher",
-        ),
-    ],
-)
-def test_what_is_no_teacher_is_said_in_one_line(
-    options: tuple[str, ...], said: str, experiments: Path, tmp_path: Path
-) -> None:
-    done = fit(experiments, tmp_path, *(word.format(scenes=experiments / "scenes") for word in options))
-    assert said in complaint(done)
-    assert not list(tmp_path.glob("run/*"))
-
-
-def test_a_teacher_has_no_teachers(experiments: Path, tmp_path: Path) -> None:
-    teacher = f"--image_teacher.config={experiments}/scenes/image_teacher.yaml"
-    done = sdr("fit", "--config", experiments / "scenes/text_teacher.yaml", teacher, "--run_dir", tmp_path / "run")
-    assert "--image_teacher is for students, and the model is a TeacherModule" in complaint(done)
 
 
 def test_building_a_teacher_leaves_the_random_generators_alone(experiments: Path) -> None:

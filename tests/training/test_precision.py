@@ -1,0 +1,76 @@
+"""Lower precision: bf16, and fp16 with its scaler, which runs on a CPU as well when it is handed to the trainer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.plugins import MixedPrecision
+from torch import Tensor
+
+from sdr_lightning.training.optimisation import Optimisation
+from tests.training.student import ALL, LIGHTNINGS_OWN_WARNINGS, FixedBatches, pairs, student, trainer
+
+pytestmark = LIGHTNINGS_OWN_WARNINGS
+BATCH = pairs(range(12), [3 + row % 4 for row in range(12)])
+
+
+class Gradients(pl.Callback):
+    """The gradients that the optimiser sees, by step."""
+
+    def __init__(self) -> None:
+        self.steps: list[dict[str, Tensor]] = []
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        self.steps.append({n: p.grad.clone() for n, p in pl_module.named_parameters() if p.grad is not None})
+
+
+def amp(precision: Any, scale: float = 2.0**10) -> MixedPrecision:
+    scaler = torch.amp.GradScaler("cpu", init_scale=scale) if precision == "16-mixed" else None
+    return MixedPrecision(precision, "cpu", scaler)
+
+
+def first_gradients(*plugins: Any, **options: Any) -> dict[str, Tensor]:
+    seen = Gradients()
+    run = trainer(max_steps=1, limit_val_batches=0, plugins=list(plugins), callbacks=[seen])
+    run.fit(student(ALL, relation="fused", **options), datamodule=FixedBatches([BATCH]))
+    return seen.steps[0]
+
+
+@pytest.mark.parametrize("micro_batch", [None, 5])
+@pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed"])
+def test_gradients_are_those_of_fp32_but_for_rounding(precision: str, micro_batch: int | None) -> None:
+    """Unscaled, and with gradient caching, whose second pass must be in the same precision."""
+    whole, half = first_gradients(), first_gradients(amp(precision), micro_batch=micro_batch)
+    assert whole.keys() == half.keys()
+    a, b = (torch.cat([part.flatten() for part in found.values()]) for found in (whole, half))
+    assert torch.cosine_similarity(a, b, dim=0) > 0.999
+    assert (a.norm() / b.norm()).item() == pytest.approx(1, rel=0.02)
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call of .lr_scheduler.step")  # the first steps are left out
+@pytest.mark.parametrize("fused", [False, True])
+def test_fp16_learns_past_an_overflow_and_keeps_its_scale(fused: bool, tmp_path: Path) -> None:
+    """A scale that is far too high: steps are left out until it is low enough, and nothing becomes non-finite."""
+    module = student(ALL, relation="fused", optimisation=Optimisation(learning_rate=1e-2, fused=fused))
+    precision = amp("16-mixed", scale=2.0**40)
+    run = trainer(max_epochs=3, limit_val_batches=0, plugins=[precision])
+    before = module.encoder.image_tower.patch.weight.detach().clone()
+    losses = []
+
+    class Losses(pl.Callback):
+        def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
+            losses.append(float(outputs["loss"]))
+
+    run.callbacks.append(Losses())
+    run.fit(module, datamodule=FixedBatches([BATCH] * 20))
+    assert losses[-1] < losses[0]
+    assert all(bool(torch.isfinite(p).all()) for p in module.parameters())
+    assert not torch.equal(before, module.encoder.image_tower.patch.weight)
+    run.save_checkpoint(tmp_path / "last.ckpt")
+    kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["MixedPrecision"]
+    assert 0 < kept["scale"] < 2.0**40
