@@ -113,7 +113,8 @@ class SweepRunner:
                     for run in self._ended():
                         progress.update(bar, advance=1, last=f"run {run.number} {run.state}")
                         if not self.console.is_terminal:
-                            self.console.print(f"run {run.number} {run.state}: {_words(run.parameters)}")
+                            line = f"run {run.number} {run.state}: {_words(run.parameters)}"
+                            self.console.print(line, soft_wrap=True)
                     self._terminate_early()
             except BaseException:
                 for run in self._running():

@@ -35,9 +35,10 @@ from sdr_lightning.training.reranking import (
     reranked_metrics,
     score_pairs,
 )
+from sdr_lightning.training.student_weights import leave_frozen_out, put_frozen_back, start_from
 from sdr_lightning.types import Encoded, PairEmbeddings, RetrievalBatch, UnimodalBatch
 
-_FROZEN, _TEACHERS, _PROTOCOL, _BEST = "frozen_towers", "teachers", "protocol", "best_rsum"
+_TEACHERS, _PROTOCOL, _BEST = "teachers", "protocol", "best_rsum"
 
 
 class RetrievalModule(EpochTerms):
@@ -143,7 +144,7 @@ class RetrievalModule(EpochTerms):
             if stage == "fit" and is_needed:
                 self._attach_teacher(modality)
         if stage == "fit" and self.start_from is not None:
-            self._start_from(Path(expand(self.start_from)))
+            start_from(Path(expand(self.start_from)), self, self.encoder, self.objective)
         for name, split in self.data.splits.items():
             for tower in self.encoder.cached_towers().values():
                 split.cache(self._features(tower, name))
@@ -276,14 +277,10 @@ class RetrievalModule(EpochTerms):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Replace the weights of frozen towers by their fingerprints, and note whose features were distilled."""
-        towers = self.encoder.frozen_towers()
         train = self.data.splits.get("train")
         checkpoint[_PROTOCOL], checkpoint[_BEST] = self.protocol, self.best_rsum
         checkpoint[_TEACHERS] = {} if train is None else dict(train.teacher_sources)
-        checkpoint[_FROZEN] = {name: tower.fingerprint() for name, tower in towers.items()}
-        for name in towers:
-            for key in [key for key in checkpoint["state_dict"] if key.startswith(f"encoder.{name}.")]:
-                del checkpoint["state_dict"][key]
+        leave_frozen_out(checkpoint, self.encoder)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Put the weights of frozen towers back; outside training, pass the objective's parameters over.
@@ -304,7 +301,7 @@ class RetrievalModule(EpochTerms):
         else:
             self._check_teachers(checkpoint.get(_TEACHERS, {}))
             self.best_rsum = checkpoint.get(_BEST, 0.0)
-        self._put_frozen_towers_back(checkpoint)
+        put_frozen_back(checkpoint, self.encoder)
 
     def _check_teachers(self, then: dict[Modality, str]) -> None:
         for modality, source in self.data.split("train").teacher_sources.items():
@@ -313,38 +310,6 @@ class RetrievalModule(EpochTerms):
                     f"the {modality} bank is of another teacher than the one this training began with: continue with that "
                     "bank, or start afresh"
                 )
-
-    def _put_frozen_towers_back(self, checkpoint: dict[str, Any]) -> None:
-        towers = self.encoder.frozen_towers()
-        for name, fingerprint in checkpoint.get(_FROZEN, {}).items():
-            if name not in towers or towers[name].fingerprint() != fingerprint:
-                raise ValueError(
-                    f"the checkpoint was trained on another frozen {name}: configure the weights it was trained with"
-                )
-            prefix = f"encoder.{name}."
-            checkpoint["state_dict"] |= {prefix + key: value for key, value in towers[name].state_dict().items()}
-
-    def _start_from(self, path: Path) -> None:
-        """Take over the encoder of an earlier stage, and what of its objective is part of this one.
-
-        Raises:
-            ValueError: no such checkpoint, or one of another encoder.
-        """
-        if not path.is_file():
-            raise ValueError(f"no checkpoint to start from at {path}: run the earlier stage first")
-        try:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-            state: dict[str, Tensor] = checkpoint["state_dict"]
-        except Exception as error:  # torch raises whatever it stumbles over
-            raise ValueError(f"{path} is no checkpoint of sdr fit ({type(error).__name__})") from error
-        self._put_frozen_towers_back(checkpoint)
-        own, learned = self.state_dict(), {f"objective.{name}" for name, _ in self.objective.named_parameters()}
-        theirs = {key: value for key, value in state.items() if key.startswith("encoder.") or key in learned}
-        try:
-            self.load_state_dict({key: value for key, value in own.items() if not key.startswith("encoder.")} | theirs)
-        except RuntimeError as error:
-            what = "is of another encoder" if "encoder." in str(error) else "does not fit the objective"
-            raise ValueError(f"{path} {what}: {' '.join(str(error).split())[:300]}") from error
 
     def _rescored(self, image: Tensor, text: Tensor, k: int) -> Rescored:
         """The first k of each query by cosine, in both directions, with the fusion encoder's scores."""
