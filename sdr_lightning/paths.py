@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import gc
 import json
 import os
@@ -10,10 +12,11 @@ import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\}|(?P<plain>\w+))")
 _PACKAGE = "package:"
+_CLAIMED: dict[Path, IO[str]] = {}  # closed, and so given back, when the process ends in whatever way
 
 
 def expand(reference: str) -> str:
@@ -119,6 +122,27 @@ def write_atomically(path: Path, write: Callable[[Path], None], exclusive: bool 
         raise ValueError(f"{path} is there already, and of another run: choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def claim(folder: Path) -> None:
+    """Hold a folder for this process alone, until the process ends; make it if there is none.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    folder = folder.resolve()
+    if folder in _CLAIMED:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            raise ValueError(f"another process works in {folder}: wait for it, or stop it") from error
+        return  # a file system without locks
+    _CLAIMED[folder] = lock
 
 
 def write_json(path: Path, value: Any) -> None:

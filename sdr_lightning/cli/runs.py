@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ class Run:
         folder: relative to where runs were looked for, or as it was given.
         options: the configuration by dotted names.
         record: of ``run.json``.
-        training: of ``results.json``; None while the run is not finished.
+        training: of ``results.json``; None while the run is not finished, and for the cells and teachers of a study.
+        finished: whether it is.
         started: when its configuration was written.
     """
 
@@ -33,6 +35,7 @@ class Run:
     options: dict[str, Any]
     record: dict[str, Any]
     training: dict[str, Any] | None
+    finished: bool
     started: datetime
 
     @property
@@ -60,12 +63,21 @@ def run(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     folders = options.folders
     if len(folders) > 1:
+        if options.where or options.sort != "started":
+            raise ValueError("--where and --sort are for the runs of one folder, and several were given")
         return _compare([_read(folder, str(folder)) for folder in folders])
     if not folders[0].is_dir():
         raise ValueError(f"no folder at {folders[0]}: name the one that holds runs")
-    found = [
-        _read(path.parent, str(path.parent.relative_to(folders[0]))) for path in sorted(folders[0].rglob("run.json"))
-    ]
+    found = []
+    for path in sorted(folders[0].rglob("run.json")):
+        try:
+            found.append(_read(path.parent, str(path.parent.relative_to(folders[0]))))
+        except ValueError as error:  # such as a run that is just starting again
+            print(f"sdr runs: {error}", file=sys.stderr)
+    for condition in options.where:
+        name = condition.partition("=")[0]
+        if found and not any(_is(name, key) for run in found for key in run.options):
+            raise ValueError(f"no run has an option {name!r}: --where takes the end of a name, such as batch_size=128")
     chosen = [run for run in found if all(_has(run, condition) for condition in options.where)]
     if options.sort == "started":
         chosen.sort(key=lambda run: run.started)
@@ -86,17 +98,25 @@ def _read(folder: Path, name: str) -> Run:
             f"{configuration} cannot be read ({type(error).__name__}): expected a run's configuration"
         ) from error
     results = folder / "results.json"
+    finished = results.is_file() or (folder / "teacher.json").is_file()
     training = read_json(results, "results of a run").get("training") if results.is_file() else None
     started = datetime.fromtimestamp(configuration.stat().st_mtime)
-    return Run(name, options, record, training, started)
+    return Run(name, options, record, training, finished, started)
 
 
 def _has(run: Run, condition: str) -> bool:
     name, equals, value = condition.partition("=")
     if not equals or not name:
         raise ValueError(f"--where takes OPTION=VALUE, got {condition!r}")
-    wanted = yaml.safe_load(value)
-    return any(found == wanted for key, found in run.options.items() if key == name or key.endswith(f".{name}"))
+    try:
+        wanted: Any = float(value)  # 1e-4 is a number to people, and to YAML a word
+    except ValueError:
+        wanted = yaml.safe_load(value)
+    return any(found == wanted for key, found in run.options.items() if _is(name, key))
+
+
+def _is(name: str, option: str) -> bool:
+    return option == name or option.endswith(f".{name}")
 
 
 def _list(runs: Sequence[Run], sort: str) -> None:
@@ -112,7 +132,7 @@ def _list(runs: Sequence[Run], sort: str) -> None:
         table.add_row(
             run.folder,
             f"{run.started:%Y-%m-%d %H:%M}",
-            "unfinished" if done is None else "finished",
+            "finished" if run.finished else "unfinished",
             "" if done is None else str(done["epochs"]),
             *(f"{run.kept[name]:.4g}" if name in run.kept else "" for name in metrics),
             "" if done is None else f"{done['wall_time_s']:.0f} s",

@@ -24,9 +24,10 @@ from sdr_lightning.configure.run_folder import RunFolder, fresh_folder
 from sdr_lightning.configure.teacher import TeacherFiles
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.features.bank import Modality
-from sdr_lightning.paths import read_json
+from sdr_lightning.paths import claim, read_json
 from sdr_lightning.training.checkpoint import BestCheckpoint
-from sdr_lightning.training.continuation import CheckpointFiles, Continuation, last_checkpoint
+from sdr_lightning.training.continuation import CheckpointFiles, Continuation, Stopped, last_checkpoint
+from sdr_lightning.training.distributed import in_first_process
 from sdr_lightning.training.metrics_csv import MetricsCSV
 from sdr_lightning.training.protocol import ProtocolName, paper_options
 from sdr_lightning.training.retrieval_module import RetrievalModule
@@ -49,7 +50,7 @@ _INSIDES = (
     ".*isinstance.treespec, LeafSpec.*",
     ".*callbacks used to create the checkpoint.*",  # the rule of selection is the protocol's
     ".*Detected call of .lr_scheduler.step.*",  # the scaler of fp16 leaves the first steps out
-    ".*nn.functional.all_gather is deprecated.*",  # by Lightning
+    ".*torch.distributed.nn.functional.* is deprecated.*",  # by Lightning
     ".*sync_dist=True.*",  # metrics are made of what was gathered: they are the same in all processes
     ".*in eval mode at the start of training.*",  # frozen towers, and towers know their mode
 )
@@ -184,6 +185,8 @@ class SdrCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Refuse to continue from nothing, and leave a finished run as it is."""
+        if self.settings.get("ckpt_path") is not None and self.run_dir.is_dir() and self.trainer.is_global_zero:
+            claim(self.run_dir)  # before it is read what there is to continue from
         if self.settings.get("ckpt_path") == "last":
             self._leave_if_finished()
             self.config_init[self.subcommand]["ckpt_path"] = str(last_checkpoint(self.run_dir / "checkpoints"))
@@ -244,14 +247,14 @@ def run(arguments: list[str]) -> SdrCLI:
 
     Raises:
         ValueError: options or files that do not fit, in one line.
-        SystemExit: with status 143, after SIGTERM.
+        SystemExit: with status 143 after SIGTERM, 130 after Ctrl-C.
     """
     with told_in_one_line():
         try:
             return SdrCLI(arguments)
         except SIGTERMException as stopped:
-            print(f"sdr: {stopped.code or 'stopped by SIGTERM; --ckpt_path last continues'}", file=sys.stderr)
-            raise SystemExit(128 + signal.SIGTERM) from None
+            print(f"sdr: {stopped.code or 'stopped by SIGTERM'}", file=sys.stderr)
+            raise SystemExit(128 + (stopped.signal if isinstance(stopped, Stopped) else signal.SIGTERM)) from None
 
 
 def build(arguments: list[str]) -> SdrCLI:
@@ -271,8 +274,7 @@ class _WriteRecord(pl.Callback):
         self.cli = cli
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self.cli.write_record()
+        in_first_process(trainer, self.cli.write_record)
 
 
 @contextlib.contextmanager

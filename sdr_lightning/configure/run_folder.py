@@ -16,7 +16,7 @@ import torch
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.metrics.files import pairing_fingerprint, save_evaluation
 from sdr_lightning.metrics.published import first_five
-from sdr_lightning.paths import write_json, write_text
+from sdr_lightning.paths import claim, read_json, write_json, write_text
 from sdr_lightning.training.checkpoint import BestCheckpoint
 from sdr_lightning.training.metrics_csv import MetricsCSV
 from sdr_lightning.training.protocol import ProtocolName
@@ -52,6 +52,7 @@ class RunFolder:
         Raises:
             ValueError: the folder holds another run.
         """
+        claim(self.path)
         write_text(self.path / "config.yaml", configuration, exclusive=exclusive)
         splits = {name: split.record() for name, split in data.splits.items()}
         record = {"options": options, "protocol": self.protocol, "data": splits, **environment()}
@@ -83,7 +84,7 @@ class RunFolder:
             "wall_time_s": seconds,
             **peak_memory(),
         }
-        write_json(self.path / "results.json", {"training": training, **environment()})
+        self._write_results({"training": training})
         return checkpoint
 
     def write_test(self, module: RetrievalModule, data: RetrievalDataModule, checkpoint: str) -> dict[str, Any]:
@@ -95,7 +96,7 @@ class RunFolder:
         self._write_noise(data)
         under = data.evaluated_under()
         results = {"protocol": self.protocol, "metrics": module.test_metrics, "evaluated_under": under}
-        write_json(self.path / "results.json", {**results, "ckpt_path": checkpoint, **environment()})
+        self._write_results({**results, "ckpt_path": checkpoint})
         table, relevance = data.split("test").table, data.relevance("test")
         pairing, captions, images = (
             torch.from_numpy(table.caption_image),
@@ -119,6 +120,12 @@ class RunFolder:
         }
         save_evaluation(self.path / "metrics.json", module.test_metrics, module.test_queries, queries, meta)
         return under
+
+    def _write_results(self, results: dict[str, Any]) -> None:
+        """Write what came of a training or of a test beside what came of the other."""
+        path = self.path / "results.json"
+        before = read_json(path, "results of a run") if path.is_file() else {}
+        write_json(path, {**before, **results, **environment()})
 
     def _write_noise(self, data: RetrievalDataModule) -> None:
         """Keep which items each imbalance changed, so that the very same noise can be read again, here or elsewhere."""

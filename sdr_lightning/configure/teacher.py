@@ -17,7 +17,7 @@ from sdr_lightning.features.bank import Modality
 from sdr_lightning.paths import expand
 from sdr_lightning.training.teacher_module import TeacherModule
 
-_NOT_THE_MODEL = ("data", "trainer", "checkpoint", "run_dir", "protocol")
+_NOT_THE_MODEL = ("data", "trainer", "checkpoint", "run_dir", "protocol", "image_teacher", "text_teacher", "ckpt_path")
 
 
 @dataclass(frozen=True)

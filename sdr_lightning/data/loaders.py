@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,12 +40,17 @@ class BatchLoader(Loader):
 
 
 class ResumableLoader(BatchLoader):
-    """Knows how many batches of the epoch it has handed out, and can go on from there."""
+    """Knows how many batches of the epoch it has handed out, and can go on from there.
+
+    Attributes:
+        limit: how many batches of an epoch are asked for, where that is fewer than there are.
+    """
 
     sampler: TrainingSampler
 
     def __init__(self, dataset: BatchDataset, sampler: TrainingSampler, workers: int) -> None:
         super().__init__(dataset, sampler, workers)
+        self.limit = math.inf
         self._position = 0
         self._first_step = 0
 
@@ -59,7 +65,7 @@ class ResumableLoader(BatchLoader):
     @property
     def exhausted(self) -> bool:
         """Whether the epoch's last batch has been handed out."""
-        return self._position == len(self.sampler)
+        return self._position >= min(len(self.sampler), self.limit)
 
     def state_dict(self) -> dict[str, int]:
         """Where it is in the epoch; Lightning keeps it in checkpoints."""

@@ -45,16 +45,23 @@ class Axes:
     """What each parameter of a sweep is in its figure.
 
     Attributes:
-        x: the parameters along the axis, one figure each: the ratio alone, or in a search every number.
+        x: the parameters along the axis, one figure each: the ratio alone, in a search every number, or words.
         panel: what panels differ in, or None.
         seed: what is averaged over, or None.
         lines: what lines differ in; none in a search, which has points.
+        words: of an x that is not a number, its values in order.
     """
 
     x: tuple[str, ...]
     panel: str | None
     seed: str | None
     lines: tuple[str, ...]
+    words: tuple[str, ...] = ()
+
+    def place(self, run: SweepRun, name: str) -> float:
+        """Where a run is along one x."""
+        value = run.parameters[name]
+        return float(self.words.index(_short(value)) if self.words else value)
 
     @property
     def are_curves(self) -> bool:
@@ -87,11 +94,12 @@ def build_sweep_report(folder: Path) -> Path:
         "x": list(axes.x),
         "panel": axes.panel,
         "curves": axes.are_curves,
+        "words": axes.words,
         "points": [
             {
                 "panel": _panel(run, axes),
                 "line": _line(run, axes),
-                "x": {name: run.parameters.get(name) for name in axes.x},
+                "x": {name: axes.place(run, name) for name in axes.x},
                 "seed": run.parameters.get(axes.seed) if axes.seed else None,
                 "name": run.name,
                 "metrics": {name: run.metrics[name] for name in metrics},
@@ -189,9 +197,12 @@ def axes_of(runs: Sequence[SweepRun]) -> Axes:
         return Axes((ratio,), panel, seed, tuple(name for name in varied if name not in (ratio, panel)))
     numbers = tuple(name for name in varied if all(_is_number(run.parameters.get(name)) for run in runs))
     if not numbers:
-        raise ValueError(
-            "no parameter of the sweep is a number that differs: there is nothing to draw a metric against"
-        )
+        words = [name for name in varied if name != panel] or [name for name in (panel, seed) if name]
+        if not words:
+            raise ValueError("no parameter differs between the runs: there is nothing to draw a metric against")
+        x, panel, seed = words[0], None if words[0] == panel else panel, None if words[0] == seed else seed
+        values = tuple(sorted({_short(run.parameters.get(x)) for run in runs}))
+        return Axes((x,), panel, seed, tuple(words[1:]), values)
     return Axes(numbers, panel, seed, tuple(name for name in varied if name not in (*numbers, panel)))
 
 
@@ -218,6 +229,12 @@ def sweep_figure(runs: Sequence[SweepRun], axes: Axes, metric: str) -> Figure:
                 if not axes.are_curves:
                     style["linestyle"] = "none"
                 axis.plot(places, [part["mean"] for part in some], label=line or None, markersize=5, **style)
+                if axes.words:
+                    axis.set_xticks(range(len(axes.words)), axes.words)
+                    axis.set_xlim(-0.5, len(axes.words) - 0.5)
+                    for part in some:
+                        if part["low"] is not None:
+                            axis.vlines(part["x"], part["low"], part["high"], color=style["color"], linewidth=1.5)
                 if axes.are_curves and all(part["low"] is not None for part in some):
                     low, high = [part["low"] for part in some], [part["high"] for part in some]
                     axis.fill_between(places, low, high, color=style["color"], alpha=0.15, linewidth=0)
@@ -233,7 +250,7 @@ def _intervals(runs: Sequence[SweepRun], axes: Axes, metric: str) -> list[dict[s
     found: dict[tuple[str, str, str, float], list[float]] = {}
     for run in runs:
         for name in axes.x:
-            key = (_panel(run, axes), _line(run, axes), name, float(run.parameters[name]))
+            key = (_panel(run, axes), _line(run, axes), name, axes.place(run, name))
             found.setdefault(key, []).append(run.metrics[metric])
     rows = []
     for (panel, line, name, x), values in sorted(found.items()):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import shutil
+import signal
 import time
 import traceback
 import warnings
@@ -15,6 +17,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from torch import Tensor
 
@@ -173,6 +176,8 @@ def guarded(function: Callable[..., None], *arguments: Any) -> str | None:
     """Run a job in a worker; return its failure in words, because not every exception can be sent back."""
     try:
         function(*arguments)
+    except SIGTERMException:  # this worker was asked to leave, and what it trained is saved: it takes no further job
+        os._exit(128 + signal.SIGTERM)
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"
     return None

@@ -9,6 +9,8 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,15 @@ from sdr_lightning.data.imbalance import KINDS
 from sdr_lightning.data.table import SPLITS, Split
 from sdr_lightning.features.bank import Modality
 from sdr_lightning.identity import sha256
-from sdr_lightning.paths import write_json
+from sdr_lightning.paths import claim, write_json
 from sdr_lightning.reporting import build_report
 from sdr_lightning.suite import jobs as work
 from sdr_lightning.suite.plan import BankJob, Cell, Plan, TeacherJob
 from sdr_lightning.suite.spec import Suite, describe_imbalance
+from sdr_lightning.training.devices import shares
 from sdr_lightning.training.record import environment
+
+_PATIENCE_S = 60
 
 Job = tuple[str, Callable[..., None], tuple[Any, ...]]
 
@@ -100,8 +105,7 @@ class Runner:
                 self._phase(pool, "cells", [run(cell) for cell in cells if cell.distils])
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
-                for process in multiprocessing.active_children():
-                    process.terminate()
+                _end(multiprocessing.active_children())
                 raise
         if before == 0:  # the time of a study in one go; a continued one has none
             write_json(self.folder / "suite.json", self._description(data, time.time() - started))
@@ -122,6 +126,7 @@ class Runner:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not os.access(self.folder, os.W_OK):
             raise ValueError(f"cannot write to {self.folder}: choose another folder with --output")
+        claim(self.folder)
 
     def _phase(self, pool: ProcessPoolExecutor, what: str, jobs: Sequence[Job]) -> None:
         """Run jobs side by side; the first failure stops the study."""
@@ -142,7 +147,10 @@ class Runner:
             for future in as_completed(futures):
                 if self._stopped:
                     raise KeyboardInterrupt
-                failure = future.result()
+                try:
+                    failure = future.result()
+                except BrokenProcessPool:
+                    failure = "its process was ended from outside"
                 if failure is not None:
                     raise ValueError(
                         f"{futures[future]} failed: {failure} (its log.txt says more; what is finished in {self.folder} stays)"
@@ -188,10 +196,28 @@ class Runner:
 
 def _pool(jobs: int) -> ProcessPoolExecutor:
     threads = max(1, (os.cpu_count() or 1) // jobs)
-    return ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _prepare_worker, (threads,))
+    context = multiprocessing.get_context("spawn")
+    gpus = context.SimpleQueue()
+    for share in shares(jobs):
+        gpus.put(share)
+    return ProcessPoolExecutor(jobs, context, _prepare_worker, (threads, gpus))
 
 
-def _prepare_worker(threads: int) -> None:
+def _end(processes: Sequence[BaseProcess]) -> None:
+    """End workers: a training saves first; whoever takes longer than a minute, or whom a second Ctrl-C meets, does not."""
+    try:
+        for process in processes:
+            process.terminate()
+        until = time.monotonic() + _PATIENCE_S
+        for process in processes:
+            process.join(max(0.0, until - time.monotonic()))
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def _prepare_worker(threads: int, gpus: Any) -> None:
+    os.environ.update(gpus.get())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(threads)
     environment()  # the commit that the code was loaded from, whatever is committed meanwhile

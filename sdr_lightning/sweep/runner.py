@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,12 +18,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sdr_lightning.identity import sha256
-from sdr_lightning.paths import read_json, write_json
+from sdr_lightning.paths import claim, read_json, write_json
 from sdr_lightning.reporting.curves import read_curves
 from sdr_lightning.sweep.spec import Sweep, engine
+from sdr_lightning.training.devices import shares
 
 State = Literal["running", "finished", "failed", "stopped"]
 _POLL_S = 0.5
+_HOPELESS = 3
+_SAME = ("method", "metric", "parameters", "command")  # a greater run_cap goes on with the same sweep
 
 
 @dataclass
@@ -35,6 +39,7 @@ class Run:
         folder: the run's folder.
         state: ``stopped`` is what early termination does.
         process: while it runs.
+        place: which of the places for runs side by side it has.
     """
 
     number: int
@@ -42,6 +47,7 @@ class Run:
     folder: Path
     state: State = "running"
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
+    place: int = 0
 
     @property
     def history(self) -> dict[str, dict[int, float]]:
@@ -74,19 +80,22 @@ class SweepRunner:
         """Run the sweep.
 
         Args:
-            resume: go on with the sweep that is in the folder: finished runs stay, cut ones continue from their last
-                checkpoint, failed ones start again.
+            resume: go on with the sweep that is in the folder: finished runs stay, cut ones and failed ones continue from
+                their last checkpoint, or start again where there is none.
 
         Returns:
             All runs.
 
         Raises:
-            ValueError: the folder holds a sweep and it is not to be resumed, or it holds another one.
+            ValueError: the folder holds a sweep and it is not to be resumed, it holds another one, another process runs it,
+                or the first runs all fail before their first epoch.
             KeyboardInterrupt: after the runs were stopped; each continues with ``resume``.
         """
+        claim(self.folder)
         waiting = self._restored(resume)
         before = sum(run.state != "running" for run in self.runs)
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.default_int_handler)
         total = self.size()
         self.console.print(
             f"{self.sweep.name}: {total or 'up to ' + str(self.sweep.run_cap)} runs in {self.folder}, {before} finished "
@@ -112,6 +121,7 @@ class SweepRunner:
                     time.sleep(_POLL_S)
                     for run in self._ended():
                         progress.update(bar, advance=1, last=f"run {run.number} {run.state}")
+                        self._give_up_if_hopeless()
                         if not self.console.is_terminal:
                             line = f"run {run.number} {run.state}: {_words(run.parameters)}"
                             self.console.print(line, soft_wrap=True)
@@ -138,8 +148,10 @@ class SweepRunner:
                 f"{self.folder} already holds a sweep: --resume continues it, --output names another folder"
             )
         before = read_json(record, "a sweep")
-        if before["config"] != _plain(self.sweep.config):
-            raise ValueError(f"{self.folder} holds a sweep of another file: choose another --output")
+        mine = _plain(self.sweep.config)
+        other = [key for key in _SAME if before["config"].get(key) != mine.get(key)]
+        if other:
+            raise ValueError(f"{self.folder} holds a sweep with another {other[0]}: choose another --output")
         self.runs = [
             Run(number, part["parameters"], self.folder / part["folder"], part["state"])
             for number, part in enumerate(before["runs"])
@@ -147,6 +159,12 @@ class SweepRunner:
         for run in self.runs:
             run.state = "finished" if run.finished else run.state if run.state == "stopped" else "running"
         return [run for run in self.runs if run.state == "running"]
+
+    def _give_up_if_hopeless(self) -> None:
+        """Stop, as W&B's agents do, when the first runs all fail before anything was learned: the rest would as well."""
+        first = self.runs[:_HOPELESS]
+        if len(first) == _HOPELESS and all(run.state == "failed" and not run.history for run in first):
+            raise ValueError(f"the first {_HOPELESS} runs all failed, the last with: {last_line(first[-1])}")
 
     def size(self) -> int | None:
         """How many runs a grid has; None for a search, which ends at its cap."""
@@ -196,7 +214,9 @@ class SweepRunner:
         else:
             (run.folder / "config.yaml").unlink(missing_ok=True)  # of a run that was cut before its first checkpoint
         threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        environment = {"OMP_NUM_THREADS": threads, **os.environ, "WANDB_RUN_GROUP": self.sweep.name}
+        run.place = next(place for place in count() if place not in {other.place for other in self._running()})
+        environment = {"OMP_NUM_THREADS": threads, "WANDB_RUN_GROUP": self.sweep.name, **os.environ}
+        environment |= shares(self.jobs)[run.place]
         with (run.folder / "log.txt").open("ab") as log:
             run.process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
         self._save()
@@ -205,11 +225,12 @@ class SweepRunner:
         ended = []
         for run in self._running():
             assert run.process is not None
-            status = run.process.poll()
-            if status is not None:
+            if run.process.poll() is not None:
                 run.process = None
-                if run.state != "stopped":
-                    run.state = "finished" if status == 0 and run.finished else "failed"
+                if run.finished:  # though early termination may just have asked it to stop
+                    run.state = "finished"
+                elif run.state != "stopped":
+                    run.state = "failed"
                 ended.append(run)
         if ended:
             self._save()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 import warnings
 from collections.abc import Mapping
@@ -109,7 +108,7 @@ class Sweep:
         words: list[str] = []
         for word in self.command:
             words += arguments if word == _ARGS else [] if word == _ENV else [word]
-        if words[0] == "sdr" and shutil.which("sdr") is None:  # a virtual environment that is not activated
+        if words[0] == "sdr":  # this one, whatever is first on the path
             words[:1] = [sys.executable, "-m", "sdr_lightning"]
         return words
 

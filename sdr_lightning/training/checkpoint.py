@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from sdr_lightning.training.continuation import LAST
+from sdr_lightning.training.continuation import LAST, is_between_steps
 from sdr_lightning.training.protocol import ProtocolName
 
 
@@ -42,6 +42,7 @@ class BestCheckpoint(ModelCheckpoint):
                 f"checkpoint.every_n_steps is at least 1 and goes with save_last, got {every_n_steps} and {save_last}"
             )
         self._keeps_last, self._every_n_steps = save_last, every_n_steps
+        self._kept_at = -1
         super().__init__(
             monitor=monitor,
             mode=mode,
@@ -64,18 +65,21 @@ class BestCheckpoint(ModelCheckpoint):
             self._keep_last(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep the epoch where there is no validation."""
+        """Keep an epoch that had no validation."""
         super().on_train_epoch_end(trainer, pl_module)
-        if self._should_save_on_train_epoch_end(trainer):
+        if self._kept_at != trainer.global_step:
             self._keep_last(trainer)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *arguments: Any, **more: Any) -> None:
-        """Keep this step, if it is one of those that are kept; an epoch's last is kept with its validation."""
-        super().on_train_batch_end(trainer, *arguments, **more)
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep this step, if it is one of those that are kept; an epoch's last is kept at the epoch's end."""
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
         kept = self._every_n_steps is not None and trainer.global_step % self._every_n_steps == 0
-        if kept and not trainer.is_last_batch:
+        if kept and is_between_steps(trainer, batch_idx) and not trainer.is_last_batch:
             self._keep_last(trainer)
 
     def _keep_last(self, trainer: pl.Trainer) -> None:
         if self._keeps_last:
+            self._kept_at = trainer.global_step
             trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)

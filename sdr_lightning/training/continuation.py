@@ -64,25 +64,37 @@ def last_checkpoint(folder: Path) -> Path:
     )
 
 
+class Stopped(SIGTERMException):  # what Lightning lets through as it is
+    """A training that was asked to stop, and saved.
+
+    Attributes:
+        signal: SIGTERM or SIGINT.
+    """
+
+    def __init__(self, asked: signal.Signals, step: int, goes_on: bool) -> None:
+        how = "; --ckpt_path last continues" if goes_on else ", and no last.ckpt is kept"
+        super().__init__(f"stopped by {'Ctrl-C' if asked == signal.SIGINT else asked.name} at step {step}{how}")
+        self.signal = asked
+
+
 class Continuation(pl.Callback):
-    """Keeps generators, the epoch's terms and the rows of ``metrics.csv`` in each checkpoint, and saves on SIGTERM.
+    """Keeps generators, the epoch's terms and the rows of ``metrics.csv`` in each checkpoint, and saves on SIGTERM and Ctrl-C.
 
     Dropout, stochastic depth and drawn negatives read torch's generators. Process r starts from ``seed + r``, so that no
-    two drop the same units. On SIGTERM, which batch systems send before they kill, ``last.ckpt`` is written at the end of
-    the step and :class:`~lightning.pytorch.utilities.exceptions.SIGTERMException` leaves the training in all processes.
+    two drop the same units. On SIGTERM, which batch systems send before they kill, and on Ctrl-C ``last.ckpt`` is written at
+    the end of the optimiser's step and :class:`Stopped` leaves the training in all processes. A second Ctrl-C does not wait.
     """
 
     def __init__(self) -> None:
         self._generators: list[dict[str, Tensor]] | None = None
         self._loader: dict[str, int] | None = None
-        self._asked = False
-        self._handler: Any = None
+        self._asked: signal.Signals | None = None
+        self._handlers: dict[signal.Signals, Any] = {}
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give SIGTERM back."""
-        if self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
-            self._handler = None
+        """Give the signals back."""
+        for number in list(self._handlers):
+            self._give_back(number)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -95,7 +107,7 @@ class Continuation(pl.Callback):
         for log in _logs(trainer):
             checkpoint[_ROWS] = {step: dict(row) for step, row in log.rows.items()}
         if isinstance(pl_module, EpochTerms):
-            checkpoint[_TERMS] = pl_module.epoch_terms
+            checkpoint[_TERMS] = pl_module.packed_terms()
         if isinstance(loader := trainer.train_dataloader, ResumableLoader):
             checkpoint[_LOADER] = loader.state_dict()
             if loader.exhausted and isinstance(pl_module, EpochTerms) and _ROWS in checkpoint:
@@ -111,19 +123,22 @@ class Continuation(pl.Callback):
             return
         self._generators, self._loader = checkpoint.get(_GENERATORS), checkpoint.get(_LOADER)
         if isinstance(pl_module, EpochTerms):
-            terms = checkpoint.get(_TERMS, [])
-            pl_module.epoch_terms = [{n: value.to(pl_module.device) for n, value in step.items()} for step in terms]
+            pl_module.restore_terms(checkpoint.get(_TERMS, {}))
         for log in _logs(trainer):
             log.rows = checkpoint.get(_ROWS, {})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put loader and generators where they were, or the generators apart; take over SIGTERM.
+        """Put loader and generators where they were, or the generators apart; take over the signals.
 
         Lightning's handler, which it sets before this, waits for all processes where it stands and saves nothing.
         """
-        self._asked = False
+        self._asked = None
         if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGTERM, self._ask)
+            for number in (signal.SIGTERM, signal.SIGINT):
+                if signal.getsignal(number) is not signal.SIG_IGN:
+                    self._handlers[number] = signal.signal(number, self._ask)
+        if isinstance(loader := trainer.train_dataloader, ResumableLoader):
+            loader.limit = trainer.num_training_batches
         found, self._generators = self._generators, None
         if self._loader is not None and isinstance(loader := trainer.train_dataloader, ResumableLoader):
             # Lightning does so as well, unless the optimiser's schedule has asked for the number of steps before.
@@ -147,19 +162,32 @@ class Continuation(pl.Callback):
         if trainer.current_epoch > 0:
             self._leave_if_asked(trainer)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Save and leave, if any process was asked to; after an epoch's last step once its checkpoint is written."""
-        if not trainer.is_last_batch:
-            self._leave_if_asked(trainer, Path(trainer.default_root_dir) / "checkpoints" / LAST)
+        if is_between_steps(trainer, batch_idx) and not trainer.is_last_batch:
+            self._leave_if_asked(trainer, save=True)
 
-    def _leave_if_asked(self, trainer: pl.Trainer, save_as: Path | None = None) -> None:
-        if trainer.strategy.reduce_boolean_decision(self._asked, all=False):
-            if save_as is not None:
-                trainer.save_checkpoint(save_as)
-            raise SIGTERMException(f"stopped by SIGTERM at step {trainer.global_step}; --ckpt_path last continues")
+    def _leave_if_asked(self, trainer: pl.Trainer, save: bool = False) -> None:
+        if trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False):
+            last = Path(trainer.default_root_dir) / "checkpoints" / LAST
+            if save:
+                trainer.save_checkpoint(last)
+            raise Stopped(self._asked or signal.SIGTERM, trainer.global_step, last.is_file())
 
-    def _ask(self, *_: object) -> None:
-        self._asked = True
+    def _ask(self, number: int, _: object) -> None:
+        self._asked = signal.Signals(number)
+        if self._asked == signal.SIGINT:  # once more, and it is Ctrl-C as ever
+            self._give_back(self._asked)
+
+    def _give_back(self, number: signal.Signals) -> None:
+        signal.signal(number, self._handlers.pop(number))
+
+
+def is_between_steps(trainer: pl.Trainer, batch_idx: int) -> bool:
+    """Whether the optimiser has taken its step after this batch, so that no accumulated gradient would be lost."""
+    return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
 
 
 def _logs(trainer: pl.Trainer) -> list[MetricsCSV]:

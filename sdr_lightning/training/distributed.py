@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import lightning.pytorch as pl
 import torch
 import torch.nn.functional as F
+from lightning.fabric.utilities.distributed import _InfiniteBarrier
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
@@ -63,6 +65,25 @@ def gather_objects(trainer: pl.Trainer, mine: S) -> list[S]:
     found: list[Any] = [None] * trainer.world_size
     torch.distributed.all_gather_object(found, mine)
     return found
+
+
+def in_first_process(trainer: pl.Trainer, action: Callable[[], object]) -> None:
+    """Let the first process do something, however long it takes, while the others wait; called in all of them.
+
+    Raises:
+        ValueError: in every process, where the action raised it or an ``OSError``: none is left waiting.
+    """
+    failure: str | None = None
+    with _InfiniteBarrier() as barrier:
+        if trainer.is_global_zero:
+            try:
+                action()
+            except (ValueError, OSError) as error:
+                failure = str(error)
+        barrier()
+    failure = trainer.strategy.broadcast(failure)
+    if failure is not None:
+        raise ValueError(failure)
 
 
 class EmbeddingTable(Metric):

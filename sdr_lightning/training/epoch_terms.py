@@ -28,8 +28,17 @@ class EpochTerms(pl.LightningModule):
 
     def epoch_means(self) -> dict[str, Tensor]:
         """What is logged at the end of an epoch."""
+        return {f"train/{name}": values.mean() for name, values in self.packed_terms().items()}
+
+    def packed_terms(self) -> dict[str, Tensor]:
+        """The terms so far as one tensor each, (steps,), for checkpoints."""
         names = self.epoch_terms[0] if self.epoch_terms else ()
-        return {f"train/{name}": torch.stack([terms[name] for terms in self.epoch_terms]).mean() for name in names}
+        return {name: torch.stack([terms[name] for terms in self.epoch_terms]).cpu() for name in names}
+
+    def restore_terms(self, packed: Mapping[str, Tensor]) -> None:
+        """Take the terms of :meth:`packed_terms` back."""
+        steps = zip(*(values.to(self.device).unbind() for values in packed.values()), strict=True)
+        self.epoch_terms = [dict(zip(packed, values, strict=True)) for values in steps]
 
     def on_train_epoch_start(self) -> None:
         """Start again; a training that is continued in mid-epoch does not come here."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -21,7 +22,7 @@ from sdr_lightning.losses.objective import RebalancingObjective
 from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds, evaluate_queries
 from sdr_lightning.metrics.published import evaluate_published, first_five
 from sdr_lightning.paths import expand
-from sdr_lightning.training.distributed import EmbeddingTable, Gather, gather, gather_encoded
+from sdr_lightning.training.distributed import EmbeddingTable, Gather, gather, gather_encoded, in_first_process
 from sdr_lightning.training.epoch_terms import EpochTerms
 from sdr_lightning.training.extraction import split_bank
 from sdr_lightning.training.gradient_caching import check_chunks, encode_in_chunks
@@ -157,14 +158,10 @@ class RetrievalModule(EpochTerms):
             self.data.attach_teacher(modality)
 
     def _features(self, tower: Tower, name: Split) -> FeatureBank:
-        """What a frozen tower says of a split; the first process writes the cache that the others then read."""
-        device = self.trainer.strategy.root_device
-        if not self.trainer.is_global_zero:
-            self.trainer.strategy.barrier()
-        bank = split_bank(tower, self.data, name, device)
-        if self.trainer.is_global_zero:
-            self.trainer.strategy.barrier()
-        return bank
+        """What a frozen tower says of a split; the first process writes the cache that all then read."""
+        bank = partial(split_bank, tower, self.data, name, self.trainer.strategy.root_device)
+        in_first_process(self.trainer, bank)
+        return bank()
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`."""
@@ -307,8 +304,8 @@ class RetrievalModule(EpochTerms):
         for modality, source in self.data.split("train").teacher_sources.items():
             if then.get(modality, source) != source:
                 raise ValueError(
-                    f"the {modality} bank is of another teacher than the one this training began with: continue with that "
-                    "bank, or start afresh"
+                    f"the {modality} teacher is another than the one this training began with: continue with that one, or "
+                    "start afresh"
                 )
 
     def _rescored(self, image: Tensor, text: Tensor, k: int) -> Rescored:

@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+from sdr_lightning.paths import claim
 from tests.e2e.sdr import complaint, sdr, succeeded
 
-STEPS = 18  # of three epochs
+BATCHES = {"student": 18, "teacher": 18, "accumulating": 15}  # of three epochs
 STUDENT = (
     *("--model", "experiments/models/tiny_fusion.yaml"),  # with dropout, and negatives that are drawn
     *("--model.init_args.objective.init_args.weights", '{"itc": 1, "itm": 2}'),
@@ -37,13 +38,22 @@ def root(request: pytest.FixtureRequest) -> Path:
     return Path(request.config.rootpath)
 
 
-@pytest.fixture(scope="module", params=["student", "teacher"])
+ACCUMULATING = (  # steps that end within an epoch and at its end, epochs without validation, batches that are left out
+    *("--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=5", "--trainer.check_val_every_n_epoch=2"),
+)
+
+
+@pytest.fixture(scope="module", params=["student", "teacher", "accumulating"])
 def whole(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A training that nothing stopped."""
-    options = (*STUDENT, *SIZES) if request.param == "student" else (*TEACHER, *SIZES, *SMALL_TEACHER)
-    folder = tmp_path_factory.mktemp(request.param) / "whole"
+    kinds = {
+        "student": (*STUDENT, *SIZES),
+        "teacher": (*TEACHER, *SIZES, *SMALL_TEACHER),
+        "accumulating": (*STUDENT, *SIZES, *ACCUMULATING),
+    }
+    options, folder = kinds[request.param], tmp_path_factory.mktemp(request.param) / "whole"
     succeeded(fit(root, folder, *options))
-    return options, folder
+    return options, folder, BATCHES[request.param]
 
 
 def equal(first: Any, second: Any) -> bool:
@@ -61,7 +71,7 @@ def assert_same(whole: Path, continued: Path) -> None:
     assert (continued / "metrics.csv").read_text() == (whole / "metrics.csv").read_text()
     for name in ("last.ckpt",):
         first, second = (torch.load(folder / "checkpoints" / name, weights_only=True) for folder in (whole, continued))
-        assert first["global_step"] == STEPS
+        assert first["epoch"] == 2
         for part in ("state_dict", "optimizer_states", "lr_schedulers", "generators", "global_step", "epoch"):
             assert equal(first[part], second[part]), part
     kept = [path.name for path in (continued / "checkpoints").glob("best.ckpt")]
@@ -75,9 +85,9 @@ def assert_same(whole: Path, continued: Path) -> None:
 
 @pytest.mark.slow
 def test_killed_at_random_steps(whole: Any, root: Path, tmp_path: Path) -> None:
-    options, uninterrupted = whole
-    steps = sorted(random.SystemRandom().sample(range(2, STEPS), 3))
-    print(f"killed after steps {steps}")
+    options, uninterrupted, batches = whole
+    steps = sorted(random.SystemRandom().sample(range(2, batches), 3))
+    print(f"killed after batches {steps}")
     continued: tuple[str, ...] = ()
     for step in steps:
         kill = ("--trainer.callbacks+=tests.training.killing.KillAfter", f"--trainer.callbacks.step={step}")
@@ -93,23 +103,42 @@ def test_killed_at_random_steps(whole: Any, root: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_killed_between_checkpoints(whole: Any, root: Path, tmp_path: Path) -> None:
     """What was done since the last epoch's end is done again."""
-    options, uninterrupted = whole
-    kill = ("--trainer.callbacks+=tests.training.killing.KillAfter", f"--trainer.callbacks.step={STEPS // 3 + 2}")
+    options, uninterrupted, batches = whole
+    kill = ("--trainer.callbacks+=tests.training.killing.KillAfter", f"--trainer.callbacks.step={batches // 3 + 2}")
     assert fit(root, tmp_path / "cut", *options, *kill).returncode == -signal.SIGKILL
     succeeded(fit(root, tmp_path / "cut", *options, "--ckpt_path", "last"))
     assert_same(uninterrupted, tmp_path / "cut")
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_leaves(whole: Any, root: Path, tmp_path: Path) -> None:
-    options, uninterrupted = whole
+@pytest.mark.parametrize(("name", "called"), [("SIGTERM", "SIGTERM"), ("SIGINT", "Ctrl-C")])
+def test_a_signal_saves_and_leaves(name: str, called: str, whole: Any, root: Path, tmp_path: Path) -> None:
+    """Within the second epoch; where gradients are accumulated, when half of them are there."""
+    options, uninterrupted, _ = whole
     kill = ("--trainer.callbacks+=tests.training.killing.KillAfter", "--trainer.callbacks.step=8")
-    done = fit(root, tmp_path / "cut", *options, *kill, "--trainer.callbacks.name=SIGTERM")
-    assert done.returncode == 128 + signal.SIGTERM
-    assert "stopped by SIGTERM at step" in done.stderr
+    done = fit(root, tmp_path / "cut", *options, *kill, f"--trainer.callbacks.name={name}")
+    assert done.returncode == 128 + signal.Signals[name], done.stderr
+    assert f"stopped by {called} at step" in done.stderr
+    assert "--ckpt_path last continues" in done.stderr
     assert "Traceback" not in done.stderr
     succeeded(fit(root, tmp_path / "cut", *options, "--ckpt_path", "last"))
     assert_same(uninterrupted, tmp_path / "cut")
+
+
+@pytest.mark.slow
+def test_a_signal_in_an_epochs_last_batch_loses_no_epoch(root: Path, tmp_path: Path) -> None:
+    """Though that epoch has no validation."""
+    options = (*STUDENT, *SIZES, "--trainer.check_val_every_n_epoch=3")
+    kill = ("--trainer.callbacks+=tests.training.killing.KillAfter", "--trainer.callbacks.step=12")
+    done = fit(root, tmp_path / "cut", *options, *kill, "--trainer.callbacks.name=SIGTERM")
+    assert "stopped by SIGTERM at step 12" in done.stderr
+    assert torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 12
+
+
+def test_a_folder_that_another_process_works_in(root: Path, tmp_path: Path) -> None:
+    claim(tmp_path / "run")
+    line = complaint(fit(root, tmp_path / "run", *STUDENT, *SIZES, "--ckpt_path", "last"))
+    assert f"another process works in {tmp_path / 'run'}" in line
 
 
 def test_nothing_to_continue(root: Path, tmp_path: Path) -> None:

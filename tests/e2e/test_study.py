@@ -50,9 +50,11 @@ def test_a_study_runs_is_interrupted_and_continues_where_it_stopped(study: Path)
     while not cells(output) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     os.kill(process.pid, signal.SIGTERM)  # handled as Ctrl-C is
+    begun = set(output.rglob("begun.json"))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
+    assert set(output.rglob("begun.json")) == begun  # nobody took up another cell
     before = cells(output)
     assert 1 <= len(before) < 12
 

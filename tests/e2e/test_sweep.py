@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sdr_lightning.paths import claim
+from sdr_lightning.sweep.runner import SweepRunner
+from sdr_lightning.sweep.spec import Sweep
 from tests.e2e.sdr import SMALL, complaint, sdr, succeeded
 
 
@@ -63,8 +66,9 @@ def test_a_sweep_is_interrupted_continued_and_reported(file: Path, tmp_path: Pat
     page = (folder / "sweep.html").read_text()
     assert '"n": 2' in page  # seeds are averaged
     succeeded(sdr("report", folder, cwd=tmp_path))
-    listed = succeeded(sdr("runs", "--where", "imbalance.ratio=0.5", cwd=tmp_path))
+    listed = succeeded(sdr("runs", "--where", "imbalance.ratio=5e-1", cwd=tmp_path))
     assert "2 of 4 runs" in listed
+    assert "no run has an option 'ratoi'" in complaint(sdr("runs", "--where", "ratoi=0.5", cwd=tmp_path))
     folders = sorted(path.parent for path in folder.glob("*/run.json"))
     compared = succeeded(sdr("runs", folders[0], folders[1], cwd=tmp_path))
     assert "seed_everything" in compared
@@ -79,6 +83,35 @@ def test_a_failed_run_is_told_and_the_others_go_on(file: Path, tmp_path: Path) -
     assert done.returncode == 1
     assert "run 0 failed" in done.stderr
     assert "the batch size must be at least 2" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_mistake_in_the_command_does_not_run_through_the_grid(file: Path, tmp_path: Path) -> None:
+    sweep = yaml.safe_load(file.read_text())
+    sweep["command"].insert(-1, "--trainer.max_epoch=1")
+    file.write_text(yaml.safe_dump(sweep))
+    line = complaint(sdr("sweep", file, "--jobs", "2", cwd=tmp_path))
+    assert "the first 3 runs all failed, the last with: sdr fit: error:" in line
+    assert "max_epoch" in line
+    assert len(json.loads((tmp_path / "runs/sweeps/small/sweep.json").read_text())["runs"]) <= 4
+
+
+def test_a_sweep_that_another_process_runs(file: Path, tmp_path: Path) -> None:
+    claim(tmp_path / "out")
+    line = complaint(sdr("sweep", file, "--output", tmp_path / "out", "--resume", cwd=tmp_path))
+    assert f"another process works in {tmp_path / 'out'}" in line
+
+
+def test_what_makes_it_another_sweep(file: Path, tmp_path: Path) -> None:
+    """Not a greater cap, or another description."""
+    sweep = yaml.safe_load(file.read_text())
+    record = {"name": "small", "config": {**sweep, "run_cap": 1, "description": "before"}, "runs": []}
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/sweep.json").write_text(json.dumps(record))
+    assert SweepRunner(Sweep.load(file), tmp_path / "out", 1)._restored(resume=True) == []
+    file.write_text(yaml.safe_dump({**sweep, "metric": {"name": "val/rsum"}}))
+    with pytest.raises(ValueError, match="holds a sweep with another metric: choose another --output"):
+        SweepRunner(Sweep.load(file), tmp_path / "out", 1)._restored(resume=True)
 
 
 @pytest.mark.slow

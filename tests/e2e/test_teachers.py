@@ -83,6 +83,13 @@ def test_a_teacher_that_no_term_distils_is_not_asked_for(experiments: Path, tmp_
     succeeded(fit(experiments, tmp_path, *overlay))  # there is no checkpoint of any teacher
 
 
+def test_the_configuration_that_a_teachers_run_wrote_describes_it(trained: Path) -> None:
+    """The only true one of a teacher that was trained with options of its own."""
+    for modality in ("image", "text"):
+        words = ["--config", str(trained / modality / "config.yaml")]
+        assert teacher_tower(words, str(trained / modality / "checkpoints/final.ckpt")).modality == modality
+
+
 def test_building_a_teacher_leaves_the_random_generators_alone(experiments: Path) -> None:
     before = torch.get_rng_state()
     words = ["--config", str(experiments / "scenes/image_teacher.yaml")]

@@ -13,10 +13,10 @@ from sdr_lightning.training import WandbRun
 
 
 class KillAfter(pl.Callback):
-    """Sends this process a signal after a step.
+    """Sends this process a signal after a batch.
 
     Args:
-        step: how many optimiser steps are done by then.
+        step: how many batches were trained on by then, over all epochs.
         name: of the signal.
     """
 
@@ -24,7 +24,7 @@ class KillAfter(pl.Callback):
         self.step, self.signal = step, signal.Signals[name]
 
     def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        if trainer.global_step == self.step:
+        if trainer.fit_loop.total_batch_idx + 1 == self.step:
             os.kill(os.getpid(), self.signal)
 
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sdr_lightning.training.distributed import EmbeddingTable
+from sdr_lightning.training.distributed import EmbeddingTable, in_first_process
+from tests.training.student import trainer
 
 
 def test_a_table_that_lacks_its_last_row() -> None:
@@ -26,3 +27,11 @@ def test_a_row_that_comes_twice_is_an_error() -> None:
     table.update(torch.tensor([0, 1, 1]), torch.zeros(3, 2))
     with pytest.raises(ValueError, match="every row once"):
         table.table(3)
+
+
+def test_what_the_first_process_fails_at_is_raised() -> None:
+    def fail() -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(ValueError, match="No space left on device"):
+        in_first_process(trainer(), fail)

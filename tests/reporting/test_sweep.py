@@ -1,0 +1,75 @@
+"""What the axes of a sweep's report are, and that each kind of sweep has one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdr_lightning.reporting.sweep import axes_of, build_sweep_report, load_sweep
+
+RATIO, KIND, SEED = "data.init_args.imbalance.ratio", "data.init_args.imbalance.kind", "seed_everything"
+
+
+def sweep(folder: Path, runs: list[dict[str, Any]]) -> Path:
+    """A folder as ``sdr sweep`` leaves it; the metric is the run's number."""
+    parts = []
+    for number, parameters in enumerate(runs):
+        (folder / str(number)).mkdir()
+        kept = {"val/rsum": float(number), "val/i2t_R@1": number / 2}
+        (folder / str(number) / "results.json").write_text(json.dumps({"training": {"kept": kept}}))
+        parts.append({"parameters": parameters, "folder": str(number), "state": "finished"})
+    (folder / "sweep.json").write_text(json.dumps({"name": "some", "config": {}, "runs": parts}))
+    return folder
+
+
+def page_data(folder: Path) -> Any:
+    page = build_sweep_report(folder).read_text()
+    return json.loads(page[page.index("const data = ") + 13 :].split(", colours = ")[0].replace("<\\/", "</"))
+
+
+def test_ratios_make_curves_with_a_panel_a_kind_and_a_line_a_method(tmp_path: Path) -> None:
+    runs = [
+        {"config": f"methods/{method}.yaml", KIND: kind, RATIO: ratio, SEED: seed}
+        for method in ("itc", "sdr")
+        for kind in ("mismatch", "blur")
+        for ratio in (0.0, 0.5)
+        for seed in (0, 1)
+    ]
+    data = page_data(sweep(tmp_path, runs))
+    assert (data["curves"], data["x"], data["panel"]) == (True, [RATIO], KIND)
+    assert {(p["panel"], p["line"]) for p in data["points"]} == {
+        (k, m) for k in ("mismatch", "blur") for m in ("itc", "sdr")
+    }
+    at = {(p["line"], p["panel"], p["x"]): p for p in data["intervals"]["val/rsum"]}
+    assert at["itc", "mismatch", 0.5]["mean"] == 2.5  # runs 2 and 3
+    assert at["itc", "mismatch", 0.5]["n"] == 2
+
+
+def test_methods_and_seeds_alone_stand_side_by_side(tmp_path: Path) -> None:
+    runs = [{"config": f"methods/{m}.yaml", SEED: seed} for m in ("sdr", "itc") for seed in range(3)]
+    data = page_data(sweep(tmp_path, runs))
+    assert data["words"] == ["itc", "sdr"]
+    assert [(p["x"], p["mean"], p["n"]) for p in data["intervals"]["val/rsum"]] == [(0, 4, 3), (1, 1, 3)]
+    assert (tmp_path / "sweep.png").is_file()
+    assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 7
+
+
+def test_a_search_has_a_figure_a_number(tmp_path: Path) -> None:
+    data = page_data(sweep(tmp_path, [{"a.weight": 0.5, "b.tau": 0.1}, {"a.weight": 1, "b.tau": 0.2}]))
+    assert (data["curves"], data["x"]) == (False, ["a.weight", "b.tau"])
+
+
+@pytest.mark.parametrize("varied", [{SEED: 1}, {KIND: "blur"}])
+def test_seeds_alone_or_kinds_alone(varied: dict[str, Any], tmp_path: Path) -> None:
+    base = {SEED: 0, KIND: "mismatch", "config": "x.yaml"}
+    data = page_data(sweep(tmp_path, [base, base | varied]))
+    assert len(data["words"]) == 2
+
+
+def test_nothing_differs(tmp_path: Path) -> None:
+    _, runs = load_sweep(sweep(tmp_path, [{SEED: 0}]))
+    with pytest.raises(ValueError, match="no parameter differs between the runs"):
+        axes_of(runs)
