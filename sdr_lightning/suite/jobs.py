@@ -11,6 +11,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any, cast
 
@@ -37,6 +38,7 @@ from sdr_lightning.training.record import environment
 from sdr_lightning.training.retrieval_module import RetrievalModule
 
 _EXAMPLE_QUERIES, _EXAMPLE_RESULTS = 3, 5
+stopping: Event | None = None  # of the study that this process works for
 
 
 def frozen_modalities(student: tuple[str, ...]) -> list[Modality]:
@@ -173,10 +175,15 @@ def _structure(cell: Cell, data: RetrievalDataModule, image: Tensor, text: Tenso
 
 
 def guarded(function: Callable[..., None], *arguments: Any) -> str | None:
-    """Run a job in a worker; return its failure in words, because not every exception can be sent back."""
+    """Run a job in a worker; return its failure in words, because not every exception can be sent back.
+
+    A worker of a study that stops takes no further job, though the pool still hands it one.
+    """
+    if stopping is not None and stopping.is_set():
+        os._exit(128 + signal.SIGTERM)
     try:
         function(*arguments)
-    except SIGTERMException:  # this worker was asked to leave, and what it trained is saved: it takes no further job
+    except SIGTERMException:  # what it trained is saved
         os._exit(128 + signal.SIGTERM)
     except Exception as error:
         return f"{type(error).__name__}: {' '.join(str(error).split())}"

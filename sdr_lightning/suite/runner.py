@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,8 @@ class Runner:
             name = f"{cell.method}, {cell.imbalance} {cell.ratio:g}, seed {cell.seed}"
             return name, work.run_cell, (cell, self.folder / "thumbnails", data_fingerprint)
 
-        with _pool(self.jobs) as pool:
+        stopping = multiprocessing.get_context("spawn").Event()
+        with _pool(self.jobs, stopping) as pool:
             try:
                 data = pool.submit(work.describe, student).result()
                 data_fingerprint = sha256(json.dumps(data["splits"], sort_keys=True))
@@ -104,6 +106,7 @@ class Runner:
                 self._phase(pool, "banks, cells without", [*map(extract, banks), *map(run, alone)])
                 self._phase(pool, "cells", [run(cell) for cell in cells if cell.distils])
             except BaseException:
+                stopping.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 _end(multiprocessing.active_children())
                 raise
@@ -194,13 +197,13 @@ class Runner:
         }
 
 
-def _pool(jobs: int) -> ProcessPoolExecutor:
+def _pool(jobs: int, stopping: Event) -> ProcessPoolExecutor:
     threads = max(1, (os.cpu_count() or 1) // jobs)
     context = multiprocessing.get_context("spawn")
     gpus = context.SimpleQueue()
     for share in shares(jobs):
         gpus.put(share)
-    return ProcessPoolExecutor(jobs, context, _prepare_worker, (threads, gpus))
+    return ProcessPoolExecutor(jobs, context, _prepare_worker, (threads, gpus, stopping))
 
 
 def _end(processes: Sequence[BaseProcess]) -> None:
@@ -216,7 +219,8 @@ def _end(processes: Sequence[BaseProcess]) -> None:
             process.kill()
 
 
-def _prepare_worker(threads: int, gpus: Any) -> None:
+def _prepare_worker(threads: int, gpus: Any, stopping: Event) -> None:
+    work.stopping = stopping
     os.environ.update(gpus.get())
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(threads)

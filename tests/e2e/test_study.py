@@ -50,6 +50,7 @@ def test_a_study_runs_is_interrupted_and_continues_where_it_stopped(study: Path)
     while not cells(output) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     os.kill(process.pid, signal.SIGTERM)  # handled as Ctrl-C is
+    time.sleep(2)
     begun = set(output.rglob("begun.json"))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors

@@ -68,3 +68,16 @@ def test_a_tower_that_cannot_says_so() -> None:
     text = TransformersTextTower(config=dict(BERT))
     with pytest.raises(ValueError, match="PrecomputedImageTower has no activation checkpointing"):
         DualEncoder(PrecomputedImageTower(4, 8), text, 8, activation_checkpointing=True)
+
+
+def test_channels_last_or_first_is_a_matter_of_memory_alone() -> None:
+    images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    towers = []
+    for channels_last in (True, False):
+        torch.manual_seed(0)
+        towers.append(TimmImageTower("mobilenetv3_small_050", channels_last=channels_last).eval())
+    for tower, layout in zip(towers, (torch.channels_last, torch.contiguous_format), strict=True):
+        kernels = [p for p in tower.parameters() if p.ndim == 4 and min(p.shape[1:]) > 1]
+        assert all(kernel.is_contiguous(memory_format=layout) for kernel in kernels)
+    torch.testing.assert_close(towers[0](images), towers[1](images), rtol=1e-4, atol=1e-5)
+    assert towers[0].fingerprint() == towers[1].fingerprint()

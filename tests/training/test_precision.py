@@ -74,3 +74,16 @@ def test_fp16_learns_past_an_overflow_and_keeps_its_scale(fused: bool, tmp_path:
     run.save_checkpoint(tmp_path / "last.ckpt")
     kept = torch.load(tmp_path / "last.ckpt", weights_only=True)["MixedPrecision"]
     assert 0 < kept["scale"] < 2.0**40
+
+
+def test_a_fused_step_is_the_same_to_rounding() -> None:
+    found = []
+    for fused in (False, True):
+        module = student(ALL, relation="fused", optimisation=Optimisation(learning_rate=1e-2, fused=fused))
+        run = trainer(max_epochs=1, limit_val_batches=0)
+        run.fit(module, datamodule=FixedBatches([BATCH] * 5))
+        assert run.optimizers[0].defaults["fused"] == (fused or None)
+        found.append(module.state_dict())
+    for name, value in found[0].items():
+        if not name.endswith("key.bias"):  # a gradient of rounding alone
+            torch.testing.assert_close(found[1][name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
