@@ -17,7 +17,17 @@ from sdr_lightning.features.bank import Modality
 from sdr_lightning.paths import expand
 from sdr_lightning.training.teacher_module import TeacherModule
 
-_NOT_THE_MODEL = ("data", "trainer", "checkpoint", "run_dir", "protocol", "image_teacher", "text_teacher", "ckpt_path")
+_NOT_THE_MODEL = (
+    "data",
+    "trainer",
+    "checkpoint",
+    "run_dir",
+    "protocol",
+    "image_teacher",
+    "text_teacher",
+    "ckpt_path",
+    "weights_only",
+)
 
 
 @dataclass(frozen=True)

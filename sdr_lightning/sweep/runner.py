@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import time
+import warnings
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -183,7 +184,9 @@ class SweepRunner:
         # The engine draws from the processes' own generators: the same sweep, the same runs.
         np.random.seed(len(self.runs))
         random.seed(len(self.runs))
-        asked = engine().next_run(self.sweep.searched, [self._as_engine_sees(run) for run in self.runs])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the fit of its Gaussian process
+            asked = engine().next_run(self.sweep.searched, [self._as_engine_sees(run) for run in self.runs])
         if asked is None:
             return None
         parameters = {name: _plain(part["value"]) for name, part in asked.config.items()}
@@ -263,7 +266,10 @@ def last_line(run: Run) -> str:
 
 
 def _words(parameters: dict[str, Any]) -> str:
-    return ", ".join(f"{name.rpartition('.')[2]} {value}" for name, value in parameters.items())
+    return ", ".join(
+        f"{name.rpartition('.')[2]} {f'{value:.4g}' if isinstance(value, float) else value}"
+        for name, value in parameters.items()
+    )
 
 
 def _plain(value: Any) -> Any:

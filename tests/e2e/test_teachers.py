@@ -77,6 +77,17 @@ def test_a_student_learns_what_it_learns_from_banks(experiments: Path, trained: 
     assert len(list((tmp_path / "two/cache").glob("text-*.safetensors"))) == 1
 
 
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_ends_both_processes(experiments: Path, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    cache = f"--data.init_args.cache={tmp_path}/file/cache"
+    ddp = ("--trainer.devices=2", "--trainer.strategy=ddp")
+    done = fit(experiments, tmp_path, *files(experiments, trained), cache, *ddp)
+    assert done.returncode != 0
+    assert "Not a directory" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_teacher_that_no_term_distils_is_not_asked_for(experiments: Path, tmp_path: Path) -> None:
     """So that one overlay serves every method of a sweep."""
     overlay = ("--config", experiments / "scenes/teachers.yaml", *MATCHING_ALONE)
