@@ -199,14 +199,16 @@ class SweepRunner:
         sweeps, curve = engine(), run.history.get(self.sweep.metric, {})
         values = [curve[epoch] for epoch in sorted(curve)]
         state = {"running": "running", "finished": "finished", "failed": "failed", "stopped": "killed"}[run.state]
-        return sweeps.SweepRun(
+        seen = sweeps.SweepRun(
             name=run.folder.name,
             state=state,
             config={name: {"value": value} for name, value in run.parameters.items()},
-            history=[{self.sweep.metric: value} for value in values],
-            summary_metrics={self.sweep.metric: values[-1]} if values else {},
             stopped=run.state == "stopped",
         )
+        # Given to the constructor under these names they are dropped in silence: the package was written for an older pydantic.
+        seen.history = [{self.sweep.metric: value} for value in values]
+        seen.summary_metrics = {self.sweep.metric: values[-1]} if values else {}
+        return seen
 
     def _start(self, run: Run) -> None:
         run.state = "running"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from sdr_lightning.configure import build
-from sdr_lightning.sweep.runner import SweepRunner
+from sdr_lightning.sweep.runner import Run, SweepRunner
 from sdr_lightning.sweep.spec import Sweep
 
 GOOD: dict[str, Any] = {
@@ -135,3 +136,37 @@ def test_a_search_is_the_same_when_it_is_repeated(method: str, tmp_path: Path) -
         found.append([run.parameters["x"] for run in iter(runner._next, None)])
     assert found[0] == found[1]
     assert len(set(found[0])) == 3
+
+
+def logged(runner: SweepRunner, run: Run, curve: list[float]) -> None:
+    """What a training of this curve leaves in its folder."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    rows = [f"{epoch},{epoch},{value}" for epoch, value in enumerate(curve)]
+    (run.folder / "metrics.csv").write_text("\n".join(["epoch,step,val/rsum_best", *rows, ""]))
+
+
+def test_a_bayesian_search_goes_where_the_metric_is_best(tmp_path: Path) -> None:
+    changes = {"method": "bayes", "run_cap": 15, "parameters": {"x": {"min": 0.0, "max": 1.0}}}
+    runner = SweepRunner(load(tmp_path, **changes), tmp_path, 1)
+    for run in iter(runner._next, None):
+        logged(runner, run, [100 - 300 * (run.parameters["x"] - 0.8) ** 2])
+        run.state = "finished"
+    tried = [run.parameters["x"] for run in runner.runs]
+    assert np.median(np.abs(np.array(tried[10:]) - 0.8)) < 0.1
+
+
+def test_hyperband_stops_the_poorest_run(tmp_path: Path) -> None:
+    hyperband = {"type": "hyperband", "min_iter": 2, "eta": 2}
+    changes = {"method": "random", "run_cap": 4, "early_terminate": hyperband, "parameters": {"x": {"values": [1, 2]}}}
+    runner = SweepRunner(load(tmp_path, **changes), tmp_path, 4)
+    for run, level in zip(iter(runner._next, None), (10.0, 20.0, 30.0, 40.0), strict=False):
+        logged(runner, run, [1.0, level / 2, level, level])
+        run.process = subprocess.Popen(["sleep", "60"])
+    try:
+        runner._terminate_early()
+        assert [run.state for run in runner.runs] == ["stopped", "running", "running", "running"]
+    finally:
+        for run in runner.runs:
+            assert run.process is not None
+            run.process.kill()
+            run.process.wait()
