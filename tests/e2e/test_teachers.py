@@ -47,7 +47,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 def test_a_student_learns_what_it_learns_from_banks(experiments: Path, trained: Path, tmp_path: Path) -> None:
-    """Bit for bit, though building teachers draws random numbers; at two processes, and with what was kept, too."""
+    """Bit for bit, though building teachers draws random numbers; and from what was kept, too."""
     banks = []
     for modality in ("image", "text"):
         bank = tmp_path / f"{modality}.safetensors"
@@ -71,10 +71,14 @@ def test_a_student_learns_what_it_learns_from_banks(experiments: Path, trained: 
     for name in ways:
         assert all(torch.equal(value, weights(tmp_path / name)[key]) for key, value in expected.items()), name
     assert not any("teacher" in key and "tower" in key for key in expected)
-    (tmp_path / "two").mkdir()
+
+
+@pytest.mark.slow
+def test_two_processes_run_a_teacher_once(experiments: Path, trained: Path, tmp_path: Path) -> None:
     ddp = ("--trainer.devices=2", "--trainer.strategy=ddp")
-    succeeded(fit(experiments, tmp_path / "two", *ways["teachers"], *ddp))
-    assert len(list((tmp_path / "two/cache").glob("text-*.safetensors"))) == 1
+    done = fit(experiments, tmp_path, *files(experiments, trained), *ddp)
+    assert succeeded(done).count("text features") == 1
+    assert len(list((tmp_path / "cache").glob("text-*.safetensors"))) == 1
 
 
 @pytest.mark.slow
