@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -122,6 +122,30 @@ def write_atomically(path: Path, write: Callable[[Path], None], exclusive: bool 
         raise ValueError(f"{path} is there already, and of another run: choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_output(
+    path: Path, reads: Iterable[str | Path | None] = (), is_own: Callable[[Path], bool] = lambda _: False
+) -> None:
+    """Refuse an output that would replace a file that the command reads, or one that the command did not write.
+
+    Call it before the work starts.
+
+    Args:
+        path: the output file.
+        reads: files that the command reads; None is passed over.
+        is_own: whether an existing file is an earlier output of the same command; by default none is.
+
+    Raises:
+        ValueError: names the file and what to do.
+    """
+    for file in reads:
+        if file is not None and path.resolve() == Path(file).resolve():
+            raise ValueError(f"the output {path} is a file that this command reads: choose another name")
+    if path.is_dir():
+        raise ValueError(f"the output {path} is a folder: name a file")
+    if path.exists() and not is_own(path):
+        raise ValueError(f"{path} exists and was not written by this command: choose another name, or move it away")
 
 
 def claim(folder: Path) -> None:
