@@ -6,10 +6,11 @@ import errno
 import fcntl
 import gc
 import json
+import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -84,10 +85,10 @@ def read_json(path: Path, expected: str) -> Any:
     collecting = gc.isenabled()
     gc.disable()  # looking for cycles among millions of new objects takes three times as long as making them
     try:
-        return json.loads(path.read_bytes().decode("utf-8"))
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
         raise ValueError(f"no file at {path} ({error.strerror}): expected {expected}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON in UTF-8: {error}") from error
     finally:
         if collecting:
@@ -144,7 +145,7 @@ def check_output(
             raise ValueError(f"the output {path} is a file that this command reads: choose another name")
     if path.is_dir():
         raise ValueError(f"the output {path} is a folder: name a file")
-    if path.exists() and not is_own(path):
+    if path.exists() and path.stat().st_size and not is_own(path):
         raise ValueError(f"{path} exists and was not written by this command: choose another name, or move it away")
 
 
@@ -170,8 +171,16 @@ def claim(folder: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write a value as indented JSON, atomically; numbers that are not finite, which JSON does not have, as null."""
+    write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str, exclusive: bool = False) -> None:

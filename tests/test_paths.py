@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from sdr_lightning.paths import expand, package_path, read_json, text_lines, write_atomically, write_json
+from sdr_lightning.paths import check_output, expand, package_path, read_json, text_lines, write_atomically, write_json
 
 
 @pytest.mark.parametrize(
@@ -207,3 +207,18 @@ def test_json_that_is_not_there(tmp_path: Path) -> None:
     path = tmp_path / "none.json"
     with pytest.raises(ValueError, match=rf"no file at {path} \(No such file or directory\): expected a list of names"):
         read_json(path, "a list of names")
+
+
+def test_an_output_never_replaces_what_is_read_or_foreign(tmp_path: Path) -> None:
+    path, empty = tmp_path / "x.json", tmp_path / "empty.json"
+    check_output(path)
+    path.write_text("mine")
+    empty.write_text("")
+    check_output(empty)
+    check_output(path, is_own=lambda file: file.read_text() == "mine")
+    with pytest.raises(ValueError, match=r"x.json exists and was not written by this command: choose another name"):
+        check_output(path, is_own=lambda file: False)
+    with pytest.raises(ValueError, match="is a file that this command reads: choose another name"):
+        check_output(tmp_path / "sub" / ".." / "x.json", [None, path], lambda file: True)
+    with pytest.raises(ValueError, match="is a folder: name a file"):
+        check_output(tmp_path)

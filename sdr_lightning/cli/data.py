@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from itertools import islice
 from pathlib import Path
 
@@ -12,10 +12,11 @@ from rich.table import Table
 
 from sdr_lightning.configure import build_data
 from sdr_lightning.data.check import Findings, check
+from sdr_lightning.data.id_list import is_id_list, write_ids
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.table import Split
 from sdr_lightning.data.tokenizer import tokenised
-from sdr_lightning.paths import write_text
+from sdr_lightning.paths import check_output, expand
 
 
 def run(arguments: list[str]) -> int:
@@ -62,8 +63,11 @@ def data_of(file: str, rest: list[str]) -> RetrievalDataModule:
     return build_data(["--data", file, *rest])
 
 
-def _check(data: RetrievalDataModule, console: Console, options: object) -> int:
-    fast, unusable = bool(getattr(options, "fast", False)), getattr(options, "unusable", None)
+def _check(data: RetrievalDataModule, console: Console, options: Namespace) -> int:
+    fast, unusable = options.fast, options.unusable
+    if unusable is not None:
+        left_out = getattr(data.source, "leave_out", None)
+        check_output(unusable, [left_out and expand(left_out)], is_id_list)
     columns = (TextColumn("reading {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         tasks = {split: progress.add_task(split, total=None) for split in data.source.splits if not fast}
@@ -74,7 +78,7 @@ def _check(data: RetrievalDataModule, console: Console, options: object) -> int:
         findings = check(data, not fast, advance)
     _show(findings, data.source.name, console)
     if unusable is not None:
-        write_text(unusable, "".join(f"{name}\n" for name in findings.unusable))
+        write_ids(unusable, findings.unusable)
         console.print(f"{len(findings.unusable)} ids of unusable images in {unusable}", soft_wrap=True, markup=False)
     if findings.fatal:
         console.print("[bold]training would fail[/bold]")

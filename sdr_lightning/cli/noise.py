@@ -7,8 +7,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from sdr_lightning.cli.data import data_of, for_the_data
-from sdr_lightning.data.imbalance import KINDS, Imbalance, NoiseTable, read_noise
+from sdr_lightning.data.imbalance import KINDS, Imbalance, NoiseTable, is_noise_table, read_noise
 from sdr_lightning.data.table import SPLITS
+from sdr_lightning.paths import check_output, expand
 
 _BAR = 40  # characters of the longest bar
 
@@ -49,7 +50,9 @@ def _make(options: Namespace, rest: list[str]) -> int:
     imbalance = Imbalance(
         options.kind, options.ratio, options.modality, options.level, options.severity, options.seed, (options.split,)
     )
-    table = data_of(options.data, rest).source.table(options.split)
+    data = data_of(options.data, rest)
+    check_output(options.output, [part.file and expand(part.file) for part in data.imbalances], is_noise_table)
+    table = data.source.table(options.split)
     noise = NoiseTable.draw(table, imbalance)
     noise.save(options.output)
     print("\n".join(describe(noise, options.output)))

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import posixpath
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sdr_lightning.data.coco import CocoSource
 from sdr_lightning.data.karpathy import read_karpathy
@@ -12,7 +17,24 @@ from sdr_lightning.data.table import CaptionTable, Split
 from sdr_lightning.paths import read_json
 
 
-def read_annotations(path: Path, split: Split) -> CaptionTable:
+class Annotations(NamedTuple):
+    """The captions of a split, and how the file orders them.
+
+    Attributes:
+        table: images as the file lists them, captions image by image.
+        file_rows: (C,) int64, the place of each caption of the table among the split's captions in the file.
+    """
+
+    table: CaptionTable
+    file_rows: NDArray[np.int64]
+
+    @property
+    def are_grouped(self) -> bool:
+        """Whether the file itself lists the captions image by image."""
+        return bool((np.diff(self.file_rows) == 1).all())
+
+
+def read_annotations(path: Path, split: Split) -> Annotations:
     """The captions of a split, and which image each is of; no image is looked for.
 
     Args:
@@ -42,4 +64,22 @@ def read_annotations(path: Path, split: Split) -> CaptionTable:
     problems = [problem for problem in find_problems(split, records[split], {split: records[split]}) if problem.fatal]
     if problems:
         raise ValueError(f"{path} {problems[0]}")
-    return tabulate(name, split, records[split])
+    table = tabulate(name, split, records[split])
+    row = {image: number for number, image in enumerate(table.image_ids)}
+    in_file = np.array([row[image] for image in _images_of_captions(document, table)], dtype=np.int64)
+    return Annotations(table, np.argsort(in_file, kind="stable"))
+
+
+def _images_of_captions(document: Any, table: CaptionTable) -> list[str]:
+    """The image of each caption, in the order of the file; the document is known to be well-formed."""
+    if isinstance(document, list):
+        captions = [[entry["caption"]] if isinstance(entry["caption"], str) else entry["caption"] for entry in document]
+        return [posixpath.normpath(entry["image"]) for entry, own in zip(document, captions, strict=True) for _ in own]
+    if "annotations" in document:
+        place = dict(zip((image["id"] for image in document["images"]), table.image_ids, strict=True))
+        used = set(table.caption_ids)  # rejected captions are not
+        images = ((place[entry["image_id"]], entry["id"]) for entry in document["annotations"])
+        return [image for image, number in images if f"{image}#{number}" in used]
+    return [
+        table.image_ids[row] for row in table.caption_image.tolist()
+    ]  # Karpathy's captions are in their image's entry

@@ -11,15 +11,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from sdr_lightning.data.images import UNREADABLE, ImageFiles, Images
+from sdr_lightning.data.images import ImageFiles, Images, orientation, reason, to_rgb
 from sdr_lightning.data.imbalance import imbalanced
 from sdr_lightning.data.known import KNOWN_SIZES
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.records import Problem
 from sdr_lightning.data.table import CaptionTable, Split
-
-_ORIENTATION = 0x0112  # the EXIF tag
-_ORDINARY = ("RGB", "upright")
 
 
 class SplitSize(NamedTuple):
@@ -83,6 +80,8 @@ def check(data: RetrievalDataModule, decode: bool, progress: Callable[[Split, in
             findings.sizes.append(size)
             findings.problems.extend(_known(size))
             findings.problems.extend(_settings(data, table))
+            if decode:
+                findings.problems.extend(_tokens(data, table))
         if decode:
             ids, images = data.source.there(split)
             look = _stream if images.one_after_another else _decode
@@ -93,10 +92,8 @@ def check(data: RetrievalDataModule, decode: bool, progress: Callable[[Split, in
         if split not in data.source.splits:
             remedy = "sdr fit needs it"
             findings.problems.append(Problem(split, "splits are not there", 1, 1, (split,), remedy))
-    try:
-        _ = data.tokenizer.vocabulary_size
-    except ValueError as error:
-        findings.problems.append(Problem("all", "tokenizers cannot be had", 1, 1, (str(error),), "see there"))
+    if (error := _no_tokenizer(data)) is not None:
+        findings.problems.append(Problem("all", "tokenizers cannot be had", 1, 1, (error,), "see there"))
     return findings
 
 
@@ -120,6 +117,11 @@ def _known(size: SplitSize) -> list[Problem]:
 
 def _settings(data: RetrievalDataModule, table: CaptionTable) -> list[Problem]:
     problems = []
+    items = table.captions if data.batches == "pairs" else table.image_ids
+    if table.split == "train" and len(items) < data.batch_size:
+        first = (f"batch size {data.batch_size} for {len(items)} training items",)
+        remedy = "lower data.init_args.batch_size"
+        problems.append(Problem("train", "batches are larger than the split", 1, 1, first, remedy))
     for what, refuse in (
         ("imbalances do not fit", lambda: imbalanced(table, data.imbalances)),
         ("settings do not fit the images", lambda: data.refuse(table.split, data.source.images(table.split))),
@@ -129,6 +131,43 @@ def _settings(data: RetrievalDataModule, table: CaptionTable) -> list[Problem]:
         except ValueError as error:
             problems.append(Problem(table.split, what, 1, 1, (str(error),), "see there"))
     return problems
+
+
+def _no_tokenizer(data: RetrievalDataModule) -> str | None:
+    try:
+        _ = data.tokenizer.vocabulary_size
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _tokens(data: RetrievalDataModule, table: CaptionTable) -> list[Problem]:
+    """What the text tower does not get to see of the captions."""
+    if _no_tokenizer(data) is not None:
+        return []
+    wording = data.train_wording if table.split == "train" else data.evaluation_wording
+    captions = wording(table.captions)
+    cut, unknown = data.tokenizer.losses(captions)
+    limit = data.tokenizer.max_tokens
+    found = (
+        (
+            f"captions are cut at {limit} tokens",
+            cut,
+            "raise data.init_args.tokenizer.init_args.max_tokens to keep them",
+        ),
+        ("captions have words that the tokenizer does not know", unknown, "they are read as its unknown token"),
+    )
+    return [
+        Problem(
+            table.split, what, len(rows), len(captions), tuple(_shown(captions[row]) for row in rows[:5]), remedy, False
+        )
+        for what, rows, remedy in found
+        if rows
+    ]
+
+
+def _shown(caption: str) -> str:
+    return caption if len(caption) <= 100 else f"{caption[:100]} ..."
 
 
 def _stream(
@@ -148,45 +187,47 @@ def _stream(
 def _decode(
     split: Split, ids: Sequence[str], images: Images, progress: Callable[[Split, int, int], object]
 ) -> Findings:
-    def look(row: int) -> tuple[str, str] | None:
+    def look(row: int) -> tuple[str, ...] | ValueError:
         try:
             return _look(images, row)
-        except ValueError:
-            return None
+        except ValueError as error:
+            return error
 
-    broken: list[int] = []
+    broken: dict[str, str] = {}  # id to reason
     kinds: Counter[str] = Counter()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for row, seen in enumerate(pool.map(look, range(len(images)))):
-            if seen is None:
-                broken.append(row)
+            if isinstance(seen, ValueError):
+                broken[ids[row]] = str(seen)
             else:
-                kinds.update(kind for kind in seen if kind not in _ORDINARY)
+                kinds.update(seen)
             progress(split, row + 1, len(images))
     problems = []
-    unusable = [ids[row] for row in broken]
     if broken:
         remedy = "replace them, or write their ids with --unusable FILE and name it as the source's leave_out"
-        problems.append(Problem(split, "images cannot be read", len(broken), len(images), tuple(unusable[:5]), remedy))
+        first = tuple(f"{name}: {why}" for name, why in list(broken.items())[:5])
+        problems.append(Problem(split, "images cannot be read", len(broken), len(images), first, remedy))
     for kind, number in sorted(kinds.items()):
-        problems.append(
-            Problem(split, f"images are {kind}", number, len(images), (kind,), "they are read as upright RGB", False)
-        )
-    return Findings([], problems, unusable)
+        remedy = "they are read as upright RGB, with transparency on white"
+        problems.append(Problem(split, f"images are {kind}", number, len(images), (kind,), remedy, False))
+    return Findings([], problems, list(broken))
 
 
-def _look(images: Images, row: int) -> tuple[str, str]:
-    """Mode and orientation of an image that can be read to its end."""
+def _look(images: Images, row: int) -> tuple[str, ...]:
+    """Read an image as training does, at an eighth of the size where the format allows it, and name what is converted.
+
+    Raises:
+        ValueError: training could not read it; says why.
+    """
     if not isinstance(images, ImageFiles):
         _ = images[row]
-        return _ORDINARY
-    path = images.path(row)
+        return ()
     try:
-        with Image.open(path) as image:
-            mode = image.mode
-            turned = image.getexif().get(_ORIENTATION, 1) not in (0, 1)
-            image.draft(mode, (image.width // 8, image.height // 8))  # JPEG: the whole stream, an eighth of the pixels
-            image.load()
-    except UNREADABLE as error:
-        raise ValueError(f"{path}: {error}") from error
-    return mode, "turned by EXIF" if turned else "upright"
+        with Image.open(images.path(row)) as image:
+            kinds = [image.mode] if image.mode != "RGB" else []
+            kinds += ["turned by EXIF"] if orientation(image) != 1 else []
+            image.draft(image.mode, (image.width // 8, image.height // 8))  # JPEG: the whole stream, fewer pixels
+            _ = to_rgb(image)
+    except Exception as error:  # what a decoder raises over a broken file depends on its format
+        raise ValueError(reason(error)) from error
+    return tuple(kinds)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import re
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sdr_lightning.data.images import UNREADABLE, ImageFiles, Images, Pixels, to_rgb
+from sdr_lightning.data.images import DECODER_VERSION, ImageFiles, Images, Pixels, reason, to_rgb
 from sdr_lightning.data.karpathy import read_karpathy
-from sdr_lightning.data.records import Record, Records, grouped
+from sdr_lightning.data.records import Record, Records, captions_in, grouped
 from sdr_lightning.data.source import RecordSource
 from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import SPLITS, Split
@@ -25,8 +27,9 @@ from sdr_lightning.paths import expand
 class HuggingFaceSource(RecordSource):
     """Rows of :func:`datasets.load_dataset`, through a mapping of columns.
 
-    Rows with the same id are one image, so a row per image and a row per caption both work. Captions are known by image and
-    number. Columns may be nested: ``json.captions``.
+    Rows with the same id are one image, so a row per image and a row per caption both work; rows with the same id and
+    different images are refused. Webdataset keys that occur in several shards are told apart by the shard's name. Captions are
+    known by image and number. Columns may be nested: ``json.captions``.
 
     Args:
         path: a hub name, or a folder of ``.parquet`` or ``.tar`` files named after their splits. ``$NAME`` and
@@ -79,12 +82,25 @@ class HuggingFaceSource(RecordSource):
         if wrong:
             raise ValueError(f"splits maps {wrong[0]!r}, expected some of {', '.join(SPLITS)}")
         self._rows_read: dict[Split, Any] = {}
+        self._repeats: dict[
+            Split, dict[int, int]
+        ] = {}  # rows of an image after its first, with the number of the first
 
     def read(self) -> Records:
         """The records of all splits in the mapping."""
         if self.karpathy is not None:
             return self._joined(read_karpathy(Path(expand(self.karpathy))))
-        return {split: self._records(split) for split in SPLITS if split in self.names}
+        samples = {split: self._samples(split) for split in SPLITS if split in self.names}
+        shards: dict[str, set[str]] = {}
+        for sample in (sample for some in samples.values() for sample in some):
+            shards.setdefault(sample.key, set()).add(sample.shard)
+        records: dict[Split, list[Record]] = {}
+        for split, some in samples.items():
+            names = [f"{s.shard}/{s.key}" if len(shards[s.key]) > 1 else s.key for s in some]
+            self._check_repeats(split, names)
+            captions = zip(names, some, strict=True)
+            records[split] = grouped([(name, s.reference, text) for name, s in captions for text in s.captions])
+        return records
 
     def missing(self, references: Sequence[str]) -> dict[str, str]:
         """Files that are not in the folder, or images of the joined file that the rows lack."""
@@ -100,25 +116,52 @@ class HuggingFaceSource(RecordSource):
         assert self.image_column is not None
         rows = self._rows("train" if self.karpathy is not None else split)
         numbers = np.fromiter((int(reference) for reference in references), dtype=np.int64, count=len(references))
-        kind = StreamedImages if self.streaming else RowImages
-        where = _identity(expand(self.path), self.revision)
-        return kind(rows, self.image_column, numbers, stable_hash(where, self.names.get(split), self.image_column))
+        where = stable_hash(_identity(expand(self.path), self.revision), self.names.get(split), self.image_column)
+        if self.streaming:
+            return StreamedImages(rows, self.image_column, numbers, where, self._repeats.get(split, {}))
+        return RowImages(rows, self.image_column, numbers, where)
 
-    def _records(self, split: Split) -> list[Record]:
-        rows: list[tuple[str, str, str | None]] = []
+    def _samples(self, split: Split) -> list[_Sample]:
         assert self.caption_column is not None
-        found = self._without_images(split)
+        found, samples = self._without_images(split), []
         with _reading(f"the {split} rows of {expand(self.path)}"):
             for number, row in enumerate(found):
-                name = self._name(number, row)
                 reference = str(number) if self.folder is None else self._path(row)
-                rows += [(name, reference, caption) for caption in _captions(number, row, self.caption_column)]
-        return grouped(rows)
+                shard = Path(str(row.get("__url__"))).stem if self.id_column == "__key__" else ""
+                captions = captions_in(_cell(row, self.caption_column), f"row {number}", self.caption_column)
+                samples.append(_Sample(self._name(number, row), shard, reference, captions or [None]))
+        return samples
+
+    def _check_repeats(self, split: Split, names: Sequence[str]) -> None:
+        """Find the rows of an image after its first.
+
+        Raises:
+            ValueError: rows of one id with different images; of streamed rows, once they are streamed.
+        """
+        first: dict[str, int] = {}
+        repeats = {n: first[name] for n, name in enumerate(names) if first.setdefault(name, n) != n}
+        self._repeats[split] = repeats
+        if repeats and self.image_column is not None and not self.streaming:
+            same = _SameImages(repeats)
+            for number, cell in enumerate(self._cells(split)):
+                same.check(number, cell)
+
+    def _cells(self, split: Split) -> Iterator[Any]:
+        """The image of each row as an Arrow scalar, which reads nothing of it."""
+        assert self.image_column is not None
+        rows = self._rows(split)
+        top = _top_column(rows.column_names, self.image_column)
+        inner = self.image_column.removeprefix(top).removeprefix(".")
+        for chunk in rows.data.column(top).chunks:
+            for scalar in chunk:
+                yield scalar[inner] if inner else scalar
 
     def _joined(self, annotations: Records) -> Records:
         found = self._without_images("train")
         with _reading(f"the rows of {expand(self.path)}"):
-            numbers = {self._name(number, row): str(number) for number, row in enumerate(found)}
+            names = [self._name(number, row) for number, row in enumerate(found)]
+        self._check_repeats("train", names)
+        numbers = {name: str(number) for number, name in enumerate(names)}
         return {
             split: [r._replace(reference=numbers.get(r.image_id, _NO_ROW + r.image_id)) for r in records]
             for split, records in annotations.items()
@@ -140,12 +183,12 @@ class HuggingFaceSource(RecordSource):
         rows = self._rows(split)
         wanted = [self.id_column, self.caption_column, self.image_column]
         for column in wanted:
-            if column is not None and column.split(".")[0] not in rows.column_names:
+            if column is not None and not _top_column(rows.column_names, column):
                 raise ValueError(f"{expand(self.path)} has no column {column!r}; it has {', '.join(rows.column_names)}")
         if self.image_column is None:
             return rows
         undecoded = rows.decode(False) if self.streaming else rows  # removing a column of a stream decodes it first
-        return undecoded.remove_columns([self.image_column.split(".")[0]])
+        return undecoded.remove_columns([_top_column(rows.column_names, self.image_column)])
 
     def _rows(self, split: Split) -> Any:
         if split not in self._rows_read:
@@ -181,9 +224,23 @@ class RowImages(Images):
 
 
 class StreamedImages(RowImages):
-    """Images of rows that come one after another: to be read in their order, into the pixel cache."""
+    """Images of rows that come one after another: to be read in their order, into the pixel cache.
+
+    Args:
+        rows: a :class:`datasets.IterableDataset`.
+        column: of the image.
+        numbers: N numbers of rows.
+        collection: as in :class:`RowImages`.
+        repeats: rows of an image after its first, with the number of the first; their images must be equal.
+    """
 
     one_after_another = True
+
+    def __init__(
+        self, rows: Any, column: str, numbers: NDArray[np.int64], collection: int, repeats: Mapping[int, int]
+    ) -> None:
+        super().__init__(rows, column, numbers, collection)
+        self.repeats = repeats
 
     def __getitem__(self, row: int) -> Pixels:
         raise ValueError(
@@ -191,10 +248,16 @@ class StreamedImages(RowImages):
         )
 
     def stream(self) -> Iterator[tuple[int, Pixels]]:
-        """All images, in the order of the rows."""
+        """All images, in the order of the rows.
+
+        Raises:
+            ValueError: an image that cannot be read, or rows of one id with different images.
+        """
         place = {number: row for row, number in enumerate(self.numbers.tolist())}
         undecoded = self.rows.decode(False)  # or a broken image would end the stream without saying which
+        same = _SameImages(self.repeats)
         for number, row in enumerate(undecoded):
+            same.check(number, _cell(row, self.column))
             if number in place:
                 with _decoding(number, self.column):
                     pixels = _pixels(row, self.column)
@@ -202,41 +265,103 @@ class StreamedImages(RowImages):
 
 
 _NO_ROW = "no row for "
+_COMPARED = 4096  # bytes at both ends of an encoded image
 
 
-def _cell(row: dict[str, Any], column: str) -> Any:
-    value: Any = row
-    for part in column.split("."):
-        if not isinstance(value, dict) or part not in value:
+class _Sample(NamedTuple):
+    key: str
+    shard: str  # of a webdataset whose keys are the ids
+    reference: str
+    captions: Sequence[str | None]
+
+
+class _SameImages:
+    """Refuses rows of one id with different images.
+
+    Args:
+        repeats: rows of an image after its first, with the number of the first.
+    """
+
+    def __init__(self, repeats: Mapping[int, int]) -> None:
+        self.repeats, self.firsts = repeats, set(repeats.values())
+        self.seen: dict[int, tuple[Any, ...]] = {}
+
+    def check(self, number: int, cell: Any) -> None:
+        """Take the encoded image of the next row.
+
+        Raises:
+            ValueError: another image than that of the first row of its id; names both rows.
+        """
+        if number in self.firsts:
+            self.seen[number] = _signature(cell)
+        elif number in self.repeats and _signature(cell) != self.seen[self.repeats[number]]:
+            raise ValueError(
+                f"rows {self.repeats[number]} and {number} have the same id and different images: name an id_column that "
+                "tells images apart"
+            )
+
+
+def _signature(cell: Any) -> tuple[Any, ...]:
+    """Length and both ends of an encoded image, or the path of one that is elsewhere.
+
+    Args:
+        cell: Arrow scalar, or what it holds: bytes, or a struct of bytes and path.
+    """
+    import pyarrow as pa
+
+    if cell is None or not getattr(cell, "is_valid", True):
+        return ()
+    content = cell["bytes"] if isinstance(cell, dict) or hasattr(cell, "keys") else cell
+    if hasattr(content, "as_buffer"):  # of an Arrow scalar: without a copy
+        content = content.as_buffer()
+    if content is None:
+        return (str(cell["path"]),)
+    if not isinstance(content, bytes | pa.Buffer):  # no image; told when it is decoded
+        return (str(content),)
+    view = memoryview(content)
+    return len(view), bytes(view[:_COMPARED]), bytes(view[-_COMPARED:])
+
+
+def _top_column(names: Sequence[str], column: str) -> str:
+    """The column that a dotted name begins with, the longest there is (columns may have dots themselves); empty if none."""
+    return max((name for name in names if column == name or column.startswith(f"{name}.")), key=len, default="")
+
+
+def _cell(row: Mapping[str, Any], column: str) -> Any:
+    value, rest = row, column
+    while rest:
+        top = _top_column(list(value), rest) if isinstance(value, dict) else ""
+        if not top:
             raise ValueError(f"there is no column {column!r}; there is {', '.join(row)}")
-        value = value[part]
+        value, rest = value[top], rest.removeprefix(top).removeprefix(".")
     return value
-
-
-def _captions(number: int, row: dict[str, Any], column: str) -> list[str | None]:
-    captions = _cell(row, column)
-    captions = [captions] if isinstance(captions, str) else captions or [None]
-    if not isinstance(captions, list) or not (captions == [None] or all(isinstance(text, str) for text in captions)):
-        raise ValueError(f"row {number} has {captions!r} under {column!r}, expected text or a list of texts")
-    return captions
 
 
 def _pixels(row: dict[str, Any], column: str) -> Pixels:
     from datasets import Image
+    from PIL import Image as PillowImage
 
     image = _cell(row, column)
     if image is None:
         raise ValueError("it is null")
-    return to_rgb(Image().decode_example(image) if isinstance(image, dict) else image)
+    if isinstance(image, bytes):
+        image = PillowImage.open(io.BytesIO(image))
+    elif isinstance(image, dict):
+        image = Image().decode_example(image)
+    elif not isinstance(image, PillowImage.Image):
+        raise ValueError(
+            f"it holds {type(image).__name__}, expected an image, its bytes, or a struct of bytes and path"
+        )
+    return to_rgb(image)
 
 
 @contextmanager
 def _decoding(number: int, column: str) -> Iterator[None]:
     try:
         yield
-    except (*UNREADABLE, AttributeError) as error:  # a column of another kind has not what an image has
+    except Exception as error:  # what a decoder raises over a broken image depends on its format
         raise ValueError(
-            f"row {number} of the column {column!r} holds no readable image: {error}; name its image in leave_out"
+            f"row {number} of the column {column!r} holds no readable image: {reason(error)}; name its image in leave_out"
         ) from error
 
 
@@ -254,10 +379,10 @@ def _reading(what: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]
 
 
 def _identity(path: str, revision: str | None) -> int:
-    """Hash of a hub's name and revision, or of the names, sizes and times of modification of the files in a folder."""
+    """Hash of a hub's name and revision, or of a folder and its files' names, sizes and times of modification."""
     files = [file for file in sorted(Path(path).rglob("*")) if file.suffix in (".parquet", ".tar")]
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
-    return stable_hash(Path(path).name if states else path, revision, states)
+    return stable_hash(DECODER_VERSION, Path(path).resolve() if states else path, revision, states)
 
 
 def _load(path: str, revision: str | None, names: list[str], streaming: bool) -> Any:
@@ -289,5 +414,28 @@ def _files(folder: Path, name: str) -> tuple[str, list[str]]:
         )  # train, train-00000-of-00002, train_3
         files = sorted(str(file) for file in folder.rglob(f"{name}*{suffix}") if shard.fullmatch(file.name))
         if files:
+            for file in files if kind == "webdataset" else []:
+                _check_tar(file)
             return kind, files
     raise ValueError(f"no files for the split {name!r} in {folder}: expected {name}.parquet, {name}-*.parquet or .tar")
+
+
+def _check_tar(file: str) -> None:
+    """Refuse a tar that is read to a part only: tarfile passes over whatever follows a damaged header in silence.
+
+    Raises:
+        ValueError: damaged, cut short, or followed by other data; names the file.
+    """
+    try:
+        with Path(file).open("rb") as stream, tarfile.open(fileobj=stream, mode="r:*") as tar:
+            for _ in tar:
+                pass
+            if tar.fileobj is stream:  # not compressed
+                stream.seek(tar.offset)
+                if len(first := stream.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
+                    raise tarfile.ReadError("it has no end mark, so it was cut short")
+                for block in chain([first], iter(lambda: stream.read(2**20), b"")):
+                    if block.strip(b"\0"):
+                        raise tarfile.ReadError(f"what follows byte {tar.offset} is no member of the archive")
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise ValueError(f"{file} cannot be read: {error}; copy or write it again") from error

@@ -124,6 +124,8 @@ class RetrievalDataModule(pl.LightningDataModule):
         """Read the splits that a stage needs."""
         for split in self._needed(stage):
             self.split(split)
+        if stage == "fit":
+            self.train_dataloader()  # refuses a batch size that does not fit before features are extracted
 
     def attach_teacher(self, modality: Modality) -> None:
         """Hand out a teacher's features with every training pair; the student's module asks for those it distils.

@@ -143,7 +143,7 @@ class FeatureRows(Images):
     def identity(self, row: int) -> int:
         """Hash of the file's path, size and time of modification, and the row."""
         status = self.path.stat()
-        return stable_hash(self.path, status.st_size, status.st_mtime_ns, int(self.rows[row]))
+        return stable_hash(self.path.resolve(), status.st_size, status.st_mtime_ns, int(self.rows[row]))
 
 
 def load_array(path: Path) -> NDArray[Any]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import io
+import re
+import tokenize
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from sdr_lightning.data.table import CaptionTable, Split
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LOST = "\ufffd"  # stands for a character that was lost
 
 
 class Record(NamedTuple):
@@ -61,8 +69,48 @@ def numbered(image_id: str, count: int) -> list[str]:
 
 
 def one_line(caption: str) -> str:
-    """A caption without line breaks and repeated blanks."""
-    return " ".join(caption.split())
+    """A caption without line breaks, repeated blanks and lone surrogates (half an emoji becomes U+FFFD)."""
+    return _SURROGATE.sub(_LOST, " ".join(caption.split()))
+
+
+def captions_in(cell: Any, where: str, column: str) -> list[str]:
+    """The captions in one cell: a text, a list of texts, or a list that was written as text.
+
+    Tables that went through CSV hold lists as text: ``['a', 'b']`` (Python), ``["a", "b"]`` (JSON) or ``['a' 'b']`` (numpy).
+
+    Args:
+        cell: of a caption column.
+        where: names the row in messages.
+        column: its name.
+
+    Returns:
+        The captions; none for None and for an empty list.
+
+    Raises:
+        ValueError: neither a text nor a list of texts.
+
+    >>> captions_in("['a dog', 'a puppy']", "row 1", "caption")
+    ['a dog', 'a puppy']
+    """
+    texts = [cell] if isinstance(cell, str) else [] if cell is None else cell
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{where} has {cell!r} under {column!r}, expected text or a list of texts")
+    return [caption for text in texts for caption in _written_list(text) or [text]]
+
+
+def _written_list(text: str) -> list[str] | None:
+    """The texts of a list that was written as text; None for any other text."""
+    text = text.strip()
+    if not (text.startswith("[") and text.endswith("]")):
+        return None
+    layout = (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)
+    try:
+        tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in layout]
+        texts = [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
+    except (tokenize.TokenError, SyntaxError, ValueError):
+        return None
+    others = {token.string for token in tokens if token.type != tokenize.STRING}
+    return texts if texts and others <= {"[", "]", ","} and all(isinstance(t, str) for t in texts) else None
 
 
 def without_empty(record: Record) -> Record:
@@ -122,6 +170,12 @@ def find_problems(split: Split, records: Sequence[Record], collection: Records) 
         "give every image one entry with an id of its own",
     )
     add(
+        "images have an id that differs from another's by its Unicode normalisation only",
+        _repeated(unicodedata.normalize("NFC", name) for name in {record.image_id for record in records}),
+        images,
+        "write each name in one way",
+    )
+    add(
         "captions have a repeated id",
         _repeated(name for record in records for name in record.caption_ids),
         captions,
@@ -141,6 +195,13 @@ def find_problems(split: Split, records: Sequence[Record], collection: Records) 
         [name for r in records for name, text in zip(r.caption_ids, r.captions, strict=True) if not text],
         captions,
         "complete them, or leave them out with skip_empty",
+    )
+    add(
+        "captions hold U+FFFD, a character that was lost",
+        [name for r in records for name, text in zip(r.caption_ids, r.captions, strict=True) if _LOST in text],
+        captions,
+        "they are used as they are",
+        fatal=False,
     )
     add(
         "images have no caption",

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from sdr_lightning.data.id_list import read_ids
 from sdr_lightning.data.images import ImageFiles, Images
 from sdr_lightning.data.records import Problem, Record, Records, find_problems, tabulate, without_empty
 from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import SPLITS, CaptionTable, Split
 from sdr_lightning.metrics.relevance import Relevance, RougeLRelevance
-from sdr_lightning.paths import expand, text_lines
+from sdr_lightning.paths import expand
 
 
 class Source(ABC):
@@ -152,7 +154,7 @@ class RecordSource(Source):
         # The records themselves are dropped: thousands of objects that forked workers would copy one by one.
         left_out: set[str] = set()
         if self.leave_out is not None:
-            left_out = {line.strip() for line in text_lines(Path(expand(self.leave_out))) if line.strip()}
+            left_out = read_ids(Path(expand(self.leave_out)))
         read = self.read()
         unknown = left_out - {record.image_id for records in read.values() for record in records}
         if unknown:
@@ -200,6 +202,8 @@ class _Reading(NamedTuple):
 class FolderSource(RecordSource):
     """A collection whose images are files below a folder.
 
+    A name is found in whichever Unicode normalisation the folder has it.
+
     Args:
         name: of the collection.
         images: the folder; ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
@@ -218,13 +222,36 @@ class FolderSource(RecordSource):
     ) -> None:
         super().__init__(name, skip_missing, skip_empty, leave_out)
         self.root = images
+        self._spelled: dict[str, str] = {}  # references whose file is in the folder under another normalisation
 
     def missing(self, references: Sequence[str]) -> dict[str, str]:
         """Files that are not in the folder."""
         root = expand(self.root)
         paths = {reference: os.path.join(root, reference) for reference in references}  # noqa: PTH118 (tens of thousands)
-        return {reference: path for reference, path in paths.items() if not os.path.isfile(path)}  # noqa: PTH113
+        absent = {reference: path for reference, path in paths.items() if not os.path.isfile(path)}  # noqa: PTH113
+        self._spelled |= _spelled_otherwise(Path(root), [name for name in absent if not name.isascii()])
+        return {reference: path for reference, path in absent.items() if reference not in self._spelled}
 
     def images_of(self, split: Split, references: Strings) -> Images:
         """The files of the references."""
+        if self._spelled:
+            references = Strings(self._spelled.get(reference, reference) for reference in references)
         return ImageFiles(Path(expand(self.root)), references)
+
+
+def _spelled_otherwise(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """Files that are below a folder under another Unicode normalisation of their name: as macOS and Linux write it."""
+    listings: dict[Path, dict[str, Path]] = {}
+    found: dict[str, str] = {}
+    for name in names:
+        place: Path | None = root
+        for part in Path(name).parts:
+            if place is None or not place.is_dir():
+                place = None
+                break
+            if place not in listings:
+                listings[place] = {unicodedata.normalize("NFC", entry.name): entry for entry in place.iterdir()}
+            place = listings[place].get(unicodedata.normalize("NFC", part))
+        if place is not None and place.is_file():
+            found[name] = str(place.relative_to(root))
+    return found

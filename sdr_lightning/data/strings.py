@@ -20,12 +20,24 @@ class Strings(Sequence[str]):
 
     Args:
         items: N strings.
+
+    Raises:
+        UnicodeEncodeError: a string with a lone surrogate, half a character.
     """
 
     def __init__(self, items: Iterable[str]) -> None:
         encoded = [item.encode() for item in items]
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._offsets = np.fromiter(accumulate(map(len, encoded), initial=0), dtype=np.int64, count=len(encoded) + 1)
+
+    @staticmethod
+    def holds(item: str) -> bool:
+        """Whether a string can be kept: one with a lone surrogate, half a character, cannot."""
+        try:
+            item.encode()
+        except UnicodeEncodeError:
+            return False
+        return True
 
     @cached_property
     def sha256(self) -> str:

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import posixpath
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sdr_lightning.data.holdout import held_out
-from sdr_lightning.data.records import Records, grouped
+from sdr_lightning.data.records import Records, captions_in, grouped
 from sdr_lightning.data.source import FolderSource
+from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import SPLITS, Split
 from sdr_lightning.paths import expand
 
+_ENDING = re.compile(r"\.[A-Za-z]{2,5}$")  # of a file
 _SPLIT_OF: dict[str, Split] = {
     "train": "train",
     "training": "train",
@@ -30,9 +35,9 @@ _SPLIT_OF: dict[str, Split] = {
 class TabularSource(FolderSource):
     """Rows with the path of an image and one or several captions.
 
-    Rows of the same image are put together, so a row per caption, a column per caption and, in JSONL and Parquet, a list of
-    captions all work. Images are known by their path, captions by image and number. Empty cells of further caption columns
-    are no captions.
+    Rows of the same image are put together, so a row per caption, a column per caption and a list of captions (in CSV and TSV
+    written as ``['a', 'b']``) all work. Images are known by their path, captions by image and number. Empty cells of further
+    caption columns are no captions.
 
     Args:
         name: of the collection.
@@ -82,13 +87,10 @@ class TabularSource(FolderSource):
         split_of: dict[str, list[str]] = {}
         for number, row in enumerate(rows, start=1):
             where = f"{path}, row {number}"
-            image = str(_cell(where, row, self.image_column) or "").strip()
-            image = posixpath.normpath(image) if image else ""  # ./a.jpg is a.jpg
-            if not image:
-                raise ValueError(f"{where} names no image under {self.image_column!r}")
+            image = self._image(where, row)
             captions += [(image, image, text) for text in self._captions(where, row)]
             if self.split_column is not None:
-                value = _split(where, _cell(where, row, self.split_column))
+                value = _split(where, _cell(where, row, self.split_column, "split_column"))
                 split_of.setdefault(image, []).append(value)
         records = grouped(captions)
         if self.split_column is not None:  # an image that rows put into two splits stays in both, to be found as a leak
@@ -104,17 +106,30 @@ class TabularSource(FolderSource):
             if split in drawn
         }
 
-    def _captions(self, where: str, row: dict[str, Any]) -> list[str | None]:
-        cells: list[list[str]] = []
+    def _image(self, where: str, row: dict[str, Any]) -> str:
+        cell = _cell(where, row, self.image_column, "image_column")
+        if cell is not None and not isinstance(cell, str | int | float):
+            holds = {"bytes": "image bytes", "dict": "structs such as {bytes, path}", "list": "lists"}
+            raise ValueError(
+                f"{where}: the column {self.image_column!r} holds {holds.get(type(cell).__name__, type(cell).__name__)}, "
+                "expected the path of an image file; HuggingFaceSource reads images that are inside Parquet files"
+            )
+        image = "" if cell is None else str(cell).strip()
+        if not image:
+            raise ValueError(f"{where} names no image under {self.image_column!r}")
+        if not Strings.holds(image):
+            raise ValueError(
+                f"{where} names the image {image!r}, which has a lone surrogate, half a character: correct it"
+            )
+        return posixpath.normpath(image)  # ./a.jpg is a.jpg
+
+    def _captions(self, where: str, row: dict[str, Any]) -> Sequence[str | None]:
+        cells = []
         for column in self.caption_columns:
-            value = _cell(where, row, column)
-            texts = list(value) if isinstance(value, list | tuple) else [value]
-            if not all(text is None or isinstance(text, str) for text in texts):
-                raise ValueError(f"{where} has {value!r} under {column!r}, expected text or a list of texts")
-            cells.append([text or "" for text in texts])
+            cell = _cell(where, row, column, "caption_columns")
+            cells.append([""] if cell is None else captions_in(cell, where, column))
         told = [texts for texts in cells if any(text.strip() for text in texts)]
-        captions: list[str | None] = [text for texts in told or cells[:1] for text in texts]
-        return captions or [None]
+        return [text for texts in told or cells[:1] for text in texts] or [None]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -135,27 +150,64 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
-        rows = []
+    text = path.read_bytes().decode("utf-8-sig")
+    if path.suffix == ".csv":
+        return _parse_csv(path, text, delimiter=",")
+    try:  # TSV has no quotation marks by definition, but most programs write them
+        return _parse_csv(path, text, delimiter="\t")
+    except ValueError as error:
         try:
-            for row in reader:
-                if None in row:
-                    raise ValueError(f"{path}, line {reader.line_num} has more cells than the header: quote its commas")
-                rows.append(row)
-        except csv.Error as error:
-            where = f"{path}, the row that begins in line {reader.line_num + 1}"
-            raise ValueError(f"{where}: {error}; close or double its quotation marks") from error
-        return rows
+            return _parse_csv(path, text, delimiter="\t", quoting=csv.QUOTE_NONE)
+        except ValueError:
+            raise error from None
+
+
+def _parse_csv(path: Path, text: str, **dialect: Any) -> list[dict[str, Any]]:
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, **dialect)
+    rows: list[dict[str, Any]] = []
+    line = 1
+    try:
+        _refuse_repeated(path, reader.fieldnames or [])
+        line = reader.line_num
+        for row in reader:
+            where = f"{path}, line {line + 1}"
+            if None in row:
+                raise ValueError(f"{where} has more cells than the header: quote cells that hold the delimiter")
+            _refuse_swallowed(where, row, dialect["delimiter"])
+            rows.append(row)
+            line = reader.line_num
+    except csv.Error as error:
+        where = f"{path}, the row that begins in line {line + 1}"
+        raise ValueError(f"{where}: {error}; close or double its quotation marks") from error
+    return rows
+
+
+def _refuse_repeated(path: Path, columns: Sequence[str]) -> None:
+    repeated = [name for name, count in Counter(columns).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{path} has two columns {repeated[0]!r}: rename one (caption_columns may name several)")
+
+
+def _refuse_swallowed(where: str, row: dict[str, Any], delimiter: str) -> None:
+    """Refuse a quoted cell that holds whole rows, because a quotation mark at its beginning was meant as text."""
+    endings = {found[0] for cell in row.values() if (found := _ENDING.search(str(cell).strip()))}
+    for cell in row.values():
+        for line in str(cell).splitlines()[1:]:
+            cells = line.split(delimiter)
+            if len(cells) >= len(row) and any(part.strip(' "').endswith(tuple(endings)) for part in cells):
+                raise ValueError(
+                    f"{where}: the cell {str(cell)[:40]!r} holds whole rows: double the quotation marks that are text, and "
+                    "quote the cell"
+                )
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     rows = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             try:
-                row = json.loads(line) if line.strip() else {}
-            except json.JSONDecodeError as error:
+                row = json.loads(line, object_pairs_hook=_without_repeats) if line.strip() else {}
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number} is no object")
@@ -164,20 +216,30 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"an object has one key twice, its keys are {', '.join(key for key, _ in pairs)}")
+    return row
+
+
 def _read_parquet(path: Path) -> list[dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a parquet file: {error}") from error
+    _refuse_repeated(path, table.column_names)
+    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 
-def _cell(where: str, row: dict[str, Any], column: str) -> Any:
+def _cell(where: str, row: dict[str, Any], column: str, option: str | None = None) -> Any:
     if column not in row:
-        raise ValueError(f"{where} has no {column!r}; it has {', '.join(map(str, row))}")
+        remedy = f": set data.init_args.source.init_args.{option}" if option else ""
+        raise ValueError(f"{where} has no {column!r}; it has {', '.join(map(str, row))}{remedy}")
     return row[column]
 
 

@@ -65,6 +65,21 @@ class Tokenizer(ABC):
         )
         return Tokens(encoded["input_ids"], encoded["attention_mask"])
 
+    def losses(self, captions: Sequence[str]) -> tuple[list[int], list[int]]:
+        """Rows of the captions that are cut at ``max_tokens``, and of those with words that the vocabulary lacks."""
+        marks = {self.tokenizer.cls_token_id, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id}
+        unknown_id = self.tokenizer.unk_token_id
+        cut, unknown = [], []
+        for start in range(0, len(captions), 4096):
+            part = list(captions[start : start + 4096])
+            encoded = self.tokenizer(part, truncation=True, max_length=self.max_tokens)
+            for row, encoding in enumerate(encoded.encodings, start=start):
+                if encoding.overflowing:
+                    cut.append(row)
+                if unknown_id not in marks and unknown_id in encoding.ids:
+                    unknown.append(row)
+        return cut, unknown
+
 
 class PretrainedTokenizer(Tokenizer):
     """The tokenizer that a pretrained text tower was trained with.

@@ -47,7 +47,7 @@ def collection(folder: Path, name: str = "own", images: int = 6) -> list[Entry]:
         for number in range(images):
             file = f"{split}{number}.jpg"
             picture(folder / "images" / file)
-            sentences = [{"raw": f"picture {number} in words {k}", "sentid": f"{file} {k}"} for k in range(3)]
+            sentences = [{"raw": "a small red circle", "sentid": f"{file} {k}"} for k in range(3)]
             entries.append({"filename": file, "split": split, "sentences": sentences})
     write(folder, entries, name)
     return entries
@@ -144,7 +144,9 @@ def test_everything_that_is_wrong_is_found_at_once(spoilt: Path) -> None:
     assert first(findings, "train", "captions are empty") == ["train6.jpg 1"]
     assert first(findings, "train", "captions have a repeated id") == ["train7.jpg 0"]
     assert first(findings, "train", "images have no caption") == ["bare.jpg"]
-    assert first(findings, "train", "images cannot be read") == ["train2.jpg", "train3.jpg"]
+    truncated, foreign = first(findings, "train", "images cannot be read")
+    assert truncated.startswith("train2.jpg: image file is truncated")
+    assert foreign.startswith("train3.jpg: cannot identify image file")
     assert first(findings, "test", "images have a repeated id") == ["test7.jpg"]
 
 
@@ -191,7 +193,8 @@ def test_at_most_five_are_named_and_all_are_counted(tmp_path: Path) -> None:
         (tmp_path / f"images/val{number}.jpg").write_bytes(b"")
     findings = found(data(tmp_path))
     assert summary(findings) == {("val", "images cannot be read"): (8, 9, True)}
-    assert first(findings, "val", "images cannot be read") == [f"val{k}.jpg" for k in range(5)]
+    named = [text.partition(":")[0] for text in first(findings, "val", "images cannot be read")]
+    assert named == [f"val{k}.jpg" for k in range(5)]
     assert len(findings.unusable) == 8
 
 
@@ -218,12 +221,54 @@ def test_other_modes_are_noted_and_can_be_read(mode: str, tmp_path: Path) -> Non
         Image.fromarray(np.full((5, 5), 40000, dtype=np.uint16)).save(file)
     else:
         picture(file, mode)
-    sentences = [{"raw": "another", "sentid": "another"}]
+    sentences = [{"raw": "a red circle", "sentid": "another"}]
     write(tmp_path, [*entries, {"filename": file.name, "split": "test", "sentences": sentences}])
     module = data(tmp_path)
     ordinary = mode == "YCbCr"  # what an RGB image is in JPEG
     assert summary(found(module)) == ({} if ordinary else {("test", f"images are {mode}"): (1, 7, False)})
     assert module.source.images("test")[6].shape[2] == 3
+
+
+def test_a_broken_exif_block_is_no_problem_and_a_decoder_that_fails_is(tmp_path: Path) -> None:
+    """What the check passes training can read, and what it refuses training cannot."""
+    collection(tmp_path)
+    images = tmp_path / "images"
+    exif = turned()
+    exif[0x010F] = "maker"
+    picture(images / "train0.jpg", exif=exif.tobytes().replace(b"\x0f\x01\x02\x00", b"\x0f\x01\x05\x00"))
+    picture(tmp_path / "p.avif")
+    whole = bytearray((tmp_path / "p.avif").read_bytes())
+    start = whole.index(b"mdat") + 4
+    whole[start:] = bytes(len(whole) - start)  # a RuntimeError of the decoder
+    (images / "train1.jpg").write_bytes(whole)
+    Image.fromarray(np.full((4, 4), -1000, dtype=np.int32)).save(images / "train2.jpg", "TIFF")
+    module = data(tmp_path)
+    assert found(module).unusable == ["train1.jpg", "train2.jpg"]
+    readable = module.source.images("train")
+    assert readable[0].shape[:2] == (60, 40)
+    for row in (1, 2):
+        with pytest.raises(ValueError, match=f"cannot read the image .*train{row}.jpg"):
+            readable[row]
+
+
+def test_captions_that_the_text_tower_does_not_see_whole_are_counted(tmp_path: Path) -> None:
+    entries = collection(tmp_path)
+    entries[0]["sentences"][0]["raw"] = "a small red circle and a large blue square"
+    entries[0]["sentences"][1]["raw"] = "a zebra"
+    write(tmp_path, entries)
+    findings = found(data(tmp_path, tokenizer=SceneTokenizer(max_tokens=6)))  # four words and two marks
+    assert summary(findings) == {
+        ("train", "captions are cut at 6 tokens"): (1, 18, False),
+        ("train", "captions have words that the tokenizer does not know"): (1, 18, False),
+    }
+    assert first(findings, "train", "captions have words that the tokenizer does not know") == ["a zebra"]
+
+
+def test_a_batch_larger_than_the_training_split_is_fatal(tmp_path: Path) -> None:
+    collection(tmp_path)
+    module = data(tmp_path)
+    module.batch_size = 19
+    assert first(found(module), "train", "batches are larger than the split") == ["batch size 19 for 18 training items"]
 
 
 def test_fast_reads_no_image_and_sees_what_is_missing(spoilt: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -282,12 +282,11 @@ def test_images_are_upright_rgb(tmp_path: Path) -> None:
 def test_images_without_the_mark_of_an_image_column(tmp_path: Path) -> None:
     import datasets
 
-    table = datasets.Dataset.from_list(
-        [{"filename": "2.png", "image": {"bytes": encoded(2), "path": None}, "caption": "x"}]
-    )
-    table.to_parquet(tmp_path / "train.parquet")
-    source = HuggingFaceSource(str(tmp_path), "mine", splits={"train": ["train"]})
-    assert numbers(source.images("train")) == [2]
+    for cell in ({"bytes": encoded(2), "path": None}, encoded(2)):
+        table = datasets.Dataset.from_list([{"filename": "2.png", "image": cell, "caption": "x"}])
+        table.to_parquet(tmp_path / "train.parquet")
+        source = HuggingFaceSource(str(tmp_path), "mine", splits={"train": ["train"]})
+        assert numbers(source.images("train")) == [2]
 
 
 def test_the_join_knows_what_the_rows_lack(tmp_path: Path) -> None:
@@ -308,6 +307,67 @@ def test_the_join_knows_what_the_rows_lack(tmp_path: Path) -> None:
     skipping = small(tmp_path, *rows, **options, skip_missing=True)
     assert skipping.table("train").captions == ["this is 0", "this is 3"]
     assert numbers(skipping.images("train")) == [0, 3]
+
+
+def shard(path: Path, colours: Sequence[tuple[int, str]], image: str = "png") -> None:
+    write_tar(path, [{image: encoded(number), "txt": text.encode()} for number, text in colours])
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_equal_keys_of_several_shards_are_told_apart(tmp_path: Path, streaming: bool) -> None:
+    shard(tmp_path / "train-000.tar", [(0, "x"), (1, "y")])
+    shard(tmp_path / "train-001.tar", [(2, "z")])
+    shard(tmp_path / "val.tar", [(3, "v")])
+    source = HuggingFaceSource(
+        str(tmp_path),
+        "mine",
+        id_column="__key__",
+        image_column="png",
+        caption_column="txt",
+        splits={"train": ["train"], "val": ["val"]},
+        streaming=streaming,
+    )
+    assert source.table("train").image_ids == ["train-000/000000", "000001", "train-001/000000"]
+    assert source.table("train").captions == ["x", "y", "z"]
+    assert numbers(source.images("train")) == [0, 1, 2]
+    assert source.table("val").image_ids == ["val/000000"]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_equal_ids_of_different_images_are_refused(tmp_path: Path, streaming: bool) -> None:
+    rows = [row(0, "x"), row(1, "y"), {**row(2, "z"), "filename": "0.png"}]
+    source = small(tmp_path, *rows, streaming=streaming)
+    with pytest.raises(ValueError, match="rows 0 and 2 have the same id and different images"):
+        list(source.images("train").stream())
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_member_of_a_tar_with_a_dot_in_its_field(tmp_path: Path, streaming: bool) -> None:
+    shard(tmp_path / "train.tar", [(4, "x")], image="left.png")
+    source = HuggingFaceSource(
+        str(tmp_path),
+        "mine",
+        id_column="__key__",
+        image_column="left.png",
+        caption_column="txt",
+        splits={"train": ["train"]},
+        streaming=streaming,
+    )
+    assert numbers(source.images("train")) == [4]
+
+
+@pytest.mark.parametrize(("cell", "holds"), [(["a"], "list"), (5, "int"), ("a.png", "str")])
+def test_an_image_column_of_another_kind(tmp_path: Path, cell: Any, holds: str) -> None:
+    import datasets
+
+    datasets.Dataset.from_list([{"filename": "0.png", "image": cell, "caption": "x"}]).to_parquet(
+        tmp_path / "train.parquet"
+    )
+    source = HuggingFaceSource(str(tmp_path), "mine", splits={"train": ["train"]})
+    with pytest.raises(
+        ValueError, match=f"row 0 of the column 'image' holds no readable image: it holds {holds}, expected"
+    ):
+        source.images("train")[0]
 
 
 # Streams

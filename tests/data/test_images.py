@@ -1,3 +1,4 @@
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,22 +49,59 @@ def test_grey(tmp_path: Path, mode: str) -> None:
     np.testing.assert_array_equal(pixels, np.stack([grey] * 3, axis=2))
 
 
-def test_transparency_is_dropped(tmp_path: Path) -> None:
-    image = Image.fromarray(np.dstack([PICTURE, PICTURE[..., :1]]), "RGBA")
-    np.testing.assert_array_equal(saved(tmp_path / "p.png", image), PICTURE)
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
+def test_transparency_is_laid_on_white(tmp_path: Path, mode: str) -> None:
+    black = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
+    black.paste((0, 0, 0, 255), (0, 0, 3, 4))
+    black.putpixel((5, 3), (0, 0, 0, 128))
+    pixels = saved(tmp_path / ("p.tif" if mode == "PA" else "p.png"), black.convert(mode))
+    assert (pixels[:, :3] == 0).all()
+    assert (pixels[:3, 3:] == 255).all()
+    assert mode == "PA" or pixels[3, 5].tolist() == [127] * 3
 
 
-@pytest.mark.parametrize("transparency", [0, bytes([0, 128, 255])])
-def test_transparency_of_a_palette_is_dropped(tmp_path: Path, transparency: int | bytes) -> None:
-    image = Image.fromarray(PICTURE).quantize(8)
-    expected = np.asarray(image.convert("RGB"))
-    np.testing.assert_array_equal(saved(tmp_path / "p.png", image, transparency=transparency), expected)
+@pytest.mark.parametrize(("transparency", "expected"), [(0, [255, 200]), (bytes([255, 128]), [100, 227])])
+def test_transparency_of_a_palette_is_laid_on_white(
+    tmp_path: Path, transparency: int | bytes, expected: list[int]
+) -> None:
+    image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), "L").convert("P")
+    image.putpalette([100] * 3 + [200] * 3)
+    pixels = saved(tmp_path / "p.png", image, transparency=transparency)
+    assert pixels[0, :, 0].tolist() == expected
 
 
 def test_16_bits_keep_their_upper_eight(tmp_path: Path) -> None:
     grey = np.random.default_rng(0).integers(0, 65536, (12, 20), dtype=np.uint16)
     pixels = saved(tmp_path / "p.png", Image.fromarray(grey))
     np.testing.assert_array_equal(pixels, np.stack([grey >> 8] * 3, axis=2))
+
+
+def test_floats_from_0_to_1_are_scaled(tmp_path: Path) -> None:
+    grey = np.array([[0, 0.25, 1]], dtype=np.float32)
+    assert saved(tmp_path / "p.tif", Image.fromarray(grey))[0, :, 0].tolist() == [0, 64, 255]
+
+
+@pytest.mark.parametrize("values", [np.int32(-1000), np.int32(70000), np.float32(1.5), np.float32(np.nan)])
+def test_values_of_unknown_range_are_refused(tmp_path: Path, values: np.number[Any]) -> None:
+    Image.fromarray(np.full((4, 4), values)).save(tmp_path / "p.tif")
+    with pytest.raises(ValueError, match=r"p.tif: it has .*: convert it to 8 or 16 bits; replace the file"):
+        decode(tmp_path / "p.tif")
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
+@pytest.mark.parametrize(
+    "block",
+    [
+        b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x02\x00"
+        + b"\x12\x01\x03\x00\x01\x00\x00\x00\x06\x00\x00\x00"
+        + b"\x0f\x01\x05\x00\x01\x00\x00\x00\xff\xff\x00\x00",
+        b"Exif\x00\x00II*\x00\xff\xff",
+    ],
+    ids=["a tag out of bounds", "cut short"],
+)
+def test_a_malformed_exif_block_leaves_the_pixels(tmp_path: Path, block: bytes) -> None:
+    Image.fromarray(PICTURE).save(tmp_path / "p.jpg", exif=block)
+    assert sorted(decode(tmp_path / "p.jpg").shape) == [3, 12, 20]
 
 
 @pytest.mark.parametrize(
@@ -88,7 +126,7 @@ def test_a_truncated_image_is_named(tmp_path: Path, suffix: str, kept: float) ->
     path = tmp_path / f"cut.{suffix}"
     Image.fromarray(np.tile(PICTURE, (10, 10, 1))).save(path)
     path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    with pytest.raises(ValueError, match=f"cannot read the image {path}: .*; replace the file or remove its entry"):
+    with pytest.raises(ValueError, match=f"cannot read the image {path}: .*; replace the file, or name its id"):
         decode(path)
 
 
@@ -131,6 +169,15 @@ def test_a_file_has_another_identity_once_it_changes(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["b.png"])
     assert images.identity(0) == before[0]
     assert images.identity(1) != before[1]
+
+
+def test_equal_files_in_two_folders_have_two_identities(tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write_pictures(tmp_path / folder, ["a.png"])
+        os.utime(tmp_path / folder / "a.png", (0, 0))
+    one, two = (ImageFiles(tmp_path / folder, Strings(["a.png"])).identity(0) for folder in ("one", "two"))
+    assert one != two
+    assert one == ImageFiles(tmp_path / "two" / ".." / "one", Strings(["a.png"])).identity(0)
 
 
 def test_images_in_memory_are_told_apart_by_their_pixels() -> None:

@@ -1,5 +1,6 @@
 import csv
 import json
+import unicodedata
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -66,6 +67,57 @@ def test_a_list_of_captions(tmp_path: Path, suffix: str) -> None:
         "mine", path, str(tmp_path), image_column="path", caption_columns=["texts"], **EVERYTHING_TRAINS
     )
     check_ragged(source, TOLD, numbered_ids(TOLD), bare="bare.png")
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+@pytest.mark.parametrize(
+    "form", ['[\'a "dog"\', "a dog\'s ball"]', '["a \\"dog\\"", "a dog\'s ball"]', '[\'a "dog"\'\n "a dog\'s ball"]']
+)
+def test_a_list_that_was_written_as_text(tmp_path: Path, suffix: str, form: str) -> None:
+    write_pictures(tmp_path, ["a.png", "b.png"])
+    rows = [{"image": "a.png", "caption": form}, {"image": "b.png", "caption": "[sic] a ['dog']"}]
+    path = write(tmp_path / f"t{suffix}", rows)
+    table = TabularSource("mine", path, str(tmp_path), **EVERYTHING_TRAINS).table("train")
+    assert table.captions == ['a "dog"', "a dog's ball", "[sic] a ['dog']"]
+
+
+def test_a_tsv_without_quoting_keeps_every_row(tmp_path: Path) -> None:
+    names = ["a.png", "b.png", "c.png"]
+    write_pictures(tmp_path, names)
+    texts = ['"fresh fish" on a table', '"fresh fish on a table', 'a "wooden" board"']
+    (tmp_path / "t.tsv").write_text("\n".join(["caption\timage", *map("\t".join, zip(texts, names, strict=True))]))
+    table = TabularSource("mine", f"{tmp_path}/t.tsv", str(tmp_path), **EVERYTHING_TRAINS).table("train")
+    assert table.image_ids == names
+    assert table.captions == texts
+
+
+def test_a_name_in_another_unicode_normalisation(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "café/é.png") for form in ("NFC", "NFD"))
+    write_pictures(tmp_path, [decomposed])
+    path = write(tmp_path / "t.csv", [{"image": composed, "caption": "x"}])
+    source = TabularSource("mine", path, str(tmp_path), **EVERYTHING_TRAINS)
+    assert source.table("train").image_ids == [composed]
+    assert numbers(source.images("train")) == [0]
+    path = write(tmp_path / "t.csv", [{"image": name, "caption": "x"} for name in (composed, decomposed)])
+    with pytest.raises(ValueError, match="differs from another's by its Unicode normalisation only"):
+        TabularSource("mine", path, str(tmp_path), **EVERYTHING_TRAINS).table("train")
+
+
+def test_half_an_emoji_is_replaced_and_counted(tmp_path: Path) -> None:
+    write_pictures(tmp_path, ["a.png"])
+    (tmp_path / "t.jsonl").write_text('\ufeff{"image": "a.png", "caption": "a dog \\ud83d"}\n', encoding="utf-8")
+    source = TabularSource("mine", f"{tmp_path}/t.jsonl", str(tmp_path), **EVERYTHING_TRAINS)
+    assert source.table("train").captions == ["a dog \ufffd"]
+    (problem,) = source.problems("train")
+    assert (problem.what, problem.fatal) == ("captions hold U+FFFD, a character that was lost", False)
+
+
+@pytest.mark.parametrize(
+    ("cell", "holds"), [(b"\x89PNG", "image bytes"), ({"bytes": b"x", "path": "a"}, "structs"), (["a.png"], "lists")]
+)
+def test_an_image_column_of_another_kind(tmp_path: Path, cell: Any, holds: str) -> None:
+    write(tmp_path / "t.parquet", [{"image": cell, "caption": "x"}])
+    refused(tmp_path / "t.parquet", f"row 1: the column 'image' holds {holds}.*expected the path of an image file")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -149,8 +201,16 @@ def test_shares_that_leave_nothing_to_train_on(tmp_path: Path) -> None:
             'image,caption\na.png,"dog" runs\nb.png,x\n',
             "begins in line 2: .*close or double its quotation marks",
         ),
-        ("t.csv", "path,caption\na.png,x\n", "row 1 has no 'image'; it has path, caption"),
-        ("t.csv", "image,text\na.png,x\n", "row 1 has no 'caption'; it has image, text"),
+        ("t.csv", 'image,caption\na.png,"a dog\nb.png,a cat\nc.png,a fox"\n', "line 2: the cell .* holds whole rows"),
+        ("t.csv", "image,caption,caption\na.png,x,y\n", "has two columns 'caption': rename one"),
+        (
+            "t.jsonl",
+            '{"image": "a.png", "caption": "x", "caption": "y"}\n',
+            "line 1 is not JSON: an object has one key twice",
+        ),
+        ("t.jsonl", '{"image": "a\\ud83d.png", "caption": "x"}\n', "lone surrogate"),
+        ("t.csv", "path,caption\na.png,x\n", "row 1 has no 'image'; it has path, caption: set .*image_column"),
+        ("t.csv", "image,text\na.png,x\n", "row 1 has no 'caption'; it has image, text: set .*caption_columns"),
         ("t.csv", "image,caption\na.png,x\n ,y\n", "row 2 names no image under 'image'"),
         ("t.csv", "caption,image\nx,a.png\ny\n", "row 2 names no image under 'image'"),
         ("t.csv", "image,caption\n", "holds no rows"),

@@ -14,6 +14,7 @@ from PIL import Image
 from sdr_lightning.cli.main import main
 from sdr_lightning.configure import build_data
 from sdr_lightning.data import SceneSource
+from sdr_lightning.data.id_list import read_ids
 from sdr_lightning.data.imbalance import Imbalance, read_noise
 from tests.e2e.sdr import complaint, sdr, succeeded
 
@@ -95,7 +96,7 @@ def own(tmp_path: Path) -> Path:
         split = ("train", "val", "test")[number % 3]
         pixels = np.random.default_rng(number).integers(0, 256, (30, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"images/{number}.jpg")
-        rows += [f"{number}.jpg,{'a ' * number} red circle {k},{split}" for k in range(2)]
+        rows += [f"{number}.jpg,{'a ' * number} red {shape},{split}" for shape in ("circle", "square")]
     (tmp_path / "captions.csv").write_text("\n".join(rows) + "\n")
     source = {
         "class_path": "sdr_lightning.data.TabularSource",
@@ -106,7 +107,7 @@ def own(tmp_path: Path) -> Path:
             "split_column": "split",
         },
     }
-    return write_yaml(tmp_path / "own.yaml", data_of(source, cache=str(tmp_path / "cache")))
+    return write_yaml(tmp_path / "own.yaml", data_of(source, cache=str(tmp_path / "cache"), batch_size=2))
 
 
 # --- sdr data check
@@ -132,12 +133,20 @@ def test_a_spoilt_collection_fails_and_passes_once_the_unusable_images_are_left_
     assert str(images / "0.jpg") in printed
     assert "skip_missing true" in printed
     assert f"3 ids of unusable images in {unusable}" in printed
-    assert sorted(unusable.read_text().split()) == ["0.jpg", "3.jpg", "4.jpg"]
+    assert read_ids(unusable) == {"0.jpg", "3.jpg", "4.jpg"}
+    ran("data", "check", "--data", own, "--unusable", unusable, status=1)  # its own file is written anew
+    foreign = own.parent / "captions.csv"
+    before = foreign.read_text()
+    assert "was not written by this command" in ran("data", "check", "--data", own, "--unusable", foreign, status=2)
+    assert foreign.read_text() == before
 
     leave_out = ("--data.init_args.source.init_args.leave_out", unusable)
     printed = ran("data", "check", "--data", own, *leave_out)
     assert "training can start" in printed
     assert "what was found" not in printed
+    message = ran("data", "check", "--data", own, *leave_out, "--unusable", unusable, status=2)
+    assert "is a file that this command reads" in message
+    assert read_ids(unusable) == {"0.jpg", "3.jpg", "4.jpg"}
 
 
 def test_a_problem_that_is_only_worth_knowing_does_not_fail(own: Path, ran: Run) -> None:
@@ -328,6 +337,18 @@ def test_an_index_of_others_is_shown(tmp_path: Path, ran: Run) -> None:
     assert "3.00 % (3 of 100 images)" in printed
     rows = [line.split()[:3] for line in printed.splitlines() if line.endswith("█")]
     assert rows == [["0", "97", "images"], ["5", "3", "images"]]
+
+
+def test_a_noise_table_replaces_noise_tables_alone(scenes_file: Path, tmp_path: Path, ran: Run) -> None:
+    options = ("noise", "make", "--data", scenes_file, "--kind", "mismatch", "--ratio", "0.1", "--output")
+    for _ in range(2):
+        ran(*options, tmp_path / "noise.npz")
+    reads = ("--data.init_args.imbalance", json.dumps({"file": str(tmp_path / "noise.npz"), "kind": "mismatch"}))
+    assert "is a file that this command reads" in ran(*options, tmp_path / "noise.npz", *reads, status=2)
+    for name in ("features.npz", "index.npy"):
+        with (tmp_path / name).open("wb") as file:
+            np.save(file, np.arange(3))
+        assert "was not written by this command" in ran(*options, tmp_path / name, status=2)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,17 @@
 """Modal imbalance: what is done to a share of the data, as a pure function of ids and specification."""
 
 from sdr_lightning.data.imbalance.application import Imbalanced, Realised, imbalanced
-from sdr_lightning.data.imbalance.noise_table import NoiseTable, read_noise
+from sdr_lightning.data.imbalance.noise_table import NoiseTable, is_noise_table, read_noise
 from sdr_lightning.data.imbalance.specification import KINDS, Imbalance, Level
 
-__all__ = ["KINDS", "Imbalance", "Imbalanced", "Level", "NoiseTable", "Realised", "imbalanced", "read_noise"]
+__all__ = [
+    "KINDS",
+    "Imbalance",
+    "Imbalanced",
+    "Level",
+    "NoiseTable",
+    "Realised",
+    "imbalanced",
+    "is_noise_table",
+    "read_noise",
+]

@@ -155,6 +155,15 @@ def read_noise(path: Path, table: CaptionTable | None = None) -> NoiseTable:
     return found
 
 
+def is_noise_table(path: Path) -> bool:
+    """Whether :meth:`NoiseTable.save` wrote an ``.npz``; a published index, an array like any other, cannot be told."""
+    try:
+        _read_own(path)
+    except Exception:  # a foreign file makes numpy, zipfile and json raise almost anything
+        return False
+    return True
+
+
 def wrong_captions_per_image(clean: NDArray[np.int64], paired: NDArray[np.int64], images: int) -> dict[int, int]:
     """How many images have 0, 1, 2 ... captions of another image.
 
