@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -19,14 +21,31 @@ from sdr_lightning.functional.ndcg import top_gains
 from sdr_lightning.functional.ranking import Ties, rank_scores
 from sdr_lightning.functional.search import chunks
 from sdr_lightning.metrics.cross_modal import summarise_both
-from sdr_lightning.metrics.evaluation import Evaluation, checked, cross_modal_folds, evaluate_queries, work
+from sdr_lightning.metrics.evaluation import (
+    Evaluation,
+    checked,
+    cross_modal_folds,
+    evaluate_queries,
+    undefined,
+    work,
+)
 from sdr_lightning.metrics.extended import extended_positives
-from sdr_lightning.metrics.files import file_hash, load_array, load_relevance, pairing_fingerprint, save_evaluation
+from sdr_lightning.metrics.files import (
+    file_hash,
+    is_evaluation,
+    load_array,
+    load_relevance,
+    pairing_fingerprint,
+    queries_path,
+    record_path,
+    save_evaluation,
+)
 from sdr_lightning.metrics.graded import EXPONENTIAL_AT, Siblings, means, queries_of
 from sdr_lightning.metrics.judgements import agreement, read_judgements
 from sdr_lightning.metrics.published import evaluate_published, first_five
 from sdr_lightning.metrics.relevance import Relevance
 from sdr_lightning.metrics.structure import diagnostics, preserved
+from sdr_lightning.paths import check_output
 from sdr_lightning.training.record import git, versions
 
 _KS = (10, 20, 50)
@@ -36,31 +55,40 @@ _ROWS = 256
 def run(arguments: list[str]) -> int:
     """Evaluate; see ``sdr evaluate --help``."""
     options = _parser().parse_args(arguments)
-    if options.output is not None and options.output.suffix != ".json":
-        raise ValueError(f"--output should end with .json, got {options.output}")
-    embeddings = _embeddings(options)
+    if options.output is not None:
+        _check_output(options)
+    _check_options(options)
+    notes: list[str] = []
+    embeddings = _embeddings(options, notes)
     scores = _scores(options)
     if embeddings is None and scores is None:
         raise ValueError("there is nothing to evaluate: give --image-embeddings and --text-embeddings, or --scores")
-    if scores is not None and embeddings is not None and options.protocol == "clean":
-        raise ValueError("protocol clean evaluates embeddings or scores, got both: leave out one, or --protocol paper")
     first = embeddings if embeddings is not None else scores
     assert first is not None
     sizes = (len(first[0]), len(first[1]))
-    pairing = _pairing(options, *sizes)
+    pairing = _pairing(options, *sizes, notes)
+    if embeddings is not None:
+        embeddings = embeddings[0], pairing.by_image(embeddings[1]).to(options.device)
+    if scores is not None:
+        if scores[0].shape != sizes:
+            raise ValueError(f"image-to-text scores are {tuple(scores[0].shape)}, the embeddings are of {sizes}")
+        scores = pairing.by_image(scores[0].T).T, pairing.by_image(scores[1])
     relevance = None
     if options.relevance is not None:
         relevance = load_relevance(options.relevance, pairing.text_image, sizes[0], pairing.captions, pairing.images)
     console = Console(stderr=True)
     evaluation = _evaluate(options, embeddings, scores, pairing.text_image, relevance, console)
     if options.diagnostics or options.image_teacher is not None or options.text_teacher is not None:
-        evaluation.metrics.update(_structure(options, embeddings, pairing.text_image))
+        evaluation.metrics.update(_structure(options, embeddings, pairing))
     if options.judgements is not None or options.extended:
         evaluation.metrics.update(_people(options, embeddings, pairing))
     queries = pairing.text_image
     if options.protocol == "paper":
         queries = queries[first_five(queries, sizes[0])]
-    meta = _meta(options, (sizes[0], len(queries)), pairing, relevance, normalised=embeddings is not None)
+    notes += undefined(evaluation.metrics)
+    meta = _meta(options, (sizes[0], len(queries)), pairing, relevance, normalised=embeddings is not None, notes=notes)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
     _show(evaluation.metrics)
     if options.output is not None:
         save_evaluation(options.output, evaluation.metrics, evaluation.queries, queries, meta)
@@ -72,6 +100,11 @@ class _Pairing(NamedTuple):
     text_image: Tensor  # (C,) the image of each caption
     captions: Sequence[str] | None = None
     images: Sequence[str] | None = None
+    file_rows: Tensor | None = None  # where each caption is in the files, if they are not in the order of the captions
+
+    def by_image(self, texts: Tensor) -> Tensor:
+        """Rows of captions in the order of the captions here."""
+        return texts if self.file_rows is None else texts[self.file_rows]
 
 
 def _parser() -> ArgumentParser:
@@ -87,13 +120,24 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--annotations", type=Path, metavar="JSON", help="whose images and captions, in this order")
     parser.add_argument("--split", choices=SPLITS, default="test", help="of the annotations (default: test)")
+    parser.add_argument(
+        "--caption-order",
+        choices=["image", "file"],
+        help="rows of captions: image by image (default), or as the annotations list them; the same unless captions of "
+        "different images are interleaved there, as in COCO's own files",
+    )
     parser.add_argument("--captions-per-image", type=int, metavar="K", help="captions k to k + K - 1 are of one image")
     parser.add_argument("--text-to-image", type=Path, metavar="NPY", help="(C,) the row of each caption's image")
     parser.add_argument("--relevance", type=Path, metavar="FILE", help="(C, N), from sdr relevance or TERN's raw file")
     parser.add_argument(
         "--protocol", choices=["clean", "paper"], default="clean", help="paper: as the public code does"
     )
-    parser.add_argument("--ties", choices=get_args(Ties), default="index", help="which equal scores count as ahead")
+    parser.add_argument(
+        "--ties",
+        choices=get_args(Ties),
+        default="index",
+        help="which equal scores count as ahead in recall and ranks: those of a lower index (default), or all",
+    )
     parser.add_argument(
         "--siblings", choices=get_args(Siblings), default="keep", help="in t2t and t2it (default: keep)"
     )
@@ -117,7 +161,41 @@ def _parser() -> ArgumentParser:
     return parser
 
 
-def _embeddings(options: Namespace) -> tuple[Tensor, Tensor] | None:
+def _check_output(options: Namespace) -> None:
+    """Refuse an output before the work starts."""
+    if options.output.suffix != ".json":
+        raise ValueError(f"--output should end with .json, got {options.output}")
+    reads = [*_inputs(options), options.judgements, options.relevance]
+    if options.relevance is not None:
+        reads.append(record_path(options.relevance))
+    for output in (options.output, queries_path(options.output)):
+        check_output(output, reads, is_evaluation)
+
+
+def _check_options(options: Namespace) -> None:
+    """Refuse options that do not go together, or that would change no number."""
+    has_embeddings = options.image_embeddings is not None or options.text_embeddings is not None
+    if options.scores is not None and has_embeddings and options.protocol == "clean":
+        raise ValueError("protocol clean evaluates embeddings or scores, got both: leave out one, or --protocol paper")
+    if options.protocol == "paper" and not has_embeddings:
+        raise ValueError("protocol paper needs --image-embeddings and --text-embeddings, with or without --scores")
+    if options.protocol == "paper" and (options.folds is not None or options.siblings != "keep"):
+        raise ValueError("protocol paper knows no --folds or --siblings: it does what the public code does")
+    if options.folds is not None and not has_embeddings:
+        raise ValueError("--folds needs embeddings, not scores")
+    if options.siblings != "keep" and (options.relevance is None or not has_embeddings):
+        raise ValueError("--siblings is about NDCG of t2t and t2it, which needs embeddings and --relevance")
+    if options.caption_order is not None and options.annotations is None:
+        raise ValueError("--caption-order is about the captions of --annotations, which are not given")
+
+
+def _inputs(options: Namespace) -> list[Path]:
+    files = [options.image_embeddings, options.text_embeddings, options.annotations, options.text_to_image]
+    files += [options.image_teacher, options.text_teacher, *(options.scores or [])]
+    return [path for path in files if path is not None]
+
+
+def _embeddings(options: Namespace, notes: list[str]) -> tuple[Tensor, Tensor] | None:
     given = (options.image_embeddings, options.text_embeddings)
     if given == (None, None):
         return None
@@ -131,10 +209,10 @@ def _embeddings(options: Namespace) -> tuple[Tensor, Tensor] | None:
     for name, some in (("image", images), ("text", texts)):
         norms = torch.linalg.vector_norm(some[: 2**12].double(), dim=1)
         if bool(((norms - 1).abs() > 1e-2).any()):
-            print(
-                f"note: {name} embeddings have lengths from {norms.min():.4g} to {norms.max():.4g}; they are normalised"
+            notes.append(
+                f"{name} embeddings have lengths from {norms.min():.4g} to {norms.max():.4g}; they are normalised"
             )
-    return images.to(options.device), texts.to(options.device)
+    return images.to(options.device), texts
 
 
 def _scores(options: Namespace) -> tuple[Tensor, Tensor] | None:
@@ -152,21 +230,31 @@ def _scores(options: Namespace) -> tuple[Tensor, Tensor] | None:
     return i2t, t2i
 
 
-def _pairing(options: Namespace, images: int, texts: int) -> _Pairing:
+def _pairing(options: Namespace, images: int, texts: int, notes: list[str]) -> _Pairing:
     ways = [options.annotations, options.captions_per_image, options.text_to_image]
     if sum(way is not None for way in ways) != 1:
         raise ValueError(
             "which caption is of which image? Give one of --annotations, --captions-per-image and --text-to-image"
         )
     if options.annotations is not None:
-        table = read_annotations(options.annotations, options.split)
+        annotations = read_annotations(options.annotations, options.split)
+        table = annotations.table
         found = (len(table.image_ids), len(table.captions))
         if found != (images, texts):
             raise ValueError(
                 f"the {options.split} split of {options.annotations} has {found[0]} images and {found[1]} captions, the arrays "
                 f"have {images} and {texts}: they must be of the same split, all of it, in its order"
             )
-        return _Pairing(torch.from_numpy(table.caption_image.copy()), list(table.caption_ids), list(table.image_ids))
+        file_rows = None
+        if options.caption_order == "file":
+            file_rows = torch.from_numpy(annotations.file_rows)
+        elif options.caption_order is None and not annotations.are_grouped:
+            notes.append(
+                f"{options.annotations} does not list its captions image by image, but rows of captions are taken to be so: if "
+                "yours are in the order of the file, give --caption-order file; if in any other, give --text-to-image instead"
+            )
+        index = torch.from_numpy(table.caption_image.copy())
+        return _Pairing(index, list(table.caption_ids), list(table.image_ids), file_rows)
     if options.text_to_image is not None:
         index = torch.from_numpy(load_array(options.text_to_image, "the image of each caption", 1))
         if index.is_floating_point() or len(index) != texts:
@@ -190,16 +278,11 @@ def _evaluate(
     console: Console,
 ) -> Evaluation:
     if options.protocol == "paper":
-        if embeddings is None:
-            raise ValueError("protocol paper needs --image-embeddings and --text-embeddings, with or without --scores")
-        if options.folds is not None or options.siblings != "keep":
-            raise ValueError("protocol paper knows no --folds or --siblings: it does what the public code does")
+        assert embeddings is not None
         images, texts = (some.cpu() for some in embeddings)
         return evaluate_published(images, texts, index, relevance, *(scores or ()), ties=options.ties)
     if embeddings is None:
         assert scores is not None
-        if options.folds is not None:
-            raise ValueError("--folds needs embeddings, not scores")
         return _evaluate_scores(*scores, index, relevance, options.ties)
     images, texts = embeddings
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
@@ -215,24 +298,25 @@ def _evaluate(
         )
     metrics = evaluation.metrics
     if options.folds is not None:
-        metrics |= cross_modal_folds(images, texts, index.to(images.device), options.folds)
+        metrics |= cross_modal_folds(images, texts, index.to(images.device), options.folds, ties=options.ties)
     return Evaluation(metrics, evaluation.queries)
 
 
-def _structure(options: Namespace, embeddings: tuple[Tensor, Tensor] | None, index: Tensor) -> dict[str, float]:
+def _structure(options: Namespace, embeddings: tuple[Tensor, Tensor] | None, pairing: _Pairing) -> dict[str, float]:
     """The shape of the common space, and how much of the teachers' is left in it."""
     if embeddings is None:
         raise ValueError("--diagnostics, --image-teacher and --text-teacher need embeddings, not scores")
-    images, texts, index = checked(*embeddings, index)
+    images, texts, index = checked(*embeddings, pairing.text_image)
     metrics = diagnostics(images, texts, index) if options.diagnostics else {}
     for modality, own, path in (("image", images, options.image_teacher), ("text", texts, options.text_teacher)):
         if path is None:
             continue
-        features = torch.from_numpy(load_array(path, "a teacher's features (items, D)", 2)).to(own.device)
+        features = torch.from_numpy(load_array(path, "a teacher's features (items, D)", 2))
         if len(features) != len(own):
             raise ValueError(
                 f"{path} holds features of {len(features)} items, expected those of the {len(own)} {modality}s in their order"
             )
+        features = (pairing.by_image(features) if modality == "text" else features).to(own.device)
         metrics |= {f"{modality}_teacher_{name}": value for name, value in preserved(own, features).items()}
     return metrics
 
@@ -271,13 +355,17 @@ def _evaluate_scores(i2t: Tensor, t2i: Tensor, index: Tensor, relevance: Relevan
 
 
 def _meta(
-    options: Namespace, sizes: tuple[int, int], pairing: _Pairing, relevance: Relevance | None, normalised: bool
+    options: Namespace,
+    sizes: tuple[int, int],
+    pairing: _Pairing,
+    relevance: Relevance | None,
+    normalised: bool,
+    notes: Sequence[str],
 ) -> dict[str, Any]:
-    files = [options.image_embeddings, options.text_embeddings, options.annotations, options.text_to_image]
-    files += [options.image_teacher, options.text_teacher]
     return {
         "protocol": options.protocol,
         "split": options.split if options.annotations is not None else None,
+        "caption_order": (options.caption_order or "image") if options.annotations is not None else None,
         "images": sizes[0],
         "texts": sizes[1],
         "ties": options.ties,
@@ -286,12 +374,13 @@ def _meta(
         "normalised": normalised,
         "relevance": None if relevance is None else {"kind": relevance.kind, "fingerprint": relevance.fingerprint},
         "data": pairing_fingerprint(pairing.text_image, pairing.captions, pairing.images),
-        "inputs": {str(path.name): file_hash(path) for path in [*files, *(options.scores or [])] if path is not None},
+        "inputs": {str(path.name): file_hash(path) for path in _inputs(options)},
+        "notes": list(notes),
         "code": {"version": versions()["sdr_lightning"], **git()},
     }
 
 
-def _show(metrics: dict[str, float]) -> None:
+def _show(metrics: Mapping[str, float]) -> None:
     recalls = Table("", "R@1", "R@5", "R@10", "MdR", "MnR", "MRR", "ties", title="Cross-modal")
     for way, label in (("i2t", "image to text"), ("t2i", "text to image")):
         values = [f"{metrics[f'{way}_R@{k}']:.2f}" for k in (1, 5, 10)]
@@ -305,7 +394,7 @@ def _show(metrics: dict[str, float]) -> None:
         graded = Table("", *tasks, title="NDCG, percent")
         names = [name for name in (*(f"NDCG@{k}" for k in _KS), "NDCG_exp@25") if f"{tasks[0]}_{name}" in metrics]
         for name in names:
-            graded.add_row(name, *(f"{metrics[f'{task}_{name}']:.2f}" for task in tasks))
+            graded.add_row(name, *(_shown(metrics[f"{task}_{name}"], 2) for task in tasks))
         console.print(graded)
     shown = ("_R@", "_MdR", "_MnR", "_MRR", "_tie_rate", "NDCG", "rsum")
     rest = {
@@ -313,4 +402,8 @@ def _show(metrics: dict[str, float]) -> None:
     }
     for name, value in rest.items():
         if "fold_" not in name or "_R@" in name or "rsum" in name:
-            console.print(f"{name:<24} {value:.4f}")
+            console.print(f"{name:<24} {_shown(value, 4)}")
+
+
+def _shown(value: float, decimals: int) -> str:
+    return "–" if math.isnan(value) else f"{value:.{decimals}f}"

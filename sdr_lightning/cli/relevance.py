@@ -11,8 +11,9 @@ from rich.progress import Progress
 
 from sdr_lightning.data.annotations import read_annotations
 from sdr_lightning.data.table import SPLITS
-from sdr_lightning.metrics.files import record_path, save_relevance
+from sdr_lightning.metrics.files import is_relevance, record_path, save_relevance
 from sdr_lightning.metrics.relevance import RougeLRelevance, Tokenizer
+from sdr_lightning.paths import check_output
 
 
 def run(arguments: list[str]) -> int:
@@ -32,7 +33,9 @@ def run(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.output.suffix != ".npy":
         raise ValueError(f"--output should end with .npy, got {options.output}")
-    table = read_annotations(options.annotations, options.split)
+    for output in (options.output, record_path(options.output)):
+        check_output(output, [options.annotations], is_relevance)
+    table = read_annotations(options.annotations, options.split).table
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task("ROUGE-L", total=len(table.captions))

@@ -12,16 +12,18 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sdr_lightning.functional.search import at_least_fp32, count_non_finite, stable_top_index
+from sdr_lightning.functional.search import at_least_fp32, count_non_finite, exact_scores, stable_top_index
 
 Gain = Literal["linear", "exponential"]
+
+_LARGEST_EXPONENT = 1000.0  # sums of 2^rel overflow fp64 from 2^1024 on
 
 
 class TopGains(NamedTuple):
     """The first K items of each query's ranking and of its ideal ranking, K = min(k, gallery size).
 
     Attributes:
-        scores: (Q, K) descending; an excluded item has -inf.
+        scores: (Q, K) of :func:`~sdr_lightning.functional.search.exact_scores`, descending; an excluded item has -inf.
         gains: (Q, K), the relevance of those items.
         ideal: (Q, K), the K greatest relevances of the gallery, descending.
     """
@@ -54,15 +56,8 @@ def ndcg(scores: Tensor, relevance: Tensor, ks: Sequence[int] = (10, 20, 50), ex
 
 
 def mean_ndcg(values: Tensor) -> Tensor:
-    """Mean (len(ks),) of NDCG (Q, len(ks)) over the queries that have something relevant.
-
-    Raises:
-        ValueError: if no query has.
-    """
-    kept = values[~values.isnan().any(1)]
-    if len(kept) == 0:
-        raise ValueError(f"none of {len(values)} queries has a relevant item in the gallery: NDCG is undefined")
-    return kept.mean(0)
+    """Mean (len(ks),) of NDCG (Q, len(ks)) over the queries that have something relevant; NaN if no query has."""
+    return values[~values.isnan().any(1)].mean(0)
 
 
 @torch.no_grad()
@@ -75,7 +70,7 @@ def top_gains(scores: Tensor, relevance: Tensor, k: int, exclude: Tensor | None 
         )
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
-    scores, relevance = at_least_fp32(scores), at_least_fp32(relevance)
+    scores, relevance = exact_scores(scores), at_least_fp32(relevance)
     for name, values in (("scores", scores), ("relevances", relevance)):
         bad, (query, item) = count_non_finite(values)
         if bad:
@@ -110,7 +105,8 @@ def ndcg_of_top(top: TopGains, ks: Sequence[int] = (10, 20, 50), gain: Gain = "l
     cut = [min(k, depth) - 1 for k in ks]
     gains, ideal = top.gains.double(), top.ideal.double()
     if gain == "exponential":  # grows with relevance, so the ideal order is the same
-        gains, ideal = torch.exp2(gains) - 1, torch.exp2(ideal) - 1
+        shift = (ideal.amax(1, keepdim=True) - _LARGEST_EXPONENT).clamp(min=0)  # cancels in the ratio
+        gains, ideal = (torch.exp2(values - shift) - torch.exp2(-shift) for values in (gains, ideal))
     dcg = (gains / discount).cumsum(1)[:, cut]
     ideal_dcg = (ideal / discount).cumsum(1)[:, cut]
     return dcg / ideal_dcg  # 0 / 0 is the NaN of a query with nothing relevant

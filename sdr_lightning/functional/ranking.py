@@ -16,10 +16,10 @@ from sdr_lightning.functional.search import (
     QUERY_TILE,
     Advance,
     Products,
-    at_least_fp32,
     check_finite,
     chunks,
     count_non_finite,
+    exact_scores,
     paired_similarity,
     similarity,
 )
@@ -51,7 +51,7 @@ def rank_scores(
     """Rank the best positive of each query from a matrix of scores.
 
     Args:
-        scores: (Q, G), greater is more similar; anything below fp32 is cast to fp32.
+        scores: (Q, G), greater is more similar; of any real type, each compared exactly.
         query_ids: (Q,) integers, e.g. the image id of each caption.
         gallery_ids: (G,) integers.
         ties: "index" counts an equal-scored non-positive as ahead if its gallery index is lower,
@@ -71,7 +71,7 @@ def rank_scores(
     found: list[Ranking] = []
     bad, first = 0, (-1, -1)
     for rows in chunks(len(scores), chunk_size):
-        block = at_least_fp32(scores[rows])
+        block = exact_scores(scores[rows])
         here, (query, item) = count_non_finite(block)
         first = (rows.start + query, item) if here and not bad else first
         bad += here

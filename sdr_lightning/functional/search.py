@@ -20,6 +20,7 @@ GALLERY_TILE = 32768  # gallery items at once: 32 MiB of scores a tile
 _MARGIN = 8  # more candidates than asked for, so that a row rarely has to be done again
 _FEW = 64  # times as many items as are wanted: so few cost less in fp64 than the best of them done again
 _PAIRS = 2**22  # numbers gathered at once
+_FP64_INTEGERS = 2**53  # fp64 holds every integer up to here
 
 Advance = Callable[[int], None]
 """Called with the number of scores that were just computed; for progress bars."""
@@ -245,6 +246,33 @@ def stable_top_index(scores: Tensor, k: int) -> Tensor:
 def at_least_fp32(scores: Tensor) -> Tensor:
     """The scores in fp32, or in fp64 if that is what they come in."""
     return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def exact_scores(scores: Tensor) -> Tensor:
+    """Scores as floats that compare exactly as the scores do.
+
+    Args:
+        scores: of any shape, of any real type.
+
+    Returns:
+        fp64 as it is, lower precision in fp32, integers in fp64. Where integers go beyond what :func:`fits_fp64`, all of them
+        are replaced by how many of the scores are lower.
+    """
+    if scores.is_floating_point():
+        return at_least_fp32(scores)
+    if fits_fp64(scores):
+        return scores.double()
+    if scores.dtype == torch.uint64:  # which torch cannot compare: int64 in the same order
+        scores = scores.view(torch.int64) ^ torch.iinfo(torch.int64).min
+    return torch.searchsorted(scores.flatten().sort().values, scores.contiguous()).double()
+
+
+def fits_fp64(scores: Tensor) -> bool:
+    """Whether fp64 holds every score exactly: all but integers beyond 2^53."""
+    if scores.is_floating_point() or not scores.numel():
+        return True
+    low, high = scores.long().aminmax()  # uint64 from 2^63 on becomes negative
+    return low.item() >= (0 if scores.dtype == torch.uint64 else -_FP64_INTEGERS) and high.item() <= _FP64_INTEGERS
 
 
 def count_non_finite(scores: Tensor) -> tuple[int, tuple[int, int]]:

@@ -1,6 +1,7 @@
 """The whole evaluation of a dual encoder, from embeddings to a flat dictionary of numbers."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ class Evaluation(NamedTuple):
     """What an evaluation found, as means and query by query.
 
     Attributes:
-        metrics: flat, as :func:`evaluate` returns them.
+        metrics: flat, as :func:`evaluate` returns them; NaN where undefined.
         queries: `i2t_rank` (N,) and `t2i_rank` (C,) int64 from 0, and given relevance every NDCG in percent, float64, (N,)
             where images ask and (C,) where captions do, NaN where undefined.
     """
@@ -54,7 +55,8 @@ def evaluate(
 
     Returns:
         The keys of `summarise_both` (`i2t_R@1`, ..., `t2i_tie_rate`, `rsum`), `modality_gap` and, given `relevance`, the
-        means of `graded_queries` (`i2t_NDCG@10`, ..., `t2it_NDCG_exp@25`), in percent.
+        means of `graded_queries` (`i2t_NDCG@10`, ..., `t2it_NDCG_exp@25`), in percent, NaN where no query has anything
+        relevant.
 
     Raises:
         ValueError: for shapes that do not fit, a non-finite or all-zero embedding, an index out of range, an
@@ -137,7 +139,13 @@ def cross_modal(
 
 
 def cross_modal_folds(
-    image_embeddings: Tensor, text_embeddings: Tensor, text_image_index: Tensor, folds: int
+    image_embeddings: Tensor,
+    text_embeddings: Tensor,
+    text_image_index: Tensor,
+    folds: int,
+    *,
+    recall_at: Sequence[int] = (1, 5, 10),
+    ties: Ties = "index",
 ) -> dict[str, float]:
     """Cross-modal retrieval within disjoint folds of the images, averaged: "COCO 1K" is five folds of its 5,000 test images.
 
@@ -146,6 +154,8 @@ def cross_modal_folds(
         text_embeddings: (C, d).
         text_image_index: (C,) integers, the row of the image of each caption.
         folds: number of folds, consecutive images each, of equal size or as nearly so as can be.
+        recall_at: the K of R@K.
+        ties: which equal-scored items count as ahead, see `sdr_lightning.functional.ranking.rank_scores`.
 
     Returns:
         The keys of `cross_modal`, each after `{folds}fold_`.
@@ -159,10 +169,23 @@ def cross_modal_folds(
     for rows in torch.arange(len(image_embeddings)).tensor_split(folds):
         first, last = int(rows[0]), int(rows[-1])
         told = (text_image_index >= first) & (text_image_index <= last)
-        results.append(
-            cross_modal(image_embeddings[first : last + 1], text_embeddings[told], text_image_index[told] - first)
-        )
+        images, texts, index = image_embeddings[first : last + 1], text_embeddings[told], text_image_index[told] - first
+        results.append(cross_modal(images, texts, index, recall_at=recall_at, ties=ties))
     return {f"{folds}fold_{key}": sum(result[key] for result in results) / folds for key in results[0]}
+
+
+def undefined(metrics: Mapping[str, float]) -> list[str]:
+    """Name the metrics without a value, in a line for each reason."""
+    reasons = {
+        "NDCG": "no query has a relevant item in the gallery",
+        "tau": "the judged pairs are all rated alike, or all scored alike",
+    }
+    lines = []
+    for kind, reason in reasons.items():
+        names = [name for name, value in metrics.items() if kind in name and math.isnan(value)]
+        if names:
+            lines.append(f"{', '.join(names)} undefined (null): {reason}")
+    return lines
 
 
 def checked(images: Tensor, texts: Tensor, text_image_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ _MAGIC = b"\x93NUMPY"
 
 
 def load_array(path: Path, what: str, dimensions: int) -> npt.NDArray[Any]:
-    """An ``.npy`` file, memory-mapped copy-on-write.
+    """An ``.npy`` file, memory-mapped copy-on-write; read as a whole if its byte order is not this machine's.
 
     Args:
         path: the file.
@@ -27,7 +28,8 @@ def load_array(path: Path, what: str, dimensions: int) -> npt.NDArray[Any]:
         dimensions: how many it must have.
 
     Raises:
-        ValueError: absent, not an ``.npy``, pickled, or of other dimensions.
+        ValueError: absent, not an ``.npy``, pickled, of other dimensions, or of numbers that torch does not have (complex, more
+            than 64 bits).
     """
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
@@ -39,7 +41,9 @@ def load_array(path: Path, what: str, dimensions: int) -> npt.NDArray[Any]:
     if not isinstance(array, np.ndarray) or array.ndim != dimensions or array.dtype.kind not in "fiu":
         found = f"{array.shape} {array.dtype}" if isinstance(array, np.ndarray) else "an archive"
         raise ValueError(f"{path} holds {found}, expected {what}: numbers with {dimensions} dimension(s)")
-    return array
+    if array.dtype.itemsize > 8:
+        raise ValueError(f"{path} holds {array.dtype}, expected {what} of at most 64 bits: save float64")
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def file_hash(path: Path) -> str:
@@ -158,6 +162,19 @@ def _check_record(path: Path, record: Any, digest: str, ids: Mapping[str, Sequen
         )
 
 
+def is_relevance(path: Path) -> bool:
+    """Whether a file, or its record, is as :func:`save_relevance` wrote it."""
+    array, record = path.with_suffix(".npy"), record_path(path)
+    try:
+        found = read_json(record, "the record of a relevance file")
+    except ValueError:
+        return False
+    keys = {"kind", "shape", "dtype", "sha256", "captions", "images"}
+    if not isinstance(found, dict) or found.keys() != keys:
+        return False
+    return path == record or found["sha256"] == file_hash(array)
+
+
 def queries_path(path: Path) -> Path:
     """Where the queries of an evaluation are."""
     return path.with_suffix(".queries.npz")
@@ -170,7 +187,7 @@ def save_evaluation(
     text_image_index: Tensor,
     meta: Mapping[str, Any],
 ) -> None:
-    """Write ``metrics.json`` (flat, with the terms under ``meta``) and, before it, ``metrics.queries.npz`` beside it."""
+    """Write ``metrics.json`` (flat, with the terms under ``meta``, NaN as null) and before it ``metrics.queries.npz``."""
 
     def write(part: Path) -> None:
         with part.open("wb") as file:
@@ -179,6 +196,22 @@ def save_evaluation(
 
     write_atomically(queries_path(path), write)
     write_json(path, {**metrics, "meta": dict(meta)})
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether a file is metrics as ``sdr evaluate`` writes them, or their queries."""
+    if path.suffix == ".npz":
+        try:
+            with zipfile.ZipFile(path) as archive:
+                return "text_image.npy" in archive.namelist()
+        except (OSError, zipfile.BadZipFile):
+            return False
+    try:
+        found = read_json(path, "metrics")
+    except ValueError:
+        return False
+    meta = found.get("meta") if isinstance(found, dict) else None
+    return isinstance(meta, dict) and {"protocol", "data", "inputs", "code"} <= meta.keys()
 
 
 def pairing_fingerprint(

@@ -91,18 +91,8 @@ def queries_of(task: str, top: TopGains, ks: Sequence[int]) -> dict[str, Tensor]
 
 
 def means(queries: dict[str, Tensor]) -> dict[str, float]:
-    """The mean of every key over the queries that have something relevant.
-
-    Raises:
-        ValueError: none has; names the task.
-    """
-    results: dict[str, float] = {}
-    for key, values in queries.items():
-        try:
-            results[key] = mean_ndcg(values[:, None]).item()
-        except ValueError as error:
-            raise ValueError(f"{key.partition('_')[0]}: {error}") from error
-    return results
+    """The mean of every key over the queries that have something relevant; NaN where none has."""
+    return {key: mean_ndcg(values[:, None]).item() for key, values in queries.items()}
 
 
 def sibling_table(text_image_index: Tensor) -> Tensor:
@@ -133,10 +123,10 @@ def single_modal(
         chunk_size: queries evaluated at once; changes no result.
 
     Returns:
-        `i2i_NDCG@10`, ... for images or `t2t_NDCG@10`, ... for captions, as `graded_retrieval`.
+        `i2i_NDCG@10`, ... for images or `t2t_NDCG@10`, ... for captions; NaN where no query has anything relevant.
 
     Raises:
-        ValueError: if `relevance` is of another number of items, or no query has anything relevant.
+        ValueError: if `relevance` is of another number of items.
     """
     wanted = relevance.num_images if modality == "image" else relevance.num_texts
     if len(embeddings) != wanted:

@@ -107,10 +107,10 @@ def agreement(
         After ``expert_`` or ``crowd_``: ``tau_b`` and ``tau_c``, Kendall's rank correlations of cosine and rating in [-1, 1];
         ``i2t_NDCG`` and ``t2i_NDCG`` in percent, over the judged captions of each image and the judged images of each caption
         (gain: rating - 1, or the share), means over queries with two judgements or more and one that is positive; ``pairs``,
-        how many there were. NDCG is left out where no query has that.
+        how many there were. NDCG is NaN where no query has that, and tau where all pairs are rated or scored alike.
 
     Raises:
-        ValueError: none of the pairs is here, or all are rated or scored alike.
+        ValueError: none of the pairs is here.
     """
     from scipy.stats import kendalltau
 
@@ -132,18 +132,12 @@ def agreement(
     rows, columns, ratings = (np.array(values) for values in zip(*found, strict=True))
     pairs = (text_image_index.new_tensor(rows), text_image_index.new_tensor(columns))
     cosines = paired_similarity(image_embeddings, text_embeddings, *pairs).cpu().numpy()
-    tau = {f"tau_{variant}": float(kendalltau(cosines, ratings, variant=variant).statistic) for variant in "bc"}
-    if not all(math.isfinite(value) for value in tau.values()):
-        raise ValueError(
-            f"the {len(found)} judged pairs are all rated alike, or all scored alike: no correlation is defined"
-        )
+    results = {f"tau_{variant}": float(kendalltau(cosines, ratings, variant=variant).statistic) for variant in "bc"}
     gains = ratings - 1 if judgements.kind == "expert" else ratings
-    results: dict[str, float] = tau
     for way, queries in (("i2t", rows), ("t2i", columns)):
         values = [_ndcg(cosines[queries == query], gains[queries == query]) for query in np.unique(queries)]
         kept = [value for value in values if value is not None]
-        if kept:
-            results[f"{way}_NDCG"] = 100 * math.fsum(kept) / len(kept)
+        results[f"{way}_NDCG"] = 100 * math.fsum(kept) / len(kept) if kept else math.nan
     results["pairs"] = float(len(found))
     return {f"{judgements.kind}_{name}": value for name, value in results.items()}
 

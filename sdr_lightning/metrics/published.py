@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sdr_lightning.functional.ndcg import ndcg
 from sdr_lightning.functional.ranking import Ties, rank_scores
-from sdr_lightning.functional.search import chunks, similarity
+from sdr_lightning.functional.search import chunks, exact_scores, fits_fp64, similarity
 from sdr_lightning.metrics.cross_modal import modality_gap, summarise_both
 from sdr_lightning.metrics.evaluation import Evaluation, checked
 from sdr_lightning.metrics.relevance import Relevance
@@ -72,7 +72,7 @@ def evaluate_published(
         text_embeddings: (C, d), five or more an image.
         text_image_index: (C,) the image of each caption.
         relevance: of these N images and C captions.
-        i2t_scores: (N, C) reported image-to-text scores, e.g. after re-ranking; cosines when None.
+        i2t_scores: (N, C) reported image-to-text scores of any real type, e.g. after re-ranking; cosines when None.
         t2i_scores: (C, N) likewise.
         ties: which equal-scored items count as ahead, in cross-modal retrieval.
 
@@ -81,14 +81,21 @@ def evaluate_published(
         of captions are (5 N,) for `t2i_rank` and (N,) for NDCG.
 
     Raises:
-        ValueError: as :func:`~sdr_lightning.metrics.evaluation.evaluate`; an image with fewer than five captions.
+        ValueError: as :func:`~sdr_lightning.metrics.evaluation.evaluate`; an image with fewer than five captions; scores of
+            other sizes, or integers beyond 2^53, which do not compare with cosines.
     """
     images, texts, index = checked(image_embeddings, text_embeddings, text_image_index)
     n, kept = len(images), first_five(index, len(images))
     firsts, kept_texts, owner = kept[::_PER_IMAGE], texts[kept], index[kept]
+    for name, given, shape in (("i2t", i2t_scores, (n, len(texts))), ("t2i", t2i_scores, (len(texts), n))):
+        if given is not None and (given.shape != shape or not fits_fp64(given)):
+            raise ValueError(
+                f"{name} scores are {tuple(given.shape)} {given.dtype}, expected {shape} of floats, or of integers up "
+                "to 2^53"
+            )
     # (N, 5 N) and its counterpart
-    i2t = similarity(images, kept_texts) if i2t_scores is None else i2t_scores[:, kept].float()
-    t2i = similarity(kept_texts, images) if t2i_scores is None else t2i_scores[kept].float()
+    i2t = similarity(images, kept_texts) if i2t_scores is None else exact_scores(i2t_scores[:, kept])
+    t2i = similarity(kept_texts, images) if t2i_scores is None else exact_scores(t2i_scores[kept])
     rows = torch.arange(n)
     rankings = rank_scores(i2t, rows, owner, ties=ties), rank_scores(t2i, owner, rows, ties=ties)
     metrics = summarise_both(*rankings) | {"modality_gap": modality_gap(images, kept_texts)}

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
 import unicodedata
 from abc import ABC, abstractmethod
@@ -24,6 +25,11 @@ from sdr_lightning.functional.search import chunks
 Modality = Literal["image", "text"]
 Tokenizer = Literal["stripped", "tern"]
 
+_UNSPACED = re.compile(
+    "CJK|IDEOGRAPHIC|BOPOMOFO|(HALFWIDTH )?(HIRAGANA|KATAKANA)|THAI|LAO|KHMER|MYANMAR|TIBETAN|(NEW )?TAI "
+)
+"""How Unicode names the characters of scripts that are written without blanks between words."""
+_BY_CHARACTER = ", by character where a script has no blanks"
 _ROW_CHUNK = 512  # captions compared at once with all others
 _KEPT_IMAGES = 8192  # so many images' relevance to one another, 256 MiB, is kept rather than computed again
 
@@ -224,7 +230,8 @@ class RougeLRelevance(CaptionRelevance):
         captions: C captions, in any order.
         caption_image_index: (C,) the image of each; every image has at least one caption.
         num_images: N.
-        tokenizer: "tern" is `lower().split(" ")`; "stripped" also removes punctuation and empty tokens.
+        tokenizer: "tern" is `lower().split(" ")`; "stripped" also removes punctuation and empty tokens, and takes scripts
+            without blanks between words character by character, see `tokenize`.
         cache: directory in which R is kept under a name with the fingerprint, or None. A file that cannot be
             read or does not fit is computed again.
         workers: threads for the LCS; -1 is all cores.
@@ -246,7 +253,8 @@ class RougeLRelevance(CaptionRelevance):
         advance: Callable[[int], None] | None = None,
     ) -> None:
         image_index = _checked_index(len(captions), caption_image_index, num_images)
-        determined_by = ["rouge-l", tokenizer, num_images, image_index.tolist(), list(captions)]
+        tokens_are = tokenizer + (_BY_CHARACTER if tokenizer == "stripped" and _unspaced(captions) else "")
+        determined_by = ["rouge-l", tokens_are, num_images, image_index.tolist(), list(captions)]
         fingerprint = hashlib.sha256(json.dumps(determined_by).encode()).hexdigest()
 
         path = None if cache is None else Path(cache) / f"rouge_l-{fingerprint}.npy"
@@ -257,11 +265,18 @@ class RougeLRelevance(CaptionRelevance):
             if path is not None:
                 _save(path, scores)
         self.scores = scores
-        super().__init__(scores, image_index, fingerprint, f"rouge-l {tokenizer}")
+        super().__init__(scores, image_index, fingerprint, f"rouge-l {tokens_are}")
 
 
 def tokenize(captions: Sequence[str], tokenizer: Tokenizer = "stripped") -> list[list[str]]:
-    """Tokens of each caption; see `RougeLRelevance` for the two tokenizers."""
+    """Tokens of each caption; see `RougeLRelevance` for the two tokenizers.
+
+    "stripped" makes a token of every character, with its combining marks, of scripts that are written without blanks between
+    words: Han, Hiragana, Katakana, Bopomofo, Thai, Lao, Khmer, Myanmar, Tibetan and Tai. All else is split at white space.
+
+    >>> tokenize(["一只猫, in a T恤"])
+    [['一', '只', '猫', 'in', 'a', 't', '恤']]
+    """
     if tokenizer == "tern":
         return [caption.lower().split(" ") for caption in captions]
     if tokenizer != "stripped":
@@ -269,7 +284,21 @@ def tokenize(captions: Sequence[str], tokenizer: Tokenizer = "stripped") -> list
     characters = set().union(*captions)
     # Unicode's punctuation and symbols: typographic quotes are as frequent as ASCII ones in scraped captions.
     removed = str.maketrans({char: None for char in characters if unicodedata.category(char)[0] in "PS"})
-    return [caption.translate(removed).lower().split() for caption in captions]
+    stripped = [caption.translate(removed).lower() for caption in captions]
+    if unspaced := _unspaced(captions):
+        marks = "".join(char for char in characters if unicodedata.category(char)[0] == "M")
+        cluster = re.compile(f"[{unspaced}][{marks}]*" if marks else f"[{unspaced}]")
+        stripped = [cluster.sub(r" \g<0> ", caption).replace("\u200b", " ") for caption in stripped]
+    return [caption.split() for caption in stripped]
+
+
+def _unspaced(captions: Sequence[str]) -> str:
+    """The letters and digits among the captions that are of scripts without blanks between words."""
+    return "".join(
+        char
+        for char in sorted(set().union(*captions))
+        if unicodedata.category(char)[0] in "LN" and _UNSPACED.match(unicodedata.name(char, ""))
+    )
 
 
 def rouge_l(

@@ -12,6 +12,7 @@ from sdr_lightning.metrics import RougeLRelevance, evaluate
 from sdr_lightning.metrics.evaluation import cross_modal_folds
 from sdr_lightning.metrics.published import evaluate_published
 from sdr_lightning.metrics.structure import preserved
+from tests.reference import evaluation as reference
 
 COUNTS = [5, 6, 5, 7, 5, 70, 5, 5, 5, 5, 5, 5]  # more captions than 64 among them
 N, C = len(COUNTS), sum(COUNTS)
@@ -74,9 +75,9 @@ def test_from_embeddings_with_relevance(folder, annotations, capsys):
     assert meta["relevance"]["kind"] == "rouge-l tern"
     assert set(meta["inputs"]) == {"img.npy", "txt.npy", annotations}
     assert meta["code"]["version"]
-    printed = capsys.readouterr().out
-    assert "they are normalised" in printed
-    assert f"{found['rsum']:.2f}" in printed
+    printed = capsys.readouterr()
+    assert "they are normalised" in printed.err
+    assert f"{found['rsum']:.2f}" in printed.out
     assert sdr("report", "out/metrics.json") == 0
     assert not list(Path("out").glob(".*"))
 
@@ -94,25 +95,61 @@ def test_the_same_from_a_half_precision_or_raw_relevance(folder):
     assert found["r16.npy"] == pytest.approx(found["r32.npy"], rel=1e-3)
 
 
+COMBINATIONS = [
+    *(("clean", ties, siblings, folds, graded, None)
+      for ties in ("index", "pessimistic") for folds in (None, 3)
+      for graded, siblings in ((False, "keep"), (True, "keep"), (True, "exclude"))),
+    *((protocol, ties, "keep", None, graded, scores)
+      for protocol, scores in (("scores", 1), ("scores", 2), ("paper", None), ("paper", 1), ("paper", 2))
+      for ties in ("index", "pessimistic") for graded in (False, True)),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def grid():
+    """Unit vectors and scores on a coarse grid, full of ties; a caption and an image are without relevance."""
+    draw = np.random.default_rng(3)
+    index = np.arange(14).repeat(5)
+    images = draw.choice([-1.0, 1.0], (14, 16))
+    texts = images[index] * draw.choice([-1.0, 1.0], (70, 16), p=[0.35, 0.65])
+    i2t, t2i = draw.integers(-4, 9, (14, 70)) / 4, draw.integers(-4, 9, (70, 14)) / 4
+    rouge = draw.integers(0, 5, (70, 14)) * draw.integers(0, 2, (70, 14)) / 4
+    rouge[9], rouge[:, 6] = 0, 0
+    return images / 4, texts / 4, index, rouge, i2t, t2i
+
+
+@pytest.mark.parametrize(("protocol", "ties", "siblings", "folds", "graded", "scores"), COMBINATIONS)
+def test_every_combination_of_options_reaches_every_number(
+    grid, tmp_path, monkeypatch, protocol, ties, siblings, folds, graded, scores
+):
+    monkeypatch.chdir(tmp_path)
+    images, texts, index, rouge, i2t, t2i = grid
+    for name, array in {"img": 3 * images, "txt": texts, "i2t": i2t, "t2i": t2i, "rouge": rouge}.items():
+        np.save(f"{name}.npy", array)
+    words = ["--captions-per-image", 5, "--ties", ties, "--siblings", siblings, "--output", "metrics.json"]
+    words += ["--relevance", "rouge.npy"] if graded else []
+    words += ["--folds", folds] if folds else []
+    words += ["--scores", *("i2t.npy", "t2i.npy")[:scores]] if scores else []
+    words += ["--protocol", "paper"] if protocol == "paper" else []
+    assert sdr(*(("evaluate",) if protocol == "scores" else EMBEDDINGS), *words) == 0
+    relevance, given = rouge if graded else None, (i2t, i2t.T if scores == 1 else t2i)
+    if protocol == "clean":
+        expected = reference.clean(images, texts, index, relevance, ties, siblings, folds)
+    elif protocol == "scores":
+        expected = reference.scores_alone(*given, index, relevance, ties)
+    else:
+        expected = reference.paper(images, texts, index, relevance, ties, given if scores else None)
+    found, meta = results()
+    assert found.keys() == expected.keys()
+    assert found == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert (meta["ties"], meta["siblings"], meta["folds"]) == (ties, siblings, folds)
+
+
 def test_half_precision_embeddings_are_computed_in_fp32(folder):
     words = ("evaluate", "--image-embeddings", "img.npy", "--text-to-image", "map.npy", "--output", "metrics.json")
     assert sdr(*words, "--text-embeddings", "half.npy") == 0
     texts = torch.from_numpy(np.load("half.npy")).float()
     assert results()[0] == pytest.approx(evaluate(torch.from_numpy(np.load("img.npy")), texts, INDEX))
-
-
-def test_from_scores(folder):
-    sdr("relevance", "--annotations", "karpathy.json", "--output", "rouge.npy")
-    words = ("--text-to-image", "map.npy", "--relevance", "rouge.npy", "--output", "metrics.json")
-    assert sdr("evaluate", "--scores", "i2t.npy", *words) == 0
-    one, _ = results()
-    assert sdr("evaluate", "--scores", "i2t.npy", "t2i.npy", *words) == 0
-    both, _ = results()
-    same = [key for key in one if key.startswith("i2t")]
-    assert {key: one[key] for key in same} == {key: both[key] for key in same}
-    assert one["t2i_MnR"] != both["t2i_MnR"]
-    assert {"i2t_NDCG@10", "t2i_NDCG_exp@25"} <= one.keys()
-    assert not {"i2i_NDCG@10", "modality_gap"} & one.keys()
 
 
 def test_protocol_paper_with_the_scores_it_would_report(folder):
@@ -167,6 +204,129 @@ def test_what_is_left_of_the_teachers(folder):
     assert {"same.npy", "other.npy"} < meta["inputs"].keys()
 
 
+def shuffled_coco(path, captions, order):
+    """A COCO-style file that lists the captions in an order; the images as they are numbered, one caption rejected."""
+    images = [{"id": 100 + i, "file_name": f"{i}.jpg"} for i in range(N)]
+    told = [{"id": c, "image_id": 100 + int(INDEX[c]), "caption": captions[c]} for c in order]
+    told.insert(3, {"id": C, "image_id": 100, "caption": "spam", "is_rejected": True})
+    Path(path).write_text(json.dumps({"images": images, "annotations": told}))
+
+
+def shuffled_list(path, captions, order):
+    """A list with an entry for every caption; each image occurs first in its order."""
+    firsts = [{"image": f"./{i}.jpg", "caption": []} for i in range(N)]
+    told = [{"image": f"{int(INDEX[c])}.jpg", "caption": captions[c]} for c in order]
+    Path(path).write_text(json.dumps(firsts + told))
+
+
+@pytest.mark.parametrize("write", [shuffled_coco, shuffled_list])
+def test_captions_that_a_file_does_not_group_by_image(folder, write, capsys):
+    """Rows in the order of the file give what rows image by image give, to every number; and the order is asked about."""
+    order = np.random.default_rng(5).permutation(C)
+    write("mixed.json", folder, order.tolist())
+    within = np.lexsort(
+        (np.argsort(order), INDEX.numpy())
+    )  # image by image, an image's captions in the order of the file
+    texts, scores = np.load("txt.npy"), np.load("i2t.npy")
+    for name, rows in (("file", order), ("image", within)):
+        np.save(f"txt-{name}.npy", texts[rows])
+        np.save(f"scores-{name}.npy", scores[:, rows])
+        np.save(f"map-{name}.npy", INDEX[rows])
+    sdr("relevance", "--annotations", "mixed.json", "--output", "rouge.npy")
+    found = {}
+    for name, more in {
+        "file": ("--caption-order", "file"), "image": ("--caption-order", "image"), "silent": ()
+    }.items():  # fmt: skip
+        of = "file" if name == "file" else "image"
+        words = (f"txt-{of}.npy", "--text-teacher", f"txt-{of}.npy", "--relevance", "rouge.npy", "--folds", 2, *more)
+        capsys.readouterr()
+        words = (*EMBEDDINGS[:-1], *words, "--annotations", "mixed.json", "--output", f"{name}.json")
+        assert sdr(*words) == 0
+        found[name] = results(f"{name}.json")
+        told = "does not list its captions image by image" in capsys.readouterr().err
+        assert told == ("does not list" in " ".join(found[name][1]["notes"])) == (name == "silent")
+        with np.load(f"{name}.queries.npz") as queries:
+            assert queries["text_image"].tolist() == INDEX.tolist()
+    assert found["file"][0] == found["image"][0] == found["silent"][0]
+    assert [found[name][1]["caption_order"] for name in found] == ["file", "image", "image"]
+    assert found["file"][1]["data"] == found["image"][1]["data"]  # so sdr report sets them side by side
+    assert sdr(*EMBEDDINGS[:-1], "txt-file.npy", "--text-to-image", "map-file.npy", "--output", "map.json") == 0
+    mapped = results("map.json")[0]
+    assert mapped == pytest.approx({name: found["file"][0][name] for name in mapped})
+    words = ("evaluate", "--scores", "scores-file.npy", "--annotations", "mixed.json", "--caption-order", "file")
+    assert sdr(*words, "--output", "scores.json") == 0
+    assert (
+        sdr("evaluate", "--scores", "scores-image.npy", "--text-to-image", "map-image.npy", "--output", "s.json") == 0
+    )
+    assert results("scores.json")[0] == results("s.json")[0]
+
+
+@pytest.mark.parametrize("dtype", ["<i2", ">i4", "<u4", "<i8", ">i8", "<u8", ">u8", ">f2", ">f4", "<f8", ">f8"])
+def test_scores_of_any_type_and_byte_order_are_exact(folder, dtype):
+    """As far from 0 as the type goes exactly, where fp32 could not tell them apart."""
+    kind = np.dtype(dtype)
+    ranks = np.random.default_rng(7).integers(0, 60, (N, C))
+    if kind.kind == "f":
+        greatest, step = 1.0, np.finfo(kind).eps
+    else:
+        greatest, step = np.iinfo(kind).max, 1
+    array = np.array([[greatest - step * int(rank) for rank in row] for row in -ranks + 60], dtype=object).astype(kind)
+    assert len(np.unique(array)) == len(np.unique(ranks))
+    np.save("exact.npy", array)
+    np.save("map.npy", INDEX.numpy().astype(kind.newbyteorder() if kind.kind != "f" else ">i4"))
+    np.save("graded.npy", np.random.default_rng(8).integers(0, 4, (C, N)).astype(">f4"))
+    words = ("--text-to-image", "map.npy", "--relevance", "graded.npy", "--output", "metrics.json")
+    assert sdr("evaluate", "--scores", "exact.npy", *words) == 0
+    expected = reference.scores_alone(ranks, ranks.T, INDEX.numpy(), np.load("graded.npy"), "index")
+    assert results()[0] == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_is_undefined_is_null_and_the_rest_is_there(folder, capsys):
+    np.save("zero.npy", np.zeros((C, N), np.float32))
+    assert sdr(*EMBEDDINGS, "--text-to-image", "map.npy", "--relevance", "zero.npy", "--output", "metrics.json") == 0
+    assert "NaN" not in Path("metrics.json").read_text()
+    found, meta = results()
+    assert {name for name, value in found.items() if value is None} == {name for name in found if "NDCG" in name}
+    assert found["rsum"] > 0
+    assert "no query has a relevant item" in meta["notes"][-1]
+    printed = capsys.readouterr()
+    assert meta["notes"][-1] in printed.err
+    assert "nan" not in printed.out
+    assert sdr("report", "metrics.json") == 0
+
+
+def test_outputs_replace_only_what_the_same_command_wrote(folder, capsys):
+    relevance = ("relevance", "--annotations", "list.json", "--output")
+    evaluate = (*EMBEDDINGS, "--annotations", "list.json", "--relevance", "own.npy", "--output")
+    for _ in range(2):  # their own may be replaced
+        assert sdr(*relevance, "own.npy") == 0
+        assert sdr(*evaluate, "own-metrics.json") == 0
+    Path("text.json").write_text("not JSON")
+    Path("list-of-mine.npy").write_bytes(b"mine")
+    np.savez("mine.queries.npz", ranks=np.arange(3))
+    np.save("changed.npy", np.load("own.npy") + 1)
+    Path("changed.json").write_text(Path("own.json").read_text())
+    Path("folder.json").mkdir()
+    before = {path: path.is_file() and path.read_bytes() for path in Path().iterdir()}
+    reads, exists = "is a file that this command reads", "was not written by this command"
+    for words, message in (
+        ((*relevance, "list.npy"), reads),
+        ((*relevance, "text.npy"), exists),
+        ((*relevance, "list-of-mine.npy"), exists),
+        ((*relevance, "changed.npy"), exists),
+        ((*relevance, "own-metrics.npy"), exists),
+        ((*relevance, "folder.npy"), "is a folder"),
+        ((*evaluate, "list.json"), reads),
+        ((*evaluate, "own.json"), reads),
+        ((*evaluate, "karpathy.json"), exists),
+        ((*evaluate, "mine.json"), exists),
+    ):
+        capsys.readouterr()
+        assert sdr(*words) == 2, words
+        assert message in capsys.readouterr().err.splitlines()[0]
+        assert {path: path.is_file() and path.read_bytes() for path in Path().iterdir()} == before
+
+
 def unit(rows):
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
@@ -206,6 +366,13 @@ def pickled(path):
         (("evaluate", "--scores", "i2t.npy", "--text-to-image", "map.npy", "--diagnostics"), "need embeddings, not scores"),
         ((*EMBEDDINGS, "--text-to-image", "map.npy", "--folds", "13"), "folds must be from 1 to the 12 images"),
         ((*EMBEDDINGS, "--text-to-image", "map.npy", "--output", "metrics.txt"), "should end with .json"),
+        (("evaluate", "--image-embeddings", "long.npy", "--text-embeddings", "txt.npy"), "long.npy holds float128"),
+        (("evaluate", "--scores", "complex.npy", "--text-to-image", "map.npy"), "complex.npy holds (12, 128) complex64"),
+        (("evaluate", "--scores", "i2t.npy", "--text-to-image", "map.npy", "--siblings", "exclude"), "needs embeddings and"),
+        ((*EMBEDDINGS, "--text-to-image", "map.npy", "--siblings", "exclude"), "needs embeddings and --relevance"),
+        ((*EMBEDDINGS, "--text-to-image", "map.npy", "--caption-order", "file"), "--annotations, which are not given"),
+        ((*EMBEDDINGS, "--text-to-image", "map.npy", "--protocol", "paper", "--scores", "wide.npy"), "the embeddings are of"),
+        (("evaluate", "--scores", "i2t.npy", "--text-to-image", "map.npy", "--folds", "2"), "needs embeddings, not scores"),
         (("relevance", "--annotations", "karpathy.json", "--output", "rouge.txt"), "should end with .npy"),
         (("relevance", "--annotations", "bad.json", "--output", "x.npy"), "in no known format"),
     ],
@@ -219,6 +386,8 @@ def test_bad_input_gets_one_line(folder, words, message, capsys):
     np.save("nan.npy", np.full_like(rouge, np.nan))
     Path("raw.bin").write_bytes(b"12345678")
     pickled("pickled.npy")
+    np.save("long.npy", np.load("img.npy").astype(np.longdouble))
+    np.save("complex.npy", np.load("i2t.npy").astype(np.complex64))
     images, scores = np.load("img.npy"), np.load("i2t.npy")
     np.save("wide.npy", np.ones((N, 9), np.float32))
     images[2] = 0

@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
 
+from sdr_lightning.functional.ndcg import ndcg
 from sdr_lightning.functional.ranking import (
     mean_rank,
     mean_reciprocal_rank,
@@ -199,9 +200,26 @@ def test_other_precisions(dtype):
     assert result.ranks.tolist() == [1, 1]
 
 
-def test_fp64_scores_keep_their_precision():
-    scores = torch.tensor([[1.0 + 1e-12, 1.0]], dtype=torch.float64)
-    assert not rank_scores(scores, torch.tensor([1]), torch.tensor([0, 1])).tied.any()
+@pytest.mark.parametrize(
+    ("values", "dtype"),
+    [
+        ((1.0 + 1e-12, 1.0), torch.float64),
+        ((2**24 + 1, 2**24), torch.int32),
+        ((2**32 - 1, 2**32 - 2), torch.uint32),
+        ((2**63 - 1, 2**63 - 2), torch.int64),
+        ((-(2**63) + 1, -(2**63)), torch.int64),
+        ((2**63, 2**63 - 1), torch.uint64),
+        ((2**64 - 1, 0), torch.uint64),
+    ],
+)
+def test_scores_of_every_type_are_compared_exactly(values, dtype):
+    high, low = values
+    scores = torch.tensor([[low, high, low], [high, high, low]], dtype=dtype)
+    found = rank_scores(scores, torch.tensor([2, 1]), torch.arange(3))
+    assert found.ranks.tolist() == [2, 1]
+    assert found.tied.tolist() == [True, True]
+    assert not rank_scores(scores[:, 1:], torch.tensor([2, 2]), torch.tensor([1, 2])).tied.any()
+    assert ndcg(scores, torch.tensor([[0, 1, 0], [0, 0, 1]]), ks=(1, 3)).tolist() == [[1.0, 1.0], [0.0, 0.5]]
 
 
 def test_similarity_is_fp32_whatever_the_setting():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
+from sdr_lightning.metrics.evaluation import undefined
 from sdr_lightning.metrics.judgements import agreement, read_judgements
 
 EXPERT = """\
@@ -91,5 +92,12 @@ def test_judgements_of_other_images(tmp_path, embeddings):
     judgements = read_judgements(write(tmp_path, EXPERT))
     with pytest.raises(ValueError, match=r"none of the 8 judged pairs is of these .* are they of this split"):
         agreement(judgements, *embeddings, ["x.jpg", "y.jpg", "z.jpg"], INDEX)
-    with pytest.raises(ValueError, match="all scored alike"):
-        agreement(judgements, torch.ones(3, 4) / 2, torch.ones(5, 4) / 2, ["a.jpg", "b.jpg", "c.jpg"], INDEX)
+
+
+def test_no_correlation_with_scores_that_are_all_alike(tmp_path):
+    judgements = read_judgements(write(tmp_path, EXPERT))
+    found = agreement(judgements, torch.ones(3, 4) / 2, torch.ones(5, 4) / 2, ["a.jpg", "b.jpg", "c.jpg"], INDEX)
+    assert [name for name, value in found.items() if math.isnan(value)] == ["expert_tau_b", "expert_tau_c"]
+    assert undefined(found) == [
+        "expert_tau_b, expert_tau_c undefined (null): the judged pairs are all rated alike, or all scored alike"
+    ]

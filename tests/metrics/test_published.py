@@ -58,6 +58,22 @@ def test_equals_the_definitions(problem, scores):
     assert len(found.queries["t2t_NDCG@10"]) == N
 
 
+@pytest.mark.parametrize(
+    "scores", [torch.zeros(N, 5 * N), torch.full((N, 5 * N + 2), 2**53 + 1), torch.zeros(5 * N + 2, N)]
+)
+def test_scores_of_other_sizes_or_beyond_fp64_are_refused(problem, scores):
+    with pytest.raises(
+        ValueError, match=r"i2t scores are .*, expected \(30, 152\) of floats, or of integers up to 2\^53"
+    ):
+        evaluate_published(*problem, scores)
+
+
+def test_scores_in_fp64_are_not_rounded(problem):
+    images, texts, index, _ = problem
+    scores = 1 + 1e-12 * (index == torch.arange(N)[:, None]).double()
+    assert evaluate_published(images, texts, index, None, scores, scores.T).metrics["rsum"] == 600
+
+
 def test_recall_is_of_the_first_five_captions(problem):
     images, texts, index, _ = problem
     found = evaluate_published(images, texts, index).metrics

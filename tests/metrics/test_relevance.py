@@ -1,3 +1,5 @@
+import hashlib
+import json
 import random
 
 import numpy as np
@@ -151,6 +153,34 @@ class TestRougeL:
         pair = ["A dog.", "a dog"]
         assert RougeLRelevance(pair, [0, 1], 2).rows("text", "image", EVERYTHING)[0, 1] == 1
         assert RougeLRelevance(pair, [0, 1], 2, tokenizer="tern").rows("text", "image", EVERYTHING)[0, 1] < 1
+
+    @pytest.mark.parametrize(
+        ("caption", "tokens"),
+        [
+            ("一只猫，in a T恤。", ["一", "只", "猫", "in", "a", "t", "恤"]),
+            ("カメラを持つ ﾈｺ、々", ["カ", "メ", "ラ", "を", "持", "つ", "ﾈ", "ｺ", "々"]),
+            ("กำลังขี่ม้า", ["ก", "ำ", "ลั", "ง", "ขี่", "ม้", "า"]),  # marks stay with their letter
+            ("ភាសា\u200bខ្មែរ", ["ភា", "សា", "ខ្", "មែ", "រ"]),  # Khmer puts a blank without width between words
+            ("မြန်မာ", ["မြ", "န်", "မာ"]),
+            ("ລາວ", ["ລ", "າ", "ວ"]),
+            ("강아지 두 마리, ein Hündchen", ["강아지", "두", "마리", "ein", "hündchen"]),
+        ],
+    )
+    def test_scripts_without_blanks_are_taken_by_character(self, caption, tokens):
+        assert tokenize([caption]) == [tokens]
+
+    def test_what_the_tokens_are_is_part_of_the_record(self):
+        """Of captions in English nothing changed, down to the fingerprint, which is the name of the cached file."""
+        english = RougeLRelevance(["a dog", "a cat"], [0, 1], 2)
+        assert english.kind == "rouge-l stripped"
+        as_ever = ["rouge-l", "stripped", 2, [0, 1], ["a dog", "a cat"]]
+        assert english.fingerprint == hashlib.sha256(json.dumps(as_ever).encode()).hexdigest()
+        chinese = RougeLRelevance(["一只狗", "一只猫"], [0, 1], 2)
+        assert chinese.rows("text", "image", EVERYTHING)[0, 1] == pytest.approx(2 / 3)
+        assert chinese.kind == "rouge-l stripped, by character where a script has no blanks"
+        as_before = ["rouge-l", "stripped", 2, [0, 1], ["一只狗", "一只猫"]]
+        assert chinese.fingerprint != hashlib.sha256(json.dumps(as_before).encode()).hexdigest()
+        assert RougeLRelevance(["一只狗", "一只猫"], [0, 1], 2, tokenizer="tern").kind == "rouge-l tern"
 
     def test_an_empty_caption_is_relevant_to_nothing(self):
         found = RougeLRelevance(["...", "a dog", "a cat"], [0, 1, 1], 2).rows("text", "image", EVERYTHING)
