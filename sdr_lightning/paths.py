@@ -13,7 +13,26 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    FilePath = str
+    PathOrName = str
+else:
+
+    class FilePath(str):
+        """An option that names a file or folder; relative to the YAML file that it stands in.
+
+        On the command line it is relative to the current folder. ``$NAME`` and ``${NAME:-default}`` are filled in from the
+        environment when it is used.
+        """
+
+    class PathOrName(str):
+        """An option that names a file or folder as :class:`FilePath` does, or a model or dataset of the hub.
+
+        A word such as ``bert-base-uncased`` is a path where there is a file or folder of that name.
+        """
+
 
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\}|(?P<plain>\w+))")
 _PACKAGE = "package:"
@@ -39,6 +58,30 @@ def expand(reference: str) -> str:
     return (
         str(Path(expanded).expanduser()) if (expanded := _VARIABLE.sub(value, reference)).startswith("~") else expanded
     )
+
+
+def anchored(reference: str, folder: Path, may_be_name: bool = False) -> str:
+    """Make a relative path absolute.
+
+    Absolute paths, ``~``, ``package:...``, addresses and what begins with a variable stay as they are; the default of a
+    leading ``${NAME:-default}`` is anchored.
+
+    Args:
+        reference: the path as it was written.
+        folder: what it is relative to.
+        may_be_name: leave what is not there, and does not begin with a dot, as the name of something else.
+    """
+    if (found := _VARIABLE.match(reference)) is not None:
+        if not found["default"]:
+            return reference
+        default = anchored(found["default"], folder, may_be_name)
+        return f"${{{found['braced']}:-{default}}}{reference[found.end() :]}"
+    if not reference or reference.startswith(("/", "~", _PACKAGE)) or "://" in reference:
+        return reference
+    path = Path(os.path.normpath(folder / reference))
+    if may_be_name and not reference.startswith(".") and not _VARIABLE.search(reference) and not path.exists():
+        return reference
+    return str(path)
 
 
 def package_path(reference: str) -> str:
@@ -106,8 +149,11 @@ def write_atomically(path: Path, write: Callable[[Path], None], exclusive: bool 
     Raises:
         ValueError: an exclusive file that is there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error  # not the name of the temporary file
     os.close(handle)
     temporary = Path(name)
     try:
@@ -145,8 +191,21 @@ def check_output(
             raise ValueError(f"the output {path} is a file that this command reads: choose another name")
     if path.is_dir():
         raise ValueError(f"the output {path} is a folder: name a file")
+    check_folder(path.parent)
     if path.exists() and path.stat().st_size and not is_own(path):
         raise ValueError(f"{path} exists and was not written by this command: choose another name, or move it away")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that can neither be written to nor made.
+
+    Raises:
+        ValueError: names the folder that is in the way.
+    """
+    existing = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        why = "is a file" if not existing.is_dir() else "cannot be written to"
+        raise ValueError(f"nothing can be written to {folder}: {existing} {why}; choose another folder")
 
 
 def claim(folder: Path) -> None:

@@ -28,7 +28,7 @@ class RetrievalBatch(NamedTuple):
     Attributes:
         images: (B, 3, H, W) pixels, or (B, D) cached features of a frozen image tower.
         texts: tokens of B captions, or (B, D) cached features of a frozen text tower.
-        image_index: (B,) int64, row of the image in its split; equal rows are positives of one another.
+        image_index: (B,) int64, row of the image in its split.
         text_index: (B,) int64, row of the caption in its split.
         image_teacher: (B, D_I) features of the image teacher, or None where no bank is configured.
         text_teacher: (B, D_T) features of the text teacher, or None where no bank is configured.
@@ -76,7 +76,8 @@ class PairEmbeddings(NamedTuple):
     Attributes:
         image: (B, d) L2-normalised image embeddings.
         text: (B, d) L2-normalised text embeddings.
-        image_index: (B,) int64; pairs with equal values show the same image.
+        image_index: (B,) int64; pairs with equal values are positives of one another, by default those of the same image. Or
+            (B, K) for K ways to be a positive: pairs with an equal value in any column.
         image_teacher: (B, D_I) image-teacher features or None; constants, never given a gradient.
         text_teacher: (B, D_T) text-teacher features or None; constants, never given a gradient.
         fused: (B, W) tokens of the matched pairs out of the fusion encoder, or None without one.

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sdr_lightning.configure import build_data
+from sdr_lightning.configure.help import help_text
 from sdr_lightning.data.check import Findings, check
 from sdr_lightning.data.id_list import is_id_list, write_ids
 from sdr_lightning.data.module import RetrievalDataModule
@@ -21,9 +22,13 @@ from sdr_lightning.paths import check_output, expand
 
 def run(arguments: list[str]) -> int:
     """Check or prepare; see ``sdr data check --help``."""
+    if "--data.help" in arguments:
+        print(help_text("data", arguments))
+        return 0
     parser = ArgumentParser(
         prog="sdr data",
-        description="Further options (such as --data.init_args.source.init_args.skip_missing true) go to the data.",
+        description="Further options (such as --data.init_args.source.init_args.skip_missing true) go to the data; "
+        "--data.help lists them.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     checking = commands.add_parser("check", help="find everything that is wrong with a collection, at once")
@@ -58,9 +63,7 @@ def data_of(file: str, rest: list[str]) -> RetrievalDataModule:
     Raises:
         ValueError: no such file, or options that do not fit.
     """
-    if not Path(file).is_file():
-        raise ValueError(f"no configuration of data at {file}")
-    return build_data(["--data", file, *rest])
+    return build_data(Path(file), rest)
 
 
 def _check(data: RetrievalDataModule, console: Console, options: Namespace) -> int:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import torch
 
 from sdr_lightning.configure import student_data, teacher_tower
 from sdr_lightning.data.table import SPLITS
+from sdr_lightning.features.bank import is_bank
+from sdr_lightning.paths import check_output
 from sdr_lightning.training.extraction import extract_bank
+from sdr_lightning.training.interruption import exit_when_stopped, stopped_by_signals
 
 
 def run(arguments: list[str]) -> int:
@@ -29,6 +32,17 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--output", type=Path, required=True, help="the bank, FILE.safetensors")
     parser.add_argument("--placebo", type=Path, help="also write a bank of random features, for a control")
     options, rest = parser.parse_known_args(arguments)
+    with exit_when_stopped(), stopped_by_signals():
+        return _extract(options, rest)
+
+
+def _extract(options: Namespace, rest: list[str]) -> int:
+    reads = [*options.config, *options.teacher, options.ckpt_path]
+    for output in (options.output, options.placebo):
+        if output is not None:
+            check_output(output, reads, is_bank)
+    if options.output == options.placebo:
+        raise ValueError(f"--output and --placebo both name {options.output}: give the two banks two names")
     data = student_data([*(word for config in options.config for word in ("--config", config)), *rest])
     tower = teacher_tower([word for config in options.teacher for word in ("--config", config)], options.ckpt_path)
     bank = extract_bank(tower, data, options.splits, torch.device(options.device))

@@ -11,9 +11,11 @@ import torch
 
 from sdr_lightning.configure import build
 from sdr_lightning.encoders.weights import read_state
-from sdr_lightning.paths import write_atomically
+from sdr_lightning.paths import check_output, write_atomically
 from sdr_lightning.training import RetrievalModule
 from sdr_lightning.training.published import import_public_sdr
+
+_ORIGIN = "imported_from"
 
 
 def run(arguments: list[str]) -> int:
@@ -28,6 +30,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--config", action="append", required=True, help="the student's configuration; may be repeated")
     parser.add_argument("--output", type=Path, required=True, help="the checkpoint to write, FILE.ckpt")
     options, rest = parser.parse_known_args(arguments)
+    check_output(options.output, [options.file, *options.config], _is_imported)
     state = read_state(options.file)
     module = build([*(word for config in options.config for word in ("--config", config)), *rest]).model
     if not isinstance(module, RetrievalModule):
@@ -45,6 +48,7 @@ def run(arguments: list[str]) -> int:
         "global_step": 0,
         "pytorch-lightning_version": lightning.__version__,
         "protocol": "paper",
+        _ORIGIN: options.origin,
     }
     content = BytesIO()  # torch.save takes no file name that starts with a dot and has no suffix
     torch.save(checkpoint, content)
@@ -58,3 +62,11 @@ def run(arguments: list[str]) -> int:
         f"{options.output}: sdr test --protocol paper --ckpt_path {options.output}"
     )
     return 0
+
+
+def _is_imported(path: Path) -> bool:
+    """Whether this command wrote a file."""
+    try:
+        return _ORIGIN in torch.load(path, map_location="meta", weights_only=True)
+    except Exception:  # a foreign file makes torch raise almost anything
+        return False

@@ -78,6 +78,8 @@ def _guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
         if os.environ.get("SDR_TRACEBACK"):
             raise
         message = str(error)
+        if isinstance(error, OSError) and error.filename is not None and error.strerror:
+            message = f"cannot use {error.filename}: {error.strerror}"
         if message.startswith("Caught "):  # a worker's error comes with its traceback
             message = message.rpartition("Error: ")[2]
         print(f"sdr {arguments[0]}: error: {' '.join(message.split())}", file=sys.stderr)
@@ -86,6 +88,11 @@ def _guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
 
 
 def _lightning(arguments: list[str]) -> int:
+    from sdr_lightning.configure.help import help_text, is_help
+
+    if is_help(arguments):
+        print(help_text(arguments[0], arguments[1:]))
+        return 0
     from sdr_lightning.configure import run
     from sdr_lightning.reporting.tracked import publish
 

@@ -7,6 +7,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 from sdr_lightning.cli.data import data_of, for_the_data
+from sdr_lightning.configure.help import help_text
 from sdr_lightning.data.imbalance import KINDS, Imbalance, NoiseTable, is_noise_table, read_noise
 from sdr_lightning.data.table import SPLITS
 from sdr_lightning.paths import check_output, expand
@@ -16,9 +17,13 @@ _BAR = 40  # characters of the longest bar
 
 def run(arguments: list[str]) -> int:
     """Make or show a noise table; see ``sdr noise make --help``."""
+    if "--data.help" in arguments:
+        print(help_text("noise", arguments))
+        return 0
     parser = ArgumentParser(
         prog="sdr noise",
-        description="Further options (such as --data.init_args.source.init_args.skip_missing true) go to the data.",
+        description="Further options (such as --data.init_args.source.init_args.skip_missing true) go to the data; "
+        "--data.help lists them.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("make", help="choose the items of an imbalance and write them down")

@@ -68,11 +68,13 @@ def _compare(inputs: list[str], baseline: str | None, output: Path | None, repli
     from rich.measure import Measurement
 
     from sdr_lightning.functional.bootstrap import REPLICATES
-    from sdr_lightning.reporting.comparison import compare, notes, summary, tables, write_comparison
+    from sdr_lightning.reporting.comparison import check_comparison, compare, notes, summary, tables, write_comparison
     from sdr_lightning.reporting.evaluations import load_systems
 
     if output is not None and output.is_file():
         raise ValueError(f"--output names a folder, and {output} is a file")
+    if output is not None:
+        check_comparison(output)
     comparison = compare(load_systems(inputs), baseline, REPLICATES if replicates is None else replicates)
     if output is not None:
         write_comparison(comparison, output)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sdr_lightning.paths import read_json
+from sdr_lightning.reporting.fields import Fields
 from sdr_lightning.reporting.sweep import flat
 
 
@@ -41,7 +42,7 @@ class Run:
     @property
     def kept(self) -> dict[str, float]:
         """Metrics of the epoch that was kept."""
-        return {} if self.training is None else self.training["kept"]
+        return {} if self.training is None else Fields(self.training["kept"], self.folder).table()
 
 
 def run(arguments: list[str]) -> int:

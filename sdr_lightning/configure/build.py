@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
+import yaml
 from jsonargparse import ArgumentParser
 
+from sdr_lightning.configure.arguments import with_nulls
 from sdr_lightning.configure.complaints import told_in_one_line
 from sdr_lightning.configure.lightning_cli import build
 from sdr_lightning.data.module import RetrievalDataModule
+
+_PLAIN = dict[str, object] | list[object] | str | int | float | bool | None  # a section that is not looked at
 
 
 def student_data(arguments: list[str]) -> RetrievalDataModule:
@@ -22,18 +27,39 @@ def student_data(arguments: list[str]) -> RetrievalDataModule:
     return data
 
 
-def build_data(arguments: Sequence[str]) -> RetrievalDataModule:
-    """The data module of a configuration of data alone.
+def build_data(file: Path, arguments: Sequence[str] = ()) -> RetrievalDataModule:
+    """The data module of a configuration.
 
     Args:
-        arguments: ``--data FILE`` and options such as ``--data.init_args.source.init_args.skip_missing true``.
+        file: a configuration of data alone, or of a whole run, of which the data is taken.
+        arguments: options such as ``--data.init_args.source.init_args.skip_missing true``.
 
     Raises:
-        ValueError: the options do not fit, in one line.
+        ValueError: no such file, or options that do not fit, in one line.
     """
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(RetrievalDataModule, "data", required=True)
+    sections = _sections(file)
+    for name in sections - {"data"}:
+        parser.add_argument(f"--{name}", type=_PLAIN)
     with told_in_one_line():
-        data = parser.instantiate(parser.parse_args(list(arguments))).data
+        options = parser.parse_args(["--config" if sections else "--data", str(file), *with_nulls(arguments)])
+        data = parser.instantiate(options).data
     assert isinstance(data, RetrievalDataModule)
     return data
+
+
+def _sections(file: Path) -> set[str]:
+    """The sections of a whole run's configuration; none of data alone."""
+    try:
+        document = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"no configuration of data at {file} ({type(error).__name__})") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict) or not {"class_path", "data"} & document.keys():
+        raise ValueError(
+            f"{file} is no configuration of data: expected class_path and init_args, or a run's data section"
+        )
+    return set() if "class_path" in document else set(document)

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import Any
 
 from jsonargparse import ArgumentError
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
 from sdr_lightning.training.checkpoint import BestCheckpoint
@@ -20,11 +21,12 @@ _UNKNOWN = (
     re.compile(r"[Uu]nrecognized arguments: --(?P<name>[\w.]+)"),
     re.compile(r"Key '(?P<name>[\w.]+)' is not expected"),
     re.compile(r"Group '(?P<group>[\w.]+)' does not accept option '(?P<name>[\w.]+)'"),
+    re.compile(r"Subcommand '\w+' does not accept option '(?P<name>[\w.]+)'"),
 )
 _CLASS = re.compile(r"given class_path '(?P<path>[\w.]+)'")
 _KEY = re.compile(r'Parser key "(?P<key>[\w.]+)"')
 _VALUE = re.compile(r"Given value: (?P<value>.*)")
-_TYPE = re.compile(r"^Expected a (<class '[\w.]+'>|typing\.Literal\[.*\])$")
+_TYPE = re.compile(r"^Expected a (?P<type><class '[\w.]+'>|typing\.Literal\[.*\])(\. Got value: (?P<value>.*))?$")
 _FRAME = re.compile(r"NoneType'>$|^Subtypes: |^Errors:|^Does not validate|^Given value|^Parser key|^Problem with")
 # What is said of the other form of a value that may be one object or a list of them.
 _OTHER_FORM = re.compile(
@@ -37,9 +39,11 @@ _TOP = [*_SECTIONS, "model", "data", "seed_everything", "run_dir", "ckpt_path", 
 
 @contextlib.contextmanager
 def told_in_one_line() -> Iterator[None]:
-    """Turn a parser's complaints into a ``ValueError`` of one line."""
+    """Turn the complaints of a parser, and Lightning's about Trainer options, into a ``ValueError`` of one line."""
     try:
         yield
+    except MisconfigurationException as error:
+        raise ValueError(" ".join(str(error).split())) from error
     except (ArgumentError, ValueError) as error:
         raise ValueError(one_line(str(error))) from error
     except RuntimeError as error:
@@ -69,10 +73,23 @@ def one_line(complaint: str) -> str:
     causes = [line for line in (raw.strip(" -") for raw in complaint.splitlines()) if line and not _FRAME.search(line)]
     causes = [line for line in causes if not _OTHER_FORM.search(line)] or causes
     cause = causes[-1] if causes else " ".join(complaint.split())
-    if _TYPE.match(cause) and (value := _VALUE.search(complaint)):  # says neither where nor what
-        cause = f"{cause}. Got value: {value['value']}"
     keys = _KEY.findall(complaint)
-    return f"{keys[-1]}: {cause}" if keys and "Got value" in cause else cause
+    if (expected := _TYPE.match(cause)) is not None:
+        value = expected if expected["value"] else _VALUE.search(complaint)
+        cause = f"expected {_readable(expected['type'])}" + (f", got {value['value']!r}" if value else "")
+        cause = f"{keys[-1]}: {cause}" if keys else cause
+    return cause
+
+
+def _readable(kind: str) -> str:
+    """A type as a person would say it: the values of a Literal, the name of a class.
+
+    >>> _readable("typing.Literal['image', 'text']"), _readable("<class 'int'>")
+    ("one of 'image', 'text'", 'int')
+    """
+    if kind.startswith("typing.Literal"):
+        return f"one of {kind.removeprefix('typing.Literal[').removesuffix(']')}"
+    return {"collections.abc.Sequence": "a list"}.get(name := kind.removeprefix("<class '").removesuffix("'>"), name)
 
 
 def _unknown(name: str, owner: str | None) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import signal
 import sys
 import time
 import warnings
@@ -17,21 +16,25 @@ from unittest.mock import patch
 import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from sdr_lightning.configure.arguments import with_nulls
 from sdr_lightning.configure.complaints import told_in_one_line
+from sdr_lightning.configure.references import resolved
 from sdr_lightning.configure.run_folder import RunFolder, fresh_folder
 from sdr_lightning.configure.teacher import TeacherFiles
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.features.bank import Modality
-from sdr_lightning.paths import claim, read_json
-from sdr_lightning.training.checkpoint import BestCheckpoint
-from sdr_lightning.training.continuation import CheckpointFiles, Continuation, Stopped, last_checkpoint
+from sdr_lightning.metrics.evaluation import undefined
+from sdr_lightning.paths import FilePath, claim, expand, read_json
+from sdr_lightning.training.checkpoint import BestCheckpoint, best_checkpoint
+from sdr_lightning.training.continuation import LAST, CheckpointFiles, Continuation, is_dev_run, last_checkpoint
 from sdr_lightning.training.distributed import in_first_process
+from sdr_lightning.training.interruption import exit_status, exit_when_stopped, stopped_by_signals
 from sdr_lightning.training.metrics_csv import MetricsCSV
 from sdr_lightning.training.protocol import ProtocolName, paper_options
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.training.tracking import WandbRun
+from sdr_lightning.training.trainer_options import CheckTrainerOptions
 
 _TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,  # a few batches are not a gallery
@@ -49,6 +52,7 @@ _INSIDES = (
     ".*dirpath has changed.*",
     ".*isinstance.treespec, LeafSpec.*",
     ".*callbacks used to create the checkpoint.*",  # the rule of selection is the protocol's
+    ".*could not find the monitored key.*",  # said at the end, see after_fit
     ".*Detected call of .lr_scheduler.step.*",  # the scaler of fp16 leaves the first steps out
     ".*torch.distributed.nn.functional.* is deprecated.*",  # by Lightning
     ".*sync_dist=True.*",  # metrics are made of what was gathered: they are the same in all processes
@@ -65,7 +69,8 @@ class SdrCLI(LightningCLI):
     """
 
     def __init__(self, arguments: list[str], run: bool = True) -> None:
-        self.started, self.arguments = time.time(), arguments
+        arguments = with_nulls(arguments)
+        self.started, self.arguments, self._runs = time.time(), arguments, run
         # With arguments of its own LightningCLI warns about those of the process, which are not for it; the name of the
         # program stays, because DDP starts it again for every further process.
         with patch.object(sys, "argv", [sys.argv[0], *(arguments if run else [])]), _quiet():
@@ -77,7 +82,10 @@ class SdrCLI(LightningCLI):
                 auto_configure_optimizers=False,
                 seed_everything_default=0,
                 save_config_callback=None,
-                trainer_defaults={**_TRAINER_DEFAULTS, "callbacks": [_WriteRecord(self), Continuation()]},
+                trainer_defaults={
+                    **_TRAINER_DEFAULTS,
+                    "callbacks": [CheckTrainerOptions(), _WriteRecord(self), Continuation()],
+                },
                 run=run,
                 args=None if run else arguments,
             )
@@ -95,7 +103,7 @@ class SdrCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the run's folder and the checkpoint rule, and give the data module the seed."""
         parser.add_argument(
-            "--run_dir", type=str | None, default=None, help="folder of this run; made by date if left out"
+            "--run_dir", type=FilePath | None, default=None, help="folder of this run; made by date if left out"
         )
         parser.add_argument(
             "--protocol",
@@ -107,6 +115,9 @@ class SdrCLI(LightningCLI):
             parser.add_class_arguments(TeacherFiles, f"{modality}_teacher")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "data.init_args.seed")
+        if not self._runs:  # options of a command, which a run's config.yaml has
+            for name in ("ckpt_path", "weights_only"):
+                parser.add_argument(f"--{name}", default=None, help="not used here")
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let a checkpoint's hyper-parameters silently override what the user says."""
@@ -119,13 +130,14 @@ class SdrCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder and make it the default place of everything."""
         settings = self.settings
-        self.run_dir = Path(settings.run_dir) if settings.run_dir else fresh_folder(self.subcommand or "run")
+        self.run_dir = _as_typed(settings.run_dir) if settings.run_dir else fresh_folder(self.subcommand or "run")
         if self.subcommand == "fit" and (self.run_dir / "config.yaml").exists() and not settings.get("ckpt_path"):
             raise ValueError(
                 f"{self.run_dir} already holds a run: choose another --run_dir, or continue with --ckpt_path last"
             )
         self._apply_protocol(settings)
         self.folder = RunFolder(self.run_dir, self.protocol)
+        self.folder.check()
         settings.trainer.default_root_dir = str(self.run_dir)
         loggers = settings.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
@@ -163,6 +175,20 @@ class SdrCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs)
         trainer.strategy.checkpoint_io = CheckpointFiles()
         return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        """Leave the checkpoint rule out where checkpoints are switched off.
+
+        Raises:
+            ValueError: barebones, which has neither logs nor checkpoints.
+        """
+        if config.get("barebones"):
+            raise ValueError(
+                "trainer.barebones has neither logs nor checkpoints: sdr bench training measures bare steps"
+            )
+        if config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, BestCheckpoint)]
+        return super()._instantiate_trainer(config, callbacks)
 
     def instantiate_classes(self) -> None:
         """Build everything, and tell a student its protocol and its teachers.
@@ -203,7 +229,12 @@ class SdrCLI(LightningCLI):
 
     def write_record(self) -> None:
         """Write the configuration as resolved, and what the run is made with, into the run's folder."""
-        text = self._parser(self.subcommand).dump(self.settings.clone(), skip_none=False)
+        settings = resolved(self.settings)
+        settings.run_dir, settings.ckpt_path = (
+            FilePath(self.run_dir.resolve()),
+            None,
+        )  # --ckpt_path last is the user's to say
+        text = self._parser(self.subcommand).dump(settings, skip_none=False)
         is_new = self.settings.get("ckpt_path") is None
         record = self.folder.write_record(text, self.arguments, self.datamodule, exclusive=is_new)
         for tracked in self.tracked():
@@ -213,6 +244,26 @@ class SdrCLI(LightningCLI):
         """The W&B runs among the trainer's loggers."""
         return [logger for logger in self.trainer.loggers if isinstance(logger, WandbRun)]
 
+    @contextlib.contextmanager
+    def tracking(self) -> Iterator[None]:
+        """End the W&B runs with the status that the process exits with, if the block fails."""
+        try:
+            with told_in_one_line():
+                yield
+        except BaseException as error:
+            self.end_tracking(exit_status(error))
+            raise
+
+    def end_tracking(self, status: int = 0) -> None:
+        """End the W&B runs."""
+        for tracked in self.tracked():
+            tracked.finish(status)
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Run the command; signals stop it with one line, and W&B learns how it ended."""
+        with stopped_by_signals(), self.tracking():
+            super()._run_subcommand(subcommand)
+
     def before_test(self) -> None:
         """Refuse to test untrained weights by accident."""
         if self.settings.get("ckpt_path") is None:
@@ -221,9 +272,26 @@ class SdrCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say where the run is."""
-        if self.trainer.is_global_zero:
-            checkpoint = self.folder.write_training(self.trainer, time.time() - self.started)
-            print(f"finished in {time.time() - self.started:.0f} s; run folder {self.run_dir}, checkpoint {checkpoint}")
+        if not self.trainer.is_global_zero:
+            return
+        if report := self.trainer.profiler.summary():  # type: ignore[attr-defined]
+            print(report)
+        seconds = time.time() - self.started
+        if is_dev_run(self.trainer):
+            print(f"fast_dev_run finished in {seconds:.0f} s; nothing was measured or written")
+            return
+        checkpoint = self.folder.write_training(self.trainer, seconds)
+        kept = f"checkpoint {checkpoint}" if checkpoint else f"no best checkpoint was kept: {self._why_none_kept()}"
+        print(f"finished in {seconds:.0f} s; run folder {self.run_dir}, {kept}")
+
+    def _why_none_kept(self) -> str:
+        keeper = best_checkpoint(self.trainer)
+        if keeper is None:
+            return "trainer.enable_checkpointing is false"
+        if self.trainer.global_step == 0:
+            return "no step was trained"
+        last = Path(str(keeper.dirpath)) / LAST
+        return f"{keeper.monitor} was never measured" + (f"; {last} is of the last step" if last.is_file() else "")
 
     def after_test(self) -> None:
         """Write and show the results."""
@@ -233,6 +301,8 @@ class SdrCLI(LightningCLI):
                 print(f"the test data is imbalanced: {part['kind']}, {part['affected']} of {part['of']} items")
             for name, value in self.model.test_metrics.items():
                 print(f"{name:{max(map(len, self.model.test_metrics))}} {value:8.2f}")
+            for note in undefined(self.model.test_metrics):
+                print(f"note: {note}", file=sys.stderr)
             print(f"results in {self.run_dir / 'results.json'}")
 
 
@@ -249,12 +319,8 @@ def run(arguments: list[str]) -> SdrCLI:
         ValueError: options or files that do not fit, in one line.
         SystemExit: with status 143 after SIGTERM, 130 after Ctrl-C.
     """
-    with told_in_one_line():
-        try:
-            return SdrCLI(arguments)
-        except SIGTERMException as stopped:
-            print(f"sdr: {stopped.code or 'stopped by SIGTERM'}", file=sys.stderr)
-            raise SystemExit(128 + (stopped.signal if isinstance(stopped, Stopped) else signal.SIGTERM)) from None
+    with told_in_one_line(), exit_when_stopped():
+        return SdrCLI(arguments)
 
 
 def build(arguments: list[str]) -> SdrCLI:
@@ -274,7 +340,14 @@ class _WriteRecord(pl.Callback):
         self.cli = cli
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        in_first_process(trainer, self.cli.write_record)
+        if not is_dev_run(trainer):
+            in_first_process(trainer, self.cli.write_record)
+
+
+def _as_typed(folder: str) -> Path:
+    """A folder below the current one by its short name."""
+    path = Path(expand(folder))
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
 @contextlib.contextmanager

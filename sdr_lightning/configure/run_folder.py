@@ -14,14 +14,26 @@ import lightning.pytorch as pl
 import torch
 
 from sdr_lightning.data.module import RetrievalDataModule
+from sdr_lightning.metrics.evaluation import undefined
 from sdr_lightning.metrics.files import pairing_fingerprint, save_evaluation
 from sdr_lightning.metrics.published import first_five
-from sdr_lightning.paths import claim, read_json, write_json, write_text
-from sdr_lightning.training.checkpoint import BestCheckpoint
+from sdr_lightning.paths import check_folder, claim, read_json, write_json, write_text
+from sdr_lightning.training.checkpoint import best_checkpoint
 from sdr_lightning.training.metrics_csv import MetricsCSV
 from sdr_lightning.training.protocol import ProtocolName
 from sdr_lightning.training.record import environment, git, peak_memory, versions
 from sdr_lightning.training.retrieval_module import RetrievalModule
+
+_WRITTEN = (
+    "run.json",
+    "results.json",
+    "metrics.json",
+    "metrics.queries.npz",
+    "metrics.csv",
+    "wandb.json",
+    "checkpoints",
+    "noise",
+)
 
 
 class RunFolder:
@@ -34,6 +46,17 @@ class RunFolder:
 
     def __init__(self, path: Path, protocol: ProtocolName) -> None:
         self.path, self.protocol = path, protocol
+
+    def check(self) -> None:
+        """Refuse a folder that cannot be written to, or that holds files which a run would replace and no run wrote.
+
+        Raises:
+            ValueError: names what is in the way.
+        """
+        check_folder(self.path)
+        there = [name for name in _WRITTEN if (self.path / name).exists()]
+        if there and not any(_is_record(self.path / name) for name in ("run.json", "results.json")):
+            raise ValueError(f"{self.path} holds {there[0]}, which no run wrote: choose another --run_dir")
 
     def write_record(
         self, configuration: str, options: Sequence[str], data: RetrievalDataModule, exclusive: bool
@@ -60,22 +83,22 @@ class RunFolder:
         self._write_noise(data)
         return record
 
-    def write_training(self, trainer: pl.Trainer, seconds: float) -> str:
+    def write_training(self, trainer: pl.Trainer, seconds: float) -> str | None:
         """Write ``results.json``: the epoch that was kept, and what the training took.
 
         Returns:
-            The checkpoint that was kept.
+            The checkpoint of that epoch, or None where none was kept.
         """
-        keeper = trainer.checkpoint_callback
-        assert isinstance(keeper, BestCheckpoint)
+        keeper = best_checkpoint(trainer)
         log = next((logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)), None)
         rows = [] if log is None else [{"step": step, **row} for step, row in sorted(log.rows.items())]
-        monitored = [row for row in rows if keeper.monitor in row]
         kept: dict[str, float] = rows[-1] if rows else {}
-        if monitored:
-            best = max if keeper.mode == "max" else min
-            kept = best(monitored, key=lambda row: row[str(keeper.monitor)])
-        checkpoint = keeper.best_model_path or keeper.last_model_path
+        checkpoint: str | None = None
+        if keeper is not None:
+            checkpoint = keeper.best_model_path or None
+            if monitored := [row for row in rows if keeper.monitor in row]:
+                best = max if keeper.mode == "max" else min
+                kept = best(monitored, key=lambda row: row[str(keeper.monitor)])
         training = {
             "kept": kept,
             "checkpoint": checkpoint,
@@ -90,6 +113,8 @@ class RunFolder:
     def write_test(self, module: RetrievalModule, data: RetrievalDataModule, checkpoint: str) -> dict[str, Any]:
         """Write ``results.json`` and ``metrics.json`` of a test, the latter as ``sdr evaluate`` writes it.
 
+        Metrics that are undefined are null in both, and named under ``notes`` in the latter.
+
         Returns:
             What the test data is under.
         """
@@ -103,6 +128,7 @@ class RunFolder:
             list(table.caption_ids),
             list(table.image_ids),
         )
+        notes = undefined(module.test_metrics)
         paper = self.protocol == "paper"
         queries = pairing[first_five(pairing, len(images))] if paper else pairing
         meta = {
@@ -116,6 +142,7 @@ class RunFolder:
             "relevance": {"kind": relevance.kind, "fingerprint": relevance.fingerprint},
             "data": pairing_fingerprint(pairing, captions, images),
             "evaluated_under": under,
+            "notes": notes,
             "code": {"version": versions()["sdr_lightning"], **git()},
         }
         save_evaluation(self.path / "metrics.json", module.test_metrics, module.test_queries, queries, meta)
@@ -132,6 +159,15 @@ class RunFolder:
         for name, split in data.splits.items():
             for number, part in enumerate(split.realised.parts):
                 part.save(self.path / "noise" / f"{name}-{number}-{part.imbalance.kind}.npz")
+
+
+def _is_record(path: Path) -> bool:
+    """Whether a run wrote a file of JSON: what it was made with is in it."""
+    try:
+        found = read_json(path, "a run's record")
+    except ValueError:
+        return False
+    return isinstance(found, dict) and {"versions", "git", "hardware"} <= found.keys()
 
 
 def fresh_folder(command: str) -> Path:

@@ -11,10 +11,11 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.seed import isolate_rng
 
+from sdr_lightning.configure.arguments import with_nulls
 from sdr_lightning.configure.complaints import told_in_one_line
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.features.bank import Modality
-from sdr_lightning.paths import expand
+from sdr_lightning.paths import FilePath, expand
 from sdr_lightning.training.teacher_module import TeacherModule
 
 _NOT_THE_MODEL = (
@@ -44,8 +45,8 @@ class TeacherFiles:
         ValueError: a checkpoint without a configuration.
     """
 
-    config: str | None = None
-    ckpt_path: str | None = None
+    config: FilePath | None = None
+    ckpt_path: FilePath | None = None
 
     def __post_init__(self) -> None:
         if self.config is None and self.ckpt_path is not None:
@@ -85,7 +86,7 @@ def teacher_tower(arguments: Sequence[str], checkpoint: str | None) -> Tower:
     for name in _NOT_THE_MODEL:
         parser.add_argument(f"--{name}", type=dict | str | None)
     with told_in_one_line(), isolate_rng():
-        options = parser.parse_args(list(arguments))
+        options = parser.parse_args(with_nulls(arguments))
         torch.manual_seed(options.seed_everything)
         module = parser.instantiate(options).model
     if not isinstance(module, TeacherModule):

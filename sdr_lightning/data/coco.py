@@ -9,7 +9,7 @@ from sdr_lightning.data.holdout import held_out
 from sdr_lightning.data.records import Record, Records, one_line
 from sdr_lightning.data.source import FolderSource
 from sdr_lightning.data.table import SPLITS
-from sdr_lightning.paths import expand, read_json
+from sdr_lightning.paths import FilePath, expand, read_json
 
 
 class CocoSource(FolderSource):
@@ -34,15 +34,15 @@ class CocoSource(FolderSource):
     def __init__(
         self,
         name: str,
-        images: str,
-        annotations: dict[str, str],
+        images: FilePath,
+        annotations: dict[str, FilePath],
         folders: dict[str, str] | None = None,
         validation_share: float = 0.0,
         keep_rejected: bool = False,
         keep_precanned: bool = False,
         skip_missing: bool = False,
         skip_empty: bool = False,
-        leave_out: str | None = None,
+        leave_out: FilePath | None = None,
     ) -> None:
         super().__init__(name, images, skip_missing, skip_empty, leave_out)
         wrong = sorted({*annotations, *(folders or {})} - set(SPLITS))

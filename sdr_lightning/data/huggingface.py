@@ -21,7 +21,7 @@ from sdr_lightning.data.source import RecordSource
 from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import SPLITS, Split
 from sdr_lightning.identity import stable_hash
-from sdr_lightning.paths import expand
+from sdr_lightning.paths import FilePath, PathOrName, expand
 
 
 class HuggingFaceSource(RecordSource):
@@ -52,7 +52,7 @@ class HuggingFaceSource(RecordSource):
 
     def __init__(
         self,
-        path: str,
+        path: PathOrName,
         name: str,
         revision: str | None = None,
         id_column: str = "filename",
@@ -60,12 +60,12 @@ class HuggingFaceSource(RecordSource):
         caption_column: str | None = "caption",
         splits: dict[str, list[str]] | None = None,
         streaming: bool = False,
-        image_folder: str | None = None,
+        image_folder: FilePath | None = None,
         image_path: str = "{filename}",
-        karpathy: str | None = None,
+        karpathy: FilePath | None = None,
         skip_missing: bool = False,
         skip_empty: bool = False,
-        leave_out: str | None = None,
+        leave_out: FilePath | None = None,
     ) -> None:
         super().__init__(name, skip_missing, skip_empty, leave_out)
         if (image_column is None) != (image_folder is not None):
@@ -181,10 +181,13 @@ class HuggingFaceSource(RecordSource):
 
     def _without_images(self, split: Split) -> Any:
         rows = self._rows(split)
-        wanted = [self.id_column, self.caption_column, self.image_column]
-        for column in wanted:
+        for option in ("id_column", "caption_column", "image_column"):
+            column = getattr(self, option)
             if column is not None and not _top_column(rows.column_names, column):
-                raise ValueError(f"{expand(self.path)} has no column {column!r}; it has {', '.join(rows.column_names)}")
+                raise ValueError(
+                    f"{expand(self.path)} has no column {column!r}; it has {', '.join(rows.column_names)}: set "
+                    f"data.init_args.source.init_args.{option}"
+                )
         if self.image_column is None:
             return rows
         undecoded = rows.decode(False) if self.streaming else rows  # removing a column of a stream decodes it first

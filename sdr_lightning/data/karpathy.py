@@ -8,7 +8,7 @@ from typing import Any
 from sdr_lightning.data.records import Record, Records, one_line
 from sdr_lightning.data.source import FolderSource
 from sdr_lightning.data.table import Split
-from sdr_lightning.paths import expand, read_json
+from sdr_lightning.paths import FilePath, expand, read_json
 
 _SPLIT_OF: dict[str, Split] = {"train": "train", "restval": "train", "val": "val", "test": "test"}
 
@@ -29,12 +29,12 @@ class KarpathySource(FolderSource):
 
     def __init__(
         self,
-        annotations: str,
-        images: str,
+        annotations: FilePath,
+        images: FilePath,
         name: str | None = None,
         skip_missing: bool = False,
         skip_empty: bool = False,
-        leave_out: str | None = None,
+        leave_out: FilePath | None = None,
     ) -> None:
         name = name if name is not None else Path(annotations).stem.removeprefix("dataset_")
         super().__init__(name, images, skip_missing, skip_empty, leave_out)

@@ -9,7 +9,7 @@ from typing import Any
 from sdr_lightning.data.records import Record, Records, grouped
 from sdr_lightning.data.source import FolderSource
 from sdr_lightning.data.table import Split
-from sdr_lightning.paths import expand, read_json
+from sdr_lightning.paths import FilePath, expand, read_json
 
 
 class ListSource(FolderSource):
@@ -32,13 +32,13 @@ class ListSource(FolderSource):
     def __init__(
         self,
         name: str,
-        images: str,
-        train: list[str] | None = None,
-        val: list[str] | None = None,
-        test: list[str] | None = None,
+        images: FilePath,
+        train: list[FilePath] | None = None,
+        val: list[FilePath] | None = None,
+        test: list[FilePath] | None = None,
         skip_missing: bool = False,
         skip_empty: bool = False,
-        leave_out: str | None = None,
+        leave_out: FilePath | None = None,
     ) -> None:
         super().__init__(name, images, skip_missing, skip_empty, leave_out)
         files: dict[Split, list[str] | None] = {"train": train, "val": val, "test": test}

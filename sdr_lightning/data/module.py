@@ -29,7 +29,7 @@ from sdr_lightning.data.transforms import Augmentation, augmentation
 from sdr_lightning.data.wording import Wording
 from sdr_lightning.features.bank import FeatureBank, Modality
 from sdr_lightning.metrics.relevance import Relevance
-from sdr_lightning.paths import expand
+from sdr_lightning.paths import FilePath, expand
 
 
 class RetrievalDataModule(pl.LightningDataModule):
@@ -53,7 +53,8 @@ class RetrievalDataModule(pl.LightningDataModule):
         workers: worker processes that read data; 0 reads in the training process.
         cached_size: side of decoded images that are kept on disk and memory-mapped, instead of decoding files at every
             epoch; ``sdr data prepare`` or the first run writes them. None to decode.
-        cache: folder for decoded images, tokens, relevance and features of frozen towers.
+        cache: folder for decoded images, tokens, relevance and features of frozen towers; ``cache`` in the current folder when
+            None.
         seed: of shuffling and augmentation; follows ``seed_everything``.
         train_on: the splits that training pairs come from.
         select_on: the split that validation measures and checkpoints are selected on. ``test`` is what the public code
@@ -76,13 +77,13 @@ class RetrievalDataModule(pl.LightningDataModule):
         batches: Literal["pairs", "image_views", "sibling_captions"] = "pairs",
         augmentation: Augmentation = "none",
         imbalance: Imbalance | list[Imbalance] | None = None,
-        image_bank: str | None = None,
-        text_bank: str | None = None,
+        image_bank: FilePath | None = None,
+        text_bank: FilePath | None = None,
         evaluation_batch_size: int = 256,
         test_folds: int | None = None,
         workers: int = 0,
         cached_size: int | None = None,
-        cache: str = "cache",
+        cache: FilePath | None = None,
         seed: int = 0,
         train_on: Sequence[Split] = ("train",),
         select_on: Literal["val", "test"] = "val",
@@ -103,7 +104,8 @@ class RetrievalDataModule(pl.LightningDataModule):
         self.test_folds = test_folds
         self.image_size, self.batches, self.augmentation = image_size, batches, augmentation
         self.banks: dict[Modality, str | None] = {"image": image_bank, "text": text_bank}
-        self.workers, self.cached_size, self.cache, self.seed = workers, cached_size, Path(expand(cache)), seed
+        self.workers, self.cached_size, self.seed = workers, cached_size, seed
+        self.cache = Path("cache" if cache is None else expand(cache))
         if "train" not in train_on or "test" in train_on:
             raise ValueError(f"train_on must hold train, and may hold val, got {', '.join(train_on) or 'nothing'}")
         if select_on in train_on:

@@ -14,7 +14,7 @@ from sdr_lightning.data.source import RecordSource
 from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import SPLITS, Split
 from sdr_lightning.identity import stable_hash
-from sdr_lightning.paths import expand, text_lines
+from sdr_lightning.paths import FilePath, expand, text_lines
 
 
 class PrecomputedSource(RecordSource):
@@ -37,11 +37,11 @@ class PrecomputedSource(RecordSource):
     def __init__(
         self,
         name: str,
-        folder: str,
+        folder: FilePath,
         splits: dict[str, str] | None = None,
         captions_per_image: int = 5,
         skip_empty: bool = False,
-        leave_out: str | None = None,
+        leave_out: FilePath | None = None,
     ) -> None:
         super().__init__(name, skip_empty=skip_empty, leave_out=leave_out)
         if captions_per_image < 1:

@@ -66,9 +66,16 @@ class EvaluationSampler(Sampler[Draw]):
         batch_size: rows of a batch of one rank.
         rank: of this process.
         world_size: number of processes.
+
+    Raises:
+        ValueError: fewer rows than processes.
     """
 
     def __init__(self, rows: NDArray[np.int64], batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        if len(rows) < world_size:
+            raise ValueError(
+                f"{len(rows)} items to evaluate cannot be shared by {world_size} processes: use at most {len(rows)}"
+            )
         self.rows = rows[rank::world_size]
         self.batch_size = batch_size
 

@@ -16,7 +16,7 @@ from sdr_lightning.data.records import Problem, Record, Records, find_problems, 
 from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import SPLITS, CaptionTable, Split
 from sdr_lightning.metrics.relevance import Relevance, RougeLRelevance
-from sdr_lightning.paths import expand
+from sdr_lightning.paths import FilePath, expand
 
 
 class Source(ABC):
@@ -86,7 +86,7 @@ class RecordSource(Source):
     """
 
     def __init__(
-        self, name: str, skip_missing: bool = False, skip_empty: bool = False, leave_out: str | None = None
+        self, name: str, skip_missing: bool = False, skip_empty: bool = False, leave_out: FilePath | None = None
     ) -> None:
         self.name, self.skip_missing, self.skip_empty, self.leave_out = name, skip_missing, skip_empty, leave_out
 
@@ -215,10 +215,10 @@ class FolderSource(RecordSource):
     def __init__(
         self,
         name: str,
-        images: str,
+        images: FilePath,
         skip_missing: bool = False,
         skip_empty: bool = False,
-        leave_out: str | None = None,
+        leave_out: FilePath | None = None,
     ) -> None:
         super().__init__(name, skip_missing, skip_empty, leave_out)
         self.root = images

@@ -17,7 +17,7 @@ from sdr_lightning.data.records import Records, captions_in, grouped
 from sdr_lightning.data.source import FolderSource
 from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import SPLITS, Split
-from sdr_lightning.paths import expand
+from sdr_lightning.paths import FilePath, expand
 
 _ENDING = re.compile(r"\.[A-Za-z]{2,5}$")  # of a file
 _SPLIT_OF: dict[str, Split] = {
@@ -58,8 +58,8 @@ class TabularSource(FolderSource):
     def __init__(
         self,
         name: str,
-        table: str,
-        images: str,
+        table: FilePath,
+        images: FilePath,
         image_column: str = "image",
         caption_columns: Sequence[str] = ("caption",),
         split_column: str | None = None,
@@ -68,7 +68,7 @@ class TabularSource(FolderSource):
         split_seed: int = 0,
         skip_missing: bool = False,
         skip_empty: bool = False,
-        leave_out: str | None = None,
+        leave_out: FilePath | None = None,
     ) -> None:
         super().__init__(name, images, skip_missing, skip_empty, leave_out)
         if isinstance(caption_columns, str) or not caption_columns:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from sdr_lightning.data.scenes import vocabulary
 from sdr_lightning.encoders.weights import unreachable
 from sdr_lightning.identity import sha256
-from sdr_lightning.paths import expand, package_path, write_atomically
+from sdr_lightning.paths import PathOrName, expand, package_path, write_atomically
 from sdr_lightning.types import Tokens
 
 
@@ -90,7 +90,7 @@ class PretrainedTokenizer(Tokenizer):
         max_tokens: captions are cut at this many tokens, special ones included.
     """
 
-    def __init__(self, weights: str, max_tokens: int = 60) -> None:
+    def __init__(self, weights: PathOrName, max_tokens: int = 60) -> None:
         super().__init__(max_tokens)
         self.weights = weights
 

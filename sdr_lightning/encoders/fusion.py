@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sdr_lightning.encoders.transformer import model_config, pretrained_model
+from sdr_lightning.paths import PathOrName
 from sdr_lightning.types import Encoded
 
 # A layer's own names, and BERT's, which the public code's checkpoints share.
@@ -74,7 +75,7 @@ class FusionEncoder(nn.Module):
     def __init__(
         self,
         image_width: int,
-        weights: str | None = None,
+        weights: PathOrName | None = None,
         config: dict[str, Any] | None = None,
         first_layer: int = 6,
     ) -> None:

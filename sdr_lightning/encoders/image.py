@@ -12,7 +12,7 @@ from torch import Tensor
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.encoders.transformer import Pooling, TransformersEncoder
 from sdr_lightning.encoders.weights import load_state, near_names
-from sdr_lightning.paths import expand
+from sdr_lightning.paths import PathOrName, expand
 from sdr_lightning.types import Encoded
 
 
@@ -42,7 +42,7 @@ class TimmImageTower(Tower):
     def __init__(
         self,
         name: str,
-        weights: str | None = None,
+        weights: PathOrName | None = None,
         model_args: dict[str, Any] | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
@@ -140,7 +140,7 @@ class TransformersImageTower(Tower):
 
     def __init__(
         self,
-        weights: str | None = None,
+        weights: PathOrName | None = None,
         config: dict[str, Any] | None = None,
         pooling: Pooling = "own",
         projected: bool = False,

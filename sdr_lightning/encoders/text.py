@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch.nn.functional as F
+from torch import nn
 
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.encoders.transformer import Pooling, TransformersEncoder
+from sdr_lightning.paths import PathOrName
 from sdr_lightning.types import Encoded, Tokens
 
 
@@ -23,6 +25,10 @@ class TransformersTextTower(Tower):
         layers: keep this many of the first layers (the paper: 6 of BERT's 12, the others fuse); None for all.
         frozen: see :class:`~sdr_lightning.encoders.tower.Tower`.
 
+    Attributes:
+        vocabulary_size: number of tokens that it embeds.
+        max_positions: number of tokens of its longest caption; None where positions are relative.
+
     Raises:
         ValueError: neither weights nor config, or weights that cannot be had.
     """
@@ -31,7 +37,7 @@ class TransformersTextTower(Tower):
 
     def __init__(
         self,
-        weights: str | None = None,
+        weights: PathOrName | None = None,
         config: dict[str, Any] | None = None,
         pooling: Pooling = "mean",
         projected: bool = False,
@@ -43,6 +49,7 @@ class TransformersTextTower(Tower):
         self.width, self.tokens_width = self.encoder.width, self.encoder.tokens_width
         self.pretrained = weights is not None
         self.vocabulary_size = int(self.encoder.model.config.vocab_size)
+        self.max_positions = _max_positions(self.encoder.model)
         self.freeze_if_asked()
 
     def checkpoint_activations(self) -> None:
@@ -73,3 +80,38 @@ class TransformersTextTower(Tower):
         encoded = self.encoder.encode(F.pad(mask, (0, config.max_position_embeddings - length)), input_ids=ids)
         assert encoded.tokens is not None
         return encoded._replace(tokens=encoded.tokens[:, :length], mask=mask)
+
+
+def check_tokens(tower: Tower, vocabulary_size: int, max_tokens: int) -> None:
+    """Check that a text tower can embed what a tokenizer gives; towers that do not state their limits pass.
+
+    Args:
+        tower: image or text tower.
+        vocabulary_size: of the tokenizer.
+        max_tokens: of the tokenizer's longest caption, special tokens included.
+
+    Raises:
+        ValueError: more tokens than the tower embeds, or longer captions than it has positions for.
+    """
+    vocabulary: int | None = getattr(tower, "vocabulary_size", None)
+    if vocabulary is not None and vocabulary < vocabulary_size:
+        raise ValueError(
+            f"the tokenizer has {vocabulary_size} entries and the text tower embeds {vocabulary}: give both the same "
+            "weights, or raise text_tower's config.vocab_size"
+        )
+    positions: int | None = getattr(tower, "max_positions", None)
+    if positions is not None and positions < max_tokens:
+        raise ValueError(
+            f"the text tower has {positions} positions and max_tokens is {max_tokens}: set "
+            f"data.init_args.tokenizer.init_args.max_tokens to at most {positions}"
+        )
+
+
+def _max_positions(model: Any) -> int | None:
+    """Number of usable rows of the table of absolute positions; None where there is none."""
+    for name, table in model.named_modules():
+        if isinstance(table, nn.Embedding) and ("position" in name.rpartition(".")[2] or name.endswith("wpe")):
+            # RoBERTa and its kin number positions from behind the padding token's.
+            before = 0 if table.padding_idx is None else table.padding_idx + 1
+            return min(table.num_embeddings, int(model.config.max_position_embeddings)) - before
+    return None

@@ -189,3 +189,12 @@ class FeatureBank:
                 )
         except SafetensorError as error:
             raise ValueError(f"{path} is not a feature bank: {error}") from error
+
+
+def is_bank(path: Path) -> bool:
+    """Whether :meth:`FeatureBank.save` wrote a file."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format") == _FORMAT
+    except (SafetensorError, OSError):
+        return False

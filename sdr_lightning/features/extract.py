@@ -8,12 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.types import Tokens, UnimodalBatch
+
+OnBatch = Callable[[Tensor, Tensor], None]
+"""Takes the (B,) int64 rows of a batch and their (B, D) features on the CPU."""
 
 
 @torch.no_grad()
@@ -23,6 +26,7 @@ def encode(
     rows: NDArray[np.int64],
     device: torch.device,
     description: str = "",
+    on_batch: OnBatch | None = None,
 ) -> Tensor:
     """Encode some items of a split, each once.
 
@@ -31,7 +35,8 @@ def encode(
         batches: batches that together hold each of the rows.
         rows: (n,) rows of the split.
         device: where the encoder lives.
-        description: shown beside a progress bar; no bar when empty.
+        description: shown beside a progress bar of items with the time left; no bar when empty.
+        on_batch: called after each batch.
 
     Returns:
         (n, D) float32 on the CPU, in the order of the rows.
@@ -43,14 +48,23 @@ def encode(
     place = torch.empty(int(rows.max()) + 1, dtype=torch.int64)
     place[torch.from_numpy(rows)] = torch.arange(len(rows))
     seen = torch.zeros(len(rows), dtype=torch.bool)
-    for batch in track(batches, description) if description else batches:
-        inputs = batch.inputs
-        inputs = Tokens(*(t.to(device) for t in inputs)) if isinstance(inputs, Tokens) else inputs.to(device)
-        encoded = encoder(inputs).float().cpu()
-        if features is None:
-            features = encoded.new_empty(len(rows), encoded.shape[1])
-        features[place[batch.rows]] = encoded
-        seen[place[batch.rows]] = True
+    columns = (
+        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left")),
+        TimeRemainingColumn(elapsed_when_finished=False),
+    )
+    with Progress(*columns, speed_estimate_period=600, disable=not description) as progress:
+        bar = progress.add_task(description, total=len(rows))
+        for batch in batches:
+            inputs = batch.inputs
+            inputs = Tokens(*(t.to(device) for t in inputs)) if isinstance(inputs, Tokens) else inputs.to(device)
+            encoded = encoder(inputs).float().cpu()
+            if features is None:
+                features = encoded.new_empty(len(rows), encoded.shape[1])
+            features[place[batch.rows]] = encoded
+            seen[place[batch.rows]] = True
+            progress.advance(bar, len(batch.rows))
+            if on_batch is not None:
+                on_batch(batch.rows, encoded)
     if features is None or not bool(seen.all()):
         raise ValueError(f"{int((~seen).sum())} of {len(rows)} items were not encoded")
     return features
@@ -63,6 +77,7 @@ def extract(
     ids: Sequence[str],
     content: NDArray[np.int64],
     device: torch.device,
+    on_batch: OnBatch | None = None,
 ) -> FeatureBank:
     """Compute a bank of a tower's features.
 
@@ -73,6 +88,7 @@ def extract(
         ids: N ids of the split, by row.
         content: (N,) int64 hash of each item's content.
         device: where to compute.
+        on_batch: called after each batch.
 
     Returns:
         The bank, keyed by id, with the tower's fingerprint.
@@ -82,7 +98,7 @@ def extract(
     source = tower.fingerprint()
     tower.to(device).eval()
     try:
-        features = encode(tower, batches, rows, device, f"{tower.modality} features")
+        features = encode(tower, batches, rows, device, f"{tower.modality} features", on_batch)
     finally:
         tower.to(home).train(was_training)
     return FeatureBank(tower.modality, [ids[row] for row in rows], content[rows], features, source)

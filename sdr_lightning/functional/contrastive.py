@@ -13,21 +13,35 @@ import torch
 from torch import Tensor
 
 
+def positives(query_index: Tensor, gallery_index: Tensor) -> Tensor:
+    """Which pairs are positives of one another.
+
+    Args:
+        query_index: (Q,) int64, or (Q, K) for K ways to be a positive: by image, by caption.
+        gallery_index: (G,) or (G, K) int64.
+
+    Returns:
+        (Q, G) bool, True where a value is equal, in any of the K columns.
+    """
+    equal = query_index[:, None] == gallery_index[None, :]
+    return equal if equal.ndim == 2 else equal.any(dim=2)
+
+
 def positive_targets(query_index: Tensor, gallery_index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Spread each row's target evenly over the gallery items that share its image.
+    """Spread each row's target evenly over its positives, by default the gallery items that share its image.
 
     ``y_ij = [q_i = g_j] / sum_k [q_i = g_k]``
 
     Args:
-        query_index: (Q,) int64 image rows.
-        gallery_index: (G,) int64 image rows.
+        query_index: (Q,) int64 image rows, or (Q, K), see :func:`positives`.
+        gallery_index: (G,) or (G, K) int64.
         dtype: of the result.
 
     Returns:
         (Q, G), rows sum to 1; a row without a positive is all zero.
     """
-    positives = (query_index[:, None] == gallery_index[None, :]).to(dtype)  # (Q, G)
-    return positives / positives.sum(dim=1, keepdim=True).clamp(min=1)
+    targets = positives(query_index, gallery_index).to(dtype)  # (Q, G)
+    return targets / targets.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -63,12 +77,12 @@ def contrast(queries: Tensor, gallery: Tensor, targets: Tensor, temperature: Ten
 def image_text_contrast(
     image: Tensor, text: Tensor, image_index: Tensor, temperature: Tensor | float, own: slice = slice(None)
 ) -> Tensor:
-    """ITC of [0, 1]: the mean of image-to-text and text-to-image contrast, multi-positive by image.
+    """ITC of [0, 1]: the mean of image-to-text and text-to-image contrast with several positives.
 
     Args:
         image: (B, d) L2-normalised image embeddings.
         text: (B, d) L2-normalised text embeddings.
-        image_index: (B,) int64; pairs with equal values are positives of one another.
+        image_index: (B,) int64; pairs with equal values are positives of one another; or (B, K), see :func:`positives`.
         temperature: tau > 0.
         own: the pairs whose queries are asked, among all B; all of them by default.
 
@@ -102,11 +116,11 @@ def nt_xent(embeddings: Tensor, group: Tensor, temperature: float) -> Tensor:
 
 def _nt_xent(embeddings: Tensor, group: Tensor, temperature: float) -> Tensor:
     itself = torch.eye(len(group), dtype=torch.bool, device=group.device)
-    positives = (group[:, None] == group[None, :]) & ~itself  # (B, B)
-    has_positive = positives.any(dim=1)
+    others = positives(group, group) & ~itself  # (B, B)
+    has_positive = others.any(dim=1)
     if not bool(has_positive.any()):
         raise ValueError("no item of the batch has a positive: every group occurs once; give two views of each")
-    targets = positives.to(embeddings.dtype)
+    targets = others.to(embeddings.dtype)
     targets = targets / targets.sum(dim=1, keepdim=True).clamp(min=1)
     logits = (embeddings @ embeddings.T / temperature).masked_fill(itself, float("-inf"))
     return soft_cross_entropy(logits[has_positive], targets[has_positive])

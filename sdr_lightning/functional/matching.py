@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdr_lightning.functional.contrastive import positives
+
 UNLABELLED = -100
 """Label of a negative that does not exist; it is not counted."""
 
@@ -23,7 +25,7 @@ class Negatives(NamedTuple):
 
     Attributes:
         rows: (Q,) int64 rows of the gallery; the first row where there is no negative.
-        exist: (Q,) bool, whether the gallery holds an item of another image.
+        exist: (Q,) bool, whether the gallery holds a negative.
     """
 
     rows: Tensor
@@ -34,24 +36,24 @@ class Negatives(NamedTuple):
 def negative_weights(
     queries: Tensor, gallery: Tensor, query_index: Tensor, gallery_index: Tensor, temperature: Tensor | float
 ) -> Tensor:
-    """Chance of each gallery item to be a query's negative: ``softmax_j(q_i . g_j / tau) + 1e-5``, and 0 within an image.
+    """Chance of each gallery item to be a query's negative: ``softmax_j(q_i . g_j / tau) + 1e-5``, and 0 for a positive.
 
     Args:
         queries: (Q, d) L2-normalised.
         gallery: (G, d) L2-normalised.
-        query_index: (Q,) int64 image rows.
-        gallery_index: (G,) int64 image rows.
+        query_index: (Q,) int64 image rows, or (Q, K), see :func:`~sdr_lightning.functional.contrastive.positives`.
+        gallery_index: (G,) or (G, K) int64.
         temperature: tau > 0.
 
     Returns:
-        (Q, G) float32 (float64 for float64 inputs), not normalised; a row is all zero where every item shows the
-        query's image. No gradient flows.
+        (Q, G) float32 (float64 for float64 inputs), not normalised; a row is all zero where every item is a positive. No
+        gradient flows.
     """
     with torch.autocast(queries.device.type, enabled=False):
         if queries.dtype.itemsize < 4:
             queries, gallery = queries.float(), gallery.float()
         weights = (queries @ gallery.T / temperature).softmax(dim=1) + 1e-5
-        return weights.masked_fill_(query_index[:, None] == gallery_index[None, :], 0)
+        return weights.masked_fill_(positives(query_index, gallery_index), 0)
 
 
 @torch.no_grad()

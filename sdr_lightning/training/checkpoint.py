@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from sdr_lightning.training.continuation import LAST, is_between_steps
+from sdr_lightning.training.continuation import LAST, is_between_steps, is_dev_run
 from sdr_lightning.training.protocol import ProtocolName
 
 
@@ -80,6 +80,11 @@ class BestCheckpoint(ModelCheckpoint):
             self._keep_last(trainer)
 
     def _keep_last(self, trainer: pl.Trainer) -> None:
-        if self._keeps_last:
+        if self._keeps_last and not is_dev_run(trainer):
             self._kept_at = trainer.global_step
             trainer.save_checkpoint(Path(str(self.dirpath)) / LAST)
+
+
+def best_checkpoint(trainer: pl.Trainer) -> BestCheckpoint | None:
+    """The trainer's :class:`BestCheckpoint`, whatever other checkpoints it writes; None if it has none."""
+    return next((callback for callback in trainer.checkpoint_callbacks if isinstance(callback, BestCheckpoint)), None)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,13 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
 from sdr_lightning.data.loaders import ResumableLoader
 from sdr_lightning.paths import write_atomically
 from sdr_lightning.training.distributed import gather_objects
 from sdr_lightning.training.epoch_terms import EpochTerms
+from sdr_lightning.training.interruption import Interruption, Stopped
 from sdr_lightning.training.metrics_csv import MetricsCSV
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
@@ -64,19 +63,6 @@ def last_checkpoint(folder: Path) -> Path:
     )
 
 
-class Stopped(SIGTERMException):  # what Lightning lets through as it is
-    """A training that was asked to stop, and saved.
-
-    Attributes:
-        signal: SIGTERM or SIGINT.
-    """
-
-    def __init__(self, asked: signal.Signals, step: int, goes_on: bool) -> None:
-        how = "; --ckpt_path last continues" if goes_on else ", and no last.ckpt is kept"
-        super().__init__(f"stopped by {'Ctrl-C' if asked == signal.SIGINT else asked.name} at step {step}{how}")
-        self.signal = asked
-
-
 class Continuation(pl.Callback):
     """Keeps generators, the epoch's terms and the rows of ``metrics.csv`` in each checkpoint, and saves on SIGTERM and Ctrl-C.
 
@@ -88,13 +74,11 @@ class Continuation(pl.Callback):
     def __init__(self) -> None:
         self._generators: list[dict[str, Tensor]] | None = None
         self._loader: dict[str, int] | None = None
-        self._asked: signal.Signals | None = None
-        self._handlers: dict[signal.Signals, Any] = {}
+        self._interruption = Interruption()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Give the signals back."""
-        for number in list(self._handlers):
-            self._give_back(number)
+        self._interruption.stop()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -132,11 +116,7 @@ class Continuation(pl.Callback):
 
         Lightning's handler, which it sets before this, waits for all processes where it stands and saves nothing.
         """
-        self._asked = None
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                if signal.getsignal(number) is not signal.SIG_IGN:
-                    self._handlers[number] = signal.signal(number, self._ask)
+        self._interruption.start()
         if isinstance(loader := trainer.train_dataloader, ResumableLoader):
             loader.limit = trainer.num_training_batches
         found, self._generators = self._generators, None
@@ -170,24 +150,23 @@ class Continuation(pl.Callback):
             self._leave_if_asked(trainer, save=True)
 
     def _leave_if_asked(self, trainer: pl.Trainer, save: bool = False) -> None:
-        if trainer.strategy.reduce_boolean_decision(self._asked is not None, all=False):
+        asked = self._interruption.asked
+        if trainer.strategy.reduce_boolean_decision(asked is not None, all=False):
             last = Path(trainer.default_root_dir) / "checkpoints" / LAST
-            if save:
+            if save and trainer.checkpoint_callbacks and not is_dev_run(trainer):
                 trainer.save_checkpoint(last)
-            raise Stopped(self._asked or signal.SIGTERM, trainer.global_step, last.is_file())
-
-    def _ask(self, number: int, _: object) -> None:
-        self._asked = signal.Signals(number)
-        if self._asked == signal.SIGINT:  # once more, and it is Ctrl-C as ever
-            self._give_back(self._asked)
-
-    def _give_back(self, number: signal.Signals) -> None:
-        signal.signal(number, self._handlers.pop(number))
+            how = "; --ckpt_path last continues" if last.is_file() else ", and no last.ckpt is kept"
+            raise Stopped(asked or signal.SIGTERM, f"at step {trainer.global_step}{how}")
 
 
 def is_between_steps(trainer: pl.Trainer, batch_idx: int) -> bool:
     """Whether the optimiser has taken its step after this batch, so that no accumulated gradient would be lost."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
+
+
+def is_dev_run(trainer: pl.Trainer) -> bool:
+    """Whether this is ``fast_dev_run``, which tries a few batches and writes nothing."""
+    return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 
 def _logs(trainer: pl.Trainer) -> list[MetricsCSV]:

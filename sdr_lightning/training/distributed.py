@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
+from sdr_lightning.training.interruption import Interruption, Stopped
 from sdr_lightning.types import Encoded
 
 T = TypeVar("T", Tensor, Tensor | None)
@@ -72,18 +74,22 @@ def in_first_process(trainer: pl.Trainer, action: Callable[[], object]) -> None:
 
     Raises:
         ValueError: in every process, where the action raised it or an ``OSError``: none is left waiting.
+        Stopped: in every process, where the action was stopped by a signal, which the others do not act on while they wait.
     """
-    failure: str | None = None
-    with _InfiniteBarrier() as barrier:
-        if trainer.is_global_zero:
-            try:
-                action()
-            except (ValueError, OSError) as error:
-                failure = str(error)
-        barrier()
-    failure = trainer.strategy.broadcast(failure)
-    if failure is not None:
-        raise ValueError(failure)
+    failure: ValueError | Stopped | None = None
+    with contextlib.nullcontext() if trainer.is_global_zero else Interruption():
+        with _InfiniteBarrier() as barrier:
+            if trainer.is_global_zero:
+                try:
+                    action()
+                except (ValueError, OSError) as error:
+                    failure = ValueError(str(error))
+                except Stopped as stopped:
+                    failure = stopped
+            barrier()
+        failure = trainer.strategy.broadcast(failure)
+        if failure is not None:
+            raise failure
 
 
 class EmbeddingTable(Metric):

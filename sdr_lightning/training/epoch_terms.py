@@ -30,6 +30,10 @@ class EpochTerms(pl.LightningModule):
         """What is logged at the end of an epoch."""
         return {f"train/{name}": values.mean() for name, values in self.packed_terms().items()}
 
+    def logged_metrics(self) -> list[str]:
+        """Names of the metrics that are logged in training and validation, which callbacks may monitor."""
+        return ["train/loss"]
+
     def packed_terms(self) -> dict[str, Tensor]:
         """The terms so far as one tensor each, (steps,), for checkpoints."""
         names = self.epoch_terms[0] if self.epoch_terms else ()

@@ -20,7 +20,7 @@ class Pool(NamedTuple):
     Attributes:
         image: of G images.
         text: of G captions.
-        image_index: (G,) int64 image rows.
+        image_index: (G,) int64 image rows, or (G, K), see :func:`~sdr_lightning.functional.contrastive.positives`.
         first: the row of this rank's first pair.
     """
 
@@ -64,8 +64,8 @@ def match(
         micro_batch: how many are fused at a time, see :mod:`~sdr_lightning.training.gradient_caching`; None for all.
 
     Returns:
-        Gradient flows to the tokens of the pool. A pair that has no negative in the pool, because all of it shows the
-        same image, is labelled as not counted.
+        Gradient flows to the tokens of the pool. A pair that has no negative in the pool, because all of it are
+        positives, is labelled as not counted.
 
     Raises:
         ValueError: a tower's features were cached, so that there are no tokens.

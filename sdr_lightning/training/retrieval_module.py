@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,15 @@ from torch import Tensor
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.table import Split
 from sdr_lightning.encoders.dual_encoder import DualEncoder
+from sdr_lightning.encoders.text import check_tokens
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.features.bank import FeatureBank, Modality
 from sdr_lightning.functional.search import TopK, top_k
 from sdr_lightning.losses.objective import RebalancingObjective
-from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds, evaluate_queries
+from sdr_lightning.metrics.evaluation import checked, cross_modal, cross_modal_folds, evaluate_queries
 from sdr_lightning.metrics.published import evaluate_published, first_five
-from sdr_lightning.paths import expand
+from sdr_lightning.paths import FilePath, expand
+from sdr_lightning.training.continuation import is_dev_run
 from sdr_lightning.training.distributed import EmbeddingTable, Gather, gather, gather_encoded, in_first_process
 from sdr_lightning.training.epoch_terms import EpochTerms
 from sdr_lightning.training.extraction import split_bank
@@ -57,6 +60,8 @@ class RetrievalModule(EpochTerms):
         gather: which gradients cross processes, see :func:`~sdr_lightning.training.distributed.gather`.
         negatives: whether hard negatives are drawn among a process's own pairs (``local``, as published) or among those of
             all processes (``global``).
+        positives: which pairs of a batch are positives of one another, and so never negatives: those of the same image
+            (``image``, as published), or also those whose captions have the same text (``image_or_text``).
         rerank: how many candidates the fusion encoder re-scores at test time, for each query in both directions; the
             metrics are added as ``reranked_...``. All of a smaller gallery. None for cosine alone.
         micro_batch: how many pairs are encoded at a time, with the gradient of the whole batch, see
@@ -79,10 +84,11 @@ class RetrievalModule(EpochTerms):
         optimisation: Optimisation | None = None,
         gather: Gather = "exact",
         negatives: Literal["local", "global"] = "local",
+        positives: Literal["image", "image_or_text"] = "image",
         rerank: int | None = None,
         micro_batch: int | None = None,
         local_loss: bool = False,
-        start_from: str | None = None,
+        start_from: FilePath | None = None,
     ) -> None:
         super().__init__()
         if encoder.fusion is None and (objective.needs_fusion or rerank is not None):
@@ -96,12 +102,15 @@ class RetrievalModule(EpochTerms):
             raise ValueError(
                 f"gather is exact or albef and negatives local or global, got {gather!r} and {negatives!r}"
             )
+        if positives not in ("image", "image_or_text"):
+            raise ValueError(f"positives is image or image_or_text, got {positives!r}")
         if local_loss and gather != "exact":
             raise ValueError("local_loss leaves rows to other processes and needs their gradient: set gather to exact")
         check_chunks(micro_batch, **{"image tower": encoder.image_tower, "text tower": encoder.text_tower})
         self.encoder, self.objective = encoder, objective
         self.optimisation = optimisation if optimisation is not None else Optimisation()
-        self.gather, self.negatives, self.rerank, self.start_from = gather, negatives, rerank, start_from
+        self.gather, self.negatives, self.positives = gather, negatives, positives
+        self.rerank, self.start_from = rerank, start_from
         self.micro_batch, self.local_loss = micro_batch, local_loss
         self.image_table, self.text_table, self.pair_table = EmbeddingTable(), EmbeddingTable(), EmbeddingTable()
         self.best_rsum = 0.0
@@ -125,18 +134,14 @@ class RetrievalModule(EpochTerms):
         """Check data against model, attach the teachers that the objective needs, and let frozen towers speak once.
 
         Raises:
-            ValueError: a tokenizer that is not the text tower's, a teacher's bank that is absent or of other data, or a test
+            ValueError: a tokenizer that does not fit the text tower, a teacher's bank that is absent or of other data, or a test
                 split that protocol paper cannot evaluate.
         """
         if self.protocol == "paper" and "test" in self.data.splits:
             test = self.data.split("test")
             first_five(test.caption_image, len(test.table.image_ids))
-        vocabulary = getattr(self.encoder.text_tower, "vocabulary_size", None)
-        if vocabulary is not None and vocabulary < self.data.tokenizer.vocabulary_size:
-            raise ValueError(
-                f"the tokenizer has {self.data.tokenizer.vocabulary_size} entries and the text tower embeds {vocabulary}: "
-                "give both the same weights, or raise text_tower's config.vocab_size"
-            )
+        tokenizer = self.data.tokenizer
+        check_tokens(self.encoder.text_tower, tokenizer.vocabulary_size, tokenizer.max_tokens)
         needed: dict[Modality, bool] = {
             "image": self.objective.needs_image_teacher,
             "text": self.objective.needs_text_teacher,
@@ -146,6 +151,9 @@ class RetrievalModule(EpochTerms):
                 self._attach_teacher(modality)
         if stage == "fit" and self.start_from is not None:
             start_from(Path(expand(self.start_from)), self, self.encoder, self.objective)
+        if stage == "fit" and self.positives == "image_or_text":
+            content = torch.from_numpy(self.data.split("train").content("text"))
+            self._text_content = content.to(self.trainer.strategy.root_device)
         for name, split in self.data.splits.items():
             for tower in self.encoder.cached_towers().values():
                 split.cache(self._features(tower, name))
@@ -177,11 +185,12 @@ class RetrievalModule(EpochTerms):
         """
         image = encode_in_chunks(self.encoder.image, batch.images, self.micro_batch)
         text = encode_in_chunks(self.encoder.text, batch.texts, self.micro_batch)
-        matched = self._match(image, text, batch.image_index) if self.objective.needs_fusion else Matched(None)
+        index = self._positive_index(batch)
+        matched = self._match(image, text, index) if self.objective.needs_fusion else Matched(None)
         pairs = PairEmbeddings(
             gather(self, image.vector, self.gather),
             gather(self, text.vector, self.gather),
-            gather(self, batch.image_index),
+            gather(self, index),
             gather(self, batch.image_teacher),
             gather(self, batch.text_teacher),
             gather(self, matched.fused, self.gather),
@@ -198,6 +207,12 @@ class RetrievalModule(EpochTerms):
             raise ValueError(self._not_finite(whole, batch.image_index))
         self.keep_terms(whole)
         return loss
+
+    def _positive_index(self, batch: RetrievalBatch) -> Tensor:
+        """(B,) or (B, 2) int64: pairs with an equal value in a column are positives of one another."""
+        if self.positives == "image":
+            return batch.image_index
+        return torch.stack([batch.image_index, self._text_content[batch.text_index]], dim=1)
 
     def _own_rows(self, pairs: int) -> slice:
         first = self.trainer.global_rank * pairs
@@ -227,6 +242,13 @@ class RetrievalModule(EpochTerms):
         """Every term's mean, and the temperatures and lambda as they are."""
         return super().epoch_means() | {f"objective/{name}": value for name, value in self.objective.scalars().items()}
 
+    def logged_metrics(self) -> list[str]:
+        """Names of the metrics of validation, of the terms, and of the temperatures and lambda."""
+        pair = torch.eye(2)
+        recall = [f"{self.data.select_on}/{name}" for name in (*cross_modal(pair, pair, torch.arange(2)), "rsum_best")]
+        terms = [f"train/{name}" for name in ("loss", *self.objective.weights)]
+        return [*recall, *terms, *(f"objective/{name}" for name in self.objective.scalars())]
+
     def on_train_batch_end(self, *_: Any) -> None:
         """Keep the temperatures in their ranges."""
         self.objective.clamp()
@@ -241,8 +263,8 @@ class RetrievalModule(EpochTerms):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Recall on the split that checkpoints are selected on, and the best rsum so far, for sweeps to go by."""
-        if self.trainer.sanity_checking:  # a few batches are not the gallery
+        """Log recall on the split that checkpoints are selected on, and the best rsum so far, for sweeps."""
+        if self.trainer.sanity_checking or is_dev_run(self.trainer):  # a few batches are not the gallery
             self.image_table.reset()
             self.text_table.reset()
             return
@@ -257,7 +279,7 @@ class RetrievalModule(EpochTerms):
         image, text = self._collect("test")
         self.test_embeddings = image, text
         pairs, relevance = self.data.split("test").caption_image, self.data.relevance("test")
-        rescored = None if self.rerank is None else self._rescored(image, text, self.rerank)
+        rescored = None if self.rerank is None else self._rescored(*checked(image, text, pairs)[:2], self.rerank)
         if self.protocol == "paper":
             self.test_metrics, self.test_queries = evaluate_published(image, text, pairs, relevance)
             if rescored is not None:
@@ -270,7 +292,8 @@ class RetrievalModule(EpochTerms):
                 self.test_metrics |= cross_modal_folds(image, text, pairs, self.data.test_folds)
             if rescored is not None:
                 self.test_metrics |= reranked_metrics(image, text, pairs, rescored)
-        self.log_dict({f"test/{name}": value for name, value in self.test_metrics.items()})
+        defined = {name: value for name, value in self.test_metrics.items() if not math.isnan(value)}
+        self.log_dict({f"test/{name}": value for name, value in defined.items()})
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Replace the weights of frozen towers by their fingerprints, and note whose features were distilled."""
@@ -309,7 +332,7 @@ class RetrievalModule(EpochTerms):
                 )
 
     def _rescored(self, image: Tensor, text: Tensor, k: int) -> Rescored:
-        """The first k of each query by cosine, in both directions, with the fusion encoder's scores."""
+        """The first k of each query by cosine, in both directions, with the fusion encoder's scores; embeddings normalised."""
         images = torch.arange(len(image))
         to_text, to_image = top_k(image, text, k).items, top_k(text, image, k).items  # (N, k), (C, k)
         columns = torch.arange(len(text))[:, None]

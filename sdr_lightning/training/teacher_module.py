@@ -7,6 +7,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from sdr_lightning.encoders.projection import Projection
+from sdr_lightning.encoders.text import check_tokens
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.functional.contrastive import indecision, nt_xent
 from sdr_lightning.training.distributed import gather
@@ -47,6 +48,16 @@ class TeacherModule(EpochTerms):
             raise ValueError(f"the regulariser's weight must be finite and >= 0, got {regulariser}")
         self.temperature, self.regulariser = temperature, regulariser
         self.optimisation = optimisation if optimisation is not None else Optimisation()
+
+    def setup(self, stage: str) -> None:
+        """Check the tokenizer against a text tower.
+
+        Raises:
+            ValueError: it does not fit, see :func:`~sdr_lightning.encoders.text.check_tokens`.
+        """
+        if self.tower.modality == "text":
+            tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+            check_tokens(self.tower, tokenizer.vocabulary_size, tokenizer.max_tokens)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`.

@@ -143,6 +143,30 @@ def test_a_value_that_a_class_refuses(options: tuple[str, ...], expected: str) -
     assert len(message) < 200
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ((f"{DATA}.imbalance.modality", "video"), "modality: expected one of 'image', 'text', 'pair', got 'video'"),
+        ((f"{DATA}.source.init_args.num_train", "many"), "num_train: expected int, got 'many'"),
+        ((f"{DATA}.train_on", "foo"), "train_on: expected a list, got 'foo'"),
+    ],
+)
+def test_what_was_expected_is_said_in_words(options: tuple[str, ...], message: str) -> None:
+    assert complaint(*options) == message
+
+
+def test_an_unknown_option_of_a_command() -> None:
+    assert one_line("Subcommand 'fit' does not accept option 'trainer.max_epoch'") == (
+        "there is no option 'trainer.max_epoch'; did you mean 'max_epochs' or 'min_epochs'?"
+    )
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused_at_start(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    message = complaint("--run_dir", str(tmp_path / "file/run"))
+    assert message == f"nothing can be written to file/run: {tmp_path}/file is a file; choose another folder"
+
+
 def test_a_plain_message_is_passed_on() -> None:
     message = "the folder runs/a already holds a run: choose another"
     assert one_line(message) == message

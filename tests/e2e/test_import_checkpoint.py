@@ -274,6 +274,12 @@ def test_a_student_of_another_shape_or_kind_is_refused(
     assert "did you mean 'embedding_width'" in refused(bare, "--model.init_args.encoder.init_args.embeding_width=32")
 
 
+def test_a_foreign_output_is_refused(bare: Path, configuration: tuple[str, ...], refused: Callable[..., str]) -> None:
+    before = bare.read_bytes()
+    assert "is a file that this command reads" in refused(bare, "--output", str(bare))
+    assert bare.read_bytes() == before
+
+
 def test_an_unknown_origin_is_refused(
     bare: Path, configuration: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -40,7 +40,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
             "no feature bank",
         ),
         (("--model.init_args.encoder.init_args.image_tower.init_args.name=resnet10",), "timm has no model 'resnet10'"),
-        (("--model.init_args.encoder.init_args.image_tower.init_args.weights=absent.pth",), "no weights at absent.pth"),
+        (("--model.init_args.encoder.init_args.image_tower.init_args.weights=absent.pth",), "no weights at "),
         (("--model.init_args.encoder.init_args.image_tower.init_args.weights=$UNSET_WEIGHTS",), "UNSET_WEIGHTS"),
     ],
 )
@@ -56,14 +56,14 @@ def test_sdr_fit_refuses(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (("--image_teacher.config=nope.yaml",), "no configuration of the image teacher at nope.yaml"),
-        (("--image_teacher.ckpt_path=a.ckpt",), "a teacher's ckpt_path, a.ckpt, needs its config beside it"),
+        (("--image_teacher.config=nope.yaml",), "no configuration of the image teacher at "),
+        (("--image_teacher.ckpt_path=a.ckpt",), "a.ckpt, needs its config beside it"),
         (("--image_teacher.config={scenes}/text_teacher.yaml",), "is a teacher of the text modality, expected image"),
         (("--image_teacher.config={scenes}/sdr.yaml",), "makes a RetrievalModule, expected a TeacherModule"),
         (("--image_teacher.config=$UNSET_TEACHER",), "environment variable UNSET_TEACHER"),
         (
             ("--image_teacher.config={scenes}/image_teacher.yaml", "--image_teacher.ckpt_path=no.ckpt"),
-            "no checkpoint at no.ckpt: train the teacher with sdr fit",
+            "no.ckpt: train the teacher with sdr fit",
         ),
         (
             ("--image_teacher.config={scenes}/image_teacher.yaml", "--image_teacher.ckpt_path={scenes}/sdr.yaml"),
@@ -118,3 +118,26 @@ def test_testing_needs_a_checkpoint(experiments: Path, refused: Callable[..., st
     config = ("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL)
     assert "needs --ckpt_path" in refused("test", *config)
     assert "absent.ckpt" in refused("test", *config, "--ckpt_path", "absent.ckpt")
+
+
+def test_a_run_replaces_no_file_that_no_run_wrote(
+    experiments: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "metrics.json").write_text("mine")
+    base = ("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL)
+    for command in ("fit", "test"):
+        line = refused(command, *base, "--run_dir", tmp_path, "--ckpt_path", "x.ckpt")
+        assert f"{tmp_path} holds metrics.json, which no run wrote: choose another --run_dir" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.json"]
+
+
+@pytest.mark.parametrize("option", ["--output", "--placebo"])
+def test_a_bank_replaces_no_file_that_is_no_bank(
+    option: str, experiments: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    (tmp_path / "x.safetensors").write_text("mine")
+    outputs = {"--output": tmp_path / "bank.safetensors", option: tmp_path / "x.safetensors"}
+    config = ("--config", experiments / "scenes/sdr.yaml", "--teacher", experiments / "scenes/image_teacher.yaml")
+    line = refused("extract", *config, *(word for pair in outputs.items() for word in pair))
+    assert "x.safetensors exists and was not written by this command" in line
+    assert (tmp_path / "x.safetensors").read_text() == "mine"

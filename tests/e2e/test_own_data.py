@@ -7,6 +7,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from sdr_lightning.configure import student_data
 from sdr_lightning.data import SceneSource
 from tests.e2e.sdr import MATCHING_ALONE, complaint, sdr, succeeded
 
@@ -48,7 +49,10 @@ def test_training_with_matching_alone_and_testing_as_configured(own: Path) -> No
     assert [part["realised_ratio"] for part in record["train"]["imbalances"]] == [pytest.approx(0.5, abs=0.005)]
     assert record["val"]["imbalances"] == []
     best = ("--ckpt_path", own / "run/checkpoints/best.ckpt", "--run_dir", own / "test")
-    printed = succeeded(sdr("test", *config, *noisy, *best, OWN_ROOT=str(own)))
+    resolved = ("--config", own / "run/config.yaml")  # accepted by every command, and without variables
+    assert len(student_data(list(map(str, resolved))).table("train").captions) > 0
+    succeeded(sdr("data", "check", "--fast", "--data", own / "run/config.yaml"))
+    printed = succeeded(sdr("test", *resolved, *best))
     assert "the test data is imbalanced: typos" in printed
     results = json.loads((own / "test/results.json").read_text())
     assert results["evaluated_under"]["test"]["imbalances"][0]["kind"] == "typos"

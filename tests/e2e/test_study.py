@@ -86,7 +86,7 @@ def test_every_cell_records_what_made_it(finished: Path) -> None:
         assert ratios == ([pytest.approx(result["ratio"], abs=0.005)] if result["ratio"] else [])
         assert ("degree" in result["realised"]) == (result["method"] == "SDR")  # placebos measure nothing
         assert result["evaluated_under"] == {}
-        assert {"versions", "git", "data", "fingerprint", "selected", "protocol"} <= result.keys()
+        assert {"versions", "git", "data", "code", "fingerprint", "selected", "protocol"} <= result.keys()
         assert (path.parent / "config.yaml").is_file()
         assert (path.parent / "metrics.csv").is_file()
     report = (finished / "report.html").read_text()

@@ -24,9 +24,13 @@ def seeded(seed=0):
 
 
 @pytest.mark.parametrize("temperature", [0.07, torch.tensor(0.5, dtype=torch.float64)])
-def test_weights_equal_the_reference_on_a_gallery_of_another_size(temperature):
+@pytest.mark.parametrize("by_text", [False, True])
+def test_weights_equal_the_reference_on_a_gallery_of_another_size(temperature, by_text):
     queries, gallery = unit_rows(4), unit_rows(7, seed=1)
     query_ids, gallery_ids = [9, 4, 7, 9], [4, 9, 4, 2, 9, 9, 7]
+    if by_text:  # positives by image or by caption
+        query_ids = [list(pair) for pair in zip(query_ids, [0, 1, 2, 3], strict=True)]
+        gallery_ids = [list(pair) for pair in zip(gallery_ids, [3, 0, 0, 2, 1, 5, 5], strict=True)]
     weights = negative_weights(queries, gallery, torch.tensor(query_ids), torch.tensor(gallery_ids), temperature)
     expected = reference.negative_weights(
         queries.tolist(), gallery.tolist(), query_ids, gallery_ids, float(temperature)

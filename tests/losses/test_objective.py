@@ -36,7 +36,7 @@ def random_pairs(seed=0, ids=IDS):
     image, text = F.normalize(image, dim=1).requires_grad_(), F.normalize(text, dim=1).requires_grad_()
     logits = random_rows(3 * count, 2, 6 * seed + 5).requires_grad_()
     labels = torch.tensor([1] * count + [0] * (2 * count - 1) + [-100])  # the last one does not exist
-    if len(set(ids)) == 1:
+    if all(other == ids[0] for other in ids):
         labels[count:] = -100
     return PairEmbeddings(
         image, text, torch.tensor(ids), image_teacher, text_teacher, fused.requires_grad_(), logits, labels
@@ -106,7 +106,11 @@ def test_structure_terms_equal_the_reference(relation, distance):
             assert value.item() == pytest.approx(expected[name], rel=1e-6), name
 
 
-@pytest.mark.parametrize("ids", [IDS, [1, 2, 3, 4], [6, 6, 6]], ids=["groups", "single", "one image"])
+@pytest.mark.parametrize(
+    "ids",
+    [IDS, [1, 2, 3, 4], [6, 6, 6], [[4, 0], [9, 1], [4, 1], [2, 2], [1, 0]]],
+    ids=["groups", "single", "one image", "by image or text"],
+)
 def test_instance_terms_and_their_gradients_equal_the_reference(ids):
     weights = {name: ALL[name] for name in INSTANCES}
     module, pairs = make_objective(weights), random_pairs(1, ids)

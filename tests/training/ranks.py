@@ -44,6 +44,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         **{"weights": WITH_MATCHING, "relation": "fused", "negatives": "global"},
         **{"micro_batch": 3, "local_loss": True},
     },
+    "by text global exact own rows": {
+        **{"weights": WITH_MATCHING, "relation": "fused", "negatives": "global"},
+        **{"positives": "image_or_text", "local_loss": True},
+    },
     "global albef": {"weights": WITH_MATCHING, "relation": "fused", "negatives": "global", "gather": "albef"},
 }
 DRAWN_BATCHES = 12

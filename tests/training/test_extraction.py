@@ -1,4 +1,8 @@
-from collections.abc import Sequence
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +18,9 @@ from sdr_lightning.data.table import Split
 from sdr_lightning.data.tokenizer import SceneTokenizer
 from sdr_lightning.encoders import Tower
 from sdr_lightning.features import FeatureBank
+from sdr_lightning.training import extraction
 from sdr_lightning.training.extraction import extract_bank, split_bank
+from sdr_lightning.training.interruption import Stopped
 from sdr_lightning.types import Encoded, Tokens
 
 CPU = torch.device("cpu")
@@ -85,12 +91,92 @@ def test_a_frozen_tower_speaks_once(modality: Literal["image", "text"], items: i
     assert len(list(tmp_path.glob(f"{modality}-*.safetensors"))) == 1
 
 
-def test_a_tower_that_learns_is_asked_every_time_and_nothing_is_kept(tmp_path: Path) -> None:
+def test_a_trained_teacher_is_asked_every_time_and_nothing_is_kept(tmp_path: Path) -> None:
     tower = CountingTower("image", frozen=False)
     for _ in range(2):
-        bank(tower, module(tmp_path))
-        assert tower.asked() == 20
+        extract_bank(tower, module(tmp_path), ["train", "val"], CPU)
+        assert tower.asked() == 26
     assert not list(tmp_path.iterdir())
+
+
+def meeting(tower: CountingTower, batch: int, event: Callable[[], object]) -> CountingTower:
+    """Let something happen in one of a tower's batches."""
+    plain = tower.encode_inputs
+
+    def encode_inputs(inputs: Tensor | Tokens) -> Encoded:
+        encoded = plain(inputs)
+        if len(tower.rows) == batch:
+            event()
+        return encoded
+
+    tower.encode_inputs = encode_inputs  # type: ignore[method-assign]
+    return tower
+
+
+def kill() -> None:
+    """Fail where nothing is saved any more."""
+    raise MemoryError
+
+
+def sent(number: signal.Signals) -> Callable[[], None]:
+    return lambda: os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+@pytest.mark.parametrize(
+    ("event", "kept"),
+    [(sent(signal.SIGINT), [7, 7]), (sent(signal.SIGTERM), [7, 7]), (kill, [7])],
+    ids=["Ctrl-C", "SIGTERM", "kill"],
+)
+def test_an_interrupted_extraction_goes_on_with_the_batches_that_are_left(
+    event: Callable[[], object], kept: list[int], frozen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After an error, as after a kill, what is lost is what was computed since the last part."""
+    whole = CountingTower("image", frozen)
+    expected = bank(whole, module(tmp_path / "whole"))
+    if event is kill:
+        monkeypatch.setattr(extraction, "_PART_S", 0.0)
+    tower = meeting(CountingTower("image", frozen), 2, event)
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises((Stopped, MemoryError)) as caught:
+        extract_bank(tower, module(tmp_path), ["train"], CPU)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+    if isinstance(caught.value, Stopped):
+        assert str(caught.value).endswith("after 14 of 20 image features; they are kept, the same command continues")
+    again = CountingTower("image", frozen)
+    found = extract_bank(again, module(tmp_path), ["train"], CPU)
+    assert kept + again.rows == whole.rows
+    assert torch.equal(found.features, expected.features)
+    assert found.fingerprint == expected.fingerprint
+    assert [path.suffix for path in tmp_path.glob("image-*")] == [".safetensors"] * frozen
+
+
+def test_a_stop_in_a_later_split_keeps_the_earlier_ones(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        extract_bank(
+            meeting(CountingTower("image", False), 4, sent(signal.SIGTERM)), module(tmp_path), ["train", "val"], CPU
+        )
+    tower = CountingTower("image", frozen=False)
+    assert len(extract_bank(tower, module(tmp_path), ["train", "val"], CPU).ids) == 26
+    assert tower.asked() == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_second_process_waits_for_the_features_of_the_first(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    begun, waited = threading.Event(), threading.Event()
+    slow = meeting(CountingTower("image"), 1, lambda: (begun.set(), waited.wait(10)))
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(bank, slow, module(tmp_path))
+        assert begun.wait(10)
+        tower = CountingTower("image")
+        second = pool.submit(bank, tower, module(tmp_path))
+        while "waiting for another process" not in capfd.readouterr().err:
+            assert not second.done()
+        waited.set()
+        assert torch.equal(first.result().features, second.result().features)
+    assert tower.asked() == 0
 
 
 STEPS: dict[str, tuple[Literal["image", "text"], Sequence[tuple[Imbalance, int]]]] = {

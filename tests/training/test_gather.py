@@ -19,7 +19,14 @@ from sdr_lightning.training import matching
 from sdr_lightning.training.matching import Matched, Pool, match
 from sdr_lightning.types import Encoded, PairEmbeddings, RetrievalBatch, Tokens
 from tests.training.ranks import DRAWN_BATCHES, IDS, SETTINGS, Gradients, share
-from tests.training.student import LIGHTNINGS_OWN_WARNINGS, FixedBatches, hardest, student, trainer
+from tests.training.student import (
+    LIGHTNINGS_OWN_WARNINGS,
+    TEXT_CONTENT,
+    FixedBatches,
+    hardest,
+    student,
+    trainer,
+)
 
 pytestmark = LIGHTNINGS_OWN_WARNINGS
 Results = list[dict[str, Any]]
@@ -72,6 +79,8 @@ def whole_gradients(setting: str, world_size: int) -> dict[str, dict[str, Tensor
     encoder, objective, batch = module.encoder, module.objective, whole_batch(world_size)
     image, text = encoder.image(batch.images), encoder.text(batch.texts)
     index, size = batch.image_index, len(batch.image_index) // world_size
+    if module.positives == "image_or_text":
+        index = torch.stack([index, torch.from_numpy(TEXT_CONTENT)[batch.text_index]], dim=1)
     found: list[Matched] = []
     if objective.needs_fusion:
         assert encoder.fusion is not None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +12,13 @@ import torch
 from torch import Tensor
 
 from sdr_lightning.data.module import RetrievalDataModule
+from sdr_lightning.data.table import Split
 from sdr_lightning.data.tokenizer import SceneTokenizer
 from sdr_lightning.functional.ranking import Ranking
+from sdr_lightning.functional.search import TopK, top_k
 from sdr_lightning.metrics.cross_modal import summarise
-from sdr_lightning.training.reranking import Captions, encode_captions
+from sdr_lightning.metrics.relevance import FactRelevance, Relevance
+from sdr_lightning.training.reranking import Captions, Rescored, encode_captions, reranked_metrics
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.types import Encoded, Tokens
 from tests.training.student import LIGHTNINGS_OWN_WARNINGS, RaggedSource, student, trainer
@@ -145,6 +150,33 @@ def test_all_candidates_are_a_ranking_by_matching_alone() -> None:
     right = [[image == told for told in truth.told] for image in range(10)]
     by_score = ranks(truth.scores, truth.scores, right, 0)
     assert metrics["reranked_i2t_MRR"] == pytest.approx(np.mean([1 / (rank + 1) for rank in by_score]))
+
+
+def test_candidates_and_ranks_are_by_cosine_whatever_the_lengths() -> None:
+    """Embeddings of low precision are of length 1 only roughly; what is not re-scored keeps its rank by cosine."""
+    generator = torch.Generator().manual_seed(0)
+    index = torch.arange(10).repeat_interleave(torch.tensor(COUNTS))
+    image, text = torch.randn(10, 6, generator=generator), torch.randn(24, 6, generator=generator)
+    image, text = torch.nn.functional.normalize(image), torch.nn.functional.normalize(text)
+    rescored = Rescored(
+        *(TopK(torch.zeros(len(one), 1), top_k(one, two, 1).items) for one, two in ((image, text), (text, image)))
+    )
+    longer = torch.linspace(1, 3, 24)[:, None]
+    assert reranked_metrics(image, text * longer, index, rescored) == reranked_metrics(image, text, index, rescored)
+
+
+def test_what_is_undefined_is_not_logged_and_stops_nothing() -> None:
+    class Irrelevant(RaggedSource):
+        def relevance(self, split: Split, cache: Path) -> Relevance:
+            return FactRelevance(np.zeros((len(COUNTS), 1), int), np.zeros((sum(COUNTS), 1), int))
+
+    module, data = student({"itc": 1}), data_module()
+    data.source = Irrelevant(COUNTS)
+    run = trainer()
+    run.test(module, datamodule=data, verbose=False)
+    undefined = {name for name, value in module.test_metrics.items() if math.isnan(value)}
+    assert undefined == {name for name in module.test_metrics if "NDCG" in name}
+    assert run.logged_metrics.keys() == {f"test/{name}" for name in module.test_metrics.keys() - undefined}
 
 
 def test_batches_change_nothing() -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sdr_lightning.data.table import SPLITS, CaptionTable, Split
 from sdr_lightning.identity import stable_hash, stable_hashes
+from sdr_lightning.paths import FilePath
 
 Level = Literal["image", "caption"]
 Kind = Literal[
@@ -124,7 +125,7 @@ class Imbalance:
     severity: int = 5
     seed: int = 0
     splits: tuple[Split, ...] = ("train",)
-    file: str | None = None
+    file: FilePath | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", tuple(self.splits))

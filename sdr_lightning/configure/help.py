@@ -1,0 +1,214 @@
+"""Every key of a configuration, with what it is set to and what it does, from signatures and docstrings."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import shutil
+import textwrap
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import docstring_parser
+import yaml
+from lightning.pytorch import Trainer
+
+from sdr_lightning.configure.teacher import TeacherFiles
+from sdr_lightning.data.module import RetrievalDataModule
+from sdr_lightning.training.checkpoint import BestCheckpoint
+from sdr_lightning.training.retrieval_module import RetrievalModule
+
+_COMMAND = """usage: sdr {command} --config FILE [--config FILE ...] [--KEY VALUE ...]
+
+Every key of a YAML file is an option, and later ones go over earlier ones. With --config FILE --help the keys of that
+experiment are shown with the values they have there. --model.help, --data.help and --trainer.help show one section, and
+--data.help CLASS one class.
+"""
+_OWN = {
+    "config FILE": "a configuration; may be repeated, later ones go over earlier ones",
+    "run_dir DIR": "folder of the run; made by date if left out",
+    "ckpt_path FILE": "checkpoint to continue from or to test; of fit also last",
+    "protocol clean|paper": "clean: as configured; paper: as the public code does, see docs/method.md",
+    "seed_everything INT": "of initialisation, order of batches and choice of imbalanced items (default: 0)",
+}
+_SECTIONS: dict[str, type] = {"model": RetrievalModule, "data": RetrievalDataModule}
+_ROLE = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`")  # a cross reference of the documentation
+
+
+def is_help(arguments: Sequence[str]) -> bool:
+    """Whether options ask for help."""
+    asked = ("-h", "--help", "--model.help", "--data.help", "--trainer.help")
+    return any(word.partition("=")[0] in asked for word in arguments)
+
+
+def help_text(command: str, arguments: Sequence[str]) -> str:
+    """The help of a command that takes a configuration.
+
+    Args:
+        command: such as ``fit``.
+        arguments: its options, one of which asks for help.
+
+    Returns:
+        Of ``--help`` all keys, of ``--data.help`` and the like those of one section; with the values of the configurations
+        that ``--config`` and ``--data`` name.
+
+    Raises:
+        ValueError: a configuration that cannot be read, or a class that is not there.
+    """
+    words = [part for word in arguments for part in ([word] if not word.startswith("--") else word.split("=", 1))]
+    section = next((word[2:-5] for word in words if word.endswith(".help")), None)
+    if section is not None:
+        following = words[words.index(f"--{section}.help") + 1 :]
+        if following and not following[0].startswith("-"):
+            return "\n".join(_keys(_imported(following[0]), "init_args", {})).replace("--init_args.", "init_args.")
+    settings = _settings(words)
+    if section == "trainer":
+        return "\n".join(_keys(Trainer, "trainer", settings.get("trainer", {})))
+    lines: list[str] = []
+    if section is None:
+        lines = [_COMMAND.format(command=command)]
+        for name, meaning in _OWN.items():
+            lines += _entry(name, meaning)
+    for name in _SECTIONS if section is None else (section,):
+        lines += ["", *_object(_SECTIONS[name], name, settings.get(name))]
+    if section is None:
+        lines += [
+            "",
+            "checkpoint: which weights are kept",
+            *_keys(BestCheckpoint, "checkpoint", settings.get("checkpoint", {})),
+        ]
+        for modality in ("image", "text"):
+            name = f"{modality}_teacher"
+            lines += ["", f"{name}: run over the student's data", *_keys(TeacherFiles, name, settings.get(name, {}))]
+        lines += ["", "trainer: Lightning's Trainer, see --trainer.help"]
+        names = " ".join(f"--trainer.{name}" for name in inspect.signature(Trainer).parameters)
+        lines += textwrap.wrap(names, _width(), initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def _settings(words: Sequence[str]) -> dict[str, Any]:
+    """What the configurations that are named hold, fragments put in their places."""
+    merged: dict[str, Any] = {}
+    for option, value in pairwise(words):
+        if option in ("-c", "--config"):
+            merged = _over(merged, _read(Path(value)))
+        elif option == "--data":
+            merged = _over(merged, {"data": _read(Path(value))})
+    return merged
+
+
+def _read(path: Path) -> Any:
+    try:
+        return _filled(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"no configuration at {path} ({type(error).__name__})") from error
+
+
+def _filled(value: Any, folder: Path) -> Any:
+    if isinstance(value, dict):
+        return {key: _filled(part, folder) for key, part in value.items()}
+    if isinstance(value, str) and value.endswith((".yaml", ".yml")) and (folder / value).is_file():
+        return _read(folder / value)
+    return value
+
+
+def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: _over(below[key], value)
+        for key, value in above.items()
+        if isinstance(value, dict) and isinstance(below.get(key), dict)
+    }
+    return {**below, **above, **both}
+
+
+def _object(expected: type, prefix: str, value: Any, meaning: str = "") -> Iterator[str]:
+    """A key that holds an object of a class: which class, and the keys of that."""
+    given = value if isinstance(value, dict) else {}
+    chosen = _imported(given["class_path"]) if "class_path" in given else expected
+    kinds = sorted(kind.__name__ for kind in _below(expected))
+    if chosen is expected and kinds:
+        choice = f"one of {', '.join(kinds)} ({expected.__module__.rpartition('.')[0]}), or a class of your own"
+        yield from _entry(f"{prefix}.class_path (required)", f"{meaning} {choice}")
+        return
+    yield from _entry(f"{prefix}: {chosen.__name__}", meaning)
+    inner = prefix if hasattr(expected, "__dataclass_fields__") else f"{prefix}.init_args"
+    yield from _keys(chosen, inner, given.get("init_args", given))
+
+
+def _keys(kind: Any, prefix: str, values: dict[str, Any]) -> Iterator[str]:
+    """The parameters of a class as options, with their values."""
+    meanings = _meanings(kind)
+    hints = get_type_hints(kind.__init__)
+    for name, parameter in inspect.signature(kind).parameters.items():
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
+        hint, meaning, key = hints.get(name), meanings.get(name, ""), f"{prefix}.{name}"
+        ours = next((part for part in (hint, *get_args(hint)) if _is_ours(part)), None)
+        if ours is not None:
+            yield from _object(ours, key, values.get(name), meaning)
+            continue
+        value = values.get(name, parameter.default)
+        shown = f"{key} (required)" if value is inspect.Parameter.empty else f"{key} = {_short(value)}"
+        yield from _entry(shown, f"{meaning} {_kind(hint, str(parameter.annotation))}")
+
+
+def _kind(hint: Any, annotation: str) -> str:
+    """The type of an option for a reader: the values of a Literal, or the annotation as it is written."""
+    literals = [value for part in (hint, *get_args(hint)) if get_origin(part) is Literal for value in get_args(part)]
+    if literals:
+        return f"[{' | '.join(map(str, literals))}]"
+    return f"[{annotation.replace('PathOrName', 'path or name').replace('FilePath', 'path')}]"
+
+
+def _entry(name: str, meaning: str) -> list[str]:
+    text = textwrap.wrap(" ".join(meaning.split()), _width(), initial_indent="        ", subsequent_indent="        ")
+    return [f"  --{name}", *text]
+
+
+def _meanings(kind: Any) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for part in (kind, *kind.__mro__[1:-1]):
+        for text in (part.__doc__, part.__init__.__doc__):
+            for parameter in docstring_parser.parse(text or "").params:
+                found.setdefault(parameter.arg_name, _ROLE.sub(r"\1", (parameter.description or "").replace("``", "")))
+    return found
+
+
+def _is_ours(kind: Any) -> bool:
+    return (
+        inspect.isclass(kind)
+        and kind.__module__.startswith("sdr_lightning.")
+        and kind.__module__ != "sdr_lightning.paths"
+    )
+
+
+def _below(kind: Any) -> list[type]:
+    """The classes below one that can be made."""
+    found: list[type] = []
+    for subclass in kind.__subclasses__():
+        found += [subclass] if not inspect.isabstract(subclass) else []
+        found += _below(subclass)
+    return found
+
+
+def _short(value: Any) -> str:
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 60 else f"{text[:60]} ..."
+
+
+def _imported(path: str) -> type:
+    module, _, name = path.rpartition(".")
+    try:
+        found: type = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"there is no class {path}: give its whole name, such as sdr_lightning.data.TabularSource"
+        ) from error
+    return found
+
+
+def _width() -> int:
+    return min(120, shutil.get_terminal_size((100, 24)).columns)

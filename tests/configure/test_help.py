@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+
+from sdr_lightning.cli.main import main
+from sdr_lightning.configure.help import help_text
+
+SCENES = str(Path(__file__).parents[2] / "experiments/scenes/sdr.yaml")
+
+
+def test_help_lists_every_key_with_the_values_of_the_experiment(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", SCENES, "--help"]) == 0
+    printed = capsys.readouterr().out
+    for key in (
+        "--run_dir",
+        "--model.init_args.encoder.init_args.image_tower.init_args.name = resnet10t",
+        "--model.init_args.objective.init_args.weights = {",
+        "--data: RetrievalDataModule",
+        "--data.init_args.source: SceneSource",
+        "--data.init_args.source.init_args.num_train",
+        "--data.init_args.imbalance.kind = mismatch",
+        "--checkpoint.monitor = val/rsum",
+        "--image_teacher.config",
+        "--trainer.max_epochs",
+    ):
+        assert key in printed, key
+
+
+def test_help_without_a_configuration_names_the_choices() -> None:
+    printed = " ".join(help_text("fit", ["--help"]).split())
+    assert "--data.init_args.source.class_path (required)" in printed
+    assert "TabularSource" in printed
+    assert "[image | text | pair]" in printed
+
+
+@pytest.mark.parametrize("command", [["fit"], ["data", "check"], ["noise", "make"]])
+def test_help_of_the_data(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command, "--data.help"]) == 0
+    printed = capsys.readouterr().out
+    assert "--data.init_args.batch_size (required)" in printed
+    assert "--model" not in printed
+    assert main([*command, "--data.help", "sdr_lightning.data.TabularSource"]) == 0
+    assert "init_args.caption_columns" in capsys.readouterr().out
+
+
+def test_help_of_a_class_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match="there is no class TabularSource: give its whole name"):
+        help_text("fit", ["--data.help=TabularSource"])
