@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-mini reproduce-flickr reproduce-flickr8k sweep-mini lint format type test test-slow docs clean
+.PHONY: help install reproduce-mini reproduce-flickr reproduce-flickr8k sweep-mini lint format type test test-slow docs check-results clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -52,9 +52,12 @@ test: $(READY) ## the fast tests, offline
 test-slow: $(READY) ## the slow tests
 	$(BIN)/pytest -m slow
 
-docs: $(READY) ## publish the studies that were run, as docs/results/
+docs: $(READY) ## write what is generated in README.md, docs/ and experiments/; STUDIES="runs/scenes ..." publishes these first
 	$(BIN)/python docs/make_imbalance.py
-	$(BIN)/python docs/make_results.py runs/scenes runs/flickr8k runs/flickr8k-grid
+	$(BIN)/python docs/make_results.py $(STUDIES)
+
+check-results: $(READY) ## say which published results are out of date, and run two cells of each study again; NAMES="scenes ..."
+	$(BIN)/python docs/check_results.py $(NAMES)
 
 clean: ## remove .venv and everything that tools left
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

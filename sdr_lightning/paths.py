@@ -218,7 +218,7 @@ def claim(folder: Path) -> None:
     if folder in _CLAIMED:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("w")
+    lock = (folder / ".lock").open("a")  # a file of that name stays as it is
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

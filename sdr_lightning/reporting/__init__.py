@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__all__ = ["build_report", "draw_run"]
+__all__ = ["build_report", "check_report", "draw_run"]
 
 
 def build_report(suite_dir: Path) -> Path:
@@ -18,11 +18,19 @@ def build_report(suite_dir: Path) -> Path:
         The path of the HTML page.
 
     Raises:
-        ValueError: there is no suite in the folder, or one of its files is malformed (the message names it).
+        ValueError: there is no suite in the folder, one of its files is malformed, or a file that is not a report's would be
+            replaced (the message names it).
     """
     from sdr_lightning.reporting import report
 
     return report.build_report(suite_dir)
+
+
+def check_report(suite_dir: Path) -> None:
+    """Refuse to replace a file that is not a report's, see :func:`sdr_lightning.reporting.report.check_report`."""
+    from sdr_lightning.reporting import report
+
+    report.check_report(suite_dir)
 
 
 def draw_run(run_dir: Path) -> Path:

@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from sdr_lightning.functional.bootstrap import CONFIDENCE, REPLICATES, Floats, bootstrap_mean, interval, mean_over_seeds
-from sdr_lightning.paths import write_text
+from sdr_lightning.paths import check_output, write_text
 from sdr_lightning.reporting import formatting as write
 from sdr_lightning.reporting.evaluations import System, Terms, in_order
+from sdr_lightning.reporting.generator import is_generated
 from sdr_lightning.reporting.results import RECALLS
 from sdr_lightning.reporting.table import Block, Cell, Table, cells
 
@@ -115,6 +116,16 @@ def compare(systems: Sequence[System], baseline: str | None = None, replicates: 
     )
 
 
+def check_comparison(folder: Path) -> None:
+    """Refuse to replace a file that is not a comparison's.
+
+    Raises:
+        ValueError: names the file and what to do.
+    """
+    for name in ("comparison.md", "comparison.html"):
+        check_output(folder / name, is_own=is_generated)
+
+
 def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
     """Write ``comparison.md`` and, as one page that needs no other file, ``comparison.html``.
 
@@ -148,6 +159,7 @@ def render_markdown(comparison: Comparison) -> str:
     from sdr_lightning.reporting import markdown
 
     parts = [
+        markdown.MARK,
         f"# {markdown.escape(title(comparison))}",
         markdown.escape(summary(comparison)),
         *(markdown._table(table) for table in tables(comparison)),

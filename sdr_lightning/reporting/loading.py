@@ -51,7 +51,9 @@ def load_suite(suite_dir: Path) -> Suite:
         if fields.text(role) not in methods:
             raise fields.complaint(role, f"one of the methods {', '.join(methods)}")
     protocol = fields.text("protocol", "clean")
-    runs, foreign = _load_runs(suite_dir, protocol, methods, imbalances, ratios, seeds)
+    code = fields.text("code", "")
+    found, foreign = _load_runs(suite_dir, protocol, methods, imbalances, ratios, seeds)
+    teachers = (_teacher(path) for path in sorted(suite_dir.glob("teachers/**/teacher.json")))
     return Suite(
         root=suite_dir,
         name=fields.text("name"),
@@ -66,11 +68,13 @@ def load_suite(suite_dir: Path) -> Suite:
         ratios=ratios,
         seeds=seeds,
         notes=fields.texts("notes"),
+        code=code,
         command=fields.text("command", ""),
         wall_time_s=fields.optional_number("wall_time_s"),
-        teachers=tuple(_teacher(path) for path in sorted(suite_dir.glob("teachers/**/teacher.json"))),
-        runs=runs,
+        teachers=tuple(teacher for teacher in teachers if teacher.code == code),
+        runs={key: run for key, run in found.items() if run.code == code},
         foreign=foreign,
+        outdated=tuple(run.folder for run in found.values() if run.code != code),
     )
 
 
@@ -115,6 +119,7 @@ def _run(path: Path, root: Path) -> Run:
         metrics=_metrics(fields.child("metrics")),
         realised=_realised(fields.child("realised")) if "realised" in fields else None,
         evaluated_under=_evaluated_under(fields.optional_child("evaluated_under")),
+        code=fields.text("code", ""),
         fingerprint=fields.text("fingerprint", ""),
         wall_time_s=fields.optional_number("wall_time_s"),
         versions=fields.optional_child("versions").words(),
@@ -198,6 +203,7 @@ def _teacher(path: Path) -> Teacher:
         modality=fields.text("modality", path.parent.name),
         description=fields.text("description", ""),
         trained_on=fields.text("trained_on", ""),
+        code=fields.text("code", ""),
         fingerprint=fields.text("fingerprint", ""),
         metrics=fields.optional_child("metrics").table(),
         wall_time_s=fields.optional_number("wall_time_s"),

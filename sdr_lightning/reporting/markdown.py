@@ -4,6 +4,7 @@ from sdr_lightning.reporting import formatting as write
 from sdr_lightning.reporting import wording
 from sdr_lightning.reporting.contents import Contents, Picture
 from sdr_lightning.reporting.examples import DIRECTIONS, SHOWN, Example, Result
+from sdr_lightning.reporting.generator import GENERATOR
 from sdr_lightning.reporting.table import Cell, Table
 
 
@@ -11,6 +12,7 @@ def render_markdown(contents: Contents) -> str:
     """The same contents as the page, in the same order."""
     suite = contents.suite
     parts = [
+        MARK,
         f"# {escape(suite.title)}",
         escape(suite.description),
         escape(contents.summary),
@@ -41,6 +43,9 @@ def render_markdown(contents: Contents) -> str:
         "\n".join(f"- {escape(note)}" for note in contents.caveats) or "None.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+MARK = f"<!-- generator: {GENERATOR} -->"
 
 
 def escape(text: str) -> str:

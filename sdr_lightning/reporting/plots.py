@@ -2,15 +2,17 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from matplotlib import colormaps, rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sdr_lightning.reporting import formatting as write
 from sdr_lightning.reporting.curves import Curve, mean_curve, read_curves
+from sdr_lightning.reporting.generator import GENERATOR
 from sdr_lightning.reporting.quantities import Quantity
 from sdr_lightning.reporting.results import Condition, Method, Suite
 
@@ -23,13 +25,11 @@ COLOURS = ("#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D31")
 MARKERS = ("s", "^", "D", "v", "P", "X")
 
 CURVES = {
-    "val/rsum": "rsum, validation",
-    "test/rsum": "rsum, test (selected on)",
     "objective/lambda": "λ, share of the text teacher",
     "objective/temperature": "τ, matching",
     "objective/relation_temperature": "τ₂, relations",
 }
-"""Columns of a run's log that are drawn, one row of panels each."""
+"""Columns of a run's log that are drawn beside its rsum."""
 
 # Any: matplotlib types the keys of its settings differently from one version to the next.
 STYLE: Any = {
@@ -101,6 +101,7 @@ def ratio_figure(
             panel.set_visible(False)
         for panel in axes[::columns]:
             panel.set_ylabel(f"{quantity.label} ({quantity.unit})")
+        _mark_empty(axes[: len(suite.imbalances)])
         handles = {line.get_label(): line for line in axes[0].get_lines() if line.get_label() in suite.methods}
         if references:
             handles |= {label: axes[0].get_lines()[-len(references) + i] for i, label in enumerate(references)}
@@ -178,6 +179,7 @@ def degree_figure(suite: Suite, quantity: Quantity) -> Figure | None:
             panel.set_title(method, loc="left")
             panel.set_xlabel("measured degree of imbalance")
         panels[0].set_ylabel(f"{quantity.label} ({quantity.unit})")
+        _mark_empty(panels)
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(suite.imbalances))
     return figure
 
@@ -205,6 +207,7 @@ def sweep_figure(suite: Suite, family: Sequence[Method], quantities: Sequence[Qu
                 panel.set_xscale("log", base=2)
             panel.set_xticks(values, [f"{value:g}" for value in values])
             panel.minorticks_off()
+        _mark_empty(axes.ravel())
         handles, labels = axes[0][0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
     return figure
@@ -233,14 +236,16 @@ def _draw_sweep(
 
 
 def training_figure(suite: Suite) -> Figure | None:
-    """Validation rsum, λ and the temperatures by epoch at the highest ratio of each imbalance.
+    """rsum of the split that selects, λ and the temperatures by epoch at the highest ratio of each imbalance.
 
     Thin lines are seeds, thick lines their mean. None when no run there has a log.
     """
+    labels = _selected_on(suite.protocol) | CURVES
     logs = {
         condition: {method: _logs(suite, method, condition) for method in suite.methods} for condition in suite.hardest
     }
-    rows = [key for key in CURVES if any(key in log for at in logs.values() for by in at.values() for log in by)]
+    logs = {at: by_method for at, by_method in logs.items() if any(labels.keys() & log for log in _all(by_method))}
+    rows = [key for key in labels if any(key in log for by_method in logs.values() for log in _all(by_method))]
     if not rows:
         return None
     palette = Palette(suite)
@@ -248,7 +253,7 @@ def training_figure(suite: Suite) -> Figure | None:
         figure = Figure(figsize=(WIDTH, 1.1 + 1.9 * len(rows)), layout="constrained")
         axes = figure.subplots(len(rows), len(logs), sharex=True, sharey="row", squeeze=False)
         for row, key in zip(axes, rows, strict=True):
-            row[0].set_ylabel(CURVES[key])
+            row[0].set_ylabel(labels[key])
             for panel, by_method in zip(row, logs.values(), strict=True):
                 for method, seeds in by_method.items():
                     _draw_curves(panel, [log[key] for log in seeds if key in log], palette[method], method)
@@ -257,16 +262,22 @@ def training_figure(suite: Suite) -> Figure | None:
         for panel in axes[-1]:
             panel.set_xlabel("epoch")
             panel.xaxis.get_major_locator().set_params(integer=True)
+        _mark_empty(axes.ravel())
         handles = {line.get_label(): line for panel in axes.flat for line in panel.get_lines()}
         methods = [method for method in suite.methods if method in handles]
         figure.legend([handles[m] for m in methods], methods, loc="outside upper left", ncols=len(methods))
     return figure
 
 
-def run_figure(curves: Mapping[str, Curve]) -> Figure | None:
-    """One run by epoch: recall, the loss and each of its terms unweighted, lambda and the temperatures. None without a log."""
+def run_figure(curves: Mapping[str, Curve], protocol: str = "clean") -> Figure | None:
+    """One run by epoch: recall, the loss and each of its terms unweighted, lambda and the temperatures. None without a log.
+
+    Args:
+        curves: the run's log.
+        protocol: the run's, which says whether it was selected on validation or on test.
+    """
     terms = {key: key.removeprefix("train/") for key in curves if key.startswith("train/")}
-    shown = {key: label for key, label in (CURVES | terms).items() if key in curves}
+    shown = {key: label for key, label in (_selected_on(protocol) | CURVES | terms).items() if key in curves}
     if not shown:
         return None
     with rc_context(STYLE):
@@ -276,7 +287,7 @@ def run_figure(curves: Mapping[str, Curve]) -> Figure | None:
         panels = figure.subplots(rows, columns, sharex=True, squeeze=False).ravel()
         for panel, (key, label) in zip(panels, shown.items(), strict=False):
             curve = curves[key]
-            panel.plot(list(curve), list(curve.values()), color=CANDIDATE_COLOUR, linewidth=1.8)
+            panel.plot(list(curve), list(curve.values()), color=CANDIDATE_COLOUR, linewidth=1.8, marker=_marker(curve))
             panel.set_title(label, loc="left")
             panel.xaxis.get_major_locator().set_params(integer=True)
             panel.tick_params(labelbottom=True)
@@ -291,13 +302,36 @@ def _logs(suite: Suite, method: str, condition: Condition) -> list[dict[str, Cur
     return [read_curves(suite.root / run.folder / "metrics.csv") for run in suite.runs_of(method, condition)]
 
 
+def _selected_on(protocol: str) -> dict[str, str]:
+    """The column by which an epoch is selected, and its label: a clean run's log has the final test as well, at one epoch."""
+    return {"test/rsum": "rsum, test (selected on)"} if protocol == "paper" else {"val/rsum": "rsum, validation"}
+
+
+def _all(by_method: Mapping[str, list[dict[str, Curve]]]) -> list[dict[str, Curve]]:
+    return [log for logs in by_method.values() for log in logs]
+
+
 def _draw_curves(panel: Axes, curves: Sequence[Curve], style: Mapping[str, Any], label: str) -> None:
     if not curves:
         return
     for curve in curves:
-        panel.plot(list(curve), list(curve.values()), color=style["color"], linewidth=0.6, alpha=0.4)
+        x, y = list(curve), list(curve.values())
+        panel.plot(x, y, color=style["color"], linewidth=0.6, alpha=0.4, marker=_marker(curve))
     mean = mean_curve(curves)
-    panel.plot(list(mean), list(mean.values()), color=style["color"], linewidth=style["linewidth"], label=label)
+    x, y = list(mean), list(mean.values())
+    panel.plot(x, y, color=style["color"], linewidth=style["linewidth"], marker=_marker(mean), label=label)
+
+
+def _marker(curve: Curve) -> str:
+    """A line through one point cannot be seen, a marker can."""
+    return "o" if len(curve) == 1 else ""
+
+
+def _mark_empty(panels: Iterable[Axes]) -> None:
+    for panel in panels:
+        points = [np.asarray(line.get_ydata(), dtype=float) for line in panel.get_lines()]
+        if not any(np.isfinite(values).any() for values in points):
+            panel.text(0.5, 0.5, "no run yet", transform=panel.transAxes, ha="center", va="center", color="#8a8f98")
 
 
 def to_svg(figure: Figure) -> bytes:
@@ -312,5 +346,5 @@ def to_png(figure: Figure) -> bytes:
     """The figure as PNG."""
     buffer = io.BytesIO()
     with rc_context(STYLE):
-        figure.savefig(buffer, format="png", dpi=150)
+        figure.savefig(buffer, format="png", dpi=150, metadata={"Comment": GENERATOR})
     return buffer.getvalue()

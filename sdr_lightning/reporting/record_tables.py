@@ -159,6 +159,7 @@ def provenance_line(suite: Suite) -> str:
         [f"made by {suite.command}"] if suite.command else [],
         [f"data {write.short(suite.data.fingerprint)}"] if suite.data.fingerprint else [],
         sorted({f"commit {write.short(run.commit)}" for run in runs if run.commit}),
+        [f"code {write.short(suite.code)}"] if suite.code else [],
         [f"{dirty} of {len(runs)} runs with changes to it"] if dirty else [],
         sorted({f"torch {run.versions['torch']}" for run in runs if "torch" in run.versions}),
         sorted({run.hardware for run in runs if run.hardware}),
@@ -184,6 +185,11 @@ def caveats(suite: Suite) -> list[str]:
     dirty = sum(run.dirty for run in suite.runs.values())
     if dirty:
         notes.append(f"{dirty} runs were made from files that differ from their commit.")
+    if suite.outdated:
+        folders = ", ".join(folder.as_posix() for folder in suite.outdated)
+        notes.append(
+            f"Made with other code than the rest, in no number until sdr reproduce runs them again: {folders}."
+        )
     if suite.foreign:
         folders = ", ".join(folder.as_posix() for folder in suite.foreign)
         notes.append(f"Not part of the suite and in no number: {folders}.")

@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
-from sdr_lightning.paths import write_atomically
+from sdr_lightning.paths import check_output, write_atomically
 from sdr_lightning.reporting import plots
 from sdr_lightning.reporting.contents import gather
 from sdr_lightning.reporting.curves import read_curves
+from sdr_lightning.reporting.fields import Fields
+from sdr_lightning.reporting.generator import is_generated
 from sdr_lightning.reporting.loading import load_suite
 from sdr_lightning.reporting.markdown import render_markdown
 from sdr_lightning.reporting.page import render_html
@@ -21,8 +23,10 @@ def build_report(suite_dir: Path) -> Path:
         The path of the page.
 
     Raises:
-        ValueError: there is no suite in the folder, or one of its files is malformed (the message names it).
+        ValueError: there is no suite in the folder, one of its files is malformed, or a file that is not a report's would be
+            replaced (the message names it).
     """
+    check_report(suite_dir)
     contents = gather(load_suite(suite_dir))
     for picture in (*contents.pictures, *filter(None, [contents.training])):
         _write(suite_dir / "figures" / f"{picture.key}.png", picture.png)
@@ -32,6 +36,16 @@ def build_report(suite_dir: Path) -> Path:
     return page
 
 
+def check_report(suite_dir: Path) -> None:
+    """Refuse to replace a file that is not a report's.
+
+    Raises:
+        ValueError: names the file and what to do.
+    """
+    for path in (suite_dir / "report.html", suite_dir / "report.md", *sorted(suite_dir.glob("figures/*.png"))):
+        check_output(path, is_own=is_generated)
+
+
 def draw_run(run_dir: Path) -> Path:
     """Write ``training.png`` of one run: recall, terms, lambda and temperatures by epoch.
 
@@ -39,9 +53,13 @@ def draw_run(run_dir: Path) -> Path:
         The path of the picture.
 
     Raises:
-        ValueError: there is no log of a training in the folder, or it is malformed.
+        ValueError: there is no log of a training in the folder, it is malformed, or a picture of another origin would be
+            replaced.
     """
-    figure = plots.run_figure(read_curves(run_dir / "metrics.csv"))
+    check_output(run_dir / "training.png", is_own=is_generated)
+    record = run_dir / "run.json"
+    protocol = Fields.read(record).text("protocol", "clean") if record.is_file() else "clean"
+    figure = plots.run_figure(read_curves(run_dir / "metrics.csv"), protocol)
     if figure is None:
         raise ValueError(f"neither a study nor a training in {run_dir}: there is no suite.json and no metrics.csv")
     _write(run_dir / "training.png", plots.to_png(figure))

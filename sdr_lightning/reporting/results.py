@@ -121,6 +121,8 @@ class Run:
     realised: Realised | None
     evaluated_under: tuple[str, ...]
     """What is wrong with the data it was validated and tested on."""
+    code: str
+    """Fingerprint of the code that decided its metrics; empty where it is not recorded."""
     fingerprint: str
     wall_time_s: float | None
     versions: Mapping[str, str]
@@ -136,6 +138,7 @@ class Teacher:
     modality: str
     description: str
     trained_on: str
+    code: str
     fingerprint: str
     metrics: Mapping[str, float]
     wall_time_s: float | None
@@ -158,12 +161,16 @@ class Suite:
     ratios: tuple[float, ...]
     seeds: tuple[int, ...]
     notes: tuple[str, ...]
+    code: str
+    """Fingerprint of the code that decides its results; empty where it is not recorded."""
     command: str
     wall_time_s: float | None
     teachers: tuple[Teacher, ...]
     runs: Mapping[tuple[str, Condition, int], Run]
     foreign: tuple[Path, ...]
     """Folders under ``cells`` whose run is not on the grid, or of another protocol; they enter no number."""
+    outdated: tuple[Path, ...]
+    """Folders of runs that other code made than that of the suite; they enter no number."""
 
     @property
     def conditions(self) -> tuple[Condition, ...]:

@@ -14,7 +14,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from sdr_lightning.paths import read_json, write_atomically, write_text
+from sdr_lightning.paths import check_output, read_json, write_atomically, write_text
+from sdr_lightning.reporting.fields import Fields
+from sdr_lightning.reporting.generator import is_generated
 from sdr_lightning.reporting.plots import COLOURS, MARKERS, STYLE, to_png
 from sdr_lightning.reporting.statistics import Interval, mean_interval
 from sdr_lightning.reporting.wandb_file import read_tracked
@@ -76,8 +78,9 @@ def build_sweep_report(folder: Path) -> Path:
         The page.
 
     Raises:
-        ValueError: no runs, none of them finished, or none that differ.
+        ValueError: no runs, none of them finished, none that differ, or a file of another origin would be replaced.
     """
+    check_sweep_report(folder)
     title, runs = load_sweep(folder)
     finished = [run for run in runs if run.state == "finished" and run.metrics]
     if not finished:
@@ -130,6 +133,16 @@ def build_sweep_report(folder: Path) -> Path:
     return folder / "sweep.html"
 
 
+def check_sweep_report(folder: Path) -> None:
+    """Refuse to replace a file that is not a sweep's report.
+
+    Raises:
+        ValueError: names the file and what to do.
+    """
+    for name in ("sweep.html", "sweep.csv", "sweep.png"):
+        check_output(folder / name, is_own=is_generated)
+
+
 def load_sweep(folder: Path) -> tuple[str, list[SweepRun]]:
     """Title and runs of a sweep's folder.
 
@@ -143,7 +156,8 @@ def load_sweep(folder: Path) -> tuple[str, list[SweepRun]]:
         for part in sweep["runs"]:
             results = folder / part["folder"] / "results.json"
             training = read_json(results, "results of a run").get("training", {}) if results.is_file() else {}
-            runs.append(SweepRun(part["folder"], part["parameters"], part["state"], training.get("kept", {})))
+            kept = Fields(training.get("kept", {}), str(results)).table()
+            runs.append(SweepRun(part["folder"], part["parameters"], part["state"], kept))
         return str(sweep["name"]), runs
     tracked = sorted(folder.rglob("*.wandb"))
     if not tracked:
@@ -155,6 +169,7 @@ def load_sweep(folder: Path) -> tuple[str, list[SweepRun]]:
         run = read_tracked(path)
         configuration = flat(run.config["run"]) if isinstance(run.config.get("run"), dict) else {}
         best = {name.removeprefix("best/"): value for name, value in run.summary.items() if name.startswith("best/")}
+        best = Fields(best, str(path)).table()
         before = found.get(run.id, ({}, {}))
         found[run.id] = (configuration or before[0], best or before[1])
     names = {name for parameters, _ in found.values() for name in parameters}

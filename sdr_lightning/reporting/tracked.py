@@ -21,10 +21,12 @@ def publish(cli: SdrCLI) -> None:
     """Log the best metrics, the curves and examples of the last validation to the W&B runs of a training, and end them."""
     if cli.subcommand != "fit" or not cli.trainer.is_global_zero:
         return
-    for tracked in cli.tracked():
-        kept = read_json(cli.run_dir / "results.json", "the results of the training")["training"]["kept"]
-        tracked.conclude(kept, {"curves": draw_run(cli.run_dir)}, examples(cli.model, cli.datamodule))
-        tracked.finish()
+    with cli.tracking():
+        for tracked in cli.tracked():
+            kept = read_json(cli.run_dir / "results.json", "the results of the training")["training"]["kept"]
+            pictures = {"curves": draw_run(cli.run_dir)} if kept else {}
+            tracked.conclude(kept, pictures, examples(cli.model, cli.datamodule))
+    cli.end_tracking()
 
 
 def examples(module: Any, data: RetrievalDataModule) -> list[list[Any]]:

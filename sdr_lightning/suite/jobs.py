@@ -31,7 +31,7 @@ from sdr_lightning.metrics.graded import single_modal
 from sdr_lightning.metrics.structure import preserved
 from sdr_lightning.paths import read_json, write_atomically, write_json
 from sdr_lightning.suite.plan import BankJob, Cell, TeacherJob, imbalance_options
-from sdr_lightning.training.checkpoint import BestCheckpoint
+from sdr_lightning.training.checkpoint import best_checkpoint
 from sdr_lightning.training.continuation import LAST, PREVIOUS, last_checkpoint
 from sdr_lightning.training.extraction import extract_bank, split_bank
 from sdr_lightning.training.record import environment
@@ -81,7 +81,7 @@ def run_teacher(job: TeacherJob, student: tuple[str, ...], data_fingerprint: str
     _begin(job.folder, f"{job.fingerprint} {data_fingerprint}")
     with _log(job.folder):
         if job.checkpoint is not None:
-            _fit(job.arguments)
+            _fit(job.arguments).end_tracking()
         tower = teacher_tower(job.config, str(job.checkpoint) if job.checkpoint else None)
         data = student_data(list(student))
         bank = extract_bank(tower, data, ["test"], _device())
@@ -94,6 +94,7 @@ def run_teacher(job: TeacherJob, student: tuple[str, ...], data_fingerprint: str
             "modality": job.modality,
             "description": job.description,
             "trained_on": job.trained_on,
+            "code": job.code,
             "fingerprint": job.fingerprint,
             "tower": bank.source,
             "metrics": metrics,
@@ -122,14 +123,16 @@ def run_cell(cell: Cell, thumbnails: Path, data_fingerprint: str) -> None:
     _begin(cell.folder, f"{cell.fingerprint} {data_fingerprint}")
     with _log(cell.folder):
         for arguments in cell.earlier:
-            _fit(arguments)
+            _fit(arguments).end_tracking()
         cli = _fit(cell.arguments)
         module, data = cli.model, cli.datamodule
         assert isinstance(module, RetrievalModule)
         assert isinstance(data, RetrievalDataModule)
-        best = cli.trainer.checkpoint_callback
-        assert isinstance(best, BestCheckpoint)
-        cli.trainer.test(module, data, ckpt_path=best.best_model_path, verbose=False)
+        best = best_checkpoint(cli.trainer)
+        assert best is not None
+        with cli.tracking():
+            cli.trainer.test(module, data, ckpt_path=best.best_model_path, verbose=False)
+        cli.end_tracking()
         assert module.test_embeddings is not None
         if cell.with_examples and data.image_size is not None:  # features cannot be shown
             write_json(cell.folder / "examples.json", _examples(*module.test_embeddings, data, thumbnails))
@@ -154,6 +157,7 @@ def run_cell(cell: Cell, thumbnails: Path, data_fingerprint: str) -> None:
             "realised": data.split("train").record(),
             "evaluated_under": data.evaluated_under(),
             "data": {split: data.table(split).fingerprint for split in SPLITS},
+            "code": cell.code,
             "fingerprint": cell.fingerprint,
             "wall_time_s": time.time() - started,
             **environment(),
@@ -198,10 +202,26 @@ def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _begin(folder: Path, fingerprint: str) -> None:
-    """A job that was cut off keeps its checkpoints, unless it was another job; any other starts afresh."""
+def check_folder(folder: Path) -> None:
+    """Refuse a job's folder that holds anything, unless a job began there: its content would be removed.
+
+    Raises:
+        ValueError: names the folder and what to do.
+    """
     mark = folder / _BEGUN
-    if folder.exists() and (not mark.is_file() or read_json(mark, "a job's mark") != {"job": fingerprint}):
+    if folder.exists() and not mark.is_file():
+        unfinished = f".{mark.stem}-"  # a mark whose writing was interrupted
+        if not folder.is_dir() or any(not path.name.startswith(unfinished) for path in folder.iterdir()):
+            raise ValueError(
+                f"{folder} has no {_BEGUN}, so no job of this study wrote it: move it away, or choose another --output"
+            )
+
+
+def _begin(folder: Path, fingerprint: str) -> None:
+    """Mark a job's folder; keep what a job with the same fingerprint left there, remove what another job left."""
+    check_folder(folder)
+    mark = folder / _BEGUN
+    if mark.is_file() and read_json(mark, "a job's mark") != {"job": fingerprint}:
         shutil.rmtree(folder)
     write_json(mark, {"job": fingerprint})
 
@@ -215,7 +235,8 @@ def _fit(arguments: Sequence[str]) -> SdrCLI:
         last: Path | None = last_checkpoint(folder / "checkpoints")
     except ValueError:  # nothing was saved, or nothing can be read
         last = None
-    cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=last, weights_only=True)
+    with cli.tracking():
+        cli.trainer.fit(cli.model, cli.datamodule, ckpt_path=last, weights_only=True)
     return cli
 
 

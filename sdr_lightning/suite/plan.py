@@ -6,6 +6,7 @@ import json
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.identity import sha256
 from sdr_lightning.losses.objective import TERMS
 from sdr_lightning.paths import expand
+from sdr_lightning.suite.code import code_fingerprint
 from sdr_lightning.suite.spec import Method, Stage, Suite
 
 Stack = tuple[Imbalance, ...]
@@ -31,7 +33,8 @@ class TeacherJob:
         config: its configurations, as options of ``sdr fit``.
         imbalances: of the data it is trained on; None for a pretrained tower.
         description: for the report.
-        fingerprint: of everything that decides its result.
+        code: fingerprint of the code that decides its result.
+        fingerprint: of everything that decides its result, code included.
     """
 
     modality: str
@@ -39,6 +42,7 @@ class TeacherJob:
     config: tuple[str, ...]
     imbalances: Stack | None
     description: str
+    code: str
     fingerprint: str
 
     @property
@@ -106,7 +110,8 @@ class Cell:
         arguments: options of ``sdr fit``, of the last stage.
         earlier: those of the stages before it.
         teachers: whose view of the test split the student's structure is compared with.
-        fingerprint: of everything that decides its result.
+        code: fingerprint of the code that decides its result.
+        fingerprint: of everything that decides its result, code included.
         with_examples: whether example retrievals are kept.
         distils: whether it needs the teachers' banks.
     """
@@ -119,6 +124,7 @@ class Cell:
     arguments: tuple[str, ...]
     earlier: tuple[tuple[str, ...], ...]
     teachers: tuple[TeacherJob, ...]
+    code: str
     fingerprint: str
     with_examples: bool
     distils: bool
@@ -131,13 +137,28 @@ class Cell:
 
 @dataclass(frozen=True)
 class Plan:
-    """All jobs of a study, in the order of their phases."""
+    """All jobs of a study, in the order of their phases.
 
+    Attributes:
+        code: fingerprint of the code that decides their results, see :func:`suite_code`.
+        student: configurations of the student, as options of ``sdr fit``.
+        protocol: option of the protocol, if it is not the default.
+        teachers: the first phase.
+        banks: the second.
+        cells: the last; those that distil need banks.
+    """
+
+    code: str
     student: tuple[str, ...]
     protocol: tuple[str, ...]
     teachers: tuple[TeacherJob, ...]
     banks: tuple[BankJob, ...]
     cells: tuple[Cell, ...]
+
+    @property
+    def fingerprint(self) -> str:
+        """Of everything that decides the results of the study, code included, save the data."""
+        return sha256(*(cell.fingerprint for cell in self.cells))
 
     def commands(self) -> str:
         """The study as commands, one a line, that could be typed instead."""
@@ -170,14 +191,15 @@ def plan(suite: Suite, folder: Path) -> Plan:
     """
     student = _config_options(suite.student)
     protocol = () if suite.protocol == "clean" else ("--protocol", suite.protocol)
-    base = sha256(__version__, *map(_text, suite.student), *protocol)
+    code = suite_code(suite)
+    base = sha256(__version__, code, *map(_text, suite.student), *protocol)
     teachers: dict[Path, TeacherJob] = {}
     banks: dict[Path, BankJob] = {}
     cells = []
     for name, ratio in _conditions(suite):
         for seed in suite.seeds:
             stack = suite.imbalance_at(name, ratio, seed) if ratio else ()
-            both = tuple(_teacher(suite, modality, folder, stack) for modality in ("image", "text"))
+            both = tuple(_teacher(suite, modality, folder, stack, code) for modality in ("image", "text"))
             teachers |= {teacher.folder: teacher for teacher in both}
             mine = sha256(base, *(teacher.fingerprint for teacher in both))
             for method_name, method in suite.methods.items():
@@ -203,12 +225,20 @@ def plan(suite: Suite, folder: Path) -> Plan:
                         last,
                         tuple(earlier),
                         both,
+                        code,
                         fingerprint,
                         examples,
                         method.distils,
                     )
                 )
-    return Plan(student, protocol, tuple(teachers.values()), tuple(banks.values()), tuple(cells))
+    return Plan(code, student, protocol, tuple(teachers.values()), tuple(banks.values()), tuple(cells))
+
+
+def suite_code(suite: Suite) -> str:
+    """Fingerprint of the code that decides the results of a study, see :func:`~sdr_lightning.suite.code.code_fingerprint`."""
+    configurations = [*suite.student, *(path for teacher in suite.teachers.values() for path in teacher.config)]
+    documents = [document for path in configurations for document in _documents(path)]
+    return code_fingerprint(text for document in documents for key, text in _strings(document) if key == "class_path")
 
 
 def _stages(method: Method, options: tuple[str, ...], folder: Path) -> list[tuple[str, ...]]:
@@ -236,18 +266,32 @@ def _conditions(suite: Suite) -> list[tuple[str, float]]:
 
 
 def _text(config: Path) -> str:
-    """A configuration with the fragments that it refers to."""
-    text = config.read_text(encoding="utf-8")
-    fragments = [config.parent / name for name in _fragments(yaml.safe_load(text))]
-    return "\n".join([text, *map(_text, fragments)])
+    """A configuration with the fragments that it refers to; comments do not count."""
+    return "\n".join(json.dumps(document, default=str) for document in _documents(config))
 
 
-def _fragments(value: Any) -> Iterator[str]:
+def _documents(config: Path) -> Iterator[Any]:
+    """The content of a configuration, and of the fragments that it refers to."""
+    document = _parsed(config.read_text(encoding="utf-8"))
+    yield document
+    for _, value in _strings(document):
+        if value.endswith(".yaml"):
+            yield from _documents(config.parent / value)
+
+
+_parsed = cache(yaml.safe_load)
+
+
+def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every string of a document with the key that it stands under; those of a list have none."""
     if isinstance(value, dict):
-        for inside in value.values():
-            yield from _fragments(inside)
-    elif isinstance(value, str) and value.endswith(".yaml"):
-        yield value
+        for name, inside in value.items():
+            yield from _strings(inside, name)
+    elif isinstance(value, list):
+        for inside in value:
+            yield from _strings(inside)
+    elif isinstance(value, str):
+        yield key, value
 
 
 def _config_options(paths: Sequence[Path]) -> tuple[str, ...]:
@@ -259,9 +303,9 @@ def _weights(weights: dict[str, float]) -> tuple[str, ...]:
     return ("--model.init_args.objective.init_args.weights", json.dumps(every))
 
 
-def _teacher(suite: Suite, modality: str, folder: Path, stack: Stack) -> TeacherJob:
+def _teacher(suite: Suite, modality: str, folder: Path, stack: Stack, code: str) -> TeacherJob:
     teacher = suite.teachers[modality]
-    fingerprint = sha256(__version__, *map(_text, teacher.config), str(teacher.pretrained))
+    fingerprint = sha256(__version__, code, *map(_text, teacher.config), str(teacher.pretrained))
     where = folder / "teachers" / modality
     imbalances: Stack | None = None if teacher.pretrained else ()
     if (
@@ -271,7 +315,9 @@ def _teacher(suite: Suite, modality: str, folder: Path, stack: Stack) -> Teacher
         imbalances = tuple(part for part in stack if part.modality in seen or part.file is not None)
         where /= _label(imbalances)
         fingerprint = sha256(fingerprint, _text_of(imbalances)) if imbalances else fingerprint
-    return TeacherJob(modality, where, _config_options(teacher.config), imbalances, teacher.description, fingerprint)
+    return TeacherJob(
+        modality, where, _config_options(teacher.config), imbalances, teacher.description, code, fingerprint
+    )
 
 
 def _label(stack: Stack) -> str:

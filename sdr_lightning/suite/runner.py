@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -23,8 +24,8 @@ from sdr_lightning.data.imbalance import KINDS
 from sdr_lightning.data.table import SPLITS, Split
 from sdr_lightning.features.bank import Modality
 from sdr_lightning.identity import sha256
-from sdr_lightning.paths import claim, write_json
-from sdr_lightning.reporting import build_report
+from sdr_lightning.paths import check_output, claim, write_json
+from sdr_lightning.reporting import build_report, check_report
 from sdr_lightning.suite import jobs as work
 from sdr_lightning.suite.plan import BankJob, Cell, Plan, TeacherJob
 from sdr_lightning.suite.spec import Suite, describe_imbalance
@@ -51,6 +52,7 @@ class Runner:
         self.suite, self.plan, self.folder, self.jobs = suite, plan, folder, jobs
         self.console = console if console is not None else Console()
         self._stopped = False
+        self._cells_before, self._cells_done, self._cells_since = 0, 0, 0.0
 
     def run(self) -> Path:
         """Run the study.
@@ -59,13 +61,14 @@ class Runner:
             The report.
 
         Raises:
-            ValueError: a job failed (which, and why), or the folder cannot be written.
+            ValueError: a job failed (which, and why), the folder cannot be written, or it holds files that are not of a study.
             KeyboardInterrupt: after the workers were stopped; what is finished stays.
         """
         started = time.time()
         for name in (signal.SIGINT, signal.SIGTERM):  # SIGTERM is a batch system's way to say Ctrl-C
             signal.signal(name, self._stop)
         self._claim_folder()
+        self._check_folder()
         teachers = [job for job in self.plan.teachers if not _finished(job)]
         _drop_banks(teachers)  # of teachers that are to be made anew
         student = self.plan.student
@@ -92,7 +95,7 @@ class Runner:
                     _drop_banks(self.plan.teachers)
                 cells = [cell for cell in self.plan.cells if not _finished(cell, data["splits"])]
                 banks = [bank for bank in self.plan.banks if not bank.finished] if cells else []
-                before = len(self.plan.cells) - len(cells)
+                before = self._cells_before = len(self.plan.cells) - len(cells)
                 self.console.print(
                     f"{self.suite.title}: {len(self.plan.cells)} cells in {self.folder}, {before} finished before, "
                     f"{self.jobs} at a time"
@@ -103,7 +106,7 @@ class Runner:
                     self._phase(pool, "tower features", [features(m, split) for split in SPLITS for m in frozen])
                 alone = [cell for cell in cells if not cell.distils]
                 self._phase(pool, "teachers", [*map(teach, teachers)])
-                self._phase(pool, "banks, cells without", [*map(extract, banks), *map(run, alone)])
+                self._phase(pool, "banks and cells", [*map(extract, banks), *map(run, alone)])
                 self._phase(pool, "cells", [run(cell) for cell in cells if cell.distils])
             except BaseException:
                 stopping.set()
@@ -131,6 +134,13 @@ class Runner:
             raise ValueError(f"cannot write to {self.folder}: choose another folder with --output")
         claim(self.folder)
 
+    def _check_folder(self) -> None:
+        """Refuse to replace a file that is not of a study."""
+        check_output(self.folder / "suite.json", is_own=_is_study)
+        check_report(self.folder)
+        for folder in [job.folder for job in self.plan.teachers] + [cell.folder for cell in self.plan.cells]:
+            work.check_folder(folder)
+
     def _phase(self, pool: ProcessPoolExecutor, what: str, jobs: Sequence[Job]) -> None:
         """Run jobs side by side; the first failure stops the study."""
         if not jobs:
@@ -144,10 +154,13 @@ class Runner:
             TimeRemainingColumn(elapsed_when_finished=False),
             TextColumn("{task.fields[last]}"),
         )
+        if self._cells_since == 0 and any(function is work.run_cell for _, function, _ in jobs):
+            self._cells_since = time.monotonic()
         with Progress(*columns, console=self.console, speed_estimate_period=600) as progress:
             bar = progress.add_task(what, total=len(jobs), last="")
-            futures = {pool.submit(work.guarded, function, *arguments): name for name, function, arguments in jobs}
-            for future in as_completed(futures):
+            futures = {pool.submit(work.guarded, job[1], *job[2]): job for job in jobs}
+            for done, future in enumerate(as_completed(futures), start=1):
+                name, function, _ = futures[future]
                 if self._stopped:
                     raise KeyboardInterrupt
                 try:
@@ -156,11 +169,20 @@ class Runner:
                     failure = "its process was ended from outside"
                 if failure is not None:
                     raise ValueError(
-                        f"{futures[future]} failed: {failure} (its log.txt says more; what is finished in {self.folder} stays)"
+                        f"{name} failed: {failure} (its log.txt says more; what is finished in {self.folder} stays)"
                     )
-                progress.update(bar, advance=1, last=futures[future])
+                progress.update(bar, advance=1, last=name)
+                is_cell = function is work.run_cell
+                self._cells_done += is_cell
                 if not self.console.is_terminal:
-                    self.console.print(f"{what}: {futures[future]}")
+                    count = self._count_of_cells() if is_cell else f"{done}/{len(jobs)} {what}"
+                    self.console.print(f"{count}: {name}", soft_wrap=True)
+
+    def _count_of_cells(self) -> str:
+        """How many cells of the study are finished, and about how long the others take."""
+        done, total = self._cells_before + self._cells_done, len(self.plan.cells)
+        left_s = (time.monotonic() - self._cells_since) / self._cells_done * (total - done)
+        return f"{done}/{total} cells, {math.ceil(left_s / 60)} min left"
 
     def _description(self, data: dict[str, Any], wall_time_s: float | None) -> dict[str, Any]:
         suite = self.suite
@@ -192,6 +214,7 @@ class Runner:
             "ratios": list(suite.ratios),
             "seeds": list(suite.seeds),
             "notes": list(suite.notes),
+            "code": self.plan.code,
             "command": f"sdr reproduce {suite.file}" + (" --protocol paper" if suite.protocol == "paper" else ""),
             "wall_time_s": wall_time_s,
         }
@@ -225,6 +248,15 @@ def _prepare_worker(threads: int, gpus: Any, stopping: Event) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     torch.set_num_threads(threads)
     environment()  # the commit that the code was loaded from, whatever is committed meanwhile
+
+
+def _is_study(path: Path) -> bool:
+    """Whether a file is the description of a study."""
+    try:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return False
+    return isinstance(description, dict) and {"name", "data", "methods", "imbalances"} <= description.keys()
 
 
 def _drop_banks(teachers: Sequence[TeacherJob]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -21,12 +22,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from sdr_lightning.identity import sha256
 from sdr_lightning.paths import claim, read_json, write_json
 from sdr_lightning.reporting.curves import read_curves
+from sdr_lightning.reporting.sweep import check_sweep_report
 from sdr_lightning.sweep.spec import Sweep, engine
 from sdr_lightning.training.devices import shares
 
 State = Literal["running", "finished", "failed", "stopped"]
 _POLL_S = 0.5
 _HOPELESS = 3
+_RUN_FOLDER = re.compile(r"\d{3,}-[0-9a-f]{8}")
 _SAME = ("method", "metric", "parameters", "command")  # a greater run_cap goes on with the same sweep
 
 
@@ -88,8 +91,8 @@ class SweepRunner:
             All runs.
 
         Raises:
-            ValueError: the folder holds a sweep and it is not to be resumed, it holds another one, another process runs it,
-                or the first runs all fail before their first epoch.
+            ValueError: the folder holds a sweep and it is not to be resumed, it holds another one or files of another origin,
+                another process runs it, or the first runs all fail before their first epoch.
             KeyboardInterrupt: after the runs were stopped; each continues with ``resume``.
         """
         claim(self.folder)
@@ -140,15 +143,18 @@ class SweepRunner:
     def _restored(self, resume: bool) -> list[Run]:
         """The runs of an earlier time; returns those that are to be run again."""
         record = self.folder / "sweep.json"
+        check_sweep_report(self.folder)
         if not record.is_file():
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self._check_run_folders()
             self._save()
             return []
+        before = read_json(record, "a sweep")
+        if not isinstance(before, dict) or not {"config", "runs"} <= before.keys():
+            raise ValueError(f"{record} is not the record of a sweep: move it away, or choose another --output")
         if not resume:
             raise ValueError(
                 f"{self.folder} already holds a sweep: --resume continues it, --output names another folder"
             )
-        before = read_json(record, "a sweep")
         mine = _plain(self.sweep.config)
         other = [key for key in _SAME if before["config"].get(key) != mine.get(key)]
         if other:
@@ -157,9 +163,17 @@ class SweepRunner:
             Run(number, part["parameters"], self.folder / part["folder"], part["state"])
             for number, part in enumerate(before["runs"])
         ]
+        self._check_run_folders()
         for run in self.runs:
             run.state = "finished" if run.finished else run.state if run.state == "stopped" else "running"
         return [run for run in self.runs if run.state == "running"]
+
+    def _check_run_folders(self) -> None:
+        """Refuse a folder that has the form of a run's and is not of this sweep."""
+        known = {run.folder.name for run in self.runs}
+        for path in sorted(self.folder.iterdir()):
+            if _RUN_FOLDER.fullmatch(path.name) and path.name not in known:
+                raise ValueError(f"{path} is not of this sweep: move it away, or choose another --output")
 
     def _give_up_if_hopeless(self) -> None:
         """Stop, as W&B's agents do, when the first runs all fail before anything was learned: the rest would as well."""
@@ -212,6 +226,7 @@ class SweepRunner:
 
     def _start(self, run: Run) -> None:
         run.state = "running"
+        self._save()  # before the folder is made, so that every folder of the sweep is on record
         run.folder.mkdir(parents=True, exist_ok=True)
         words = [*self.sweep.words(run.parameters), f"--run_dir={run.folder}", "--trainer.enable_progress_bar=false"]
         if (run.folder / "checkpoints" / "last.ckpt").is_file():
@@ -224,7 +239,6 @@ class SweepRunner:
         environment |= shares(self.jobs)[run.place]
         with (run.folder / "log.txt").open("ab") as log:
             run.process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
-        self._save()
 
     def _ended(self) -> list[Run]:
         ended = []

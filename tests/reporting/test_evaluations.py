@@ -274,6 +274,10 @@ def test_command_prints_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture
     first = page
     assert main(["report", itc, sdr, "--output", str(output), "--replicates", "200"]) == 0
     assert (output / "comparison.html").read_text() == first
+    (output / "comparison.md").write_text("mine")
+    assert main(["report", itc, sdr, "--output", str(output), "--replicates", "200"]) == 2
+    assert "comparison.md exists and was not written by this command" in capsys.readouterr().err
+    assert (output / "comparison.md").read_text() == "mine"
 
 
 def test_one_seed_says_nothing_about_training_again(path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from sdr_lightning.reporting.loading import load_suite
 from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL
+from sdr_lightning.reporting.record_tables import caveats
 from sdr_lightning.reporting.results import Condition
 from tests.reporting.fake_suite import edit_json, folder, metrics_of, write_suite
 
@@ -59,6 +60,22 @@ def test_a_run_off_the_grid_is_left_out_and_named(tmp_path: Path) -> None:
     suite = load_suite(tmp_path)
     assert suite.foreign == (Path("cells/mismatch-0.6/SDR/seed-1"),)
     assert len(suite.runs) == suite.num_expected - 1
+
+
+def test_runs_of_other_code_are_left_out_and_named(tmp_path: Path) -> None:
+    """As after a study was interrupted, its code changed, and it was continued."""
+    write_suite(tmp_path, seeds=(0, 1), extras=True)
+    edit_json(tmp_path / "suite.json", code="new")
+    for path in tmp_path.glob("cells/**/results.json"):
+        edit_json(path, code="new" if "seed-0" in str(path) else "old")
+    edit_json(tmp_path / "teachers/image/teacher.json", code="new")
+    suite = load_suite(tmp_path)
+    assert {seed for _, _, seed in suite.runs} == {0}
+    assert {path.name for path in suite.outdated} == {"seed-1"}
+    assert [teacher.modality for teacher in suite.teachers] == ["image"]
+    notes = " ".join(caveats(suite))
+    assert "4 of 8 runs are missing" in notes
+    assert "Made with other code than the rest" in notes
 
 
 def test_optional_files_and_fields_may_be_absent(tmp_path: Path) -> None:

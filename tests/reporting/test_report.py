@@ -9,9 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from scipy import stats
 
-from sdr_lightning.reporting import build_report
+from sdr_lightning.reporting import build_report, draw_run, plots
+from sdr_lightning.reporting.curves import read_curves
+from sdr_lightning.reporting.loading import load_suite
+from sdr_lightning.reporting.quantities import RSUM
 from tests.reporting.fake_suite import PLACEBO, edit_json, folder, metrics_of, write_suite
 
 
@@ -217,6 +222,67 @@ def test_an_interrupted_call_leaves_the_former_report(tmp_path: Path, monkeypatc
     monkeypatch.undo()
     assert (tmp_path / "report.html").read_bytes() == before
     assert files_beside(tmp_path) == {"suite.json", "report.html", "report.md", "figures/rsum.png"}
+
+
+@pytest.mark.parametrize("name", ["report.html", "report.md", "figures/rsum.png"])
+def test_a_file_of_another_origin_is_not_replaced(tmp_path: Path, name: str) -> None:
+    write_suite(tmp_path, seeds=(0,), ndcg=False)
+    build_report(tmp_path)
+    build_report(tmp_path)  # its own files are
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"{name} exists and was not written by this command"):
+        build_report(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"
+
+
+def test_the_picture_of_a_run_does_not_replace_another(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,step,val/rsum\n0,9,100\n1,19,120\n")
+    draw_run(tmp_path)
+    draw_run(tmp_path)
+    (tmp_path / "training.png").write_text("mine")
+    with pytest.raises(ValueError, match=r"training\.png exists and was not written by this command"):
+        draw_run(tmp_path)
+
+
+def panels(figure: Figure) -> list[Axes]:
+    return [panel for panel in figure.axes if panel.get_visible()]
+
+
+def is_empty(panel: Axes) -> bool:
+    """Without a line that can be seen, or a word on why there is none."""
+    lines = [np.isfinite(np.asarray(line.get_ydata(), dtype=float)).sum() for line in panel.get_lines()]
+    markers = [line.get_marker() not in ("", "None") for line in panel.get_lines()]
+    seen = any(points > (0 if marked else 1) for points, marked in zip(lines, markers, strict=True))
+    return not seen and not panel.texts
+
+
+@pytest.mark.parametrize("protocol", ["clean", "paper"])
+def test_no_panel_of_the_training_is_empty(tmp_path: Path, protocol: str) -> None:
+    """A log ends with the final test, at one epoch, whatever the protocol; one imbalance has not been run yet."""
+    write_suite(tmp_path, imbalances=("mismatch", "gaussian_noise"), seeds=(0,), extras=True)
+    edit_json(tmp_path / "suite.json", protocol=protocol)
+    for path in tmp_path.glob("cells/**/results.json"):
+        edit_json(path, protocol=protocol)
+        log = path.with_name("metrics.csv")
+        head, *rows = log.read_text().splitlines()
+        head = head.replace("val/rsum", "test/rsum") if protocol == "paper" else f"{head},test/rsum"
+        last = ",".join(["12", "1199", *[""] * (head.count(",") - 2), "215.6"])
+        log.write_text("\n".join([head, *rows, last]) + "\n")
+    shutil.rmtree(tmp_path / "cells/gaussian_noise-0.6")
+    suite = load_suite(tmp_path)
+    figure = plots.training_figure(suite)
+    assert figure is not None
+    selected = {"clean": "rsum, validation", "paper": "rsum, test (selected on)"}[protocol]
+    assert [panel.get_ylabel() for panel in panels(figure)] == [selected, *plots.CURVES.values()]
+    figures = [figure, plots.ratio_figure(suite, RSUM, 4.0), plots.degree_figure(suite, RSUM)]
+    assert not any(is_empty(panel) for drawn in figures if drawn for panel in panels(drawn))
+
+
+def test_a_training_of_one_epoch_is_drawn_as_points(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").write_text("epoch,step,val/rsum\n0,9,100\n")
+    figure = plots.run_figure(read_curves(tmp_path / "metrics.csv"))
+    assert figure is not None
+    assert not any(map(is_empty, panels(figure)))
 
 
 def test_importing_the_package_is_light() -> None:

@@ -18,7 +18,7 @@ def sweep(folder: Path, runs: list[dict[str, Any]]) -> Path:
     parts = []
     for number, parameters in enumerate(runs):
         (folder / str(number)).mkdir()
-        kept = {"val/rsum": float(number), "val/i2t_R@1": number / 2}
+        kept = {"val/rsum": float(number), "val/i2t_R@1": number / 2, "val/modality_gap": None}  # an undefined metric
         (folder / str(number) / "results.json").write_text(json.dumps({"training": {"kept": kept}}))
         parts.append({"parameters": parameters, "folder": str(number), "state": "finished"})
     (folder / "sweep.json").write_text(json.dumps({"name": "some", "config": {}, "runs": parts}))
@@ -73,3 +73,14 @@ def test_nothing_differs(tmp_path: Path) -> None:
     _, runs = load_sweep(sweep(tmp_path, [{SEED: 0}]))
     with pytest.raises(ValueError, match="no parameter differs between the runs"):
         axes_of(runs)
+
+
+@pytest.mark.parametrize("name", ["sweep.html", "sweep.csv", "sweep.png"])
+def test_a_file_of_another_origin_is_not_replaced(tmp_path: Path, name: str) -> None:
+    sweep(tmp_path, [{RATIO: ratio} for ratio in (0.0, 0.5)])
+    build_sweep_report(tmp_path)
+    build_sweep_report(tmp_path)  # its own files are
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"{name} exists and was not written by this command"):
+        build_sweep_report(tmp_path)
+    assert (tmp_path / name).read_text() == "mine"

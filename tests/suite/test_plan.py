@@ -103,7 +103,7 @@ def test_options_say_what_the_cell_is() -> None:
         assert cli.datamodule.seed == cell.seed
         assert cli.model.objective.weights == SUITE.methods[cell.method].weights
         for modality, name in BANKS.items():
-            assert cli.datamodule.banks[modality] == option(cell, name)
+            assert Path(str(cli.datamodule.banks[modality])).resolve() == Path(str(option(cell, name))).resolve()
 
 
 def test_imbalance_options() -> None:
@@ -230,6 +230,33 @@ def test_fingerprints_change_with_fragments(copied: Path, name: str) -> None:
         file.read_text().replace("hidden_size: 64", "hidden_size: 32").replace("batch_size: 128", "batch_size: 64")
     )
     assert not set(before) & set(fingerprints(suite))
+
+
+def test_comments_of_a_configuration_do_not_count(copied: Path) -> None:
+    suite = Suite.load(copied / "scenes" / "suite.yaml")
+    before = fingerprints(suite)
+    for name in ("scenes/sdr.yaml", "models/tiny.yaml", "scenes/image_teacher.yaml"):
+        (copied / name).write_text("# Other words.\n" + (copied / name).read_text())
+    assert fingerprints(suite) == before
+
+
+def test_the_code_that_decides_a_result_is_part_of_every_fingerprint(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss of one's own, which the student's configuration names."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "loss_of_mine.py").write_text("class Objective:\n    margin = 0.1\n")
+    file = copied / "models/tiny.yaml"
+    file.write_text(file.read_text().replace("sdr_lightning.losses.RebalancingObjective", "loss_of_mine.Objective"))
+    suite = Suite.load(copied / "scenes" / "suite.yaml")
+    before = plan(suite, FOLDER)
+    assert {job.code for job in (*before.cells, *before.teachers)} == {before.code}
+    (tmp_path / "loss_of_mine.py").write_text("class Objective:\n    margin = 0.2\n")
+    after = plan(suite, FOLDER)
+    assert not {cell.fingerprint for cell in before.cells} & {cell.fingerprint for cell in after.cells}
+    assert not {job.fingerprint for job in before.teachers} & {job.fingerprint for job in after.teachers}
+    assert not {bank.file for bank in before.banks} & {bank.file for bank in after.banks}
+    assert before.fingerprint != after.fingerprint
 
 
 def test_commands() -> None:

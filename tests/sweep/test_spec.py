@@ -170,3 +170,24 @@ def test_hyperband_stops_the_poorest_run(tmp_path: Path) -> None:
             assert run.process is not None
             run.process.kill()
             run.process.wait()
+
+
+@pytest.mark.parametrize("resume", [False, True])
+@pytest.mark.parametrize(
+    ("file", "complaint"),
+    [
+        ("sweep.json", "is not the record of a sweep: move it away, or choose another --output"),
+        ("000-0a1b2c3d/notes.txt", "000-0a1b2c3d is not of this sweep: move it away, or choose another --output"),
+        ("sweep.html", "exists and was not written by this command"),
+    ],
+)
+def test_a_file_of_another_origin_is_refused_before_the_work(
+    tmp_path: Path, file: str, complaint: str, resume: bool
+) -> None:
+    output = tmp_path / "out"
+    (output / file).parent.mkdir(parents=True)
+    (output / file).write_text("{}")
+    with pytest.raises(ValueError, match=complaint):
+        SweepRunner(load(tmp_path), output, 1).run(resume)
+    assert (output / file).read_text() == "{}"
+    assert {path.name for path in output.iterdir()} == {file.split("/")[0], ".lock"}

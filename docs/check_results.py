@@ -1,0 +1,132 @@
+"""Say which published results are out of date, and run two cells of each study again.
+
+python docs/check_results.py [NAME ...]
+
+The cells are the baseline and the candidate under the first imbalance at its lowest ratio, with the first seed. They run twice
+in a temporary folder. The second run must equal the first to the bit, and both must lie within SPREAD of the published
+cell; where the result is out of date, or its cells are not published, the difference is told and not judged. Studies that were
+made on a GPU or whose data is not at hand are left out. Exits with 1 if a study fails.
+
+Bits do not carry over from one kind of processor to another. SPREAD is above what was measured on an AMD EPYC with AVX-512:
+12 cells of experiments/scenes/suite.yaml (ITC and SDR, no imbalance and mismatch 30 %, seeds 0 to 2), teachers included, under
+ATEN_CPU_CAPABILITY=default, avx2, avx512, and avx2 with ONEDNN_MAX_CPU_ISA=AVX2 and MKL_CBWR=COMPATIBLE. A cell's rsum
+differed by at most 6.5 of 600 between these, an NDCG@10 by at most 1.8, the means of two NDCG@10 by at most 0.8.
+"""
+
+import json
+import sys
+from argparse import ArgumentParser
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from published import Published, published
+
+from sdr_lightning.paths import read_json
+from sdr_lightning.reporting.formatting import condition_label
+from sdr_lightning.reporting.results import Condition
+from sdr_lightning.suite.jobs import describe
+from sdr_lightning.suite.plan import Cell, plan
+from sdr_lightning.suite.runner import Runner
+from sdr_lightning.suite.spec import Suite
+
+SPREAD = {"rsum": 10.0, "i2i_NDCG@10": 3.0, "t2t_NDCG@10": 3.0, "i2it_NDCG@10": 3.0, "t2it_NDCG@10": 3.0}
+"""Greatest accepted difference of a cell to its published value, on any processor."""
+
+
+def two_cells(suite: Suite) -> Suite:
+    """The study of baseline and candidate alone, under one condition with one seed."""
+    name = next(iter(suite.imbalances))
+    return replace(
+        suite,
+        methods={method: suite.methods[method] for method in (suite.baseline, suite.candidate)},
+        imbalances={name: suite.imbalances[name]},
+        ratios=(min(ratio for ratio in suite.ratios if ratio > 0),),
+        seeds=suite.seeds[:1],
+    )
+
+
+def run(suite: Suite, folder: Path) -> list[tuple[Cell, dict[str, float]]]:
+    """The cells of a study with their metrics."""
+    planned = plan(suite, folder)
+    Runner(suite, planned, folder, suite.jobs).run()
+    return [(cell, read_json(cell.result, "results of a cell")["metrics"]) for cell in planned.cells]
+
+
+def published_metrics(study: Published, cell: Cell) -> dict[str, float] | None:
+    """What is published of a cell; None where the study's cells are not."""
+    file = study.folder / "results.jsonl"
+    if not file.is_file():
+        return None
+    lines: list[dict[str, Any]] = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    key = {"method": cell.method, "imbalance": cell.imbalance, "ratio": cell.ratio, "seed": cell.seed}
+    return next((dict(line["metrics"]) for line in lines if {name: line[name] for name in key} == key), None)
+
+
+def faults(study: Published, cell: Cell, first: dict[str, float], second: dict[str, float]) -> list[str]:
+    """What is wrong with a cell that ran twice, and print how it compares."""
+    name = f"{cell.method}, {cell.imbalance} {cell.ratio:g}, seed {cell.seed}"
+    found = [] if first == second else [f"{name}: the second run differs from the first"]
+    before = published_metrics(study, cell)
+    print(f"{name}: rsum {first['rsum']:.2f}, then {second['rsum']:.2f}")
+    if before is None:
+        label = condition_label(Condition.of(cell.imbalance, cell.ratio))
+        means = next(part["rsum"] for part in study.record["conditions"] if part["condition"] == label)
+        print(
+            f"  no cell of it is published, only the mean over {len(study.record['seeds'])} seeds, {means[cell.method]:.2f}"
+        )
+        return found
+    for metric, spread in SPREAD.items():
+        difference = first[metric] - before[metric]
+        print(f"  {metric} {first[metric]:.2f}, published {before[metric]:.2f}, {difference:+.2f}")
+        if abs(difference) > spread and not study.stale:
+            found.append(f"{name}: {metric} is {difference:+.2f} from its published value, more than {spread:g}")
+    return found
+
+
+def check(study: Published) -> list[str]:
+    """Run two cells of a study twice; what is wrong with them."""
+    if "CPU" not in study.record["hardware"]:
+        print(f"left out: made on {study.record['hardware']}")
+        return []
+    suite = two_cells(study.suite)
+    try:
+        describe(study.plan.student)
+    except ValueError as error:
+        print(f"left out: its data is not at hand: {error}")
+        return []
+    with TemporaryDirectory() as folder:
+        first, second = (run(suite, Path(folder) / number) for number in ("first", "second"))
+    return [
+        fault
+        for (cell, metrics), (_, again) in zip(first, second, strict=True)
+        for fault in faults(study, cell, metrics, again)
+    ]
+
+
+def main() -> int:
+    """Check the studies that the command line names, or all; see the module's docstring."""
+    parser = ArgumentParser(prog="check_results", description="Check published results, see docs/using.md.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help="of published studies (default: all)")
+    names = parser.parse_args().names
+    studies = {study.record["name"]: study for study in published()}
+    unknown = sorted(set(names) - studies.keys())
+    if unknown:
+        raise ValueError(f"{unknown[0]!r} is not published: {', '.join(studies)}")
+    found: list[str] = []
+    for name in names or studies:
+        print(f"\n{name}: {studies[name].state}")
+        found += [f"{name}: {fault}" for fault in check(studies[name])]
+    for fault in found:
+        print(fault, file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ValueError as error:
+        sys.exit(f"check_results: error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,180 @@
+"""Published results: their records in docs/results/, and the text about them in README.md, docs/ and experiments/.
+
+A record, docs/results/NAME/study.json, holds what made a study and its numbers by condition; results.jsonl holds its cells.
+Text between ``<!-- results: NAME -->`` and ``<!-- end of results -->`` (of all studies, where NAME is ``all``), between
+``<!-- state: NAME -->`` and ``<!-- end of state -->``, and the ``# Result:`` of a published study's configuration is made from
+the records and from nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from textwrap import wrap
+from typing import Any
+
+from sdr_lightning.reporting.formatting import NBSP, number, signed
+from sdr_lightning.reporting.statistics import OUTCOMES
+from sdr_lightning.suite.plan import Plan, plan
+from sdr_lightning.suite.spec import Suite
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+QUANTITIES = {"rsum": "rsum", "single_modal": "single-modal NDCG@10", "mixed": "mixed NDCG@10"}
+"""What is published of each condition, by key and label."""
+
+_BLOCK = re.compile(r"(<!-- (?P<kind>results|state): (?P<name>\S+) -->\n).*?(<!-- end of (?P=kind) -->)", re.DOTALL)
+_HEADER = re.compile(r"^# Result: .*\n(?:#  .*\n)*", re.MULTILINE)
+_DECIMALS = {"rsum": 1, "single_modal": 2, "mixed": 2}
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published study.
+
+    Attributes:
+        folder: docs/results/NAME.
+        record: content of its study.json.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+
+    @cached_property
+    def suite(self) -> Suite:
+        """The study as it is configured now."""
+        return Suite.load(ROOT / self.record["suite"])
+
+    @cached_property
+    def plan(self) -> Plan:
+        """Its jobs now."""
+        return plan(self.suite, Path("runs") / self.suite.name)
+
+    @property
+    def state(self) -> str:
+        """At which commit it was measured, and what of code and configuration has changed since."""
+        changed = " with changes" if self.record["dirty"] else ""
+        commits = " and ".join(commit[:10] for commit in self.record["commits"])
+        measured = f"measured at commit {commits}{changed}"
+        return f"{measured}; {self.stale} has changed since" if self.stale else measured
+
+    @property
+    def stale(self) -> str:
+        """What is no longer as it was measured: ``the code``, ``the configuration``, or empty."""
+        if self.record["code"] != self.plan.code:
+            return "the code"
+        return "" if self.record["fingerprint"] == self.plan.fingerprint else "the configuration"
+
+    @property
+    def link(self) -> str:
+        """Its report, relative to the root of the repository."""
+        return (self.folder / "report.md").relative_to(ROOT).as_posix()
+
+    def highest(self) -> str:
+        """Which method has the highest mean rsum in how many conditions."""
+        means = [condition["rsum"] for condition in self.record["conditions"]]
+        counts = Counter(max(by_method, key=by_method.__getitem__) for by_method in means)
+        return "; ".join(f"{method} in {count} of {len(means)} conditions" for method, count in counts.most_common())
+
+    def verdicts(self, key: str) -> str:
+        """How often the difference of a quantity is supported, not supported and undecided."""
+        found = Counter(c["comparisons"][key]["verdict"] for c in self.record["conditions"])
+        return ", ".join(f"{outcome}{NBSP}{found[outcome]}" for outcome in OUTCOMES if found[outcome])
+
+
+def published() -> list[Published]:
+    """All published studies, by name."""
+    files = sorted(RESULTS.glob("*/study.json"))
+    return [Published(file.parent, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+
+
+def filled(path: Path, studies: dict[str, Published]) -> str:
+    """The text of a Markdown file, or of a study's configuration, with its results as the records have them.
+
+    Raises:
+        ValueError: a block names a study that is not published.
+    """
+    text = path.read_text(encoding="utf-8")
+    if path.suffix == ".yaml":
+        study = next(study for study in studies.values() if ROOT / study.record["suite"] == path)
+        return _HEADER.sub(lambda _: _header(study), text, count=1)
+
+    def block(found: re.Match[str]) -> str:
+        name = found["name"]
+        if name not in (*studies, "all"):
+            raise ValueError(f"{path} has a block of results of {name!r}, which is not published: {', '.join(studies)}")
+        if name == "all":
+            content = _overview(path, studies)
+        elif found["kind"] == "state":
+            content = f"**The results below were {studies[name].state}.**"
+        else:
+            content = _table(path, studies[name])
+        return f"{found[1]}{content}\n{found[4]}"
+
+    return _BLOCK.sub(block, text)
+
+
+def files(studies: dict[str, Published]) -> Iterator[Path]:
+    """The files with results in their text."""
+    yield from (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), RESULTS / "README.md")
+    yield from (study.folder / "report.md" for study in studies.values())
+    yield from (ROOT / study.record["suite"] for study in studies.values())
+
+
+def _table(path: Path, study: Published) -> str:
+    record = study.record
+    baseline, candidate = record["baseline"], record["candidate"]
+    head = " | ".join(f"{label} of {baseline} and {candidate}; difference" for label in QUANTITIES.values())
+    rows = [f"| Training data | {head} |", f"| :--- |{' ---: |' * len(QUANTITIES)}"]
+    for condition in record["conditions"]:
+        cells = (_comparison(condition["comparisons"][key], _DECIMALS[key]) for key in QUANTITIES)
+        rows.append(f"| {condition['condition']} | {' | '.join(cells)} |")
+    report, seeds = _relative(path, study.link), len(record["seeds"])
+    title = f"**{record['title']}** ([report]({report})), means over {seeds} seeds, {study.state}."
+    return "\n".join([title, "", *rows, "", f"Highest mean rsum: {study.highest()}."])
+
+
+def _overview(path: Path, studies: dict[str, Published]) -> str:
+    rows = [
+        f"| Study | Compared | {' | '.join(QUANTITIES.values())} | Highest mean rsum | State |",
+        "| :--- " * (4 + len(QUANTITIES)) + "|",
+    ]
+    for study in studies.values():
+        record = study.record
+        verdicts = " | ".join(study.verdicts(key) for key in QUANTITIES)
+        title = f"[{record['title']}]({_relative(path, study.link)})"
+        compared = f"{record['candidate']} with {record['baseline']}"
+        rows.append(f"| {title} | {compared} | {verdicts} | {study.highest()} | {study.state} |")
+    return "\n".join(rows)
+
+
+def _header(study: Published) -> str:
+    """The ``# Result:`` of a study's configuration."""
+    record = study.record
+    lines = [
+        f"rsum of {record['baseline']} and {record['candidate']}; their difference; means over {len(record['seeds'])} seeds,"
+    ]
+    lines.append(f"{study.state}:")
+    for condition in record["conditions"]:
+        lines.append(f"  {condition['condition']}: {_comparison(condition['comparisons']['rsum'], 1)}")
+    lines += wrap(f"Highest mean rsum: {study.highest()}.", 115)
+    others = "; ".join(f"{QUANTITIES[key]}: {study.verdicts(key)}" for key in QUANTITIES if key != "rsum")
+    lines += [f"{others}.", f"All of it: {study.link}"]
+    first, *rest = (line.replace(NBSP, " ") for line in lines)
+    return "".join([f"# Result:   {first}\n", *(f"#           {line}\n" for line in rest)])
+
+
+def _comparison(found: dict[str, Any], decimals: int) -> str:
+    means = f"{number(found['baseline'])}, {number(found['candidate'])}"
+    interval = "" if found["low"] is None else f" [{number(found['low'], decimals)}, {number(found['high'], decimals)}]"
+    return f"{means}; {signed(found['difference'], decimals)}{interval} {found['verdict']}"
+
+
+def _relative(path: Path, link: str) -> str:
+    up = len(path.relative_to(ROOT).parts) - 1
+    return "../" * up + link

@@ -1,0 +1,116 @@
+"""The fingerprint of the code that decides the results of a study."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from sdr_lightning.identity import sha256
+
+PACKAGE = Path(__file__).parents[1]
+_RUNNER = "suite.jobs"
+_LEFT_OUT = ("cli", "configure", "reporting", "sweep")  # they read options and write reports
+_INSTALLED = {"site-packages", "dist-packages"}
+_Documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+
+
+def code_fingerprint(classes: Iterable[str], package: Path = PACKAGE) -> str:
+    """Hash the code that decides the results of a study.
+
+    This is the code of the modules that define the given classes, of the module that runs cells, and of all modules that they
+    import from their own package, directly or indirectly. Comments, docstrings and the arguments of ``raise`` do not
+    count, nor do installed packages, whose versions are recorded.
+
+    Args:
+        classes: full names of classes, as the configurations give them in ``class_path``; of this package or any other.
+        package: folder of this package.
+
+    Returns:
+        Hexadecimal SHA-256, the same for every version of Python.
+    """
+    waiting = {_origin(package, name) for name in (f"{package.name}.{_RUNNER}", *classes)}
+    found: dict[str, str] = {}
+    while waiting:
+        module = waiting.pop()
+        if module is not None and module[0] not in found:
+            name, file = module
+            within = name if file.stem == "__init__" else name.rpartition(".")[0]
+            found[name], imported = _read(file.read_text(encoding="utf-8"), within)
+            own = name.split(".")[0]
+            waiting |= {_origin(package, other) for other in imported if other.split(".")[0] == own}
+    return sha256(*(f"{name} {found[name]}" for name in sorted(found)))
+
+
+def _origin(package: Path, name: str) -> tuple[str, Path] | None:
+    """Name and file of the module that a dotted name means or is defined in; None for code that does not count."""
+    module = _module(package, name)
+    owner, _, attribute = name.rpartition(".")
+    if module is None and owner:
+        module = _module(package, owner)
+        passed_on = _passed_on(module) if module is not None else {}
+        return _origin(package, passed_on[attribute]) if attribute in passed_on else module
+    return None if module is not None and _passed_on(module) else module
+
+
+def _module(package: Path, name: str) -> tuple[str, Path] | None:
+    """Name and file of a module that counts."""
+    top, *inner = name.split(".")
+    folder: Path | None = package.parent
+    if top != package.name:
+        spec = find_spec(top) if top.isidentifier() else None
+        places = [] if spec is None else spec.submodule_search_locations or [spec.origin or ""]
+        folder = next((Path(place).parent for place in places), None)
+    if (
+        folder is None
+        or _INSTALLED & set(folder.parts)
+        or (top == package.name and inner[:1] and inner[0] in _LEFT_OUT)
+    ):
+        return None
+    path = folder.joinpath(top, *inner)
+    return next(((name, file) for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
+
+
+def _passed_on(module: tuple[str, Path]) -> dict[str, str]:
+    """The names that an ``__init__`` of imports alone offers, with what they are elsewhere; of other modules nothing."""
+    name, file = module
+    tree = ast.parse(file.read_text(encoding="utf-8")) if file.stem == "__init__" else ast.Module([], [])
+    if not all(isinstance(node, ast.Import | ast.ImportFrom | ast.Expr | ast.Assign) for node in tree.body):
+        return {}
+    return {imported.rpartition(".")[2]: imported for imported in _imports(tree, name)}
+
+
+@cache
+def _read(source: str, package: str) -> tuple[str, frozenset[str]]:
+    """A hash of what counts of a module, and the dotted names that it imports."""
+    tree = ast.parse(source)
+    return sha256(_text(tree)), frozenset(_imports(tree, package))
+
+
+def _imports(tree: ast.AST, package: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parents = package.split(".")[: package.count(".") + 2 - node.level] if node.level else []
+            module = ".".join([*parents, *filter(None, [node.module])])
+            yield from (module if alias.name == "*" else f"{module}.{alias.name}" for alias in node.names)
+
+
+def _text(node: Any) -> str:
+    """A syntax tree as text, without docstrings and the arguments of ``raise``."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_text, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    parts = dict(ast.iter_fields(node))
+    if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call):
+        parts["exc"] = node.exc.func
+    if isinstance(node, _Documented) and ast.get_docstring(node, clean=False) is not None:
+        parts["body"] = parts["body"][1:]
+    # Empty fields are left out, because every version of Python adds some.
+    inner = ",".join(f"{name}={_text(part)}" for name, part in parts.items() if part is not None and part != [])
+    return f"{type(node).__name__}({inner})"

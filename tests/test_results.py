@@ -1,0 +1,158 @@
+"""Published results: their text is what their records say, and a result that is out of date is shown as such."""
+
+import importlib
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sdr_lightning.reporting import build_report
+from sdr_lightning.suite.plan import plan
+from sdr_lightning.suite.spec import Suite
+from tests.reporting.fake_suite import edit_json, write_suite
+
+ROOT = Path(__file__).parents[1]
+sys.path.append(str(ROOT / "docs"))
+texts: Any = importlib.import_module("published")
+make: Any = importlib.import_module("make_results")
+check: Any = importlib.import_module("check_results")
+
+STUDIES = {study.record["name"]: study for study in texts.published()}
+FILES = list(texts.files(STUDIES))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_results_in_the_text_are_those_of_the_records(path: Path) -> None:
+    """Fails as well when the code of a published study has changed and its text does not say so."""
+    assert path.read_text() == texts.filled(path, STUDIES), f"{path}: run make docs"
+
+
+def test_every_published_study_is_shown() -> None:
+    assert {study.folder for study in STUDIES.values()} == {path for path in texts.RESULTS.iterdir() if path.is_dir()}
+    overview = texts.filled(ROOT / "README.md", STUDIES)
+    pages = texts.filled(texts.RESULTS / "README.md", STUDIES)
+    for name, study in STUDIES.items():
+        assert study.folder.name == name == study.suite.name
+        assert study.link in overview
+        assert f"<!-- results: {name} -->" in pages
+        assert f"<!-- state: {name} -->" in (study.folder / "report.md").read_text()
+
+
+def test_prose_of_the_readme_has_no_results_of_its_own() -> None:
+    """A number with a decimal is a measured one."""
+    prose = re.sub(r"<!-- results.*?<!-- end of results -->", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    found = prose[prose.index("## What it found") : prose.index("## On photographs")]
+    assert not re.search(r"\d\.\d", found)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of the scenes' code and configuration, with made-up numbers."""
+    suite = Suite.load(ROOT / "experiments/scenes/suite.yaml")
+    tmp_path = tmp_path_factory.mktemp("built")
+    planned = plan(suite, tmp_path)
+    imbalances, methods = ("mismatch", "missing_words", "gaussian_noise"), tuple(suite.methods)
+    folder = write_suite(tmp_path / "scenes", methods, imbalances, suite.ratios, suite.seeds, extras=True)
+    edit_json(folder / "suite.json", code=planned.code)
+    for path, cell in zip(sorted(folder.glob("cells/**/results.json")), planned.cells, strict=True):
+        git = {"commit": "0123456789abcdef", "dirty": False}
+        edit_json(path, code=planned.code, fingerprint=cell.fingerprint, git=git, selected={"epoch": 7})
+    build_report(folder)
+    return folder
+
+
+@pytest.fixture
+def study(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / built.name))
+
+
+def test_a_study_is_published_and_goes_out_of_date(study: Path, tmp_path: Path) -> None:
+    target = make.publish(study, tmp_path / "results")
+    assert target == make.publish(study, tmp_path / "results")  # over an earlier one
+    assert {path.name for path in target.iterdir()} == {"study.json", "results.jsonl", "report.md", "figures"}
+    record = json.loads((target / "study.json").read_text())
+    lines = [json.loads(line) for line in (target / "results.jsonl").read_text().splitlines()]
+    assert len(lines) == 105
+    report = (target / "report.md").read_text()
+    assert "Example retrievals" not in report
+    assert report.index("<!-- state: scenes -->") < report.index("## Claims")
+    one = texts.Published(target, record)
+    assert one.state == "measured at commit 0123456789"
+    means = record["conditions"][1]["comparisons"]["rsum"]
+    by_seed = [
+        line["metrics"]["rsum"]
+        for line in lines
+        if (line["method"], line["imbalance"], line["ratio"]) == ("SDR", "mismatch", 0.3)
+    ]
+    assert means["candidate"] == pytest.approx(sum(by_seed) / 3)
+    assert means["difference"] == pytest.approx(means["candidate"] - means["baseline"])
+
+    for change, state in (
+        ({"code": "other"}, "measured at commit 0123456789; the code has changed since"),
+        ({"fingerprint": "other"}, "measured at commit 0123456789; the configuration has changed since"),
+        ({"dirty": True}, "measured at commit 0123456789 with changes"),
+    ):
+        assert texts.Published(target, record | change).state == state
+
+
+def test_the_highest_mean_of_every_condition_is_told() -> None:
+    means: list[dict[str, float]] = [{"ITC": 3.0, "SDR": 2.0}, {"ITC": 1.0, "SDR": 2.0}, {"ITC": 3.0, "SDR": 1.0}]
+    found = texts.Published(Path(), {"conditions": [{"rsum": by_method} for by_method in means]}).highest()
+    assert found == "ITC in 2 of 3 conditions; SDR in 1 of 3 conditions"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "complaint"),
+    [
+        (lambda study: (study / "report.md").unlink(), "has no report: run sdr report"),
+        (lambda study: next(study.glob("cells/**/results.json")).unlink(), "has 104 of 105 cells"),
+        (lambda study: edit_json(study / "suite.json", name="mine"), "no study in experiments/ is called 'mine'"),
+    ],
+)
+def test_a_study_that_cannot_be_published(study: Path, tmp_path: Path, spoil: Any, complaint: str) -> None:
+    spoil(study)
+    with pytest.raises(ValueError, match=complaint):
+        make.publish(study, tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+def test_publishing_does_not_remove_files_of_another_origin(study: Path, tmp_path: Path) -> None:
+    (tmp_path / "results/scenes").mkdir(parents=True)
+    (tmp_path / "results/scenes/notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match=r"notes\.txt is not of a published study: move it away"):
+        make.publish(study, tmp_path / "results")
+    assert (tmp_path / "results/scenes/notes.txt").read_text() == "mine"
+
+
+def test_a_block_of_an_unknown_study(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text("<!-- results: sceens -->\n<!-- end of results -->\n")
+    with pytest.raises(ValueError, match="a block of results of 'sceens', which is not published: flickr8k, "):
+        texts.filled(tmp_path / "page.md", STUDIES)
+
+
+def test_two_cells_are_cells_of_the_study() -> None:
+    for study in STUDIES.values():
+        two = plan(check.two_cells(study.suite), Path())
+        assert len(two.cells) == 2
+        assert {cell.fingerprint for cell in two.cells} <= {cell.fingerprint for cell in study.plan.cells}
+
+
+def test_cells_are_judged_by_the_spread_unless_out_of_date(study: Path, tmp_path: Path) -> None:
+    target = make.publish(study, tmp_path / "results")
+    record = json.loads((target / "study.json").read_text())
+    one = texts.Published(target, record)
+    cell = plan(check.two_cells(one.suite), tmp_path).cells[0]
+    metrics = check.published_metrics(one, cell)
+    far = metrics | {"rsum": metrics["rsum"] + 11}
+    assert check.faults(one, cell, metrics, metrics) == []
+    assert check.faults(one, cell, metrics, far) == ["ITC, mismatch 0.3, seed 0: the second run differs from the first"]
+    assert [fault.split(": ")[1] for fault in check.faults(one, cell, far, far)] == [
+        "rsum is +11.00 from its published value, more than 10"
+    ]
+    assert check.faults(texts.Published(target, record | {"code": "other"}), cell, far, far) == []
+    (target / "results.jsonl").unlink()  # only means are published
+    assert check.faults(one, cell, far, far) == []
