@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from sdr_lightning.configure import student_data, teacher_tower
+from sdr_lightning.configure.help import help_text
 from sdr_lightning.data.table import SPLITS
 from sdr_lightning.features.bank import is_bank
 from sdr_lightning.paths import check_output
@@ -17,6 +18,9 @@ from sdr_lightning.training.interruption import exit_when_stopped, stopped_by_si
 
 def run(arguments: list[str]) -> int:
     """Extract a bank; see ``sdr extract --help``."""
+    if "--data.help" in arguments or "--model.help" in arguments:
+        print(help_text("extract", arguments))
+        return 0
     parser = ArgumentParser(
         prog="sdr extract",
         description="Run a teacher over a student's data, imbalance included, and write its features keyed by id. "

@@ -57,7 +57,7 @@ def _make(options: Namespace, rest: list[str]) -> int:
     )
     data = data_of(options.data, rest)
     check_output(options.output, [part.file and expand(part.file) for part in data.imbalances], is_noise_table)
-    table = data.source.table(options.split)
+    table = data.table(options.split)
     noise = NoiseTable.draw(table, imbalance)
     noise.save(options.output)
     print("\n".join(describe(noise, options.output)))
@@ -67,7 +67,7 @@ def _make(options: Namespace, rest: list[str]) -> int:
 def _show(options: Namespace, rest: list[str]) -> int:
     table = None
     if options.data is not None:
-        table = data_of(options.data, rest).source.table(options.split)
+        table = data_of(options.data, rest).table(options.split)
     print("\n".join(describe(read_noise(options.file, table), options.file)))
     return 0
 

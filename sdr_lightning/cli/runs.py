@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from argparse import ArgumentParser
 from collections.abc import Sequence
@@ -15,8 +16,26 @@ from rich.console import Console
 from rich.table import Table
 
 from sdr_lightning.paths import read_json
+from sdr_lightning.reporting.curves import read_curves
 from sdr_lightning.reporting.fields import Fields
 from sdr_lightning.reporting.sweep import flat
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run, a cell of a study, or a teacher of a study came to.
+
+    Attributes:
+        metrics: of the epoch that was kept, and of a test as ``test/...``.
+        epochs: how many it was trained for.
+        wall_time_s: of the training; of a cell, of its test too.
+        memory_mib: the most it held; None where it is not known.
+    """
+
+    metrics: dict[str, float]
+    epochs: int
+    wall_time_s: float | None = None
+    memory_mib: float | None = None
 
 
 @dataclass(frozen=True)
@@ -25,24 +44,22 @@ class Run:
 
     Attributes:
         folder: relative to where runs were looked for, or as it was given.
-        options: the configuration by dotted names.
+        options: the configuration by dotted names; the parts of a list by their number.
         record: of ``run.json``.
-        training: of ``results.json``; None while the run is not finished, and for the cells and teachers of a study.
-        finished: whether it is.
+        outcome: what it came to; None while it is not finished.
         started: when its configuration was written.
     """
 
     folder: str
     options: dict[str, Any]
     record: dict[str, Any]
-    training: dict[str, Any] | None
-    finished: bool
+    outcome: Outcome | None
     started: datetime
 
     @property
-    def kept(self) -> dict[str, float]:
-        """Metrics of the epoch that was kept."""
-        return {} if self.training is None else Fields(self.training["kept"], self.folder).table()
+    def metrics(self) -> dict[str, float]:
+        """Those of the outcome."""
+        return {} if self.outcome is None else self.outcome.metrics
 
 
 def run(arguments: list[str]) -> int:
@@ -83,7 +100,7 @@ def run(arguments: list[str]) -> int:
     if options.sort == "started":
         chosen.sort(key=lambda run: run.started)
     else:
-        chosen.sort(key=lambda run: run.kept.get(options.sort, float("-inf")), reverse=True)
+        chosen.sort(key=lambda run: run.metrics.get(options.sort, float("-inf")), reverse=True)
     _list(chosen, options.sort)
     print(f"{len(chosen)} of {len(found)} runs in {folders[0]}")
     return 0
@@ -93,16 +110,44 @@ def _read(folder: Path, name: str) -> Run:
     record = read_json(folder / "run.json", "the record of a run, which sdr fit writes")
     configuration = folder / "config.yaml"
     try:
-        options = flat(yaml.safe_load(configuration.read_text(encoding="utf-8")))
+        options = flat(_numbered(yaml.safe_load(configuration.read_text(encoding="utf-8"))))
     except (OSError, yaml.YAMLError) as error:
         raise ValueError(
             f"{configuration} cannot be read ({type(error).__name__}): expected a run's configuration"
         ) from error
-    results = folder / "results.json"
-    finished = results.is_file() or (folder / "teacher.json").is_file()
-    training = read_json(results, "results of a run").get("training") if results.is_file() else None
     started = datetime.fromtimestamp(configuration.stat().st_mtime)
-    return Run(name, options, record, training, finished, started)
+    return Run(name, options, record, _outcome(folder), started)
+
+
+def _outcome(folder: Path) -> Outcome | None:
+    """Read what was written last: ``results.json`` of a run or a cell, ``teacher.json``, or, of a stage, its cell's."""
+    found = [path for path in (folder / "results.json", folder / "teacher.json") if path.is_file()]
+    is_stage = folder.name.startswith("stage-") and (folder.parent / "results.json").is_file()
+    if not found and not is_stage:
+        return None
+    results = Fields.read(found[0]) if found else Fields({}, str(folder))
+    tested = {f"test/{name}": value for name, value in results.optional_child("metrics").table().items()}
+    if "training" in results:
+        training = results.child("training")
+        metrics = training.child("kept").table() | tested
+        seconds, memory = (training.optional_number(name) for name in ("wall_time_s", "peak_memory_mib"))
+        return Outcome(metrics, training.integer("epochs"), seconds, memory)
+    curves = read_curves(folder / "metrics.csv")
+    selected = results.optional_child("selected")
+    epoch, epochs = selected.optional_integer("epoch"), selected.optional_integer("epochs")
+    kept = {name: curve[epoch] for name, curve in curves.items() if epoch is not None and epoch in curve}
+    trained = 1 + max(curves.get("train/loss", ()), default=-1)
+    return Outcome(kept | tested, trained if epochs is None else epochs, results.optional_number("wall_time_s"))
+
+
+def _numbered(value: Any) -> Any:
+    """A configuration in which the parts of a list go by their number; a list of one is that one."""
+    if isinstance(value, dict):
+        return {key: _numbered(part) for key, part in value.items()}
+    if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
+        parts = [_numbered(part) for part in value]
+        return parts[0] if len(parts) == 1 else {str(number): part for number, part in enumerate(parts)}
+    return value
 
 
 def _has(run: Run, condition: str) -> bool:
@@ -117,7 +162,9 @@ def _has(run: Run, condition: str) -> bool:
 
 
 def _is(name: str, option: str) -> bool:
-    return option == name or option.endswith(f".{name}")
+    """Whether a name is an option's or its end, with or without the numbers of the parts of lists."""
+    plain = re.sub(r"\.\d+(?=\.)", "", option)
+    return any(full == name or full.endswith(f".{name}") for full in (option, plain))
 
 
 def _list(runs: Sequence[Run], sort: str) -> None:
@@ -128,16 +175,17 @@ def _list(runs: Sequence[Run], sort: str) -> None:
         "run", "started", "state", "epochs", *metrics, "wall time", "memory", "commit", box=None, header_style="bold"
     )
     for run in runs:
-        done = run.training
+        done = run.outcome
+        seconds, memory = (None, None) if done is None else (done.wall_time_s, done.memory_mib)
         commit = run.record["git"]["commit"]
         table.add_row(
             run.folder,
             f"{run.started:%Y-%m-%d %H:%M}",
-            "finished" if run.finished else "unfinished",
-            "" if done is None else str(done["epochs"]),
-            *(f"{run.kept[name]:.4g}" if name in run.kept else "" for name in metrics),
-            "" if done is None else f"{done['wall_time_s']:.0f} s",
-            "" if done is None else f"{done['peak_memory_mib']:,.0f} MiB",
+            "unfinished" if done is None else "finished",
+            "" if done is None else str(done.epochs),
+            *(f"{run.metrics[name]:.4g}" if name in run.metrics else "" for name in metrics),
+            "" if seconds is None else f"{seconds:.0f} s",
+            "" if memory is None else f"{memory:,.0f} MiB",
             "" if commit is None else commit[:8] + ("+" if run.record["git"]["dirty"] else ""),
         )
     _print(table)
@@ -154,8 +202,8 @@ def _compare(runs: Sequence[Run]) -> int:
         if len(set(values)) > 1:
             table.add_row(what, *(str(value)[:12] for value in values))
     table.add_section()
-    for metric in sorted({name for run in runs for name in run.kept}):
-        table.add_row(metric, *(f"{run.kept[metric]:.4g}" if metric in run.kept else "" for run in runs))
+    for metric in sorted({name for run in runs for name in run.metrics}):
+        table.add_row(metric, *(f"{run.metrics[metric]:.4g}" if metric in run.metrics else "" for run in runs))
     _print(table)
     return 0
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 # The parser turns the value of an option that is nested in two classes into text, so that null becomes the word None.
-_NESTED = re.compile(r"--(?P<outer>[\w.]+?\.init_args)\.(?P<inner>\w+\..+)")
+_NESTED = re.compile(r"--(?P<outer>[\w.]+?\.init_args|data|model)\.(?P<inner>(?!init_args\.)\w+\..+)")
 
 
 def with_nulls(arguments: Sequence[str]) -> list[str]:

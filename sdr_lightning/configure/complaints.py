@@ -42,7 +42,7 @@ def told_in_one_line() -> Iterator[None]:
     """Turn the complaints of a parser, and Lightning's about Trainer options, into a ``ValueError`` of one line."""
     try:
         yield
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ModuleNotFoundError) as error:
         raise ValueError(" ".join(str(error).split())) from error
     except (ArgumentError, ValueError) as error:
         raise ValueError(one_line(str(error))) from error

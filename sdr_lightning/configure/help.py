@@ -94,16 +94,22 @@ def _settings(words: Sequence[str]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for option, value in pairwise(words):
         if option in ("-c", "--config"):
-            merged = _over(merged, _read(Path(value)))
+            merged = _over(merged, _mapping(Path(value), _read(Path(value))))
         elif option == "--data":
-            merged = _over(merged, {"data": _read(Path(value))})
+            merged = _over(merged, {"data": _mapping(Path(value), _read(Path(value)))})
     return merged
+
+
+def _mapping(path: Path, value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} is no configuration: expected keys and values, got {type(value).__name__}")
+    return value
 
 
 def _read(path: Path) -> Any:
     try:
         return _filled(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"no configuration at {path} ({type(error).__name__})") from error
 
 
@@ -135,7 +141,7 @@ def _object(expected: type, prefix: str, value: Any, meaning: str = "") -> Itera
         return
     yield from _entry(f"{prefix}: {chosen.__name__}", meaning)
     inner = prefix if hasattr(expected, "__dataclass_fields__") else f"{prefix}.init_args"
-    yield from _keys(chosen, inner, given.get("init_args", given))
+    yield from _keys(chosen, inner, given.get("init_args", given) or {})
 
 
 def _keys(kind: Any, prefix: str, values: dict[str, Any]) -> Iterator[str]:
@@ -199,10 +205,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:60]} ..."
 
 
-def _imported(path: str) -> type:
-    module, _, name = path.rpartition(".")
+def _imported(path: Any) -> type:
+    module, _, name = str(path).rpartition(".")
     try:
         found: type = getattr(import_module(module), name)
+        if not inspect.isclass(found):
+            raise ValueError(f"{path} is a {type(found).__name__}")
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(
             f"there is no class {path}: give its whole name, such as sdr_lightning.data.TabularSource"

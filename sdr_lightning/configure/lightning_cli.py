@@ -34,7 +34,7 @@ from sdr_lightning.training.metrics_csv import MetricsCSV
 from sdr_lightning.training.protocol import ProtocolName, paper_options
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.training.tracking import WandbRun
-from sdr_lightning.training.trainer_options import CheckTrainerOptions
+from sdr_lightning.training.trainer_options import CheckGalleryAndMonitors, check_trainer
 
 _TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,  # a few batches are not a gallery
@@ -84,7 +84,7 @@ class SdrCLI(LightningCLI):
                 save_config_callback=None,
                 trainer_defaults={
                     **_TRAINER_DEFAULTS,
-                    "callbacks": [CheckTrainerOptions(), _WriteRecord(self), Continuation()],
+                    "callbacks": [CheckGalleryAndMonitors(), _WriteRecord(self), Continuation()],
                 },
                 run=run,
                 args=None if run else arguments,
@@ -180,15 +180,21 @@ class SdrCLI(LightningCLI):
         """Leave the checkpoint rule out where checkpoints are switched off.
 
         Raises:
-            ValueError: barebones, which has neither logs nor checkpoints.
+            ValueError: options that a run cannot be made with.
         """
         if config.get("barebones"):
             raise ValueError(
                 "trainer.barebones has neither logs nor checkpoints: sdr bench training measures bare steps"
             )
+        if config.get("use_distributed_sampler"):
+            raise ValueError(
+                "trainer.use_distributed_sampler would divide the data twice: leave it out, the data module divides it"
+            )
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, BestCheckpoint)]
-        return super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, callbacks)
+        check_trainer(trainer)
+        return trainer
 
     def instantiate_classes(self) -> None:
         """Build everything, and tell a student its protocol and its teachers.

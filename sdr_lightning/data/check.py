@@ -79,7 +79,8 @@ def check(data: RetrievalDataModule, decode: bool, progress: Callable[[Split, in
             size = _size(table)
             findings.sizes.append(size)
             findings.problems.extend(_known(size))
-            findings.problems.extend(_settings(data, table))
+            if split != "train":
+                findings.problems.extend(_settings(data, table))
             if decode:
                 findings.problems.extend(_tokens(data, table))
         if decode:
@@ -88,10 +89,12 @@ def check(data: RetrievalDataModule, decode: bool, progress: Callable[[Split, in
             read = look(split, ids, images, progress)
             findings.problems.extend(read.problems)
             findings.unusable.extend(read.unusable)
-    for split in ("train", "val"):
+    for split in dict.fromkeys((*data.train_on, data.select_on)):
         if split not in data.source.splits:
             remedy = "sdr fit needs it"
             findings.problems.append(Problem(split, "splits are not there", 1, 1, (split,), remedy))
+    if not findings.fatal:
+        findings.problems.extend(_settings(data, data.table("train")))
     if (error := _no_tokenizer(data)) is not None:
         findings.problems.append(Problem("all", "tokenizers cannot be had", 1, 1, (error,), "see there"))
     return findings
@@ -226,7 +229,9 @@ def _look(images: Images, row: int) -> tuple[str, ...]:
         with Image.open(images.path(row)) as image:
             kinds = [image.mode] if image.mode != "RGB" else []
             kinds += ["turned by EXIF"] if orientation(image) != 1 else []
-            image.draft(image.mode, (image.width // 8, image.height // 8))  # JPEG: the whole stream, fewer pixels
+            image.draft(
+                image.mode, (max(1, image.width // 8), max(1, image.height // 8))
+            )  # JPEG: the whole stream, fewer pixels
             _ = to_rgb(image)
     except Exception as error:  # what a decoder raises over a broken file depends on its format
         raise ValueError(reason(error)) from error

@@ -268,6 +268,7 @@ class StreamedImages(RowImages):
 
 
 _NO_ROW = "no row for "
+_SHARD = re.compile(r"-(\d+)-of-(\d+)\.\w+$")
 _COMPARED = 4096  # bytes at both ends of an encoded image
 
 
@@ -297,7 +298,7 @@ class _SameImages:
         """
         if number in self.firsts:
             self.seen[number] = _signature(cell)
-        elif number in self.repeats and _signature(cell) != self.seen[self.repeats[number]]:
+        elif number in self.repeats and _signature(cell) not in ((), self.seen[self.repeats[number]]):
             raise ValueError(
                 f"rows {self.repeats[number]} and {number} have the same id and different images: name an id_column that "
                 "tells images apart"
@@ -417,10 +418,33 @@ def _files(folder: Path, name: str) -> tuple[str, list[str]]:
         )  # train, train-00000-of-00002, train_3
         files = sorted(str(file) for file in folder.rglob(f"{name}*{suffix}") if shard.fullmatch(file.name))
         if files:
+            _refuse_missing_shards(folder, files)
             for file in files if kind == "webdataset" else []:
                 _check_tar(file)
             return kind, files
     raise ValueError(f"no files for the split {name!r} in {folder}: expected {name}.parquet, {name}-*.parquet or .tar")
+
+
+def _refuse_missing_shards(folder: Path, files: Sequence[str]) -> None:
+    """Refuse an incomplete download: ``train-00001-of-00002.parquet`` says how many shards there are."""
+    for total in {int(found[2]) for file in files if (found := _SHARD.search(file))}:
+        there = {int(found[1]) for file in files if (found := _SHARD.search(file)) and int(found[2]) == total}
+        missing = [number for number in range(total) if number not in there]
+        if missing and max(there) < total:
+            raise ValueError(
+                f"{folder} has {len(there)} of {total} shards, the first missing is number {missing[0]}: complete the download"
+            )
+
+
+def _check_member(member: tarfile.TarInfo) -> None:
+    """Refuse members that ``datasets`` would pass over in silence."""
+    name = member.name.rpartition("/")[2]
+    if member.islnk() or member.issym():
+        raise tarfile.ReadError(
+            f"its member {member.name} is a link (tar --hard-dereference --dereference writes files)"
+        )
+    if name.startswith("__"):
+        raise tarfile.ReadError(f"its member {member.name} begins with __, and would be passed over: rename it")
 
 
 def _check_tar(file: str) -> None:
@@ -431,8 +455,8 @@ def _check_tar(file: str) -> None:
     """
     try:
         with Path(file).open("rb") as stream, tarfile.open(fileobj=stream, mode="r:*") as tar:
-            for _ in tar:
-                pass
+            for member in tar:
+                _check_member(member)
             if tar.fileobj is stream:  # not compressed
                 stream.seek(tar.offset)
                 if len(first := stream.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:

@@ -151,8 +151,8 @@ def to_rgb(image: Image.Image) -> Pixels:
     Raises:
         ValueError: 32-bit integers, whose range is unknown, or floats outside [0, 1].
     """
+    image.load()  # before the orientation is asked for: some decoders apply it themselves, and a PNG may have it at its end
     turn = _TURNS.get(orientation(image))
-    image.load()
     upright = image if turn is None else image.transpose(turn)
     upright = _eight_bits(upright, image.format)
     if upright.has_transparency_data or upright.mode in ("La", "RGBa"):

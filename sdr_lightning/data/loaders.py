@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -36,6 +37,7 @@ class BatchLoader(Loader):
             collate_fn=_as_it_is,
             persistent_workers=workers > 0,
             generator=torch.Generator(),
+            worker_init_fn=_leave_signals_to_the_main_process,
         )
 
 
@@ -74,6 +76,12 @@ class ResumableLoader(BatchLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Let the next epoch start where the state was taken."""
         self._first_step = state["position"]
+
+
+def _leave_signals_to_the_main_process(_: int) -> None:
+    """Ctrl-C and SIGTERM often go to all processes of a job; the main one saves its work and then ends its workers."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import json
 import re
 import tokenize
 import unicodedata
@@ -93,24 +94,42 @@ def captions_in(cell: Any, where: str, column: str) -> list[str]:
     ['a dog', 'a puppy']
     """
     texts = [cell] if isinstance(cell, str) else [] if cell is None else cell
+    if isinstance(cell, str) and (written := _written_list(cell)) is not None:
+        texts = written
     if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"{where} has {cell!r} under {column!r}, expected text or a list of texts")
-    return [caption for text in texts for caption in _written_list(text) or [text]]
+    return list(texts)
 
 
-def _written_list(text: str) -> list[str] | None:
-    """The texts of a list that was written as text; None for any other text."""
+def _written_list(text: str) -> list[str | None] | None:
+    """The items of a list of texts that was written as text, None for a missing one; None for any other text."""
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError):
+        items = _python_list(text)
+    is_list = isinstance(items, list) and all(item is None or isinstance(item, str) for item in items)
+    return items if is_list else None
+
+
+def _python_list(text: str) -> list[Any] | None:
+    """A list as Python or numpy prints it, without commas too."""
     layout = (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)
+    items: list[Any] = []
     try:
         tokens = [t for t in tokenize.generate_tokens(io.StringIO(text).readline) if t.type not in layout]
-        texts = [ast.literal_eval(token.string) for token in tokens if token.type == tokenize.STRING]
+        for token in tokens[1:-1]:
+            if token.type == tokenize.STRING:
+                items.append(ast.literal_eval(token.string))
+            elif token.string in ("None", "nan"):
+                items.append(None)
+            elif token.string != ",":
+                return None
     except (tokenize.TokenError, SyntaxError, ValueError):
         return None
-    others = {token.string for token in tokens if token.type != tokenize.STRING}
-    return texts if texts and others <= {"[", "]", ","} and all(isinstance(t, str) for t in texts) else None
+    return items
 
 
 def without_empty(record: Record) -> Record:

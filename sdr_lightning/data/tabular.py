@@ -6,9 +6,9 @@ import csv
 import io
 import json
 import posixpath
-import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import SPLITS, Split
 from sdr_lightning.paths import FilePath, expand
 
-_ENDING = re.compile(r"\.[A-Za-z]{2,5}$")  # of a file
+_IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".jp2"}
 _SPLIT_OF: dict[str, Split] = {
     "train": "train",
     "training": "train",
@@ -80,7 +80,7 @@ class TabularSource(FolderSource):
     def read(self) -> Records:
         """The records of all splits."""
         path = Path(expand(self.file))
-        rows = read_rows(path)
+        rows = read_rows(path, self.image_column)
         if not rows:
             raise ValueError(f"{path} holds no rows")
         captions: list[tuple[str, str, str | None]] = []
@@ -132,13 +132,22 @@ class TabularSource(FolderSource):
         return [text for texts in told or cells[:1] for text in texts] or [None]
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path, image_column: str) -> list[dict[str, Any]]:
     """The rows of a table.
+
+    Args:
+        path: the table.
+        image_column: where the images are, to recognise rows that a cell has swallowed.
 
     Raises:
         ValueError: no such file, another suffix, not UTF-8, or a line that cannot be read (which).
     """
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+    readers: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
+        ".csv": partial(_read_csv, image_column=image_column),
+        ".tsv": partial(_read_csv, image_column=image_column),
+        ".jsonl": _read_jsonl,
+        ".parquet": _read_parquet,
+    }
     if path.suffix not in readers:
         raise ValueError(f"{path} ends in {path.suffix!r}, expected one of {', '.join(readers)}")
     if not path.is_file():
@@ -149,37 +158,44 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         raise ValueError(f"{path} is not UTF-8 text: {error}; convert it first") from error
 
 
-def _read_csv(path: Path) -> list[dict[str, Any]]:
+def _read_csv(path: Path, image_column: str) -> list[dict[str, Any]]:
     text = path.read_bytes().decode("utf-8-sig")
     if path.suffix == ".csv":
-        return _parse_csv(path, text, delimiter=",")
+        return _parse_csv(path, text, image_column, delimiter=",")
     try:  # TSV has no quotation marks by definition, but most programs write them
-        return _parse_csv(path, text, delimiter="\t")
+        return _parse_csv(path, text, image_column, delimiter="\t")
     except ValueError as error:
         try:
-            return _parse_csv(path, text, delimiter="\t", quoting=csv.QUOTE_NONE)
+            return _parse_csv(path, text, image_column, delimiter="\t", quoting=csv.QUOTE_NONE)
         except ValueError:
             raise error from None
 
 
-def _parse_csv(path: Path, text: str, **dialect: Any) -> list[dict[str, Any]]:
+def _parse_csv(path: Path, text: str, image_column: str, **dialect: Any) -> list[dict[str, Any]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, **dialect)
-    rows: list[dict[str, Any]] = []
+    rows: dict[int, dict[str, Any]] = {}  # by the line they begin in
     line = 1
     try:
-        _refuse_repeated(path, reader.fieldnames or [])
+        columns = [name.strip() for name in reader.fieldnames or []]
+        reader.fieldnames = columns
+        _refuse_repeated(path, columns)
+        if len(columns) == 1 and ";" in columns[0] and dialect["delimiter"] == ",":
+            raise ValueError(
+                f"{path} has cells separated by semicolons, expected commas (or tabs, in a .tsv): convert it"
+            )
         line = reader.line_num
         for row in reader:
-            where = f"{path}, line {line + 1}"
             if None in row:
+                where = f"{path}, line {line + 1}"
                 raise ValueError(f"{where} has more cells than the header: quote cells that hold the delimiter")
-            _refuse_swallowed(where, row, dialect["delimiter"])
-            rows.append(row)
+            rows[line + 1] = row
             line = reader.line_num
     except csv.Error as error:
         where = f"{path}, the row that begins in line {line + 1}"
         raise ValueError(f"{where}: {error}; close or double its quotation marks") from error
-    return rows
+    if image_column in columns:
+        _refuse_swallowed(path, rows, image_column, columns, dialect["delimiter"])
+    return list(rows.values())
 
 
 def _refuse_repeated(path: Path, columns: Sequence[str]) -> None:
@@ -188,17 +204,27 @@ def _refuse_repeated(path: Path, columns: Sequence[str]) -> None:
         raise ValueError(f"{path} has two columns {repeated[0]!r}: rename one (caption_columns may name several)")
 
 
-def _refuse_swallowed(where: str, row: dict[str, Any], delimiter: str) -> None:
-    """Refuse a quoted cell that holds whole rows, because a quotation mark at its beginning was meant as text."""
-    endings = {found[0] for cell in row.values() if (found := _ENDING.search(str(cell).strip()))}
-    for cell in row.values():
-        for line in str(cell).splitlines()[1:]:
-            cells = line.split(delimiter)
-            if len(cells) >= len(row) and any(part.strip(' "').endswith(tuple(endings)) for part in cells):
-                raise ValueError(
-                    f"{where}: the cell {str(cell)[:40]!r} holds whole rows: double the quotation marks that are text, and "
-                    "quote the cell"
-                )
+def _refuse_swallowed(
+    path: Path, rows: dict[int, dict[str, Any]], image_column: str, columns: Sequence[str], delimiter: str
+) -> None:
+    """Refuse a quoted cell that holds whole rows, because a quotation mark at its beginning was meant as text.
+
+    A line of a cell is taken for a row if it has as many cells, and in the place of the image the name of an image file.
+    """
+    names = [str(row[image_column]).strip() for row in rows.values()]
+    endings = {posixpath.splitext(name)[1].lower() for name in names} | _IMAGE_ENDINGS
+    has_blanks = any(" " in name for name in names)
+    place = columns.index(image_column)
+    for number, row in rows.items():
+        for cell in (cell for cell in row.values() if cell is not None and "\n" in cell):
+            for line in cell.splitlines():
+                cells = [part.strip(' "') for part in line.split(delimiter)]
+                name = cells[place] if len(cells) >= len(columns) else ""
+                if posixpath.splitext(name)[1].lower() in endings - {""} and (has_blanks or " " not in name):
+                    raise ValueError(
+                        f"{path}, line {number}: the cell {cell[:40]!r} holds whole rows: double the quotation marks that are "
+                        "text, and quote the cell; or take the line breaks out of a caption that is one"
+                    )
 
 
 def _read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -207,8 +233,10 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
         for number, line in enumerate(file, start=1):
             try:
                 row = json.loads(line, object_pairs_hook=_without_repeats) if line.strip() else {}
-            except (ValueError, RecursionError) as error:
+            except (json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
             if not isinstance(row, dict):
                 raise ValueError(f"{path}, line {number} is no object")
             if row:

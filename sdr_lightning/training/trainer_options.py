@@ -5,8 +5,9 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 import lightning.pytorch as pl
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import BatchSizeFinder, EarlyStopping, LearningRateFinder, ModelCheckpoint
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.training.continuation import is_dev_run
@@ -16,32 +17,42 @@ from sdr_lightning.training.retrieval_module import RetrievalModule
 _PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
-class CheckTrainerOptions(pl.Callback):
-    """Check the Trainer against the module and its data, once the data is read and before features are extracted."""
+def check_trainer(trainer: pl.Trainer) -> None:
+    """Check what a Trainer says by itself.
+
+    Raises:
+        ValueError: a precision, a strategy or a callback that is not supported, or overfit_batches.
+    """
+    if trainer.precision not in _PRECISIONS:
+        raise ValueError(
+            f"trainer.precision {trainer.precision} would round the weights that are trained: use bf16-mixed or 16-mixed"
+        )
+    strategy = trainer.strategy
+    if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
+        raise ValueError(f"trainer.strategy {type(strategy).__name__} is not supported: use ddp")
+    if isinstance(strategy.launcher, _MultiProcessingLauncher):
+        raise ValueError("trainer.strategy may not fork or spawn processes, whose logs would be lost: use ddp")
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        raise ValueError(
+            "trainer.overfit_batches replaces the samplers of the data module: use trainer.limit_train_batches"
+        )
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, BatchSizeFinder | LearningRateFinder):
+            raise ValueError(f"{type(callback).__name__} is not supported: search with sdr sweep")
+
+
+class CheckGalleryAndMonitors(pl.Callback):
+    """Check the Trainer against module and data, once the data is read and before features are extracted."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Check.
 
         Raises:
-            ValueError: a precision or strategy that is not supported, overfit_batches, a part of a gallery, fewer items to
-                evaluate than processes, or a monitor that is never logged.
+            ValueError: a part of a gallery, fewer items to evaluate than processes, or a monitor that is never logged.
         """
-        if not isinstance(pl_module, EpochTerms):  # a module of someone else's
-            return
-        if trainer.precision not in _PRECISIONS:
-            raise ValueError(
-                f"trainer.precision {trainer.precision} would round the weights that are trained: use bf16-mixed or 16-mixed"
-            )
-        if not isinstance(trainer.strategy, DDPStrategy | SingleDeviceStrategy):
-            raise ValueError(f"trainer.strategy {type(trainer.strategy).__name__} is not supported: use ddp")
-        if trainer.overfit_batches:  # type: ignore[attr-defined]
-            raise ValueError(
-                "trainer.overfit_batches replaces the samplers, which know epochs and processes: use "
-                "trainer.limit_train_batches"
-            )
         if isinstance(pl_module, RetrievalModule):
             _check_gallery(trainer, pl_module.data, stage)
-        if stage == "fit":
+        if stage == "fit" and isinstance(pl_module, EpochTerms):
             _check_monitors(trainer, pl_module)
 
 
@@ -54,10 +65,11 @@ def _check_gallery(trainer: pl.Trainer, data: RetrievalDataModule, stage: str) -
     loaders = data.test_dataloader() if stage == "test" else data.val_dataloader()
     batches = max(map(len, loaders))
     if limit != 1.0 if isinstance(limit, float) else limit < batches:
-        name, none = ("fast_dev_run", "") if is_dev_run(trainer) else (option, ", or set it to 0 for no validation")
+        name = "fast_dev_run" if is_dev_run(trainer) else option
+        none = ", or set it to 0 for no validation" if stage == "fit" else ""
         raise ValueError(
-            f"trainer.{name} leaves out a part of the gallery of {batches} batches, and recall is measured within all of "
-            f"it: leave {name} out{none if stage == 'fit' else ''}"
+            f"trainer.{name} leaves out a part of the gallery ({batches} batches), and recall is measured within all of it: "
+            f"leave {name} out{none}"
         )
 
 

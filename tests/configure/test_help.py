@@ -33,7 +33,7 @@ def test_help_without_a_configuration_names_the_choices() -> None:
     assert "[image | text | pair]" in printed
 
 
-@pytest.mark.parametrize("command", [["fit"], ["data", "check"], ["noise", "make"]])
+@pytest.mark.parametrize("command", [["fit"], ["data", "check"], ["noise", "make"], ["extract"]])
 def test_help_of_the_data(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--data.help"]) == 0
     printed = capsys.readouterr().out
@@ -46,3 +46,12 @@ def test_help_of_the_data(command: list[str], capsys: pytest.CaptureFixture[str]
 def test_help_of_a_class_that_is_not_there() -> None:
     with pytest.raises(ValueError, match="there is no class TabularSource: give its whole name"):
         help_text("fit", ["--data.help=TabularSource"])
+    with pytest.raises(ValueError, match=r"there is no class sdr_lightning\.data: give its whole name"):
+        help_text("fit", ["--data.help", "sdr_lightning.data"])
+
+
+@pytest.mark.parametrize("text", ["a,b", "- a", "data: d.yaml"])
+def test_help_of_what_is_no_configuration(text: str, tmp_path: Path) -> None:
+    (tmp_path / "d.yaml").write_text(text)
+    with pytest.raises(ValueError, match="no configuration"):
+        help_text("fit", ["--config", str(tmp_path / "d.yaml"), "--help"])

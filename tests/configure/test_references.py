@@ -79,6 +79,9 @@ def test_paths_in_yaml_are_relative_to_it(
 
 
 def test_null_on_the_command_line_is_none(fragment: Path) -> None:
+    source = build_data(fragment, ["--data.source.split_column", "null"]).source
+    assert isinstance(source, TabularSource)
+    assert source.split_column is None
     options = ["split_column", "leave_out"]
     data = build_data(fragment, [w for name in options for w in (f"--data.init_args.source.init_args.{name}", "null")])
     assert isinstance(data.source, TabularSource)
@@ -96,6 +99,7 @@ def test_null_on_the_command_line_is_none(fragment: Path) -> None:
         (["--a.init_args.b", "null"], None),
         (["--a.init_args.b.c", "nullable", "--x=null"], None),
         (["--a.init_args.b.init_args.c=null"], ["--a.init_args", '{"b": {"init_args": {"c": null}}}']),
+        (["--data.b.c", "null"], ["--data", '{"b": {"c": null}}']),
         (["--a.init_args.b.c", "[1, null]"], ["--a.init_args", '{"b": {"c": [1, null]}}']),
     ],
 )

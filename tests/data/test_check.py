@@ -264,6 +264,23 @@ def test_captions_that_the_text_tower_does_not_see_whole_are_counted(tmp_path: P
     assert first(findings, "train", "captions have words that the tokenizer does not know") == ["a zebra"]
 
 
+def test_a_tiny_image_can_be_read(tmp_path: Path) -> None:
+    collection(tmp_path)
+    Image.new("RGB", (5, 5)).save(tmp_path / "images/train0.jpg")
+    assert found(data(tmp_path)).problems == []
+
+
+def test_the_splits_that_are_trained_and_selected_on_are_checked(tmp_path: Path) -> None:
+    """As the published protocol has them: train and val together, selected on test."""
+    entries = collection(tmp_path)
+    options: dict[str, Any] = {"train_on": ["train", "val"], "select_on": "test"}
+    module = data(tmp_path, **options)
+    module.batch_size = 30
+    assert found(module).problems == []
+    write(tmp_path, [entry for entry in entries if entry["split"] != "test"])
+    assert summary(found(data(tmp_path, **options))) == {("test", "splits are not there"): (1, 1, True)}
+
+
 def test_a_batch_larger_than_the_training_split_is_fatal(tmp_path: Path) -> None:
     collection(tmp_path)
     module = data(tmp_path)

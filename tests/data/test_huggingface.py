@@ -128,7 +128,7 @@ def with_restval_in_train(folder: Path, names: dict[str, str], captions_under: s
 
     per_image(folder, names, make)
     write(
-        folder / "data" / "train-00001-of-00002.parquet",
+        folder / "data" / "train-00001.parquet",
         [make(number, said_of(number, count)) for number, count in PARTS["restval"].items()],
     )
 
@@ -354,6 +354,23 @@ def test_a_member_of_a_tar_with_a_dot_in_its_field(tmp_path: Path, streaming: bo
         streaming=streaming,
     )
     assert numbers(source.images("train")) == [4]
+
+
+def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "train-00001-of-00003.parquet", [row(0, "x")])
+    with pytest.raises(ValueError, match="has 1 of 3 shards, the first missing is number 0: complete the download"):
+        HuggingFaceSource(str(tmp_path), "mine", splits={"train": ["train"]}).table("train")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("__6.txt", tarfile.REGTYPE), ("6.txt", tarfile.LNKTYPE)])
+def test_members_that_would_be_passed_over_are_refused(tmp_path: Path, name: str, kind: bytes) -> None:
+    with tarfile.open(tmp_path / "train.tar", "w") as tar:
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "7.txt"
+        tar.addfile(member)
+    source = HuggingFaceSource(str(tmp_path), "mine", id_column="__key__", image_column="png", caption_column="txt")
+    with pytest.raises(ValueError, match=f"train.tar cannot be read: its member {name}"):
+        source.table("train")
 
 
 @pytest.mark.parametrize(("cell", "holds"), [(["a"], "list"), (5, "int"), ("a.png", "str")])

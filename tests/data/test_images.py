@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sdr_lightning.data.images import ImageFiles, InMemory, Pixels, decode
 from sdr_lightning.data.strings import Strings
@@ -86,6 +86,16 @@ def test_values_of_unknown_range_are_refused(tmp_path: Path, values: np.number[A
     Image.fromarray(np.full((4, 4), values)).save(tmp_path / "p.tif")
     with pytest.raises(ValueError, match=r"p.tif: it has .*: convert it to 8 or 16 bits; replace the file"):
         decode(tmp_path / "p.tif")
+
+
+@pytest.mark.parametrize("kind", ["tif", "png", "webp"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_applied_once(tmp_path: Path, kind: str, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(PICTURE).save(tmp_path / f"p.{kind}", exif=exif, **({"lossless": True} if kind == "webp" else {}))
+    with Image.open(tmp_path / f"p.{kind}") as image:
+        np.testing.assert_array_equal(decode(tmp_path / f"p.{kind}"), np.asarray(ImageOps.exif_transpose(image)))
 
 
 @pytest.mark.filterwarnings("ignore:Truncated File Read")

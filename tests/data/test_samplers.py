@@ -76,7 +76,7 @@ def test_a_batch_that_ranks_cannot_share() -> None:
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("size", [1, 9, 10, 11, 12])
+@pytest.mark.parametrize("size", [3, 9, 10, 11, 12])
 def test_evaluation_covers_every_row_once(size: int, world_size: int) -> None:
     ranks = [batches(EvaluationSampler(np.arange(size), 2, rank, world_size)) for rank in range(world_size)]
     rows = [row for rank in ranks for batch in rank for row in batch]
@@ -84,6 +84,11 @@ def test_evaluation_covers_every_row_once(size: int, world_size: int) -> None:
     lengths = [sum(map(len, rank)) for rank in ranks]
     assert max(lengths) - min(lengths) <= 1
     assert all(0 < len(batch) <= 2 for rank in ranks for batch in rank)
+
+
+def test_fewer_items_than_ranks() -> None:
+    with pytest.raises(ValueError, match="2 items to evaluate cannot be shared by 3 processes: use at most 2"):
+        EvaluationSampler(np.arange(2), 2, 0, 3)
 
 
 def test_evaluation_keeps_the_order() -> None:

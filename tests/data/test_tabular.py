@@ -81,6 +81,47 @@ def test_a_list_that_was_written_as_text(tmp_path: Path, suffix: str, form: str)
     assert table.captions == ['a "dog"', "a dog's ball", "[sic] a ['dog']"]
 
 
+@pytest.mark.parametrize(
+    ("cell", "captions"),
+    [
+        ('["\\\\ud83d\\\\ude00 dog", "1\\\\/2 cup"]', ["😀 dog", "1/2 cup"]),  # as json.dumps writes it
+        ("[]", []),
+        ("[not a list]", ["[not a list]"]),
+        ("['x', nan]", None),
+        ('["x", null]', None),
+        ("[None, 'x']", None),
+    ],
+)
+def test_what_a_written_list_holds(tmp_path: Path, cell: str, captions: list[str] | None) -> None:
+    write_pictures(tmp_path, ["a.png", "b.png"])
+    path = write(
+        tmp_path / "t.csv",
+        [{"image": "b.png", "caption": "last"}, {"image": "a.png", "caption": cell.replace("\\\\", "\\")}],
+    )
+    if captions is None:
+        refused(tmp_path / "t.csv", "row 2 has .* under 'caption', expected text or a list of texts")
+    else:
+        table = TabularSource("mine", path, str(tmp_path), **EVERYTHING_TRAINS).table("train")
+        assert table.captions == ["last", *captions]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'image,caption\na.png,"A beach at dusk\nSource: Flickr, www.flickr.com"\n',
+        'image,caption\na.png,"see b.png\nalso c.png, which is nice"\n',
+        'caption,image\n"By mr.smith\nhello, mr.smith",a.png\n',
+        "image , caption\na.png,x\n",
+    ],
+)
+def test_captions_of_several_lines_are_read(tmp_path: Path, text: str) -> None:
+    write_pictures(tmp_path, ["a.png"])
+    (tmp_path / "t.csv").write_text(text)
+    assert (
+        len(TabularSource("mine", f"{tmp_path}/t.csv", str(tmp_path), **EVERYTHING_TRAINS).table("train").captions) == 1
+    )
+
+
 def test_a_tsv_without_quoting_keeps_every_row(tmp_path: Path) -> None:
     names = ["a.png", "b.png", "c.png"]
     write_pictures(tmp_path, names)
@@ -202,11 +243,18 @@ def test_shares_that_leave_nothing_to_train_on(tmp_path: Path) -> None:
             "begins in line 2: .*close or double its quotation marks",
         ),
         ("t.csv", 'image,caption\na.png,"a dog\nb.png,a cat\nc.png,a fox"\n', "line 2: the cell .* holds whole rows"),
+        ("t.csv", 'image,caption\na.jpg,"hello\nb.PNG,x\nc.png,y"\nd.jpg,z\n', "line 2: the cell .* holds whole rows"),
+        (
+            "t.csv",
+            'caption,image\n"hello,a.jpg\nx",b.jpg\ny,c.jpg\n',
+            "line 2: the cell 'hello,a.jpg.* holds whole rows",
+        ),
+        ("t.csv", "image;caption\na.png;x\n", "has cells separated by semicolons, expected commas"),
         ("t.csv", "image,caption,caption\na.png,x,y\n", "has two columns 'caption': rename one"),
         (
             "t.jsonl",
             '{"image": "a.png", "caption": "x", "caption": "y"}\n',
-            "line 1 is not JSON: an object has one key twice",
+            "line 1: an object has one key twice",
         ),
         ("t.jsonl", '{"image": "a\\ud83d.png", "caption": "x"}\n', "lone surrogate"),
         ("t.csv", "path,caption\na.png,x\n", "row 1 has no 'image'; it has path, caption: set .*image_column"),

@@ -110,7 +110,7 @@ def test_matching_without_a_fusion_encoder_is_refused_in_one_line(
             ("--model.init_args.encoder.init_args.fusion.init_args.image_width=64",),
             "set fusion.init_args.image_width to 96",
         ),
-        (("--model.init_args.start_from=nowhere.ckpt",), "no checkpoint to start from at nowhere.ckpt"),
+        (("--model.init_args.start_from=nowhere.ckpt",), "nowhere.ckpt: run the earlier stage first"),
     ],
 )
 def test_other_mistakes(

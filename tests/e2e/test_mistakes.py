@@ -1,5 +1,6 @@
 """Wrong requests: one clear line, exit status 2, nothing written."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,6 +31,11 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         (("--data.init_args.imbalance.kind=mismatches",), "mismatch"),
         (("--data.init_args.batch_size=100000",), "larger than the 1000 training items"),
         (("--checkpoint.monitor=test/rsum",), "never selected on test"),
+        (("--checkpoint.monitor=val/r_sum",), "did you mean 'val/rsum'?"),
+        (("--data.init_args.tokenizer.init_args.max_tokens=500",), "positions and max_tokens is 500"),
+        (("--trainer.limit_train_batches=1e-4",), "increase the `limit_train_batches` argument"),
+        (("--trainer.use_distributed_sampler=true",), "use_distributed_sampler would divide the data twice"),
+        (("--trainer.barebones=true",), "barebones has neither logs nor checkpoints"),
         (("--model.init_args.objective.init_args.weights", '{"itcc": 1}'), "did you mean 'itc'"),
         (
             ("--model.init_args.objective.init_args.weights", '{"ttc": 1}', "--data.init_args.text_bank=null"),
@@ -51,6 +57,43 @@ def test_sdr_fit_refuses(
     line = refused("fit", *base, "--run_dir", tmp_path / "run", *options)
     assert said in line
     assert not list(tmp_path.glob("run/*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said", "kept"),
+    [
+        (("--trainer.fast_dev_run=true",), "nothing was measured or written", None),
+        (("--trainer.max_epochs=0",), "no best checkpoint was kept: no step was trained", {}),
+        (
+            ("--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.enable_checkpointing=false"),
+            "no best checkpoint was kept: trainer.enable_checkpointing is false",
+            {"val/rsum", "train/loss"},
+        ),
+        (
+            ("--trainer.max_epochs=1", "--trainer.limit_train_batches=1", "--trainer.check_val_every_n_epoch=5"),
+            "no best checkpoint was kept: val/rsum was never measured; ",
+            {"train/loss"},
+        ),
+    ],
+    ids=["fast_dev_run", "no epochs", "no checkpoints", "no validation"],
+)
+def test_a_run_that_keeps_no_checkpoint_says_why(
+    options: tuple[str, ...],
+    said: str,
+    kept: set[str] | None,
+    experiments: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    base = ("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL, "--run_dir", tmp_path / "run")
+    assert main(["fit", *map(str, base), *options]) == 0
+    assert said in capsys.readouterr().out
+    if kept is None:
+        assert not (tmp_path / "run").exists()
+    else:
+        training = json.loads((tmp_path / "run/results.json").read_text())["training"]
+        assert training["checkpoint"] is None
+        assert set(kept) <= training["kept"].keys()
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import wandb
 import yaml
+from wandb.proto.wandb_internal_pb2 import Record
 
-from sdr_lightning.reporting.wandb_file import TrackedRun, read_tracked
+from sdr_lightning.cli.main import main
+from sdr_lightning.reporting.wandb_file import TrackedRun, _records, read_tracked
 from tests.e2e.sdr import MATCHING_ALONE, SMALL, complaint, sdr, succeeded
 
 LOGGER = "--trainer.logger.init_args"
@@ -74,6 +77,38 @@ def test_a_failure_in_mid_run_stops_nothing(experiments: Path, tmp_path: Path) -
     succeeded(done)
     assert done.stderr.count("W&B failed (OSError: [Errno 28] No space left on device)") == 1
     assert len((tmp_path / "run/metrics.csv").read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        (("--model.init_args.optimisation.init_args.learning_rate=1e30",), 2),  # the loss is not finite
+        (
+            (
+                *("--trainer.callbacks+=tests.training.killing.KillAfter", "--trainer.callbacks.step=2"),
+                "--trainer.callbacks.name=SIGTERM",
+            ),
+            143,
+        ),
+    ],
+    ids=["error", "SIGTERM"],
+)
+def test_wandb_is_told_how_a_run_ended(
+    options: tuple[str, ...], status: int, experiments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.chdir(tmp_path)
+    overlay = ("--config", experiments / "_base/wandb.yaml", "--run_dir", tmp_path / "run")
+    words = ("fit", "--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL, *overlay, *options)
+    try:
+        exited: Any = main([str(word) for word in words])
+    except SystemExit as error:
+        exited = error.code
+    assert exited == status
+    wandb.teardown()  # its service keeps the working directory
+    (path,) = tmp_path.glob("run/wandb/offline-run-*/*.wandb")
+    records = [Record.FromString(data) for data in _records(path)]
+    assert [record.exit.exit_code for record in records if record.HasField("exit")] == [status]
 
 
 def test_off(experiments: Path, tmp_path: Path) -> None:

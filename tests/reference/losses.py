@@ -39,11 +39,18 @@ def cross_entropy(scores, is_positive):
     return -sum(score - log_sum for score in positives) / len(positives)
 
 
+def same(first_id, second_id):
+    """Whether two pairs are positives: the same image, or, of lists, the same at any place."""
+    if isinstance(first_id, list):
+        return any(first == second for first, second in zip(first_id, second_id, strict=True))
+    return first_id == second_id
+
+
 def one_direction(queries, gallery, query_ids, gallery_ids, tau):
     losses = []
     for query, query_id in zip(queries, query_ids, strict=True):
         scores = [dot(query, item) / tau for item in gallery]
-        losses.append(cross_entropy(scores, [query_id == other for other in gallery_ids]))
+        losses.append(cross_entropy(scores, [same(query_id, other) for other in gallery_ids]))
     return mean(losses)
 
 
@@ -76,11 +83,13 @@ def matching(logits, labels):
 
 
 def negative_weights(queries, gallery, query_ids, gallery_ids, tau):
-    """softmax over the whole gallery plus 1e-5, then 0 within an image."""
+    """softmax over the whole gallery plus 1e-5, then 0 for positives."""
     result = []
     for query, query_id in zip(queries, query_ids, strict=True):
         chances = softmax([dot(query, item) / tau for item in gallery])
-        result.append([0.0 if query_id == other else p + 1e-5 for p, other in zip(chances, gallery_ids, strict=True)])
+        result.append(
+            [0.0 if same(query_id, other) else p + 1e-5 for p, other in zip(chances, gallery_ids, strict=True)]
+        )
     return result
 
 

@@ -166,7 +166,7 @@ class FixedBatches(pl.LightningDataModule):
         super().__init__()
         self.batches = list(batches)
         self.splits: dict[Split, Any] = {}
-        self.tokenizer = SceneTokenizer()
+        self.tokenizer = SceneTokenizer(max_tokens=32)
 
     def attach_teacher(self, modality: str) -> None:
         """Features of teachers are in the batches."""

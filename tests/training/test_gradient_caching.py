@@ -34,7 +34,7 @@ from tests.training.student import (
 pytestmark = LIGHTNINGS_OWN_WARNINGS
 IDS, LENGTHS = (0, 1, 1, 3, 5, 8, 2), (3, 5, 2, 4, 1, 7, 2)
 BERT = {"model_type": "bert", "vocab_size": 80, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-BERT |= {"intermediate_size": 32, "max_position_embeddings": 32}
+BERT |= {"intermediate_size": 32, "max_position_embeddings": 64}
 
 
 def gradients(module: RetrievalModule, batch: RetrievalBatch, precision: Any = "32-true") -> dict[str, Tensor]:

@@ -1,0 +1,89 @@
+"""``sdr runs`` over the folders of runs, and of a study's cells and teachers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sdr_lightning.cli.runs import run
+
+GIT = {"git": {"commit": "0123456789", "dirty": False}, "data": {"train": {"sha256": "a"}}}
+
+
+def folder(path: Path, imbalance: Any, metrics: str = "", **files: Any) -> Path:
+    """A run's folder with its configuration, curves, and whatever it came to."""
+    path.mkdir(parents=True)
+    (path / "config.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"imbalance": imbalance}}, "seed": 0}))
+    (path / "run.json").write_text(json.dumps(GIT))
+    if metrics:
+        (path / "metrics.csv").write_text(metrics)
+    for name, content in files.items():
+        (path / f"{name}.json").write_text(json.dumps(content))
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    kind = {"kind": "mismatch"}
+    curves = "epoch,step,train/loss,val/rsum\n0,1,3.5,90\n1,3,2.25,120\n2,5,2.0,110\n3,5,,\n"
+    trained = {"kept": {"val/rsum": 150.0}, "epochs": 4, "wall_time_s": 7.2, "peak_memory_mib": 1234.0}
+    folder(tmp_path / "plain", {**kind, "ratio": 0.3}, results={"training": trained})
+    selected = {"on": "val/rsum", "score": 120.0, "epoch": 1, "epochs": 3}
+    cell = {"metrics": {"rsum": 99.5, "i2t_MdR": None}, "selected": selected, "wall_time_s": 61.0}
+    folder(tmp_path / "cells/a", [{**kind, "ratio": 0.3}], curves, results=cell)
+    folder(tmp_path / "cells/a/stage-1", [{**kind, "ratio": 0.3}], curves)
+    folder(tmp_path / "cells/b", [{**kind, "ratio": 0.6}, {"kind": "blur", "ratio": 0.3}])
+    teacher = {"metrics": {"NDCG@10": 61.5}, "wall_time_s": 12.0}
+    folder(tmp_path / "teachers/text", None, "epoch,step,train/loss\n0,1,3.5\n1,3,2.5\n", teacher=teacher)
+    return tmp_path
+
+
+def listed(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, str]:
+    """What is shown of each run, or of each option and metric, behind its name."""
+    assert run([str(argument) for argument in arguments]) == 0
+    lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
+    return {line[0]: " ".join(line[1].split()) for line in lines if len(line) == 2}
+
+
+def test_what_each_run_came_to(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = {
+        name: text.split(maxsplit=2)[2] for name, text in listed(capsys, runs).items() if "/" in name or name == "plain"
+    }
+    assert shown == {
+        "plain": "finished 4 150 7 s 1,234 MiB 01234567",
+        "cells/a": "finished 3 120 2.25 61 s 01234567",  # of the epoch that was selected
+        "cells/a/stage-1": "finished 3 01234567",
+        "cells/b": "unfinished 01234567",
+        "teachers/text": "finished 2 12 s 01234567",
+    }
+
+
+@pytest.mark.parametrize(
+    ("condition", "found"),
+    [
+        ("imbalance.ratio=0.3", {"plain", "cells/a", "cells/a/stage-1", "cells/b"}),
+        ("imbalance.ratio=0.6", {"cells/b"}),
+        ("imbalance.1.ratio=0.3", {"cells/b"}),
+        ("kind=blur", {"cells/b"}),
+    ],
+)
+def test_an_imbalance_is_found_alone_and_in_a_list(
+    condition: str, found: set[str], runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = listed(capsys, runs, "--where", condition)
+    assert {name for name in names if name == "plain" or "/" in name} == found
+
+
+def test_metrics_of_cells_are_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    compared = listed(capsys, runs / "cells/a", runs / "teachers/text")
+    assert (compared["val/rsum"], compared["test/rsum"], compared["test/NDCG@10"]) == ("120", "99.5", "61.5")
+    assert "test/i2t_MdR" not in compared  # it has no value
+
+
+def test_the_best_come_first(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = list(listed(capsys, runs, "--sort", "val/rsum"))
+    assert names.index("plain") < names.index("cells/a") < names.index("cells/b")

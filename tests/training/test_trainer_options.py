@@ -1,0 +1,94 @@
+"""Which options of Lightning's Trainer a run can be made with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint
+
+from sdr_lightning.training.checkpoint import BestCheckpoint, best_checkpoint
+from sdr_lightning.training.trainer_options import CheckGalleryAndMonitors, check_trainer
+from tests.training.student import LIGHTNINGS_OWN_WARNINGS, scenes, student, trainer
+
+pytestmark = LIGHTNINGS_OWN_WARNINGS
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"precision": "bf16-true"}, "precision bf16-true would round the weights"),
+        ({"overfit_batches": 1}, "overfit_batches replaces the samplers"),
+        ({"strategy": "ddp_spawn", "devices": 2}, "may not fork or spawn"),
+        ({"callbacks": [LearningRateFinder()]}, "LearningRateFinder is not supported"),
+    ],
+    ids=["precision", "overfit_batches", "spawn", "finder"],
+)
+def test_what_a_trainer_may_not_be(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        check_trainer(trainer(**options))
+
+
+@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
+def test_precisions_that_may_be(precision: str) -> None:
+    check_trainer(trainer(precision=precision))
+
+
+def fit(**options: Any) -> Any:
+    """Train on a gallery of three batches of images and 15 of captions."""
+    options = {"max_epochs": 1, **options, "callbacks": [*options.get("callbacks", []), CheckGalleryAndMonitors()]}
+    module = student({"itc": 1.0}, fusion=False)
+    trainer(**options).fit(module, datamodule=scenes(evaluation_batch_size=2))
+    return module
+
+
+@pytest.mark.parametrize("options", [{"limit_val_batches": 14}, {"limit_val_batches": 0.5}])
+def test_a_part_of_a_gallery_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"limit_val_batches leaves out a part of the gallery \(15 batches\)"):
+        fit(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "measured"),
+    [
+        ({"limit_val_batches": 15}, True),
+        ({"limit_val_batches": 0}, False),
+        ({"fast_dev_run": True}, False),
+        ({"num_sanity_val_steps": 1}, True),
+    ],
+    ids=str,
+)
+def test_recall_is_of_the_whole_gallery_or_none(options: dict[str, Any], measured: bool) -> None:
+    assert (fit(**options).val_embeddings is not None) == measured
+
+
+@pytest.mark.parametrize(
+    ("callback", "said"),
+    [
+        (
+            BestCheckpoint("val/r_sum"),
+            "BestCheckpoint monitors 'val/r_sum', which is never logged; did you mean 'val/rsum'",
+        ),
+        (EarlyStopping("validation"), "EarlyStopping monitors 'validation'"),
+        (
+            ModelCheckpoint(monitor="train/kd"),
+            r"logged are .*val/rsum_best, train/loss, train/itc, objective/temperature",
+        ),
+    ],
+    ids=["best", "early stopping", "another checkpoint"],
+)
+def test_a_monitor_that_is_never_logged(callback: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        fit(callbacks=[callback], enable_checkpointing=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*exists and is not empty")
+@pytest.mark.parametrize("monitor", ["val/rsum_best", "train/loss", "train/itc", "objective/temperature"])
+def test_monitors_that_are_logged_are_found(monitor: str, tmp_path: Path) -> None:
+    """And the best checkpoint is told from another that comes before it."""
+    other, best = ModelCheckpoint(tmp_path / "other", monitor="val/i2t_R@1"), BestCheckpoint(monitor)
+    stopping = EarlyStopping(monitor, check_on_train_epoch_end=True)
+    fit(callbacks=[stopping, other, best], enable_checkpointing=True, default_root_dir=tmp_path, max_epochs=2)
+    assert best.best_model_path == str(tmp_path / "checkpoints/best.ckpt")
+    assert best_checkpoint(trainer(callbacks=[other, best], enable_checkpointing=True)) is best
