@@ -58,15 +58,17 @@ def test_an_experiment_is_instantiated(path: Path, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("path", DATA, ids=lambda path: path.stem)
 def test_data_is_instantiated(path: Path) -> None:
-    data = build_data(path)
+    data = build_data(["--data", str(path)])
     assert data.banks["image"] is not None
     assert [part.ratio for part in data.imbalances] == [0]
-    assert build_data(path, ["--data.init_args.imbalance.ratio", "0.4"]).imbalances[0].ratio == 0.4
+    assert build_data(["--data", str(path), "--data.init_args.imbalance.ratio", "0.4"]).imbalances[0].ratio == 0.4
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.stem)
 def test_a_source_takes_the_place_of_another(path: Path) -> None:
-    data = build_data(ROOT / "data/flickr30k_frozen.yaml", ["--data.init_args.source", str(path.resolve())])
+    data = build_data(
+        ["--data", str(ROOT / "data/flickr30k_frozen.yaml"), "--data.init_args.source", str(path.resolve())]
+    )
     described = yaml.safe_load(path.read_text())
     assert type(data.source).__name__ == described["class_path"].rpartition(".")[2]
     assert data.source.name == described["init_args"]["name"]

@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
         command.add_argument("--data", required=True, metavar="FILE", help="a configuration of data")
     own, rest = for_the_data(arguments)
     options = parser.parse_args(own)
-    data = data_of(options.data, rest)
+    data = build_data(["--data", options.data, *rest])
     console = Console()
     return _prepare(data, console) if options.command == "prepare" else _check(data, console, options)
 
@@ -55,15 +55,6 @@ def for_the_data(arguments: list[str]) -> tuple[list[str], list[str]]:
         else:
             own.append(word)
     return own, rest
-
-
-def data_of(file: str, rest: list[str]) -> RetrievalDataModule:
-    """The data module of a configuration and further options.
-
-    Raises:
-        ValueError: no such file, or options that do not fit.
-    """
-    return build_data(Path(file), rest)
 
 
 def _check(data: RetrievalDataModule, console: Console, options: Namespace) -> int:

@@ -6,7 +6,8 @@ import hashlib
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sdr_lightning.cli.data import data_of, for_the_data
+from sdr_lightning.cli.data import for_the_data
+from sdr_lightning.configure import build_data
 from sdr_lightning.configure.help import help_text
 from sdr_lightning.data.imbalance import KINDS, Imbalance, NoiseTable, is_noise_table, read_noise
 from sdr_lightning.data.table import SPLITS
@@ -55,7 +56,7 @@ def _make(options: Namespace, rest: list[str]) -> int:
     imbalance = Imbalance(
         options.kind, options.ratio, options.modality, options.level, options.severity, options.seed, (options.split,)
     )
-    data = data_of(options.data, rest)
+    data = build_data(["--data", options.data, *rest])
     check_output(options.output, [part.file and expand(part.file) for part in data.imbalances], is_noise_table)
     table = data.table(options.split)
     noise = NoiseTable.draw(table, imbalance)
@@ -67,7 +68,7 @@ def _make(options: Namespace, rest: list[str]) -> int:
 def _show(options: Namespace, rest: list[str]) -> int:
     table = None
     if options.data is not None:
-        table = data_of(options.data, rest).table(options.split)
+        table = build_data(["--data", options.data, *rest]).table(options.split)
     print("\n".join(describe(read_noise(options.file, table), options.file)))
     return 0
 

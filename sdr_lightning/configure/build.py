@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentParser as StandardParser
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,16 +28,22 @@ def student_data(arguments: list[str]) -> RetrievalDataModule:
     return data
 
 
-def build_data(file: Path, arguments: Sequence[str] = ()) -> RetrievalDataModule:
-    """The data module of a configuration.
+def build_data(arguments: Sequence[str]) -> RetrievalDataModule:
+    """Build the data module of a configuration.
 
     Args:
-        file: a configuration of data alone, or of a whole run, of which the data is taken.
-        arguments: options such as ``--data.init_args.source.init_args.skip_missing true``.
+        arguments: ``--data FILE`` and options such as ``--data.init_args.source.init_args.skip_missing true``. The
+            file configures data alone, or a whole run, of which the data section is taken.
 
     Raises:
-        ValueError: no such file, or options that do not fit, in one line.
+        ValueError: no file, or options that do not fit, in one line.
+
+    Example:
+        >>> data = build_data(["--data", "experiments/data/scenes.yaml", "--data.init_args.batch_size", "16"])
+        >>> data.batch_size
+        16
     """
+    file, options = _file_and_options(arguments)
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(RetrievalDataModule, "data", required=True)
@@ -44,10 +51,19 @@ def build_data(file: Path, arguments: Sequence[str] = ()) -> RetrievalDataModule
     for name in sections - {"data"}:
         parser.add_argument(f"--{name}", type=_PLAIN)
     with told_in_one_line():
-        options = parser.parse_args(["--config" if sections else "--data", str(file), *with_nulls(arguments)])
-        data = parser.instantiate(options).data
+        parsed = parser.parse_args(["--config" if sections else "--data", str(file), *with_nulls(options)])
+        data = parser.instantiate(parsed).data
     assert isinstance(data, RetrievalDataModule)
     return data
+
+
+def _file_and_options(arguments: Sequence[str]) -> tuple[Path, list[str]]:
+    parser = StandardParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--data")
+    known, options = parser.parse_known_args(list(arguments))
+    if known.data is None:
+        raise ValueError(f"expected --data FILE among the arguments, found {list(arguments)}")
+    return Path(known.data), options
 
 
 def _sections(file: Path) -> set[str]:

@@ -67,7 +67,7 @@ def test_paths_in_yaml_are_relative_to_it(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    data = build_data(fragment, ["--data.init_args.source.init_args.leave_out", "ids.txt"])
+    data = build_data(["--data", str(fragment), "--data.init_args.source.init_args.leave_out", "ids.txt"])
     assert isinstance(data.source, TabularSource)
     assert isinstance(data.tokenizer, PretrainedTokenizer)
     assert data.source.file == str(tmp_path / "sources/t.csv")
@@ -79,16 +79,22 @@ def test_paths_in_yaml_are_relative_to_it(
 
 
 def test_null_on_the_command_line_is_none(fragment: Path) -> None:
-    source = build_data(fragment, ["--data.source.split_column", "null"]).source
+    source = build_data(["--data", str(fragment), "--data.source.split_column", "null"]).source
     assert isinstance(source, TabularSource)
     assert source.split_column is None
-    options = ["split_column", "leave_out"]
-    data = build_data(fragment, [w for name in options for w in (f"--data.init_args.source.init_args.{name}", "null")])
+    options = [f"--data.init_args.source.init_args.{name}" for name in ("split_column", "leave_out")]
+    data = build_data(["--data", str(fragment), options[0], "null", options[1], "null"])
     assert isinstance(data.source, TabularSource)
     assert data.source.split_column is None
     assert data.source.leave_out is None
     data = build_data(
-        fragment, ["--data.init_args.imbalance", '{"kind": "mismatch"}', "--data.init_args.imbalance.file=null"]
+        [
+            "--data",
+            str(fragment),
+            "--data.init_args.imbalance",
+            '{"kind": "mismatch"}',
+            "--data.init_args.imbalance.file=null",
+        ]
     )
     assert data.imbalances[0].file is None
 
@@ -115,4 +121,4 @@ def test_what_is_no_configuration_of_data(content: Any, message: str, tmp_path: 
     if content is not None:
         (tmp_path / "d.yaml").write_text(content)
     with pytest.raises(ValueError, match=message):
-        build_data(tmp_path / "d.yaml")
+        build_data(["--data", str(tmp_path / "d.yaml")])

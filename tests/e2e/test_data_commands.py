@@ -424,7 +424,7 @@ def test_other_splits_can_be_made_poor(scenes_file: Path, tmp_path: Path, ran: R
 
 def asked(ran: Run, scenes_file: Path, *options: str) -> list[Imbalance]:
     ran("data", "check", "--fast", "--data", scenes_file, *options)
-    return build_data(scenes_file, options).imbalances
+    return build_data(["--data", str(scenes_file), *options]).imbalances
 
 
 KINDS_OF_ALL = {
