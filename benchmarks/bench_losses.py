@@ -235,8 +235,8 @@ def bench_paper(size: int = 36, steps: int = 20) -> None:
             matched = match(encoder.fusion, Pool(image, text, pairs.image_index), size, TAU, with_negatives=True)
         terms = objective(
             pairs._replace(
-                image=image.vector,
-                text=text.vector,
+                image=image.embedding,
+                text=text.embedding,
                 fused=matched.fused,
                 match_logits=matched.logits,
                 match_labels=matched.labels,

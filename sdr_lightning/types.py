@@ -5,9 +5,11 @@ They are NamedTuples because Lightning moves those between devices as they are.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from torch import Tensor
+
+Modality = Literal["image", "text"]
 
 
 class Tokens(NamedTuple):
@@ -60,12 +62,12 @@ class Encoded(NamedTuple):
     """What a tower or a dual encoder says of a batch of one modality.
 
     Attributes:
-        vector: (B, D) pooled features of a tower, or (B, d) L2-normalised embeddings of a dual encoder.
+        embedding: (B, D) pooled features of a tower, or (B, d) L2-normalised embeddings of a dual encoder.
         tokens: (B, L, W) features of the tower's tokens: words, patches, regions; None where features were cached.
         mask: (B, L) int64, 1 on tokens and 0 on padding; None where every token counts.
     """
 
-    vector: Tensor
+    embedding: Tensor
     tokens: Tensor | None = None
     mask: Tensor | None = None
 

@@ -42,7 +42,7 @@ from sdr_lightning.metrics.files import (
 )
 from sdr_lightning.metrics.graded import EXPONENTIAL_AT, Siblings, means, queries_of
 from sdr_lightning.metrics.judgements import agreement, read_judgements
-from sdr_lightning.metrics.published import evaluate_published, first_five
+from sdr_lightning.metrics.paper_protocol import evaluate_published, first_five
 from sdr_lightning.metrics.relevance import Relevance
 from sdr_lightning.metrics.structure import diagnostics, preserved
 from sdr_lightning.paths import check_output

@@ -10,8 +10,8 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from sdr_lightning.configure.arguments import with_nulls
-from sdr_lightning.configure.complaints import told_in_one_line
 from sdr_lightning.configure.lightning_cli import build
+from sdr_lightning.configure.parser_errors import one_line_errors
 from sdr_lightning.data.module import RetrievalDataModule
 
 _PLAIN = dict[str, object] | list[object] | str | int | float | bool | None  # a section that is not looked at
@@ -50,7 +50,7 @@ def build_data(arguments: Sequence[str]) -> RetrievalDataModule:
     sections = _sections(file)
     for name in sections - {"data"}:
         parser.add_argument(f"--{name}", type=_PLAIN)
-    with told_in_one_line():
+    with one_line_errors():
         parsed = parser.parse_args(["--config" if sections else "--data", str(file), *with_nulls(options)])
         data = parser.instantiate(parsed).data
     assert isinstance(data, RetrievalDataModule)

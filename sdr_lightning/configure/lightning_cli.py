@@ -18,12 +18,11 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from sdr_lightning.configure.arguments import with_nulls
-from sdr_lightning.configure.complaints import told_in_one_line
+from sdr_lightning.configure.parser_errors import one_line_errors
 from sdr_lightning.configure.references import resolved
-from sdr_lightning.configure.run_folder import RunFolder, fresh_folder
+from sdr_lightning.configure.run_folder import RunFolder, dated_folder
 from sdr_lightning.configure.teacher import TeacherFiles
 from sdr_lightning.encoders.tower import Tower
-from sdr_lightning.features.bank import Modality
 from sdr_lightning.metrics.evaluation import undefined
 from sdr_lightning.paths import FilePath, claim, expand, read_json
 from sdr_lightning.training.checkpoint import BestCheckpoint, best_checkpoint
@@ -35,6 +34,7 @@ from sdr_lightning.training.protocol import ProtocolName, paper_options
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.training.tracking import WandbRun
 from sdr_lightning.training.trainer_options import CheckGalleryAndMonitors, check_trainer
+from sdr_lightning.types import Modality
 
 _TRAINER_DEFAULTS = {
     "num_sanity_val_steps": 0,  # a few batches are not a gallery
@@ -130,7 +130,7 @@ class SdrCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Choose the run's folder and make it the default place of everything."""
         settings = self.settings
-        self.run_dir = _as_typed(settings.run_dir) if settings.run_dir else fresh_folder(self.subcommand or "run")
+        self.run_dir = _as_typed(settings.run_dir) if settings.run_dir else dated_folder(self.subcommand or "run")
         if self.subcommand == "fit" and (self.run_dir / "config.yaml").exists() and not settings.get("ckpt_path"):
             raise ValueError(
                 f"{self.run_dir} already holds a run: choose another --run_dir, or continue with --ckpt_path last"
@@ -254,7 +254,7 @@ class SdrCLI(LightningCLI):
     def tracking(self) -> Iterator[None]:
         """End the W&B runs with the status that the process exits with, if the block fails."""
         try:
-            with told_in_one_line():
+            with one_line_errors():
                 yield
         except BaseException as error:
             self.end_tracking(exit_status(error))
@@ -325,7 +325,7 @@ def run(arguments: list[str]) -> SdrCLI:
         ValueError: options or files that do not fit, in one line.
         SystemExit: with status 143 after SIGTERM, 130 after Ctrl-C.
     """
-    with told_in_one_line(), exit_when_stopped():
+    with one_line_errors(), exit_when_stopped():
         return SdrCLI(arguments)
 
 
@@ -335,7 +335,7 @@ def build(arguments: list[str]) -> SdrCLI:
     Raises:
         ValueError: options or files that do not fit, in one line.
     """
-    with told_in_one_line():
+    with one_line_errors():
         return SdrCLI(arguments, run=False)
 
 

@@ -16,7 +16,7 @@ import torch
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.metrics.evaluation import undefined
 from sdr_lightning.metrics.files import pairing_fingerprint, save_evaluation
-from sdr_lightning.metrics.published import first_five
+from sdr_lightning.metrics.paper_protocol import first_five
 from sdr_lightning.paths import check_folder, claim, read_json, write_json, write_text
 from sdr_lightning.training.checkpoint import best_checkpoint
 from sdr_lightning.training.metrics_csv import MetricsCSV
@@ -170,7 +170,7 @@ def _is_record(path: Path) -> bool:
     return isinstance(found, dict) and {"versions", "git", "hardware"} <= found.keys()
 
 
-def fresh_folder(command: str) -> Path:
+def dated_folder(command: str) -> Path:
     """A folder for a run that names none: by date, the same for all processes of a run.
 
     Raises:

@@ -12,11 +12,11 @@ from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from sdr_lightning.configure.arguments import with_nulls
-from sdr_lightning.configure.complaints import told_in_one_line
+from sdr_lightning.configure.parser_errors import one_line_errors
 from sdr_lightning.encoders.tower import Tower
-from sdr_lightning.features.bank import Modality
 from sdr_lightning.paths import FilePath, expand
 from sdr_lightning.training.teacher_module import TeacherModule
+from sdr_lightning.types import Modality
 
 _NOT_THE_MODEL = (
     "data",
@@ -85,7 +85,7 @@ def teacher_tower(arguments: Sequence[str], checkpoint: str | None) -> Tower:
     parser.add_subclass_arguments(pl.LightningModule, "model", required=True)
     for name in _NOT_THE_MODEL:
         parser.add_argument(f"--{name}", type=dict | str | None)
-    with told_in_one_line(), isolate_rng():
+    with one_line_errors(), isolate_rng():
         options = parser.parse_args(with_nulls(arguments))
         torch.manual_seed(options.seed_everything)
         module = parser.instantiate(options).model

@@ -40,7 +40,7 @@ class BatchDataset(Dataset[RetrievalBatch | UnimodalBatch], ABC):
         """The batch of a draw."""
 
 
-class Pairs(BatchDataset):
+class PairDataset(BatchDataset):
     """Caption by caption, the pairs that matching learns from.
 
     Args:
@@ -68,7 +68,7 @@ class Pairs(BatchDataset):
         )
 
 
-class Images(BatchDataset):
+class ImageDataset(BatchDataset):
     """Image by image, without augmentation."""
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class Images(BatchDataset):
         return UnimodalBatch(self.split.images(draw.rows), rows, rows)
 
 
-class Captions(BatchDataset):
+class CaptionDataset(BatchDataset):
     """Caption by caption, alone."""
 
     def __len__(self) -> int:
@@ -90,7 +90,7 @@ class Captions(BatchDataset):
         return UnimodalBatch(self.split.texts(draw.rows), rows, self.split.caption_image[rows])
 
 
-class ImageViews(BatchDataset):
+class ImageViewDataset(BatchDataset):
     """Two augmented views of each image: (2 B) images, view 0 of all, then view 1 of all.
 
     Args:
@@ -117,7 +117,7 @@ class ImageViews(BatchDataset):
         return UnimodalBatch(torch.cat(views), rows, rows)
 
 
-class SiblingCaptions(BatchDataset):
+class SiblingCaptionDataset(BatchDataset):
     """Two different captions of each image: (2 B) captions, the first of all, then the second of all.
 
     Args:

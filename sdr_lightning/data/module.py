@@ -27,9 +27,10 @@ from sdr_lightning.data.table import CaptionTable, Split
 from sdr_lightning.data.tokenizer import Tokenizer
 from sdr_lightning.data.transforms import Augmentation, augmentation
 from sdr_lightning.data.wording import Wording
-from sdr_lightning.features.bank import FeatureBank, Modality
+from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.metrics.relevance import Relevance
 from sdr_lightning.paths import FilePath, expand
+from sdr_lightning.types import Modality
 
 
 class RetrievalDataModule(pl.LightningDataModule):
@@ -196,7 +197,7 @@ class RetrievalDataModule(pl.LightningDataModule):
     ) -> Loader:
         """Every image or every caption of a split once, or those of some rows; over all ranks, all of them here by default."""
         prepared = self.split(split)
-        dataset = datasets.Images(prepared) if modality == "image" else datasets.Captions(prepared)
+        dataset = datasets.ImageDataset(prepared) if modality == "image" else datasets.CaptionDataset(prepared)
         wanted = np.arange(len(dataset)) if rows is None else rows
         return self._loader(dataset, EvaluationSampler(wanted, self.evaluation_batch_size, rank, world_size))
 
@@ -206,11 +207,11 @@ class RetrievalDataModule(pl.LightningDataModule):
         transform = None if self.image_size is None else augmentation(self.augmentation, self.image_size)
         dataset: BatchDataset
         if self.batches == "pairs":
-            dataset = datasets.Pairs(prepared, transform, self.seed)
+            dataset = datasets.PairDataset(prepared, transform, self.seed)
         elif self.batches == "image_views":
-            dataset = datasets.ImageViews(prepared, transform, self.seed)
+            dataset = datasets.ImageViewDataset(prepared, transform, self.seed)
         else:
-            dataset = datasets.SiblingCaptions(prepared, self.seed)
+            dataset = datasets.SiblingCaptionDataset(prepared, self.seed)
         sampler = TrainingSampler(len(dataset), self.batch_size, self.seed, *self._place())
         return ResumableLoader(dataset, sampler, self.workers)
 

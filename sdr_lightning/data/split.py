@@ -20,8 +20,8 @@ from sdr_lightning.data.table import CaptionTable
 from sdr_lightning.data.tokenizer import Tokenizer, take, tokenised
 from sdr_lightning.data.transforms import Transform, seeded, to_input
 from sdr_lightning.data.wording import Wording
-from sdr_lightning.features.bank import FeatureBank, Modality
-from sdr_lightning.types import Tokens
+from sdr_lightning.features.bank import FeatureBank
+from sdr_lightning.types import Modality, Tokens
 
 Rows = NDArray[np.int64]
 

@@ -75,7 +75,7 @@ class DualEncoder(nn.Module):
             (B, d) L2-normalised embeddings, and the image tower's tokens.
         """
         encoded = self.image_tower.encode(images)
-        return encoded._replace(vector=F.normalize(self.image_projection(encoded.vector), dim=1))
+        return encoded._replace(embedding=F.normalize(self.image_projection(encoded.embedding), dim=1))
 
     def text(self, texts: Tokens | Tensor) -> Encoded:
         """Embed captions, and keep their tokens.
@@ -87,15 +87,15 @@ class DualEncoder(nn.Module):
             (B, d) L2-normalised embeddings, and the text tower's tokens with their mask.
         """
         encoded = self.text_tower.encode(texts)
-        return encoded._replace(vector=F.normalize(self.text_projection(encoded.vector), dim=1))
+        return encoded._replace(embedding=F.normalize(self.text_projection(encoded.embedding), dim=1))
 
     def encode_image(self, images: Tensor) -> Tensor:
         """(B, d) L2-normalised embeddings, see :meth:`image`."""
-        return self.image(images).vector
+        return self.image(images).embedding
 
     def encode_text(self, texts: Tokens | Tensor) -> Tensor:
         """(B, d) L2-normalised embeddings, see :meth:`text`."""
-        return self.text(texts).vector
+        return self.text(texts).embedding
 
     def frozen_towers(self) -> dict[str, Tower]:
         """The towers that are frozen, by the name they have in this module."""
@@ -106,12 +106,14 @@ class DualEncoder(nn.Module):
         """The frozen towers whose features may be computed once: all, unless a fusion encoder reads tokens."""
         return self.frozen_towers() if self.fusion is None else {}
 
-    def fresh_parameters(self) -> list[str]:
+    def newly_initialized_parameters(self) -> list[str]:
         """Names of the parameters that no pretrained weights were loaded into."""
         towers = {"image_tower.": self.image_tower, "text_tower.": self.text_tower}
         pretrained = [prefix for prefix, tower in towers.items() if tower.pretrained]
         names = [name for name, _ in self.named_parameters() if not name.startswith((*pretrained, "fusion."))]
-        return names + [f"fusion.{name}" for name in (self.fusion.fresh_parameters() if self.fusion else [])]
+        return names + [
+            f"fusion.{name}" for name in (self.fusion.newly_initialized_parameters() if self.fusion else [])
+        ]
 
 
 def _check_fusion(fusion: FusionEncoder, image_tower: Tower, text_tower: Tower) -> None:

@@ -107,7 +107,7 @@ class FusionEncoder(nn.Module):
             nn.Linear(self.width, 2 * self.width), nn.LayerNorm(2 * self.width), nn.GELU(), nn.Linear(2 * self.width, 2)
         )
 
-    def fresh_parameters(self) -> list[str]:
+    def newly_initialized_parameters(self) -> list[str]:
         """Names of the parameters that no pretrained weights were loaded into."""
         names = [name for name, _ in self.named_parameters()]
         return [n for n in names if not self.pretrained or "cross_" in n or n.startswith("head.")]

@@ -75,7 +75,7 @@ class Tower(nn.Module):
 
     def forward(self, inputs: Tensor | Tokens) -> Tensor:
         """Pooled features of a batch, (B, D), see :meth:`encode`."""
-        return self.encode(inputs).vector
+        return self.encode(inputs).embedding
 
     def checkpoint_activations(self) -> None:
         """Keep activations between layers alone, and compute those within a layer again in the backward pass.

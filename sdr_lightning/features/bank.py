@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -17,8 +16,8 @@ from torch import Tensor
 
 from sdr_lightning.identity import sha256, stable_hash
 from sdr_lightning.paths import write_atomically
+from sdr_lightning.types import Modality
 
-Modality = Literal["image", "text"]
 _FORMAT = "sdr-feature-bank-1"
 
 

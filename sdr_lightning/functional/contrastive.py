@@ -75,7 +75,7 @@ def contrast(queries: Tensor, gallery: Tensor, targets: Tensor, temperature: Ten
 
 
 def image_text_contrast(
-    image: Tensor, text: Tensor, image_index: Tensor, temperature: Tensor | float, own: slice = slice(None)
+    image: Tensor, text: Tensor, image_index: Tensor, temperature: Tensor | float, local_rows: slice = slice(None)
 ) -> Tensor:
     """ITC of [0, 1]: the mean of image-to-text and text-to-image contrast with several positives.
 
@@ -84,14 +84,14 @@ def image_text_contrast(
         text: (B, d) L2-normalised text embeddings.
         image_index: (B,) int64; pairs with equal values are positives of one another; or (B, K), see :func:`positives`.
         temperature: tau > 0.
-        own: the pairs whose queries are asked, among all B; all of them by default.
+        local_rows: the pairs whose queries are asked, among all B; all of them by default.
 
     Returns:
         A scalar, the mean over the queries; gradient flows to both embeddings and to the temperature.
     """
-    targets = positive_targets(image_index[own], image_index, image.dtype)  # (Q, B)
-    to_text = image[own] @ text.T / temperature
-    to_image = to_text.T if len(to_text) == len(text) else text[own] @ image.T / temperature
+    targets = positive_targets(image_index[local_rows], image_index, image.dtype)  # (Q, B)
+    to_text = image[local_rows] @ text.T / temperature
+    to_image = to_text.T if len(to_text) == len(text) else text[local_rows] @ image.T / temperature
     return (soft_cross_entropy(to_text, targets) + soft_cross_entropy(to_image, targets)) / 2
 
 
@@ -126,11 +126,11 @@ def _nt_xent(embeddings: Tensor, group: Tensor, temperature: float) -> Tensor:
     return soft_cross_entropy(logits[has_positive], targets[has_positive])
 
 
-def indecision(embeddings: Tensor, low: float = 0.1, high: float = 0.5) -> Tensor:
+def ambiguity_penalty(embeddings: Tensor, low: float = 0.1, high: float = 0.5) -> Tensor:
     """How far similarities lie inside (low, high), where two items are neither alike nor different.
 
     ``mean over i != j of max(0, min(s_ij - low, high - s_ij))``: that similarities are kept out of this range follows the
-    paper's group's earlier code; its form there is not published, and this one is this project's own.
+    paper's group's earlier code; its form there is not published, and this one is this project's local_rows.
 
     Args:
         embeddings: (B, d) L2-normalised.

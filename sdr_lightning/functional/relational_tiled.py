@@ -42,7 +42,7 @@ def tiled_structure(
     text_share: Tensor,
     power: int,
     tile: int | None = None,
-    own: slice = slice(None),
+    local_rows: slice = slice(None),
 ) -> Structure:
     """Compare a student's relations with the fused relations of its teachers.
 
@@ -54,7 +54,7 @@ def tiled_structure(
         text_share: lambda, a scalar.
         power: 1 for absolute differences, 2 for squares.
         tile: rows and columns of a tile, which change nothing but memory, speed and rounding; :func:`tile_size` when None.
-        own: the rows that are computed, against all B columns; all of them by default.
+        local_rows: the rows that are computed, against all B columns; all of them by default.
 
     Returns:
         Two scalars, means over the rows computed. Gradient flows from ``student`` to queries, gallery and lambda, once
@@ -68,13 +68,13 @@ def tiled_structure(
         text_share,
         power,
         tile or tile_size(queries.device),
-        own,
+        local_rows,
     )
     return Structure(student, teachers)
 
 
 def tiled_teacher_gap(
-    image_teacher: Tensor, text_teacher: Tensor, power: int, tile: int | None = None, own: slice = slice(None)
+    image_teacher: Tensor, text_teacher: Tensor, power: int, tile: int | None = None, local_rows: slice = slice(None)
 ) -> Tensor:
     """:attr:`Structure.teachers` alone.
 
@@ -83,13 +83,13 @@ def tiled_teacher_gap(
         text_teacher: (B, D_T) L2-normalised.
         power: 1 or 2.
         tile: likewise.
-        own: likewise.
+        local_rows: likewise.
 
     Returns:
         A scalar without gradient.
     """
     image_teacher, text_teacher = image_teacher.detach(), text_teacher.detach()
-    size, asked = len(image_teacher), _range(own, len(image_teacher))
+    size, asked = len(image_teacher), _range(local_rows, len(image_teacher))
     total, symmetric = image_teacher.new_zeros(()), len(asked) == size
     for rows, columns in _tiles(asked, size, tile or tile_size(image_teacher.device), symmetric):
         gap = image_teacher[rows] @ image_teacher[columns].T - text_teacher[rows] @ text_teacher[columns].T
@@ -109,11 +109,11 @@ class _TiledStructure(torch.autograd.Function):
         share: Tensor,
         power: int,
         tile: int,
-        own: slice,
+        local_rows: slice,
     ) -> tuple[Tensor, Tensor]:
         others = queries if gallery is None else gallery
         size, wanted = len(queries), any(ctx.needs_input_grad[:2])
-        asked = _range(own, size)
+        asked = _range(local_rows, size)
         symmetric = gallery is None and len(asked) == size
         student, teachers, to_share = (queries.new_zeros(()) for _ in range(3))
         to_queries = torch.zeros_like(queries) if wanted else None
@@ -152,15 +152,15 @@ class _TiledStructure(torch.autograd.Function):
         return flowing[0], flowing[1], None, None, flowing[2], None, None, None
 
 
-def _range(own: slice, size: int) -> range:
-    return range(*own.indices(size))
+def _range(local_rows: slice, size: int) -> range:
+    return range(*local_rows.indices(size))
 
 
-def _tiles(own: range, size: int, tile: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
+def _tiles(local_rows: range, size: int, tile: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
     """Row and column ranges; without the tiles below the diagonal where relations are symmetric."""
-    for start in range(own.start, own.stop, tile):
+    for start in range(local_rows.start, local_rows.stop, tile):
         for other in range(start if symmetric else 0, size, tile):
-            yield slice(start, min(start + tile, own.stop)), slice(other, min(other + tile, size))
+            yield slice(start, min(start + tile, local_rows.stop)), slice(other, min(other + tile, size))
 
 
 def _times(rows: slice, columns: slice, symmetric: bool) -> int:

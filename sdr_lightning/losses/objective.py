@@ -164,12 +164,12 @@ class RebalancingObjective(nn.Module):
         """Whether a term reads the fusion encoder."""
         return self.needs_matching or ("kd" in self.weights and "fused" in self.relation)
 
-    def forward(self, pairs: PairEmbeddings, own: slice = slice(None)) -> dict[str, Tensor]:
+    def forward(self, pairs: PairEmbeddings, local_rows: slice = slice(None)) -> dict[str, Tensor]:
         """Compute every term that has a weight.
 
         Args:
             pairs: embeddings, image rows and teachers' features of B pairs, over all ranks.
-            own: the pairs whose rows are computed, against all B; all of them by default. Terms that do not fall apart
+            local_rows: the pairs whose rows are computed, against all B; all of them by default. Terms that do not fall apart
                 into rows (``itm``, and structure by another distance than ``mae`` and ``mse``) are computed in whole.
 
         Returns:
@@ -181,29 +181,29 @@ class RebalancingObjective(nn.Module):
                 encoder says is absent.
         """
         with torch.autocast(pairs.image.device.type, enabled=False):
-            return self._terms(_at_least_float32(pairs.image), _at_least_float32(pairs.text), pairs, own)
+            return self._terms(_at_least_float32(pairs.image), _at_least_float32(pairs.text), pairs, local_rows)
 
-    def _terms(self, image: Tensor, text: Tensor, pairs: PairEmbeddings, own: slice) -> dict[str, Tensor]:
+    def _terms(self, image: Tensor, text: Tensor, pairs: PairEmbeddings, local_rows: slice) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         tau = self.temperature() if self.has_contrast else image.new_ones(())
         if "itc" in self.weights:
-            terms["itc"] = image_text_contrast(image, text, pairs.image_index, tau, own)
+            terms["itc"] = image_text_contrast(image, text, pairs.image_index, tau, local_rows)
         if "itm" in self.weights:
             if pairs.match_logits is None or pairs.match_labels is None:
                 raise ValueError("the term 'itm' needs a fusion encoder: give the encoder one")
             terms["itm"] = matching_loss(pairs.match_logits, pairs.match_labels)
         if "iic" in self.weights:
             teacher = _teacher(pairs.image_teacher, "image", self.project_image_teacher.in_features)
-            terms["iic"] = _distil(image, teacher, self.project_image_teacher, pairs.image_index, tau, own)
+            terms["iic"] = _distil(image, teacher, self.project_image_teacher, pairs.image_index, tau, local_rows)
         if "ttc" in self.weights:
             teacher = _teacher(pairs.text_teacher, "text", self.project_text_teacher.in_features)
-            terms["ttc"] = _distil(text, teacher, self.project_text_teacher, pairs.image_index, tau, own)
+            terms["ttc"] = _distil(text, teacher, self.project_text_teacher, pairs.image_index, tau, local_rows)
         if self.has_structure:
             image_teacher = _mapped(self.image_teacher_mlp, _teacher(pairs.image_teacher, "image"), image.dtype)
             text_teacher = _mapped(self.text_teacher_mlp, _teacher(pairs.text_teacher, "text"), text.dtype)
             students = self._students(image, text, pairs)
             if self._tiled:
-                terms |= self._structure_by_tiles(students, image_teacher, text_teacher, own)
+                terms |= self._structure_by_tiles(students, image_teacher, text_teacher, local_rows)
             else:
                 terms |= self._structure_by_matrices(students, image_teacher, text_teacher, text)
         return terms
@@ -245,7 +245,7 @@ class RebalancingObjective(nn.Module):
         ]
 
     def _structure_by_tiles(
-        self, students: list[_Student], image_teacher: Tensor, text_teacher: Tensor, own: slice
+        self, students: list[_Student], image_teacher: Tensor, text_teacher: Tensor, local_rows: slice
     ) -> dict[str, Tensor]:
         """``mae`` and ``mse``, where kdi and kdt are lambda's and tau2's share of one number: f(S^I - S^T)."""
         power, share = _POWERS[self.distance], self.text_share()
@@ -254,12 +254,12 @@ class RebalancingObjective(nn.Module):
         distances, apart = [], None
         for weight, rows, columns in students:
             columns = None if columns is None else F.normalize(columns, dim=1)
-            found = tiled_structure(F.normalize(rows, dim=1), columns, *teachers, share, power, own=own)
+            found = tiled_structure(F.normalize(rows, dim=1), columns, *teachers, share, power, local_rows=local_rows)
             distances.append(weight * found.student / scale)
             apart = found.teachers
         terms = {"kd": torch.stack(distances).sum()} if distances else {}
         if "kdi" in self.weights or "kdt" in self.weights:
-            apart = tiled_teacher_gap(*teachers, power, own=own) if apart is None else apart
+            apart = tiled_teacher_gap(*teachers, power, local_rows=local_rows) if apart is None else apart
             terms |= {"kdi": share.abs() ** power * apart / scale, "kdt": (1 - share).abs() ** power * apart / scale}
         return {name: terms[name] for name in _STRUCTURE if name in self.weights}
 
@@ -299,9 +299,11 @@ class _Student(NamedTuple):
     columns: Tensor | None
 
 
-def _distil(student: Tensor, teacher: Tensor, projection: nn.Linear, index: Tensor, tau: Tensor, own: slice) -> Tensor:
+def _distil(
+    student: Tensor, teacher: Tensor, projection: nn.Linear, index: Tensor, tau: Tensor, local_rows: slice
+) -> Tensor:
     projected = F.normalize(projection(teacher.to(projection.weight.dtype)), dim=1).to(student.dtype)
-    return contrast(student[own], projected, positive_targets(index[own], index, student.dtype), tau)
+    return contrast(student[local_rows], projected, positive_targets(index[local_rows], index, student.dtype), tau)
 
 
 def _mapped(mlp: nn.Module, teacher: Tensor, dtype: torch.dtype) -> Tensor:

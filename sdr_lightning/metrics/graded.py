@@ -9,7 +9,8 @@ from torch import Tensor
 from sdr_lightning.functional.ndcg import Gain, TopGains, mean_ndcg, merge_top_gains, ndcg_of_top
 from sdr_lightning.functional.search import QUERY_TILE, Advance, chunks, top_k
 from sdr_lightning.identity import sha256
-from sdr_lightning.metrics.relevance import Modality, Relevance
+from sdr_lightning.metrics.relevance import Relevance
+from sdr_lightning.types import Modality
 
 Siblings = Literal["keep", "exclude"]
 
@@ -37,7 +38,7 @@ def graded_queries(
     captions. All scores are cosines in the common space and so comparable within a mixed gallery. The query
     itself is left out everywhere, of the gallery and of the ideal; its counterpart in the other modality stays.
     (The public code mixes cosines with matching logits and keeps the query in mixed galleries, see
-    :mod:`sdr_lightning.metrics.published`.)
+    :mod:`sdr_lightning.metrics.paper_protocol`.)
 
     Args:
         image_embeddings: (N, d), L2-normalised.

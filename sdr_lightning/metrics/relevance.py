@@ -21,8 +21,8 @@ from rapidfuzz.process import cdist
 from torch import Tensor
 
 from sdr_lightning.functional.search import chunks
+from sdr_lightning.types import Modality
 
-Modality = Literal["image", "text"]
 Tokenizer = Literal["stripped", "tern"]
 
 _UNSPACED = re.compile(

@@ -26,7 +26,7 @@ from sdr_lightning.configure import build, student_data, teacher_tower
 from sdr_lightning.configure.lightning_cli import SdrCLI
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.table import SPLITS, Split
-from sdr_lightning.features.bank import FeatureBank, Modality
+from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.metrics.graded import single_modal
 from sdr_lightning.metrics.structure import preserved
 from sdr_lightning.paths import read_json, write_atomically, write_json
@@ -36,6 +36,7 @@ from sdr_lightning.training.continuation import LAST, PREVIOUS, last_checkpoint
 from sdr_lightning.training.extraction import extract_bank, split_bank
 from sdr_lightning.training.record import environment
 from sdr_lightning.training.retrieval_module import RetrievalModule
+from sdr_lightning.types import Modality
 
 _EXAMPLE_QUERIES, _EXAMPLE_RESULTS = 3, 5
 stopping: Event | None = None  # of the study that this process works for

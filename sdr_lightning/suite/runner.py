@@ -22,7 +22,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sdr_lightning.data.imbalance import KINDS
 from sdr_lightning.data.table import SPLITS, Split
-from sdr_lightning.features.bank import Modality
 from sdr_lightning.identity import sha256
 from sdr_lightning.paths import check_output, claim, write_json
 from sdr_lightning.reporting import build_report, check_report
@@ -31,6 +30,7 @@ from sdr_lightning.suite.plan import BankJob, Cell, Plan, TeacherJob
 from sdr_lightning.suite.spec import Suite, describe_imbalance
 from sdr_lightning.training.devices import shares
 from sdr_lightning.training.record import environment
+from sdr_lightning.types import Modality
 
 _PATIENCE_S = 60
 

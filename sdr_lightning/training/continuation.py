@@ -58,7 +58,7 @@ def last_checkpoint(folder: Path) -> Path:
                 continue
             return path
     raise ValueError(
-        f"nothing to continue: there is no {folder / LAST}; start afresh without --ckpt_path, in another --run_dir if "
+        f"nothing to continue: there is no {folder / LAST}; start again without --ckpt_path, in another --run_dir if "
         f"{folder.parent} holds what was cut before its first checkpoint"
     )
 

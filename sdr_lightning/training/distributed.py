@@ -57,7 +57,7 @@ def gather_encoded(module: pl.LightningModule, encoded: Encoded) -> Encoded:
         longest = int(gather(module, torch.tensor([tokens.shape[1]], device=tokens.device)).max())
         more = longest - tokens.shape[1]
         tokens, mask = F.pad(tokens, (0, 0, 0, more)), F.pad(mask, (0, more))
-    return Encoded(gather(module, encoded.vector), gather(module, tokens), gather(module, mask))
+    return Encoded(gather(module, encoded.embedding), gather(module, tokens), gather(module, mask))
 
 
 def gather_objects(trainer: pl.Trainer, mine: S) -> list[S]:

@@ -18,10 +18,11 @@ from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.table import Split
 from sdr_lightning.encoders.text import check_tokens
 from sdr_lightning.encoders.tower import Tower
-from sdr_lightning.features.bank import FeatureBank, Modality
+from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.features.extract import extract
 from sdr_lightning.identity import sha256
 from sdr_lightning.training.interruption import Interruption, Stopped
+from sdr_lightning.types import Modality
 
 _PART_S = 60.0
 

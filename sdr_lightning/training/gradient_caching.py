@@ -43,7 +43,7 @@ def encode_in_chunks(encode: Callable[[T], Encoded], inputs: T, size: int | None
         return torch.cat(found) if found else None
 
     tokens, mask = (joined([part[i] for part in parts]) for i in (1, 2))
-    return Encoded(torch.cat([part.vector for part in parts]), tokens, mask)
+    return Encoded(torch.cat([part.embedding for part in parts]), tokens, mask)
 
 
 def map_in_chunks(

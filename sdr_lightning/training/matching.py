@@ -77,8 +77,8 @@ def match(
     image_rows, text_rows, labels = own, own, torch.ones_like(own)
     if with_negatives:
         index = pool.image_index[own]
-        to_image = negative_weights(text.vector[own], image.vector, index, pool.image_index, temperature)
-        to_text = negative_weights(image.vector[own], text.vector, index, pool.image_index, temperature)
+        to_image = negative_weights(text.embedding[own], image.embedding, index, pool.image_index, temperature)
+        to_text = negative_weights(image.embedding[own], text.embedding, index, pool.image_index, temperature)
         images, texts = draw_negatives(to_image), draw_negatives(to_text)
         image_rows, text_rows = torch.cat([own, images.rows, own]), torch.cat([own, own, texts.rows])
         exist = torch.cat([images.exist, texts.exist])
@@ -95,6 +95,6 @@ def _fuse(fusion: FusionEncoder, image: Encoded, text: Encoded, image_rows: Tens
     assert text.tokens is not None
     needed, rows = torch.unique(image_rows, return_inverse=True)
     mask = None if text.mask is None else text.mask[text_rows]
-    captions = Encoded(text.vector[text_rows], text.tokens[text_rows], mask)
+    captions = Encoded(text.embedding[text_rows], text.tokens[text_rows], mask)
     fused: Tensor = fusion(captions, fusion.contexts(image.tokens[needed]), rows)
     return fused

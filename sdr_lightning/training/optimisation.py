@@ -27,7 +27,7 @@ class Optimisation:
         decayed: what weight decay touches. ``matrices``: matrices and convolution kernels; biases (tables of relative
             positions among them), norms, temperatures and lambda are left alone. ``published``: what the public code's
             names come to, which is that, and temperatures, lambda and the norm in the matching head.
-        fresh_multiple: the learning rate of layers that start from random weights is this many times the others'. The
+        newly_initialized_multiple: the learning rate of layers that start from random weights is this many times the others'. The
             public code asks for 2 and does not get it.
         fused: update all parameters in one kernel; equal to rounding. With ``16-mixed`` Lightning then refuses to clip
             gradients.
@@ -44,12 +44,15 @@ class Optimisation:
         betas: tuple[float, float] = (0.9, 0.98),
         schedule: Literal["cosine", "linear"] = "cosine",
         decayed: Decayed = "matrices",
-        fresh_multiple: float = 1.0,
+        newly_initialized_multiple: float = 1.0,
         fused: bool = False,
     ) -> None:
         if not 0 <= warmup <= 1:
             raise ValueError(f"warmup is a share of the steps in [0, 1], got {warmup}")
-        for name, value in (("learning rate", learning_rate), ("fresh_multiple", fresh_multiple)):
+        for name, value in (
+            ("learning rate", learning_rate),
+            ("newly_initialized_multiple", newly_initialized_multiple),
+        ):
             if not value > 0:
                 raise ValueError(f"the {name} must be positive, got {value}")
         if schedule not in ("cosine", "linear"):
@@ -58,16 +61,20 @@ class Optimisation:
             raise ValueError(f"decayed must be matrices or published, got {decayed!r}")
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.warmup, self.betas, self.schedule = warmup, betas, schedule
-        self.decayed, self.fresh_multiple, self.fused = decayed, fresh_multiple, fused
+        self.decayed, self.newly_initialized_multiple, self.fused = decayed, newly_initialized_multiple, fused
 
-    def configure(self, module: pl.LightningModule, fresh: Collection[str] = ()) -> OptimizerLRSchedulerConfig:
+    def configure(
+        self, module: pl.LightningModule, newly_initialized: Collection[str] = ()
+    ) -> OptimizerLRSchedulerConfig:
         """Optimiser and schedule, as Lightning takes them.
 
         Args:
             module: whose parameters that want a gradient are optimised; attached to a trainer.
-            fresh: names of those that start from random weights.
+            newly_initialized: names of those that start from random weights.
         """
-        optimizer = AdamW(self.groups(module, fresh), lr=self.learning_rate, betas=self.betas, fused=self.fused or None)
+        optimizer = AdamW(
+            self.groups(module, newly_initialized), lr=self.learning_rate, betas=self.betas, fused=self.fused or None
+        )
         steps = int(module.trainer.estimated_stepping_batches)
         return {
             "optimizer": optimizer,
@@ -77,13 +84,13 @@ class Optimisation:
             },
         }
 
-    def groups(self, module: nn.Module, fresh: Collection[str] = ()) -> list[dict[str, Any]]:
+    def groups(self, module: nn.Module, newly_initialized: Collection[str] = ()) -> list[dict[str, Any]]:
         """Parameters that want a gradient, by weight decay and learning rate."""
-        fresh = set(fresh) if self.fresh_multiple != 1 else set()
+        newly_initialized = set(newly_initialized) if self.newly_initialized_multiple != 1 else set()
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                rate = self.learning_rate * (self.fresh_multiple if name in fresh else 1)
+                rate = self.learning_rate * (self.newly_initialized_multiple if name in newly_initialized else 1)
                 decay = self.weight_decay if self._is_decayed(name, parameter) else 0.0
                 groups.setdefault((decay, rate), []).append(parameter)
         return [{"params": found, "weight_decay": decay, "lr": rate} for (decay, rate), found in groups.items()]

@@ -16,7 +16,7 @@ PAPER: dict[str, Any] = {
     f"{_MODEL}.objective.init_args.clamp_temperatures": False,
     f"{_MODEL}.optimisation.init_args.decayed": "published",
     f"{_MODEL}.optimisation.init_args.schedule": "linear",
-    f"{_MODEL}.optimisation.init_args.fresh_multiple": 1.0,
+    f"{_MODEL}.optimisation.init_args.newly_initialized_multiple": 1.0,
     "checkpoint.monitor": "test/rsum",
     "checkpoint.protocol": "paper",
 }

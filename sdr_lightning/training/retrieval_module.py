@@ -18,11 +18,11 @@ from sdr_lightning.data.table import Split
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.encoders.text import check_tokens
 from sdr_lightning.encoders.tower import Tower
-from sdr_lightning.features.bank import FeatureBank, Modality
+from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.functional.search import TopK, top_k
 from sdr_lightning.losses.objective import RebalancingObjective
 from sdr_lightning.metrics.evaluation import checked, cross_modal, cross_modal_folds, evaluate_queries
-from sdr_lightning.metrics.published import evaluate_published, first_five
+from sdr_lightning.metrics.paper_protocol import evaluate_published, first_five
 from sdr_lightning.paths import FilePath, expand
 from sdr_lightning.training.continuation import is_dev_run
 from sdr_lightning.training.distributed import EmbeddingTable, Gather, gather, gather_encoded, in_first_process
@@ -40,7 +40,7 @@ from sdr_lightning.training.reranking import (
     score_pairs,
 )
 from sdr_lightning.training.student_weights import leave_frozen_out, put_frozen_back, start_from
-from sdr_lightning.types import Encoded, PairEmbeddings, RetrievalBatch, UnimodalBatch
+from sdr_lightning.types import Encoded, Modality, PairEmbeddings, RetrievalBatch, UnimodalBatch
 
 _TEACHERS, _PROTOCOL, _BEST = "teachers", "protocol", "best_rsum"
 
@@ -173,9 +173,9 @@ class RetrievalModule(EpochTerms):
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`."""
-        fresh = [f"encoder.{name}" for name in self.encoder.fresh_parameters()]
-        fresh += [f"objective.{name}" for name, _ in self.objective.named_parameters()]
-        return self.optimisation.configure(self, fresh)
+        newly_initialized = [f"encoder.{name}" for name in self.encoder.newly_initialized_parameters()]
+        newly_initialized += [f"objective.{name}" for name, _ in self.objective.named_parameters()]
+        return self.optimisation.configure(self, newly_initialized)
 
     def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
         """The objective over the pairs of all ranks.
@@ -188,8 +188,8 @@ class RetrievalModule(EpochTerms):
         index = self._positive_index(batch)
         matched = self._match(image, text, index) if self.objective.needs_fusion else Matched(None)
         pairs = PairEmbeddings(
-            gather(self, image.vector, self.gather),
-            gather(self, text.vector, self.gather),
+            gather(self, image.embedding, self.gather),
+            gather(self, text.embedding, self.gather),
             gather(self, index),
             gather(self, batch.image_teacher),
             gather(self, batch.text_teacher),
@@ -328,7 +328,7 @@ class RetrievalModule(EpochTerms):
             if then.get(modality, source) != source:
                 raise ValueError(
                     f"the {modality} teacher is another than the one this training began with: continue with that one, or "
-                    "start afresh"
+                    "start again"
                 )
 
     def _rescored(self, image: Tensor, text: Tensor, k: int) -> Rescored:

@@ -9,7 +9,7 @@ from torch import Tensor
 from sdr_lightning.encoders.projection import Projection
 from sdr_lightning.encoders.text import check_tokens
 from sdr_lightning.encoders.tower import Tower
-from sdr_lightning.functional.contrastive import indecision, nt_xent
+from sdr_lightning.functional.contrastive import ambiguity_penalty, nt_xent
 from sdr_lightning.training.distributed import gather
 from sdr_lightning.training.epoch_terms import EpochTerms
 from sdr_lightning.training.optimisation import Optimisation
@@ -28,7 +28,7 @@ class TeacherModule(EpochTerms):
             must be of the same modality.
         embedding_width: width of the projection that the contrast is computed in.
         temperature: of NT-Xent.
-        regulariser: weight of :func:`~sdr_lightning.functional.contrastive.indecision`, which keeps similarities out of
+        regulariser: weight of :func:`~sdr_lightning.functional.contrastive.ambiguity_penalty`, which keeps similarities out of
             (0.1, 0.5), as the same group's earlier code does; 0 for none.
         optimisation: optimiser and schedule.
     """
@@ -77,6 +77,6 @@ class TeacherModule(EpochTerms):
         embeddings = gather(self, F.normalize(self.projection(self.tower(batch.inputs)), dim=1))
         loss = nt_xent(embeddings, gather(self, batch.group), self.temperature)
         if self.regulariser:
-            loss = loss + self.regulariser * indecision(embeddings)
+            loss = loss + self.regulariser * ambiguity_penalty(embeddings)
         self.keep_terms({"loss": loss})
         return loss

@@ -12,8 +12,9 @@ from sdr_lightning.data.source import Source
 from sdr_lightning.data.split import PreparedSplit
 from sdr_lightning.data.table import CaptionTable, Split
 from sdr_lightning.data.tokenizer import Tokenizer
-from sdr_lightning.features.bank import FeatureBank, Modality
+from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.metrics.relevance import Relevance
+from sdr_lightning.types import Modality
 
 COUNTS = (3, 1, 2, 5, 2, 4, 1, 2)  # captions of image 0, 1, 2 ...
 _COLOURS = ("red", "green", "blue", "yellow", "purple", "white")

@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdr_lightning.data.datasets import Captions, Draw, Images, ImageViews, Pairs, SiblingCaptions
+from sdr_lightning.data.datasets import (
+    CaptionDataset,
+    Draw,
+    ImageDataset,
+    ImageViewDataset,
+    PairDataset,
+    SiblingCaptionDataset,
+)
 from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.data.split import PreparedSplit
 from sdr_lightning.data.tokenizer import SceneTokenizer
@@ -42,7 +49,7 @@ def test_pairs_under_a_mismatch() -> None:
     split, clean = split_under(MISMATCH), make_table()
     split.attach_teacher(bank_of(split, "image"))
     split.attach_teacher(bank_of(split, "text"))
-    pairs = Pairs(split, None, 0)
+    pairs = PairDataset(split, None, 0)
     assert len(pairs) == sum(COUNTS)
     rows = [7, 0, 19, 7]
     batch = pairs[draw(*rows)]
@@ -61,14 +68,14 @@ def test_pairs_under_a_mismatch() -> None:
 
 
 def test_pairs_without_banks_have_no_teachers() -> None:
-    batch = Pairs(split_under(Imbalance()), None, 0)[draw(0, 1)]
+    batch = PairDataset(split_under(Imbalance()), None, 0)[draw(0, 1)]
     assert batch.image_teacher is None
     assert batch.text_teacher is None
 
 
 def test_images_and_captions() -> None:
     split = split_under(MISMATCH)
-    images, captions = Images(split), Captions(split)
+    images, captions = ImageDataset(split), CaptionDataset(split)
     assert (len(images), len(captions)) == (len(COUNTS), sum(COUNTS))
     batch = images[draw(3, 1)]
     assert batch.rows.tolist() == batch.group.tolist() == [3, 1]
@@ -80,7 +87,7 @@ def test_images_and_captions() -> None:
 
 
 def test_image_views() -> None:
-    views = ImageViews(split_under(Imbalance()), PAPER, 0)
+    views = ImageViewDataset(split_under(Imbalance()), PAPER, 0)
     assert len(views) == len(COUNTS)
     batch = views[draw(3, 1, 4)]
     assert batch.rows.tolist() == batch.group.tolist() == [3, 1, 4, 3, 1, 4]
@@ -95,13 +102,13 @@ def test_image_views() -> None:
 
 def test_views_need_an_augmentation() -> None:
     with pytest.raises(ValueError, match="two views of an image need an augmentation"):
-        ImageViews(split_under(Imbalance()), None, 0)
+        ImageViewDataset(split_under(Imbalance()), None, 0)
 
 
 @pytest.mark.parametrize("imbalance", [Imbalance(), MISMATCH])
 def test_sibling_captions(imbalance: Imbalance) -> None:
     split = split_under(imbalance)
-    siblings = SiblingCaptions(split, 0)
+    siblings = SiblingCaptionDataset(split, 0)
     counts = np.bincount(split.table.caption_image)
     assert len(siblings) == int((counts > 1).sum()) == 6
     groups: set[int] = set()
@@ -119,7 +126,7 @@ def test_sibling_captions(imbalance: Imbalance) -> None:
 
 
 def test_every_pair_of_siblings_comes_up() -> None:
-    siblings = SiblingCaptions(split_under(Imbalance(), (1, 3)), 0)
+    siblings = SiblingCaptionDataset(split_under(Imbalance(), (1, 3)), 0)
     seen = {tuple(siblings[draw(0, epoch=epoch)].rows.tolist()) for epoch in range(100)}
     assert seen == {(a, b) for a in (1, 2, 3) for b in (1, 2, 3) if a != b}
 
@@ -129,21 +136,21 @@ def test_siblings_are_a_function_of_seed_epoch_and_row() -> None:
     every = draw(*range(12))
 
     def index(seed: int, epoch: int) -> list[int]:
-        return SiblingCaptions(split, seed)[Draw(epoch, every.rows)].rows.tolist()
+        return SiblingCaptionDataset(split, seed)[Draw(epoch, every.rows)].rows.tolist()
 
     assert index(0, 0) == index(0, 0)
     assert len({tuple(index(seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}) == 6
-    alone = SiblingCaptions(split, 0)[draw(7)].rows.tolist()
+    alone = SiblingCaptionDataset(split, 0)[draw(7)].rows.tolist()
     assert alone == [index(0, 0)[7], index(0, 0)[19]]
 
 
 def test_siblings_need_two_captions() -> None:
     with pytest.raises(ValueError, match="no image of memory has two captions"):
-        SiblingCaptions(split_under(Imbalance(), (1, 1, 1)), 0)
+        SiblingCaptionDataset(split_under(Imbalance(), (1, 1, 1)), 0)
 
 
-@pytest.mark.parametrize("make", [Pairs, ImageViews])
-def test_augmentation_is_a_function_of_seed_epoch_and_row(make: Callable[..., Pairs | ImageViews]) -> None:
+@pytest.mark.parametrize("make", [PairDataset, ImageViewDataset])
+def test_augmentation_is_a_function_of_seed_epoch_and_row(make: Callable[..., PairDataset | ImageViewDataset]) -> None:
     split = split_under(Imbalance(), (1,) * 8)
 
     def pictures(seed: int, epoch: int, *rows: int) -> list[bytes]:

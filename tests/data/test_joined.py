@@ -18,7 +18,8 @@ from sdr_lightning.data.pixel_cache import PixelCache
 from sdr_lightning.data.scenes import SceneSource
 from sdr_lightning.data.table import CaptionTable, Split
 from sdr_lightning.data.tokenizer import SceneTokenizer
-from sdr_lightning.features.bank import FeatureBank, Modality
+from sdr_lightning.features.bank import FeatureBank
+from sdr_lightning.types import Modality
 from tests.data.collection import MemorySource, bank_of
 
 SCENES = SceneSource(num_train=8, num_val=5, num_test=6, size=16)

@@ -10,7 +10,7 @@ import torch
 from sdr_lightning.cli.main import main
 from sdr_lightning.metrics import RougeLRelevance, evaluate
 from sdr_lightning.metrics.evaluation import cross_modal_folds
-from sdr_lightning.metrics.published import evaluate_published
+from sdr_lightning.metrics.paper_protocol import evaluate_published
 from sdr_lightning.metrics.structure import preserved
 from tests.reference import evaluation as reference
 

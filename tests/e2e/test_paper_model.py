@@ -22,7 +22,7 @@ from timm.layers import DropPath
 from torch import Tensor
 
 from sdr_lightning.configure import build
-from sdr_lightning.training.published import import_public_sdr
+from sdr_lightning.training.public_checkpoint import import_public_sdr
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.types import RetrievalBatch, Tokens
 from tests.reference import public_sdr as public
@@ -88,7 +88,7 @@ def one_step(module: RetrievalModule) -> dict[str, Any]:
     for layer in paths:
         layer.drop_prob = 0.0  # of two images, a block would sometimes see neither
     before = digests(module)
-    fresh = [f"encoder.{name}" for name in module.encoder.fresh_parameters()]
+    fresh = [f"encoder.{name}" for name in module.encoder.newly_initialized_parameters()]
     groups = module.optimisation.groups(module, fresh)
     optimizer = torch.optim.AdamW(groups, lr=module.optimisation.learning_rate, betas=module.optimisation.betas)
     batch = RetrievalBatch(
@@ -131,8 +131,8 @@ def imported(module: RetrievalModule) -> dict[str, Any]:
     pairs = {
         "image tokens": (image.tokens, public.image_tokens(state, PAPER, pixels)),
         "text tokens": (text.tokens[real], public.text_tokens(state, PAPER, *texts)[real]),
-        "image embedding": (image.vector, public.image_embeddings(state, PAPER, pixels)),
-        "text embeddings": (text.vector, public.text_embeddings(state, PAPER, *texts)),
+        "image embedding": (image.embedding, public.image_embeddings(state, PAPER, pixels)),
+        "text embeddings": (text.embedding, public.text_embeddings(state, PAPER, *texts)),
         "matching": (logits, public.matching_logits(state, PAPER, pixels.expand(2, -1, -1, -1), *texts)),
     }
     return {

@@ -100,7 +100,7 @@ def test_similarities_are_the_pairs_own(pairs, kind, projected, lengths):
     logits = output.logits_per_image - (0 if kind == "clip" else model.logit_bias)
     torch.testing.assert_close(similarities, logits / model.logit_scale.exp(), rtol=0, atol=1e-5)
     assert similarities.std() > 0.02
-    assert encoder.fresh_parameters() == []
+    assert encoder.newly_initialized_parameters() == []
     left = {name.split(".")[1] for name in encoder.state_dict()}
     assert left == {"encoder"}  # no temperature, no bias, no projection of this package
 
@@ -114,7 +114,7 @@ def test_clips_own_caption_vector_is_that_of_the_end_token(tmp_path, end):
         texts = Tokens(torch.where(texts.input_ids == 2, 49, texts.input_ids), texts.attention_mask)
     encoded = tower.encode(texts)
     for row, length in enumerate((4, 7, 2)):
-        torch.testing.assert_close(encoded.vector[row], encoded.tokens[row, length - 1])
+        torch.testing.assert_close(encoded.embedding[row], encoded.tokens[row, length - 1])
 
 
 @pytest.mark.parametrize("kind", ["bert", "clip", "siglip"])
@@ -141,11 +141,11 @@ def test_pooling_of_images_by_hand(pairs, kind, pooling):
     encoded, output = tower.encode(images()), model.vision_model(by_hand(images()))
     hidden = output.last_hidden_state
     expected = {"own": output.pooler_output, "cls": hidden[:, 0], "mean": hidden.mean(1)}[pooling]
-    torch.testing.assert_close(encoded.vector, expected)
+    torch.testing.assert_close(encoded.embedding, expected)
     torch.testing.assert_close(encoded.tokens, hidden)
     assert encoded.mask is None
     assert encoded.tokens.shape == (3, 5 if kind == "clip" else 4, tower.tokens_width)
-    assert torch.equal(tower(images()), encoded.vector)
+    assert torch.equal(tower(images()), encoded.embedding)
 
 
 @pytest.mark.parametrize("pooling", ["own", "cls", "mean"])
@@ -177,7 +177,7 @@ def test_berts_own_pooling_is_its_pooler():
     tower, captions_ = randomise(text_tower(pooling="own")).eval(), captions()
     dense = tower.encoder.model.pooler.dense
     encoded = tower.encode(captions_)
-    torch.testing.assert_close(encoded.vector, torch.tanh(dense(encoded.tokens[:, 0])))
+    torch.testing.assert_close(encoded.embedding, torch.tanh(dense(encoded.tokens[:, 0])))
 
 
 # --- Pixels.
@@ -262,13 +262,13 @@ def test_a_frozen_tower_learns_nothing(clip, projected):
     tower = TransformersImageTower(clip[1], projected=projected, frozen=True).train()
     assert not any(module.training for module in tower.modules())
     encoded = tower.encode(images())
-    assert not encoded.vector.requires_grad
+    assert not encoded.embedding.requires_grad
     assert not encoded.tokens.requires_grad
     assert not any(parameter.requires_grad for parameter in tower.parameters())
     trained = TransformersImageTower(clip[1], projected=projected)
     assert trained.pretrained
     assert all(module.training for module in trained.modules())
-    cached = encoded.vector
+    cached = encoded.embedding
     assert trained.encode(cached) == (cached, None, None)
 
 

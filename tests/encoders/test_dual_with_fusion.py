@@ -68,10 +68,10 @@ def test_one_forward_reaches_every_parameter(image, text, embedding_width):
     encoder = DualEncoder(*towers, embedding_width, fusion=fusion).train()
     pixels = torch.rand(3, 4, 6) if image == "regions" else images()
     embedded, captions, fused, logits = everything(encoder, pixels)
-    assert embedded.vector.shape == captions.vector.shape == (3, embedding_width or 12)
+    assert embedded.embedding.shape == captions.embedding.shape == (3, embedding_width or 12)
     assert fused.shape == (3, 16)
     assert logits.shape == (3, 2)
-    loss = (embedded.vector @ captions.vector.T).square().sum() + logits.log_softmax(1)[:, 1].sum()
+    loss = (embedded.embedding @ captions.embedding.T).square().sum() + logits.log_softmax(1)[:, 1].sum()
     loss.backward()
     assert [name for name, parameter in encoder.named_parameters() if parameter.grad is None] == []
     assert all(parameter.grad.isfinite().all() for parameter in encoder.parameters())
@@ -109,11 +109,11 @@ def test_embeddings_keep_the_towers_tokens():
     for side, inputs in (("image", images()), ("text", tokens())):
         result = getattr(encoder, side)(inputs)
         tower = getattr(encoder, f"{side}_tower").encode(inputs)
-        torch.testing.assert_close(result.vector.norm(dim=1), torch.ones(3))
+        torch.testing.assert_close(result.embedding.norm(dim=1), torch.ones(3))
         assert torch.equal(result.tokens, tower.tokens)
         assert result.mask is tower.mask
-        assert torch.equal(getattr(encoder, f"encode_{side}")(inputs), result.vector)
-        assert torch.equal(getattr(without, side)(inputs).vector, result.vector)  # fusion changes no embedding
+        assert torch.equal(getattr(encoder, f"encode_{side}")(inputs), result.embedding)
+        assert torch.equal(getattr(without, side)(inputs).embedding, result.embedding)  # fusion changes no embedding
         assert getattr(encoder, side)(torch.randn(3, 16))[1:] == (None, None)
     assert not any(name.startswith("fusion") for name in without.state_dict())
 
@@ -154,14 +154,14 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("image", [False, True])
 @pytest.mark.parametrize("text", [False, True])
 @pytest.mark.parametrize("fusion", [None, False, True])
-def test_fresh_parameters_are_those_of_parts_without_weights(folder, image, text, fusion):
+def test_newly_initialized_parameters_are_those_of_parts_without_weights(folder, image, text, fusion):
     fused = {None: lambda: None, False: fusion_encoder, True: lambda: FusionEncoder(16, str(folder), first_layer=1)}
     encoder = DualEncoder(
         image_tower(weights=str(folder / "cnn.pth")) if image else image_tower(),
         TransformersTextTower(str(folder), layers=1) if text else text_tower(),
         fusion=fused[fusion](),
     )
-    fresh = encoder.fresh_parameters()
+    fresh = encoder.newly_initialized_parameters()
     names = [name for name, _ in encoder.named_parameters()]
     assert len(fresh) == len(set(fresh))
     assert set(fresh) <= set(names)

@@ -156,7 +156,7 @@ def test_the_first_token_sees_the_last_and_nothing_sees_padding(first_layer):
         assert moved.tolist() == [each == row for each in range(3)]
     for other in (captions(padding=-50.0), captions(padded_to=20)):
         torch.testing.assert_close(encoder(other, contexts), fused)
-    alone = Encoded(text.vector[:1], text.tokens[:1, :4])  # no mask: every token counts
+    alone = Encoded(text.embedding[:1], text.tokens[:1, :4])  # no mask: every token counts
     torch.testing.assert_close(encoder(alone, contexts), fused[:1])
     assert not torch.allclose(encoder(text._replace(mask=None), contexts)[2], fused[2], atol=1e-3)
 
@@ -236,7 +236,7 @@ def test_text_tower_and_fusion_encoder_share_one_bert(bert, folder):
     encoded = text.encode(tokens())
     hidden = bert(*tokens(), output_hidden_states=True).hidden_states
     torch.testing.assert_close(encoded.tokens, hidden[2])
-    torch.testing.assert_close(encoded.vector, hidden[2][:, 0])
+    torch.testing.assert_close(encoded.embedding, hidden[2][:, 0])
     assert torch.equal(encoded.mask, tokens().attention_mask)
     contexts = fusion.contexts(image_tokens(1))
     assert not torch.allclose(fusion(encoded, contexts), hidden[4][:, 0], atol=1e-3)
@@ -250,7 +250,7 @@ def test_text_tower_and_fusion_encoder_share_one_bert(bert, folder):
 def test_exactly_cross_attention_and_head_are_fresh(bert, folder):
     own = [FusionEncoder(IMAGE_WIDTH, folder, first_layer=2) for _ in range(2)]
     assert own[0].pretrained
-    assert set(own[0].fresh_parameters()) == FRESH
+    assert set(own[0].newly_initialized_parameters()) == FRESH
     known = bert.state_dict()
     other = dict(own[1].named_parameters())
     for name, parameter in own[0].named_parameters():
@@ -261,7 +261,7 @@ def test_exactly_cross_attention_and_head_are_fresh(bert, folder):
             assert not torch.equal(parameter, other[name]), name
     random = FusionEncoder(IMAGE_WIDTH, config=CONFIG, first_layer=2)
     assert not random.pretrained
-    assert random.fresh_parameters() == [name for name, _ in random.named_parameters()]
+    assert random.newly_initialized_parameters() == [name for name, _ in random.named_parameters()]
 
 
 @pytest.mark.parametrize("pretrained", [False, True])

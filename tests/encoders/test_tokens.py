@@ -60,9 +60,9 @@ def test_the_pooled_vector_and_then_the_grid_row_by_row(kind):
     assert encoded.mask is None
     first = int(width == tokens_width)
     assert encoded.tokens.shape == (2, first + rows * columns, tokens_width)
-    assert encoded.vector.shape == (2, width)
+    assert encoded.embedding.shape == (2, width)
     if first:
-        assert torch.equal(encoded.tokens[:, 0], encoded.vector)
+        assert torch.equal(encoded.tokens[:, 0], encoded.embedding)
     features = tower.model.forward_features(by_hand(tower, pixels))
     for row in range(rows):
         for column in range(columns):
@@ -76,8 +76,8 @@ def test_the_pooled_vector_and_then_the_grid_row_by_row(kind):
 def test_the_vector_is_what_the_model_gives_without_a_classifier(kind):
     tower, pixels = timm_tower(kind).eval(), pictures(kind)
     encoded = tower.encode(pixels)
-    assert torch.equal(encoded.vector, tower(pixels))
-    torch.testing.assert_close(encoded.vector, tower.model(by_hand(tower, pixels)))
+    assert torch.equal(encoded.embedding, tower(pixels))
+    torch.testing.assert_close(encoded.embedding, tower.model(by_hand(tower, pixels)))
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ def test_frozen_towers_give_tokens_without_gradient_and_cached_features_none(mak
     inputs = images() if make is image_tower else tokens()
     encoded = make(frozen=True).encode(inputs)
     assert not encoded.tokens.requires_grad
-    assert not encoded.vector.requires_grad
+    assert not encoded.embedding.requires_grad
     encoded = make().encode(inputs)
     assert encoded.tokens.requires_grad
     cached = torch.randn(3, 16)
     again = make().encode(cached)
-    assert again.vector is cached
+    assert again.embedding is cached
     assert again.tokens is None
     assert again.mask is None
 
@@ -137,7 +137,7 @@ def test_tokens_of_precomputed_regions_are_those_that_are_pooled(pooling):
     encoded = tower.encode(regions)
     assert encoded.tokens.shape == (3, 5, tower.tokens_width)
     pooled = encoded.tokens.mean(1) if pooling == "mean" else encoded.tokens.max(1).values
-    torch.testing.assert_close(encoded.vector, pooled)
+    torch.testing.assert_close(encoded.embedding, pooled)
     torch.testing.assert_close(encoded.tokens[:, 2:3], tower.encode(regions[:, 2:3]).tokens)
 
 
@@ -146,7 +146,7 @@ def test_tokens_of_a_caption_are_its_words():
     encoded = tower.encode(captions)
     assert torch.equal(encoded.mask, captions.attention_mask)
     assert encoded.tokens.shape == (3, 7, tower.tokens_width)
-    torch.testing.assert_close(encoded.tokens[0, :4].mean(0), encoded.vector[0])
+    torch.testing.assert_close(encoded.tokens[0, :4].mean(0), encoded.embedding[0])
 
 
 @pytest.mark.parametrize("name", ["crossvit_tiny_240", "coat_tiny"])

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 
 from sdr_lightning.functional.contrastive import (
+    ambiguity_penalty,
     contrast,
     image_text_contrast,
-    indecision,
     nt_xent,
     positive_targets,
     soft_cross_entropy,
@@ -205,7 +205,7 @@ def indecision_by_loop(rows, low=0.1, high=0.5):
 @pytest.mark.parametrize(("low", "high"), [(0.1, 0.5), (-0.3, 0.9)])
 def test_indecision_and_its_gradient_equal_a_loop(seed, low, high):
     rows = unit_rows(7, seed=seed).requires_grad_()
-    loss = indecision(rows, low, high)
+    loss = ambiguity_penalty(rows, low, high)
     loss.backward()
     plain = rows.tolist()
     assert loss > 0.005
@@ -222,7 +222,7 @@ def at_cosine(cosine):
 )
 def test_indecision_by_hand(cosine, expected):
     rows = at_cosine(cosine).requires_grad_()
-    loss = indecision(rows)
+    loss = ambiguity_penalty(rows)
     loss.backward()
     assert loss.item() == pytest.approx(expected, abs=1e-12)
     if cosine < 0.09 or cosine > 0.51:
@@ -231,11 +231,11 @@ def test_indecision_by_hand(cosine, expected):
 
 def test_indecision_of_one_item_is_zero_and_of_equal_items_too():
     alone = unit_rows(1).requires_grad_()
-    loss = indecision(alone)
+    loss = ambiguity_penalty(alone)
     loss.backward()
     assert loss == 0
     assert not alone.grad.any()
-    assert indecision(unit_rows(1).expand(4, -1)) == 0
+    assert ambiguity_penalty(unit_rows(1).expand(4, -1)) == 0
 
 
 @pytest.mark.parametrize(
@@ -246,7 +246,7 @@ def test_descent_on_indecision_drives_similarities_out_of_the_range(start, ends_
     angle = torch.tensor(math.acos(start), dtype=torch.float64, requires_grad=True)
     for _ in range(100):
         rows = torch.stack([torch.eye(2, dtype=torch.float64)[0], torch.stack([angle.cos(), angle.sin()])])
-        (gradient,) = torch.autograd.grad(indecision(rows), angle)
+        (gradient,) = torch.autograd.grad(ambiguity_penalty(rows), angle)
         with torch.no_grad():
             angle -= 0.01 * gradient
     assert ends_above <= math.cos(angle.item()) <= ends_below
@@ -255,6 +255,6 @@ def test_descent_on_indecision_drives_similarities_out_of_the_range(start, ends_
 def test_indecision_is_computed_in_float32_under_autocast():
     rows = unit_rows(7).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = indecision(rows)
+        found = ambiguity_penalty(rows)
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, indecision(rows), rtol=0, atol=0)
+    torch.testing.assert_close(found, ambiguity_penalty(rows), rtol=0, atol=0)

@@ -96,8 +96,8 @@ def whole_gradients(setting: str, world_size: int) -> dict[str, dict[str, Tensor
     labels = torch.cat([part.labels for part in found]) if objective.needs_matching else None
     fused = torch.cat([part.fused for part in found]) if found else None
     pairs = PairEmbeddings(
-        image.vector,
-        text.vector,
+        image.embedding,
+        text.embedding,
         index,
         batch.image_teacher.double(),
         batch.text_teacher.double(),

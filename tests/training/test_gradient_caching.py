@@ -94,7 +94,7 @@ def test_a_chunk_that_is_encoded_again_drops_the_same_units() -> None:
         if kept:
             vectors = torch.cat([module.encoder.encode_image(chunk) for chunk in inputs.split(3)])
         else:
-            vectors = encode_in_chunks(module.encoder.image, inputs, 3).vector
+            vectors = encode_in_chunks(module.encoder.image, inputs, 3).embedding
         torch.rand(5)  # moves the generator on before the chunks are encoded again
         (found,) = torch.autograd.grad(
             vectors.mul(torch.arange(42).view(7, 6)).sum(), [next(module.encoder.image_tower.parameters())]
@@ -104,8 +104,8 @@ def test_a_chunk_that_is_encoded_again_drops_the_same_units() -> None:
     module.train()
     assert torch.equal(gradient(kept=False), gradient(kept=True))
     torch.manual_seed(2)
-    first = encode_in_chunks(module.encoder.image, inputs, 3).vector
-    assert not torch.equal(first, encode_in_chunks(module.encoder.image, inputs, 3).vector)
+    first = encode_in_chunks(module.encoder.image, inputs, 3).embedding
+    assert not torch.equal(first, encode_in_chunks(module.encoder.image, inputs, 3).embedding)
 
 
 class Deep(nn.Module):
@@ -129,7 +129,7 @@ def kept_between_passes(size: int | None) -> int:
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         encoded = encode_in_chunks(deep.encode, torch.ones(512, 64), size)
-    assert encoded.vector.shape == (512, 1)
+    assert encoded.embedding.shape == (512, 1)
     return sum(size for _, size in kept)
 
 

@@ -78,7 +78,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
 @pytest.mark.parametrize(
     ("number", "status", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "Ctrl-C")]
 )
-def test_a_stop_at_once_is_told_in_one_line(
+def test_a_stop_at_once_is_one_line_errors(
     number: signal.Signals, status: int, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as caught, exit_when_stopped(), stopped_by_signals():

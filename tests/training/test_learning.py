@@ -50,7 +50,7 @@ def scored(module: RetrievalModule, batch: RetrievalBatch) -> tuple[Tensor, Tens
     for row in range(PAIRS):
         one = Encoded(*(part[row : row + 1].expand(PAIRS, *part.shape[1:]) for part in text))
         columns.append(fusion.head(fusion(one, contexts, all_images)))
-    return torch.stack(columns, dim=1), image.vector @ text.vector.T
+    return torch.stack(columns, dim=1), image.embedding @ text.embedding.T
 
 
 def recall_at_1(scores: Tensor) -> float:

@@ -49,7 +49,7 @@ def one_pair(fusion: FusionEncoder, pool: Pool, image: int, text: int) -> Tensor
     assert pool.text.tokens is not None
     assert pool.text.mask is not None
     words = pool.text.tokens[text : text + 1, : int(pool.text.mask[text].sum())]
-    caption = Encoded(pool.text.vector[text : text + 1], words)
+    caption = Encoded(pool.text.embedding[text : text + 1], words)
     result: Tensor = fusion(caption, fusion.contexts(pool.image.tokens[image : image + 1]))[0]
     return result
 
@@ -104,8 +104,8 @@ def test_the_fused_tokens_are_those_of_each_pair_alone(fusion: FusionEncoder, fi
         cosines = (queries[row] @ gallery.T).tolist()
         return max((cosine, j) for j, cosine in enumerate(cosines) if index[j] != index[row])[1]
 
-    with_images = [(other(pool.text.vector, pool.image.vector, row), row) for row in own]
-    with_captions = [(row, other(pool.image.vector, pool.text.vector, row)) for row in own]
+    with_images = [(other(pool.text.embedding, pool.image.embedding, row), row) for row in own]
+    with_captions = [(row, other(pool.image.embedding, pool.text.embedding, row)) for row in own]
     expected = [one_pair(fusion, pool, *rows) for rows in [(row, row) for row in own] + with_images + with_captions]
     assert found.fused is not None
     torch.testing.assert_close(found.fused, torch.stack(expected[:pairs]))
@@ -176,7 +176,7 @@ def test_the_temperature_decides_how_hard_negatives_are(fusion: FusionEncoder) -
                 match(fusion, pool_of(index), 8, tau, with_negatives=True)
         with patch.object(matching, "draw_negatives", Spy()):
             pool = pool_of(index)
-            cosines = (pool.text.vector @ pool.image.vector.T).fill_diagonal_(-2)
+            cosines = (pool.text.embedding @ pool.image.embedding.T).fill_diagonal_(-2)
         rows = torch.stack(spy.rows[::2])  # images for captions
         hard.append((rows == cosines.argmax(dim=1)).double().mean().item())
     assert hard[0] > 0.8
@@ -186,6 +186,6 @@ def test_the_temperature_decides_how_hard_negatives_are(fusion: FusionEncoder) -
 @pytest.mark.parametrize("side", ["image", "text"])
 def test_cached_features_are_refused(fusion: FusionEncoder, side: str) -> None:
     pool = pool_of([0, 1])
-    cached = pool._replace(**{side: Encoded(getattr(pool, side).vector)})
+    cached = pool._replace(**{side: Encoded(getattr(pool, side).embedding)})
     with pytest.raises(ValueError, match="reads tokens, and this batch holds cached features alone"):
         match(fusion, cached, 2, TAU, with_negatives=True)

@@ -105,7 +105,7 @@ def test_every_trainable_parameter_is_in_one_group_and_no_other_is(how: Decayed,
     module = student(WITH_MATCHING, frozen=["text"])
     fresh = [name for name, _ in module.encoder.image_projection.named_parameters(prefix="encoder.image_projection")]
     assert fresh
-    groups = Optimisation(decayed=how, fresh_multiple=multiple).groups(module, fresh)
+    groups = Optimisation(decayed=how, newly_initialized_multiple=multiple).groups(module, fresh)
     found = [id(p) for group in groups for p in group["params"]]
     assert sorted(found) == sorted(id(p) for p in module.parameters() if p.requires_grad)
     assert not {id(p) for p in module.encoder.text_tower.parameters()} & set(found)
@@ -121,7 +121,7 @@ def pretrained_student(tmp_path: Path, multiple: float) -> RetrievalModule:
     fusion = FusionEncoder(WIDTH, weights=str(tmp_path / "bert"), first_layer=0)
     encoder = DualEncoder(ImageTower(pretrained=True), TextTower(pretrained=True), EMBEDDING, fusion=fusion)
     objective = RebalancingObjective({"itc": 1, "itm": 1, "iic": 1}, EMBEDDING, 5)
-    optimisation = Optimisation(1e-3, weight_decay=0.0, warmup=0.0, fresh_multiple=multiple)
+    optimisation = Optimisation(1e-3, weight_decay=0.0, warmup=0.0, newly_initialized_multiple=multiple)
     return RetrievalModule(encoder, objective, optimisation)
 
 
@@ -136,7 +136,7 @@ def one_step(module: Any) -> dict[str, torch.Tensor]:
     return {name: (p.detach() - before[name]).abs() for name, p in module.named_parameters()}
 
 
-def test_a_step_moves_fresh_parameters_by_a_multiple_and_no_others(tmp_path: Path) -> None:
+def test_a_step_moves_newly_initialized_parameters_by_a_multiple_and_no_others(tmp_path: Path) -> None:
     plain, tripled = (one_step(pretrained_student(tmp_path, multiple)) for multiple in (1.0, 3.0))
     faster = {name for name in plain if torch.allclose(tripled[name], 3 * plain[name], rtol=1e-3)}
     same = {name for name in plain if torch.allclose(tripled[name], plain[name], rtol=1e-3)}
@@ -157,7 +157,7 @@ def test_a_step_moves_fresh_parameters_by_a_multiple_and_no_others(tmp_path: Pat
 
 def test_without_pretrained_weights_everything_is_fresh() -> None:
     plain, doubled = (
-        one_step(student(WITH_MATCHING, optimisation=Optimisation(weight_decay=0, fresh_multiple=multiple)))
+        one_step(student(WITH_MATCHING, optimisation=Optimisation(weight_decay=0, newly_initialized_multiple=multiple)))
         for multiple in (1.0, 2.0)
     )
     for name, moved in plain.items():
@@ -169,7 +169,7 @@ def test_a_teacher_s_projection_is_fresh_and_its_tower_if_it_has_no_weights(pret
     moved = []
     for multiple in (1.0, 4.0):
         torch.manual_seed(0)
-        optimisation = Optimisation(weight_decay=0, warmup=0, fresh_multiple=multiple)
+        optimisation = Optimisation(weight_decay=0, warmup=0, newly_initialized_multiple=multiple)
         moved.append(one_step(TeacherModule(ImageTower(pretrained=pretrained), 4, optimisation=optimisation)))
     for name in moved[0]:
         times = 1 if pretrained and name.startswith("tower.") else 4
@@ -219,7 +219,7 @@ def test_the_scheduler_follows_and_keeps_the_multiple() -> None:
     module: Any = student(WITH_MATCHING)
     module._trainer = SimpleNamespace(estimated_stepping_batches=4)
     fresh = ["objective.temperature.value"]
-    optimisation = Optimisation(0.1, warmup=0.5, schedule="linear", fresh_multiple=2)
+    optimisation = Optimisation(0.1, warmup=0.5, schedule="linear", newly_initialized_multiple=2)
     configured: Any = optimisation.configure(module, fresh)
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     assert configured["lr_scheduler"]["interval"] == "step"
@@ -239,7 +239,7 @@ def test_the_scheduler_follows_and_keeps_the_multiple() -> None:
         ({"warmup": 1.5}, r"warmup is a share of the steps in \[0, 1\], got 1.5"),
         ({"learning_rate": 0.0}, "the learning rate must be positive, got 0.0"),
         ({"learning_rate": float("nan")}, "the learning rate must be positive, got nan"),
-        ({"fresh_multiple": 0}, "the fresh_multiple must be positive, got 0"),
+        ({"newly_initialized_multiple": 0}, "the newly_initialized_multiple must be positive, got 0"),
         ({"schedule": "step"}, "schedule must be cosine or linear, got 'step'"),
         ({"decayed": "all"}, "decayed must be matrices or published, got 'all'"),
     ],

@@ -15,7 +15,7 @@ import torch
 from sdr_lightning.cli.main import main
 from sdr_lightning.configure import build
 from sdr_lightning.configure.lightning_cli import SdrCLI, run
-from sdr_lightning.metrics.published import evaluate_published
+from sdr_lightning.metrics.paper_protocol import evaluate_published
 from sdr_lightning.training import RetrievalModule
 from sdr_lightning.training.checkpoint import BestCheckpoint
 from sdr_lightning.training.protocol import PAPER
@@ -65,10 +65,10 @@ SWITCHES: dict[str, tuple[Any, Any, Callable[[SdrCLI], Any]]] = {
         "cosine",
         lambda cli: cli.model.optimisation.schedule,
     ),
-    "model.init_args.optimisation.init_args.fresh_multiple": (
+    "model.init_args.optimisation.init_args.newly_initialized_multiple": (
         1.0,
         2.0,
-        lambda cli: cli.model.optimisation.fresh_multiple,
+        lambda cli: cli.model.optimisation.newly_initialized_multiple,
     ),
     "checkpoint.monitor": ("test/rsum", "val/rsum", lambda cli: cli.trainer.checkpoint_callback.monitor),
     "data.init_args.train_on": (["train"], ["train"], lambda cli: list(cli.datamodule.train_on)),

@@ -59,7 +59,7 @@ def brute_force(module: RetrievalModule, data: RetrievalDataModule) -> Truth:
         ]
         for image in images
     ]
-    cosines = [[float(image.vector[0] @ text.vector[0]) for text in texts] for image in images]
+    cosines = [[float(image.embedding[0] @ text.embedding[0]) for text in texts] for image in images]
     return Truth(cosines, scores, split.table.caption_image.tolist())
 
 

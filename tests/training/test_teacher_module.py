@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
-from sdr_lightning.functional.contrastive import indecision, nt_xent
+from sdr_lightning.functional.contrastive import ambiguity_penalty, nt_xent
 from sdr_lightning.training.teacher_module import TeacherModule
 from sdr_lightning.types import UnimodalBatch
 from tests.training.student import LIGHTNINGS_OWN_WARNINGS, ImageTower, pictures, trainer
@@ -37,8 +37,8 @@ def embeddings(module: TeacherModule) -> torch.Tensor:
 def test_the_regulariser_adds_its_weight_times_the_indecision(weight: float) -> None:
     module = teacher(weight)
     found = embeddings(module)
-    assert indecision(found) > 0.005  # or this batch tells nothing
-    expected = nt_xent(found, BATCH.group, 0.2) + weight * indecision(found)
+    assert ambiguity_penalty(found) > 0.005  # or this batch tells nothing
+    expected = nt_xent(found, BATCH.group, 0.2) + weight * ambiguity_penalty(found)
     torch.testing.assert_close(module.training_step(BATCH, 0), expected)
 
 
@@ -49,7 +49,7 @@ def test_the_regulariser_moves_the_tower() -> None:
         module.training_step(BATCH, 0).backward()
         gradients.append(module.tower.patch.weight.grad)
     module = teacher(1.0)
-    indecision(embeddings(module)).backward()
+    ambiguity_penalty(embeddings(module)).backward()
     torch.testing.assert_close(gradients[1] - gradients[0], module.tower.patch.weight.grad, rtol=1e-4, atol=1e-7)
     assert module.tower.patch.weight.grad.abs().max() > 1e-5
 
@@ -76,4 +76,4 @@ def test_a_teacher_is_trained_with_the_regulariser_and_without() -> None:
         trainer(max_epochs=1).fit(module, loader)
         after.append(embeddings(module).detach())
     assert torch.equal(after[0], after[1])
-    assert indecision(after[2]) < 0.5 * indecision(after[0])
+    assert ambiguity_penalty(after[2]) < 0.5 * ambiguity_penalty(after[0])

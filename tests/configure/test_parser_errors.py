@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from sdr_lightning.configure import build
-from sdr_lightning.configure.complaints import one_line
+from sdr_lightning.configure.parser_errors import one_line
 
 STUDENT = str(Path(__file__).parents[2] / "experiments" / "scenes" / "sdr.yaml")
 MODEL, DATA = "--model.init_args", "--data.init_args"

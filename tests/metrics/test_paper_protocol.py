@@ -7,7 +7,7 @@ from torch.nn.functional import normalize
 
 from sdr_lightning.functional.search import similarity
 from sdr_lightning.metrics.evaluation import evaluate
-from sdr_lightning.metrics.published import evaluate_published, first_five
+from sdr_lightning.metrics.paper_protocol import evaluate_published, first_five
 from sdr_lightning.metrics.relevance import CaptionRelevance
 from tests.reference import public_metric
 

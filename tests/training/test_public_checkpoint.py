@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from sdr_lightning.training.published import import_public_sdr
 from torch import Tensor
 
 from sdr_lightning.encoders import (
@@ -22,7 +23,6 @@ from sdr_lightning.encoders import (
 from sdr_lightning.losses import RebalancingObjective
 from sdr_lightning.losses.parameters import TextShare
 from sdr_lightning.training import RetrievalModule
-from sdr_lightning.training.published import import_public_sdr
 from tests.encoders.tiny import images, tokens
 from tests.reference import public_sdr as public
 from tests.reference.public_sdr import Architecture
@@ -109,7 +109,7 @@ def said(module: RetrievalModule, sizes: Architecture = TINY) -> tuple[Tensor, T
     assert encoder.fusion is not None
     assert image.tokens is not None
     fused = encoder.fusion(text, encoder.fusion.contexts(image.tokens), torch.arange(3))
-    return image.vector, text.vector, encoder.fusion.head(fused)
+    return image.embedding, text.embedding, encoder.fusion.head(fused)
 
 
 def expected(state: State, sizes: Architecture = TINY) -> tuple[Tensor, Tensor, Tensor]:

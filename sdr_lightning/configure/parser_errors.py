@@ -38,7 +38,7 @@ _TOP = [*_SECTIONS, "model", "data", "seed_everything", "run_dir", "ckpt_path", 
 
 
 @contextlib.contextmanager
-def told_in_one_line() -> Iterator[None]:
+def one_line_errors() -> Iterator[None]:
     """Turn the complaints of a parser, and Lightning's about Trainer options, into a ``ValueError`` of one line."""
     try:
         yield
