@@ -20,14 +20,14 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 reproduce-mini: $(READY) ## the whole study on generated scenes, 9.5 minutes on two cores
-	$(BIN)/sdr reproduce experiments/scenes/suite.yaml
+	$(BIN)/sdr reproduce experiments/scenes/study.yaml
 
 reproduce-flickr: $(READY) ## the study on Flickr30K: FLICKR30K_ROOT=/folder, or from the hub; wants a GPU
-	$(BIN)/sdr reproduce experiments/flickr30k/$(if $(FLICKR30K_ROOT),suite.yaml,suite_hub.yaml)
+	$(BIN)/sdr reproduce experiments/flickr30k/$(if $(FLICKR30K_ROOT),study.yaml,study_hub.yaml)
 
 reproduce-flickr8k: $(READY) ## the study on Flickr8k, for a CPU: FLICKR8K_ROOT=/folder IMAGE_WEIGHTS=/file
 	@test -n "$(FLICKR8K_ROOT)" || { echo "which folder? make reproduce-flickr8k FLICKR8K_ROOT=/folder IMAGE_WEIGHTS=/file"; exit 2; }
-	FLICKR8K_ROOT="$(FLICKR8K_ROOT)" $(BIN)/sdr reproduce experiments/flickr8k/suite.yaml
+	FLICKR8K_ROOT="$(FLICKR8K_ROOT)" $(BIN)/sdr reproduce experiments/flickr8k/study.yaml
 
 sweep-mini: $(READY) ## a sweep over imbalance ratios on generated scenes, with its teachers
 	for modality in image text; do run=runs/$${modality}_teacher; \

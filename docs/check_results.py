@@ -8,7 +8,7 @@ cell; where the result is out of date, or its cells are not published, the diffe
 made on a GPU or whose data is not at hand are left out. Exits with 1 if a study fails.
 
 Bits do not carry over from one kind of processor to another. SPREAD is above what was measured on an AMD EPYC with AVX-512:
-12 cells of experiments/scenes/suite.yaml (ITC and SDR, no imbalance and mismatch 30 %, seeds 0 to 2), teachers included, under
+12 cells of experiments/scenes/study.yaml (ITC and SDR, no imbalance and mismatch 30 %, seeds 0 to 2), teachers included, under
 ATEN_CPU_CAPABILITY=default, avx2, avx512, and avx2 with ONEDNN_MAX_CPU_ISA=AVX2 and MKL_CBWR=COMPATIBLE. A cell's rsum
 differed by at most 6.5 of 600 between these, an NDCG@10 by at most 1.8, the means of two NDCG@10 by at most 0.8.
 """
@@ -25,32 +25,32 @@ from published import Published, published
 
 from sdr_lightning.paths import read_json
 from sdr_lightning.reporting.formatting import condition_label
-from sdr_lightning.reporting.results import Condition
-from sdr_lightning.suite.jobs import describe
-from sdr_lightning.suite.plan import Cell, plan
-from sdr_lightning.suite.runner import Runner
-from sdr_lightning.suite.spec import Suite
+from sdr_lightning.results.schema import Condition
+from sdr_lightning.studies.jobs import describe
+from sdr_lightning.studies.plan import Cell, plan
+from sdr_lightning.studies.runner import Runner
+from sdr_lightning.studies.spec import Study
 
 SPREAD = {"rsum": 10.0, "i2i_NDCG@10": 3.0, "t2t_NDCG@10": 3.0, "i2it_NDCG@10": 3.0, "t2it_NDCG@10": 3.0}
 """Greatest accepted difference of a cell to its published value, on any processor."""
 
 
-def two_cells(suite: Suite) -> Suite:
+def two_cells(study: Study) -> Study:
     """The study of baseline and candidate alone, under one condition with one seed."""
-    name = next(iter(suite.imbalances))
+    name = next(iter(study.imbalances))
     return replace(
-        suite,
-        methods={method: suite.methods[method] for method in (suite.baseline, suite.candidate)},
-        imbalances={name: suite.imbalances[name]},
-        ratios=(min(ratio for ratio in suite.ratios if ratio > 0),),
-        seeds=suite.seeds[:1],
+        study,
+        methods={method: study.methods[method] for method in (study.baseline, study.candidate)},
+        imbalances={name: study.imbalances[name]},
+        ratios=(min(ratio for ratio in study.ratios if ratio > 0),),
+        seeds=study.seeds[:1],
     )
 
 
-def run(suite: Suite, folder: Path) -> list[tuple[Cell, dict[str, float]]]:
+def run(study: Study, folder: Path) -> list[tuple[Cell, dict[str, float]]]:
     """The cells of a study with their metrics."""
-    planned = plan(suite, folder)
-    Runner(suite, planned, folder, suite.jobs).run()
+    planned = plan(study, folder)
+    Runner(study, planned, folder, study.jobs).run()
     return [(cell, read_json(cell.result, "results of a cell")["metrics"]) for cell in planned.cells]
 
 
@@ -90,14 +90,14 @@ def check(study: Published) -> list[str]:
     if "CPU" not in study.record["hardware"]:
         print(f"left out: made on {study.record['hardware']}")
         return []
-    suite = two_cells(study.suite)
+    study = two_cells(study.study)
     try:
         describe(study.plan.student)
     except ValueError as error:
         print(f"left out: its data is not at hand: {error}")
         return []
     with TemporaryDirectory() as folder:
-        first, second = (run(suite, Path(folder) / number) for number in ("first", "second"))
+        first, second = (run(study, Path(folder) / number) for number in ("first", "second"))
     return [
         fault
         for (cell, metrics), (_, again) in zip(first, second, strict=True)

@@ -18,11 +18,11 @@ from published import QUANTITIES, RESULTS, ROOT, files, filled, published
 from sdr_lightning.paths import read_json, write_text
 from sdr_lightning.reporting.claims import compare
 from sdr_lightning.reporting.formatting import condition_label
-from sdr_lightning.reporting.loading import load_suite
 from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL
-from sdr_lightning.reporting.results import Condition, Suite
-from sdr_lightning.suite.plan import plan
-from sdr_lightning.suite.spec import Suite as Configured
+from sdr_lightning.results.loading import load_study
+from sdr_lightning.results.schema import Condition, Study
+from sdr_lightning.studies.plan import plan
+from sdr_lightning.studies.spec import Study as Configured
 
 _FILES = {"study.json", "results.jsonl", "report.md", "figures"}
 _MEASURED = dict(zip(QUANTITIES, (RSUM, SINGLE_MODAL, MIXED), strict=True))
@@ -42,7 +42,7 @@ def publish(folder: Path, results: Path = RESULTS) -> Path:
         ValueError: the study has no report or is not finished, its cells do not name their commit, it is no study of
             experiments/, or the folder to replace holds other files.
     """
-    study = load_suite(folder)
+    study = load_study(folder)
     if not (folder / "report.md").is_file():
         raise ValueError(f"{folder} has no report: run sdr report {folder} first")
     if len(study.runs) < study.num_expected:
@@ -58,7 +58,7 @@ def publish(folder: Path, results: Path = RESULTS) -> Path:
     if others:
         raise ValueError(f"{target / min(others)} is not of a published study: move it away")
     cells = [read_json(folder / run.folder / "results.json", "results of a cell") for run in study.runs.values()]
-    record = _record(study, cells[0], read_json(folder / "suite.json", "a study"))
+    record = _record(study, cells[0], read_json(folder / "study.json", "a study"))
     # Photographs may not be redistributed, so no study's examples are.
     report = re.sub(
         r"^## Example retrievals$.*?(?=^## )",
@@ -79,15 +79,15 @@ def publish(folder: Path, results: Path = RESULTS) -> Path:
     return target
 
 
-def _record(study: Suite, cell: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
-    """The study's suite.json, with what made it and its numbers by condition."""
+def _record(study: Study, cell: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
+    """The study's study.json, with what made it and its numbers by condition."""
     file = _configuration(study.name)
     planned = plan(Configured.load(file), study.root)
     fingerprints = {run.fingerprint for run in study.runs.values()}
     is_configured = fingerprints == {planned_cell.fingerprint for planned_cell in planned.cells}
     return {
         **described,
-        "suite": file.relative_to(ROOT).as_posix(),
+        "study": file.relative_to(ROOT).as_posix(),
         "commits": sorted({run.commit for run in study.runs.values()}),
         "dirty": any(run.dirty for run in study.runs.values()),
         "fingerprint": planned.fingerprint if is_configured else None,
@@ -98,13 +98,13 @@ def _record(study: Suite, cell: dict[str, Any], described: dict[str, Any]) -> di
 
 
 def _configuration(name: str) -> Path:
-    for file in sorted((ROOT / "experiments").rglob("suite*.yaml")):
+    for file in sorted((ROOT / "experiments").rglob("study*.yaml")):
         if Configured.load(file).name == name:
             return file
     raise ValueError(f"no study in experiments/ is called {name!r}")
 
 
-def _numbers(study: Suite, condition: Condition) -> dict[str, Any]:
+def _numbers(study: Study, condition: Condition) -> dict[str, Any]:
     comparisons = {}
     for key, quantity in _MEASURED.items():
         comparison = compare(study, study.candidate, condition, quantity)

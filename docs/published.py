@@ -20,8 +20,8 @@ from typing import Any
 
 from sdr_lightning.reporting.formatting import NBSP, number, signed
 from sdr_lightning.reporting.statistics import OUTCOMES
-from sdr_lightning.suite.plan import Plan, plan
-from sdr_lightning.suite.spec import Suite
+from sdr_lightning.studies.plan import Plan, plan
+from sdr_lightning.studies.spec import Study
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -46,14 +46,14 @@ class Published:
     record: dict[str, Any]
 
     @cached_property
-    def suite(self) -> Suite:
+    def study(self) -> Study:
         """The study as it is configured now."""
-        return Suite.load(ROOT / self.record["suite"])
+        return Study.load(ROOT / self.record["study"])
 
     @cached_property
     def plan(self) -> Plan:
         """Its jobs now."""
-        return plan(self.suite, Path("runs") / self.suite.name)
+        return plan(self.study, Path("runs") / self.study.name)
 
     @property
     def state(self) -> str:
@@ -101,7 +101,7 @@ def filled(path: Path, studies: dict[str, Published]) -> str:
     """
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".yaml":
-        study = next(study for study in studies.values() if ROOT / study.record["suite"] == path)
+        study = next(study for study in studies.values() if ROOT / study.record["study"] == path)
         return _HEADER.sub(lambda _: _header(study), text, count=1)
 
     def block(found: re.Match[str]) -> str:
@@ -123,7 +123,7 @@ def files(studies: dict[str, Published]) -> Iterator[Path]:
     """The files with results in their text."""
     yield from (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), RESULTS / "README.md")
     yield from (study.folder / "report.md" for study in studies.values())
-    yield from (ROOT / study.record["suite"] for study in studies.values())
+    yield from (ROOT / study.record["study"] for study in studies.values())
 
 
 def _table(path: Path, study: Published) -> str:

@@ -3,7 +3,7 @@
 The package is layered; a module imports only from its own layer or from layers to its left:
 
 ``types`` → ``functional`` → ``losses`` | ``encoders`` | ``metrics`` → ``features`` → ``data`` → ``training``
-→ ``configure`` → ``reporting`` → ``suite`` → ``cli``
+→ ``configure`` → ``reporting`` → ``study`` → ``cli``
 """
 
 __version__ = "0.1.0"

@@ -18,7 +18,7 @@ LAYERS = [
     {"training"},
     {"configure"},
     {"reporting"},
-    {"suite", "sweep"},
+    {"study", "sweep"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

@@ -7,13 +7,13 @@ import yaml
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from sdr_lightning.configure import build, build_data
-from sdr_lightning.suite.plan import plan
-from sdr_lightning.suite.spec import Suite
+from sdr_lightning.studies.plan import plan
+from sdr_lightning.studies.spec import Study
 
 ROOT = Path(__file__).parent.parent / "experiments"
 FILES = sorted(ROOT.rglob("*.yaml"))
-SUITES = [path for path in FILES if path.stem.startswith("suite")]
-SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))  # tests/sweep builds a run of each
+SUITES = [path for path in FILES if path.stem.startswith("study")]
+SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))  # tests/sweeps builds a run of each
 OVERLAYS = sorted(
     path for place in ("_base/*", "sweeps/methods/*", "*/teachers") for path in ROOT.glob(f"{place}.yaml")
 )
@@ -38,10 +38,10 @@ def test_it_names_its_command_its_duration_and_its_result(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_study_has_its_cells(path: Path, tmp_path: Path) -> None:
-    suite = Suite.load(path)
-    conditions = len(suite.imbalances) * len([ratio for ratio in suite.ratios if ratio]) + (0 in suite.ratios)
-    assert len(plan(suite, tmp_path).cells) == len(suite.methods) * conditions * len(suite.seeds)
-    assert len(suite.seeds) >= 3
+    study = Study.load(path)
+    conditions = len(study.imbalances) * len([ratio for ratio in study.ratios if ratio]) + (0 in study.ratios)
+    assert len(plan(study, tmp_path).cells) == len(study.methods) * conditions * len(study.seeds)
+    assert len(study.seeds) >= 3
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from sdr_lightning.reporting import build_report
-from sdr_lightning.suite.plan import plan
-from sdr_lightning.suite.spec import Suite
-from tests.reporting.fake_suite import edit_json, write_suite
+from sdr_lightning.studies.plan import plan
+from sdr_lightning.studies.spec import Study
+from tests.reporting.fake_study import edit_json, write_study
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "docs"))
@@ -36,7 +36,7 @@ def test_every_published_study_is_shown() -> None:
     overview = texts.filled(ROOT / "README.md", STUDIES)
     pages = texts.filled(texts.RESULTS / "README.md", STUDIES)
     for name, study in STUDIES.items():
-        assert study.folder.name == name == study.suite.name
+        assert study.folder.name == name == study.study.name
         assert study.link in overview
         assert f"<!-- results: {name} -->" in pages
         assert f"<!-- state: {name} -->" in (study.folder / "report.md").read_text()
@@ -52,12 +52,12 @@ def test_prose_of_the_readme_has_no_results_of_its_own() -> None:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study of the scenes' code and configuration, with made-up numbers."""
-    suite = Suite.load(ROOT / "experiments/scenes/suite.yaml")
+    study = Study.load(ROOT / "experiments/scenes/study.yaml")
     tmp_path = tmp_path_factory.mktemp("built")
-    planned = plan(suite, tmp_path)
-    imbalances, methods = ("mismatch", "missing_words", "gaussian_noise"), tuple(suite.methods)
-    folder = write_suite(tmp_path / "scenes", methods, imbalances, suite.ratios, suite.seeds, extras=True)
-    edit_json(folder / "suite.json", code=planned.code)
+    planned = plan(study, tmp_path)
+    imbalances, methods = ("mismatch", "missing_words", "gaussian_noise"), tuple(study.methods)
+    folder = write_study(tmp_path / "scenes", methods, imbalances, study.ratios, study.seeds, extras=True)
+    edit_json(folder / "study.json", code=planned.code)
     for path, cell in zip(sorted(folder.glob("cells/**/results.json")), planned.cells, strict=True):
         git = {"commit": "0123456789abcdef", "dirty": False}
         edit_json(path, code=planned.code, fingerprint=cell.fingerprint, git=git, selected={"epoch": 7})
@@ -110,7 +110,7 @@ def test_the_highest_mean_of_every_condition_is_told() -> None:
     [
         (lambda study: (study / "report.md").unlink(), "has no report: run sdr report"),
         (lambda study: next(study.glob("cells/**/results.json")).unlink(), "has 104 of 105 cells"),
-        (lambda study: edit_json(study / "suite.json", name="mine"), "no study in experiments/ is called 'mine'"),
+        (lambda study: edit_json(study / "study.json", name="mine"), "no study in experiments/ is called 'mine'"),
     ],
 )
 def test_a_study_that_cannot_be_published(study: Path, tmp_path: Path, spoil: Any, complaint: str) -> None:
@@ -136,7 +136,7 @@ def test_a_block_of_an_unknown_study(tmp_path: Path) -> None:
 
 def test_two_cells_are_cells_of_the_study() -> None:
     for study in STUDIES.values():
-        two = plan(check.two_cells(study.suite), Path())
+        two = plan(check.two_cells(study.study), Path())
         assert len(two.cells) == 2
         assert {cell.fingerprint for cell in two.cells} <= {cell.fingerprint for cell in study.plan.cells}
 
@@ -145,7 +145,7 @@ def test_cells_are_judged_by_the_spread_unless_out_of_date(study: Path, tmp_path
     target = make.publish(study, tmp_path / "results")
     record = json.loads((target / "study.json").read_text())
     one = texts.Published(target, record)
-    cell = plan(check.two_cells(one.suite), tmp_path).cells[0]
+    cell = plan(check.two_cells(one.study), tmp_path).cells[0]
     metrics = check.published_metrics(one, cell)
     far = metrics | {"rsum": metrics["rsum"] + 11}
     assert check.faults(one, cell, metrics, metrics) == []

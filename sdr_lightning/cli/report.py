@@ -49,12 +49,12 @@ def _is_evaluation(name: str) -> bool:
 
 
 def _report(folder: Path) -> int:
-    if not any((folder / name).is_file() for name in ("suite.json", "metrics.csv")) and _is_sweep(folder):
+    if not any((folder / name).is_file() for name in ("study.json", "metrics.csv")) and _is_sweep(folder):
         from sdr_lightning.reporting.sweep import build_sweep_report
 
         print(f"report in {build_sweep_report(folder)}")
         return 0
-    is_study = (folder / "suite.json").is_file() or not (folder / "metrics.csv").is_file()
+    is_study = (folder / "study.json").is_file() or not (folder / "metrics.csv").is_file()
     print(f"report in {build_report(folder)}" if is_study else f"curves in {draw_run(folder)}")
     return 0
 

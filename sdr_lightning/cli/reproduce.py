@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from sdr_lightning.suite.plan import plan
-from sdr_lightning.suite.runner import Runner
-from sdr_lightning.suite.spec import Suite
+from sdr_lightning.studies.plan import plan
+from sdr_lightning.studies.runner import Runner
+from sdr_lightning.studies.spec import Study
 from sdr_lightning.training.protocol import ProtocolName
 
 
@@ -20,25 +20,25 @@ def run(arguments: list[str]) -> int:
         description="Train the teachers, run every cell of a study and write its report. What is finished is not run "
         "again: the same command continues an interrupted study.",
     )
-    parser.add_argument("suite", type=Path, help="the study, SUITE.yaml")
+    parser.add_argument("study", type=Path, help="the study, SUITE.yaml")
     parser.add_argument("--output", type=Path, help="folder of the study (default: runs/NAME)")
     parser.add_argument(
-        "--protocol", choices=get_args(ProtocolName), help="as in docs/method.md (default: as the suite says)"
+        "--protocol", choices=get_args(ProtocolName), help="as in docs/method.md (default: as the study says)"
     )
-    parser.add_argument("--jobs", type=int, help="cells run at a time (default: as the suite says)")
+    parser.add_argument("--jobs", type=int, help="cells run at a time (default: as the study says)")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands and run nothing")
     options = parser.parse_args(arguments)
-    suite = Suite.load(options.suite)
+    study = Study.load(options.study)
     if options.protocol is not None:
-        suite = replace(suite, protocol=options.protocol)
-    folder = options.output or Path("runs") / (suite.name + ("-paper" if suite.protocol == "paper" else ""))
-    jobs = options.jobs if options.jobs is not None else suite.jobs
+        study = replace(study, protocol=options.protocol)
+    folder = options.output or Path("runs") / (study.name + ("-paper" if study.protocol == "paper" else ""))
+    jobs = options.jobs if options.jobs is not None else study.jobs
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {jobs}")
-    work = plan(suite, folder)
+    work = plan(study, folder)
     if options.dry_run:
         print(work.commands())
         return 0
-    report = Runner(suite, work, folder, jobs).run()
+    report = Runner(study, work, folder, jobs).run()
     print(f"report in {report}")
     return 0

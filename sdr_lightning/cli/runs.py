@@ -17,8 +17,8 @@ from rich.table import Table
 
 from sdr_lightning.paths import read_json
 from sdr_lightning.reporting.curves import read_curves
-from sdr_lightning.reporting.fields import Fields
 from sdr_lightning.reporting.sweep import flat
+from sdr_lightning.results.fields import Fields
 
 
 @dataclass(frozen=True)

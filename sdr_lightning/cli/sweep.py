@@ -7,8 +7,8 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 from sdr_lightning.reporting.sweep import build_sweep_report
-from sdr_lightning.sweep.runner import SweepRunner, last_line
-from sdr_lightning.sweep.spec import Sweep
+from sdr_lightning.sweeps.runner import SweepRunner, last_line
+from sdr_lightning.sweeps.spec import Sweep
 
 
 def run(arguments: list[str]) -> int:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from sdr_lightning.reporting import formatting as write
 from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL, Quantity
-from sdr_lightning.reporting.results import NO_IMBALANCE, Condition, Suite
 from sdr_lightning.reporting.statistics import OUTCOMES, Interval, Verdict, paired_difference, verdict
+from sdr_lightning.results.schema import NO_IMBALANCE, Condition, Study
 
 CLAIMS = {
     "Cross-modal retrieval": RSUM,
@@ -30,40 +30,40 @@ class Comparison:
         return verdict(self.difference)
 
 
-def compare(suite: Suite, method: str, condition: Condition, quantity: Quantity) -> Comparison:
-    """Pair a method with the suite's baseline over the seeds both have."""
+def compare(study: Study, method: str, condition: Condition, quantity: Quantity) -> Comparison:
+    """Pair a method with the study's baseline over the seeds both have."""
     difference = paired_difference(
-        quantity.by_seed(suite, method, condition), quantity.by_seed(suite, suite.baseline, condition)
+        quantity.by_seed(study, method, condition), quantity.by_seed(study, study.baseline, condition)
     )
     return Comparison(method, condition, quantity, difference)
 
 
-def claims(suite: Suite) -> dict[str, tuple[Comparison, ...]]:
-    """For each claim whose metrics the suite has, the candidate's comparison under every condition."""
+def claims(study: Study) -> dict[str, tuple[Comparison, ...]]:
+    """For each claim whose metrics the study has, the candidate's comparison under every condition."""
     return {
-        title: tuple(compare(suite, suite.candidate, condition, quantity) for condition in suite.conditions)
+        title: tuple(compare(study, study.candidate, condition, quantity) for condition in study.conditions)
         for title, quantity in CLAIMS.items()
-        if quantity.present(suite)
+        if quantity.present(study)
     }
 
 
-def summarise(suite: Suite) -> list[str]:
+def summarise(study: Study) -> list[str]:
     """The report's first paragraph, sentence by sentence, made from the numbers alone."""
-    sentences = [_scope(suite)]
-    sentences += [_verdicts(title, comparisons) for title, comparisons in claims(suite).items()]
-    if RSUM.present(suite):
-        sentences += [_hardest(suite, condition) for condition in suite.hardest]
+    sentences = [_scope(study)]
+    sentences += [_verdicts(title, comparisons) for title, comparisons in claims(study).items()]
+    if RSUM.present(study):
+        sentences += [_hardest(study, condition) for condition in study.hardest]
     return [sentence for sentence in sentences if sentence]
 
 
-def _scope(suite: Suite) -> str:
-    seeds = f"{len(suite.seeds)} seed{'s' if len(suite.seeds) > 1 else ''}"
-    data = f" on {suite.data.name}" if suite.data.name else ""
-    there = len(suite.runs)
-    finished = "All" if there == suite.num_expected else f"Only {there} of"
+def _scope(study: Study) -> str:
+    seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
+    data = f" on {study.data.name}" if study.data.name else ""
+    there = len(study.runs)
+    finished = "All" if there == study.num_expected else f"Only {there} of"
     return (
-        f"{suite.candidate} is compared with {suite.baseline}{data} under {len(suite.conditions)} "
-        f"conditions, paired over {seeds}. {finished} {suite.num_expected} runs are in."
+        f"{study.candidate} is compared with {study.baseline}{data} under {len(study.conditions)} "
+        f"conditions, paired over {seeds}. {finished} {study.num_expected} runs are in."
     )
 
 
@@ -90,19 +90,19 @@ def _where(conditions: list[Condition]) -> str:
     return ", ".join(places)
 
 
-def _hardest(suite: Suite, condition: Condition) -> str:
+def _hardest(study: Study, condition: Condition) -> str:
     """The two means at the end of a curve, and whose mean is the highest there."""
-    means = {method: RSUM.interval(suite, method, condition) for method in suite.methods}
+    means = {method: RSUM.interval(study, method, condition) for method in study.methods}
     means = {method: mean for method, mean in means.items() if mean.n}
-    if suite.candidate not in means or suite.baseline not in means:
+    if study.candidate not in means or study.baseline not in means:
         return ""
-    difference = compare(suite, suite.candidate, condition, RSUM).difference
+    difference = compare(study, study.candidate, condition, RSUM).difference
     best = max(means, key=lambda method: means[method].mean)
     others = f"; of the {len(means)} methods, {best} has the highest mean" if len(means) > 2 else ""
     label = write.condition_label(condition)
     return (
-        f"At {label}, mean rsum is {write.number(means[suite.candidate].mean)} with {suite.candidate} and "
-        f"{write.number(means[suite.baseline].mean)} with {suite.baseline}, a paired difference of "
+        f"At {label}, mean rsum is {write.number(means[study.candidate].mean)} with {study.candidate} and "
+        f"{write.number(means[study.baseline].mean)} with {study.baseline}, a paired difference of "
         f"{write.signed(difference.mean)} {write.bounds(difference)}".rstrip()
         + others
         + "."

@@ -11,8 +11,8 @@ from sdr_lightning.paths import check_output, write_text
 from sdr_lightning.reporting import formatting as write
 from sdr_lightning.reporting.evaluations import System, Terms, in_order
 from sdr_lightning.reporting.generator import is_generated
-from sdr_lightning.reporting.results import RECALLS
 from sdr_lightning.reporting.table import Block, Cell, Table, cells
+from sdr_lightning.results.schema import RECALLS
 
 FEWEST_REPLICATES = 100
 """Fewer say nothing about the outermost 2.5 % on either side."""

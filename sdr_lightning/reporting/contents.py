@@ -8,9 +8,9 @@ from sdr_lightning.reporting import plots, record_tables, tables
 from sdr_lightning.reporting.claims import summarise
 from sdr_lightning.reporting.examples import ExampleGroup, collect_examples
 from sdr_lightning.reporting.quantities import ALIGNMENT, MIXED, NDCG_AT_10, NEIGHBOURS, RSUM, SINGLE_MODAL
-from sdr_lightning.reporting.results import Suite
 from sdr_lightning.reporting.table import Table
 from sdr_lightning.reporting.thumbnails import Thumbnails, data_uri
+from sdr_lightning.results.schema import Study
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Picture:
 class Contents:
     """Everything a report says, in no particular notation."""
 
-    suite: Suite
+    study: Study
     summary: str
     provenance: str
     methods: Table
@@ -52,28 +52,28 @@ class Contents:
     thumbnails: Thumbnails
 
 
-def gather(suite: Suite) -> Contents:
+def gather(study: Study) -> Contents:
     """Compute every number, table and figure of the report."""
-    training = plots.training_figure(suite)
+    training = plots.training_figure(study)
     return Contents(
-        suite=suite,
-        summary=" ".join(summarise(suite)),
-        provenance=record_tables.provenance_line(suite),
-        methods=record_tables.methods_table(suite),
-        imbalances=record_tables.imbalances_table(suite),
-        claims=tables.claims_table(suite),
-        claims_by_task=tables.claims_by_task(suite),
-        against_baseline=tables.against_baseline(suite),
-        absent=_absent(suite),
-        pictures=_pictures(suite),
-        means=tables.means_tables(suite),
+        study=study,
+        summary=" ".join(summarise(study)),
+        provenance=record_tables.provenance_line(study),
+        methods=record_tables.methods_table(study),
+        imbalances=record_tables.imbalances_table(study),
+        claims=tables.claims_table(study),
+        claims_by_task=tables.claims_by_task(study),
+        against_baseline=tables.against_baseline(study),
+        absent=_absent(study),
+        pictures=_pictures(study),
+        means=tables.means_tables(study),
         training=None if training is None else _picture("training", _TRAINING, training),
-        examples=collect_examples(suite),
-        teachers=record_tables.teachers_table(suite),
-        realised=record_tables.realised_table(suite),
-        runs=record_tables.provenance_table(suite),
-        caveats=tuple(record_tables.caveats(suite)),
-        thumbnails=Thumbnails(suite.root),
+        examples=collect_examples(study),
+        teachers=record_tables.teachers_table(study),
+        realised=record_tables.realised_table(study),
+        runs=record_tables.provenance_table(study),
+        caveats=tuple(record_tables.caveats(study)),
+        thumbnails=Thumbnails(study.root),
     )
 
 
@@ -87,36 +87,36 @@ _DEGREE = (
 )
 
 
-def _absent(suite: Suite) -> tuple[str, ...]:
+def _absent(study: Study) -> tuple[str, ...]:
     named = {"rsum": RSUM, "Single-modal NDCG": SINGLE_MODAL, "Mixed NDCG": MIXED}
-    return tuple(name for name, quantity in named.items() if not quantity.present(suite))
+    return tuple(name for name, quantity in named.items() if not quantity.present(study))
 
 
-def _pictures(suite: Suite) -> tuple[Picture, ...]:
+def _pictures(study: Study) -> tuple[Picture, ...]:
     pictures = []
-    for number, ((name, field), family) in enumerate(suite.families.items()):
+    for number, ((name, field), family) in enumerate(study.families.items()):
         caption = (
             f"{name}: what becomes of retrieval and of the teachers' structure along {field}, a line for each imbalance ratio. "
             "Rings mark the best point of a line, bars are 95 % Student-t intervals of the mean."
         )
-        figure = plots.sweep_figure(suite, family, (RSUM, SINGLE_MODAL, NEIGHBOURS, ALIGNMENT))
+        figure = plots.sweep_figure(study, family, (RSUM, SINGLE_MODAL, NEIGHBOURS, ALIGNMENT))
         pictures.append(_picture(f"sweep-{number}", caption, figure))
     for quantity in (RSUM, *NDCG_AT_10.values(), NEIGHBOURS):
-        if not quantity.present(suite):
+        if not quantity.present(study):
             continue
         teacher = {"i2i_ndcg_10": "image", "t2t_ndcg_10": "text"}.get(quantity.key)
         references = {
             f"{t.modality} teacher": t.metrics["NDCG@10"]
-            for t in suite.teachers
+            for t in study.teachers
             if t.modality == teacher and "NDCG@10" in t.metrics
         }
-        figure = plots.ratio_figure(suite, quantity, height=4.6 if quantity is RSUM else 2.9, references=references)
+        figure = plots.ratio_figure(study, quantity, height=4.6 if quantity is RSUM else 2.9, references=references)
         caption = (
-            f"{quantity.label} against the imbalance ratio. Points are means over {len(suite.seeds)} seeds "
+            f"{quantity.label} against the imbalance ratio. Points are means over {len(study.seeds)} seeds "
             "(n is given where fewer are in), bars 95 % Student-t intervals of the mean."
         )
         pictures.append(_picture(quantity.key, caption, figure))
-    by_degree = plots.degree_figure(suite, RSUM)
+    by_degree = plots.degree_figure(study, RSUM)
     if by_degree is not None:
         pictures.append(_picture("degree", _DEGREE, by_degree))
     return tuple(pictures)

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from sdr_lightning.functional.bootstrap import Floats, by_image
 from sdr_lightning.paths import read_json
-from sdr_lightning.reporting.fields import Fields
-from sdr_lightning.reporting.results import RECALLS
+from sdr_lightning.results.fields import Fields
+from sdr_lightning.results.schema import RECALLS
 
 _RECALL = re.compile(r"(i2t|t2i)_R@(\d+)")
 _NDCG = re.compile(r"(i2t|t2i|i2i|t2t|i2it|t2it)_(NDCG\w*)@(\d+)")

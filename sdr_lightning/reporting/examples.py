@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from sdr_lightning.reporting.fields import Fields
-from sdr_lightning.reporting.results import Condition, Run, Suite
+from sdr_lightning.results.fields import Fields
+from sdr_lightning.results.schema import Condition, Run, Study
 
 DIRECTIONS = {"t2i": "text to image", "i2t": "image to text"}
 SHOWN = 5
@@ -33,7 +33,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Example:
-    """One query with the best results of each method, in the suite's order of methods."""
+    """One query with the best results of each method, in the study's order of methods."""
 
     query: Query
     results: Mapping[str, tuple[Result, ...]]
@@ -48,21 +48,21 @@ class ExampleGroup:
     examples: tuple[Example, ...]
 
 
-def collect_examples(suite: Suite, per_direction: int = 2) -> tuple[ExampleGroup, ...]:
+def collect_examples(study: Study, per_direction: int = 2) -> tuple[ExampleGroup, ...]:
     """Examples at the highest ratio of each imbalance that has any, from its first seed that has any.
 
     The queries are the first ``per_direction`` of each direction in the order of the files, never chosen by
     their results.
     """
     found: dict[str, ExampleGroup] = {}
-    for condition in sorted(suite.conditions, key=lambda c: -c.ratio):
-        for seed in suite.seeds:
+    for condition in sorted(study.conditions, key=lambda c: -c.ratio):
+        for seed in study.seeds:
             if condition.ratio > 0 and condition.imbalance not in found:
-                runs = (suite.runs.get((method, condition, seed)) for method in suite.methods)
-                examples = _align([run for run in runs if run is not None], suite.root, per_direction)
+                runs = (study.runs.get((method, condition, seed)) for method in study.methods)
+                examples = _align([run for run in runs if run is not None], study.root, per_direction)
                 if examples:
                     found[condition.imbalance] = ExampleGroup(condition, seed, examples)
-    return tuple(found[imbalance] for imbalance in suite.imbalances if imbalance in found)
+    return tuple(found[imbalance] for imbalance in study.imbalances if imbalance in found)
 
 
 def _align(runs: list[Run], root: Path, per_direction: int) -> tuple[Example, ...]:

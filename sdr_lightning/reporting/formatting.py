@@ -2,8 +2,8 @@
 
 import math
 
-from sdr_lightning.reporting.results import NO_IMBALANCE, Condition
 from sdr_lightning.reporting.statistics import Interval, verdict
+from sdr_lightning.results.schema import NO_IMBALANCE, Condition
 
 MISSING = "–"
 NBSP = "\u00a0"

@@ -10,24 +10,24 @@ from sdr_lightning.reporting.table import Cell, Table
 
 def render_markdown(contents: Contents) -> str:
     """The same contents as the page, in the same order."""
-    suite = contents.suite
+    study = contents.study
     parts = [
         MARK,
-        f"# {escape(suite.title)}",
-        escape(suite.description),
+        f"# {escape(study.title)}",
+        escape(study.description),
         escape(contents.summary),
         escape(contents.provenance),
         _table(contents.methods),
         _table(contents.imbalances),
         "## Claims",
-        wording.claims_note(suite),
+        wording.claims_note(study),
         *(_table(t) for t in (contents.claims, contents.claims_by_task, contents.against_baseline) if t),
         *(wording.absent_note(name) for name in contents.absent),
         "## Metrics against the imbalance ratio",
         wording.curves_note(),
         *(_picture(picture) for picture in contents.pictures),
         "## Means",
-        wording.means_note(suite),
+        wording.means_note(study),
         *(_table(table) for table in contents.means),
         "## Training",
         _picture(contents.training) if contents.training else "No run there has a log.",
@@ -35,7 +35,7 @@ def render_markdown(contents: Contents) -> str:
         wording.examples_note() if contents.examples else "",
         *_examples(contents),
         "## Teachers and realised imbalance",
-        _table(contents.teachers) if contents.teachers else "The suite has no teachers.",
+        _table(contents.teachers) if contents.teachers else "The study has no teachers.",
         _table(contents.realised) if contents.realised else "No run says what was done to its data.",
         "## Provenance",
         _table(contents.runs),

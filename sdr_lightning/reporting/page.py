@@ -18,5 +18,5 @@ def render_html(contents: Contents) -> str:
     )
     template = environment.get_template("template.html")
     return template.render(
-        contents=contents, suite=contents.suite, directions=DIRECTIONS, say=wording, write=formatting
+        contents=contents, study=contents.study, directions=DIRECTIONS, say=wording, write=formatting
     )

@@ -1,4 +1,4 @@
-"""Figures of a suite, made without pyplot: style and figures end with the call that made them."""
+"""Figures of a study, made without pyplot: style and figures end with the call that made them."""
 
 import io
 import math
@@ -14,7 +14,7 @@ from sdr_lightning.reporting import formatting as write
 from sdr_lightning.reporting.curves import Curve, mean_curve, read_curves
 from sdr_lightning.reporting.generator import GENERATOR
 from sdr_lightning.reporting.quantities import Quantity
-from sdr_lightning.reporting.results import Condition, Method, Suite
+from sdr_lightning.results.schema import Condition, Method, Study
 
 WIDTH = 11.0
 """Inches; the page shows a figure at its full width."""
@@ -48,7 +48,7 @@ STYLE: Any = {
     "ytick.color": "#555b66",
     "legend.frameon": False,
     "svg.fonttype": "path",
-    # Without a salt the ids inside an SVG are random, and two reports of one suite would differ.
+    # Without a salt the ids inside an SVG are random, and two reports of one study would differ.
     "svg.hashsalt": "sdr_lightning",
 }
 
@@ -56,8 +56,8 @@ STYLE: Any = {
 class Palette:
     """The look of each method's line, the same in every figure."""
 
-    def __init__(self, suite: Suite) -> None:
-        others = [method for method in suite.methods if method not in (suite.baseline, suite.candidate)]
+    def __init__(self, study: Study) -> None:
+        others = [method for method in study.methods if method not in (study.baseline, study.candidate)]
         self._styles: dict[str, dict[str, Any]] = {
             method: {
                 "color": COLOURS[i % len(COLOURS)],
@@ -66,43 +66,43 @@ class Palette:
             }
             for i, method in enumerate(others)
         }
-        self._styles[suite.baseline] = {"color": BASELINE_COLOUR, "marker": "o", "linewidth": 2.2}
-        self._styles[suite.candidate] = {"color": CANDIDATE_COLOUR, "marker": "o", "linewidth": 2.6}
+        self._styles[study.baseline] = {"color": BASELINE_COLOUR, "marker": "o", "linewidth": 2.2}
+        self._styles[study.candidate] = {"color": CANDIDATE_COLOUR, "marker": "o", "linewidth": 2.6}
 
     def __getitem__(self, method: str) -> dict[str, Any]:
         return self._styles[method]
 
 
 def ratio_figure(
-    suite: Suite, quantity: Quantity, height: float, references: Mapping[str, float] | None = None
+    study: Study, quantity: Quantity, height: float, references: Mapping[str, float] | None = None
 ) -> Figure:
     """A quantity against the imbalance ratio: a panel per imbalance, a line per method, shared vertical axis.
 
-    Bars are 95 % intervals of the mean over seeds. Where fewer seeds are in than the suite asks for, their
+    Bars are 95 % intervals of the mean over seeds. Where fewer seeds are in than the study asks for, their
     number stands beside the point; a missing point leaves a gap in the line.
 
     Args:
-        suite: the suite.
+        study: the study.
         quantity: what to draw.
         height: of the figure, in inches.
         references: label and value of horizontal lines, for instance a teacher's quality.
     """
-    palette = Palette(suite)
+    palette = Palette(study)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        columns = min(len(suite.imbalances), 4)
-        rows = -(-len(suite.imbalances) // columns)
+        columns = min(len(study.imbalances), 4)
+        rows = -(-len(study.imbalances) // columns)
         axes = figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()
-        for panel, imbalance in zip(axes, suite.imbalances, strict=False):
-            _draw_panel(panel, suite, quantity, imbalance, palette)
+        for panel, imbalance in zip(axes, study.imbalances, strict=False):
+            _draw_panel(panel, study, quantity, imbalance, palette)
             for value in (references or {}).values():
                 panel.axhline(value, color="#8a8f98", linewidth=1, linestyle=(0, (4, 3)), zorder=1)
-        for panel in axes[len(suite.imbalances) :]:
+        for panel in axes[len(study.imbalances) :]:
             panel.set_visible(False)
         for panel in axes[::columns]:
             panel.set_ylabel(f"{quantity.label} ({quantity.unit})")
-        _mark_empty(axes[: len(suite.imbalances)])
-        handles = {line.get_label(): line for line in axes[0].get_lines() if line.get_label() in suite.methods}
+        _mark_empty(axes[: len(study.imbalances)])
+        handles = {line.get_label(): line for line in axes[0].get_lines() if line.get_label() in study.methods}
         if references:
             handles |= {label: axes[0].get_lines()[-len(references) + i] for i, label in enumerate(references)}
         figure.legend(
@@ -115,14 +115,14 @@ def ratio_figure(
     return figure
 
 
-def _draw_panel(panel: Axes, suite: Suite, quantity: Quantity, imbalance: str, palette: Palette) -> None:
+def _draw_panel(panel: Axes, study: Study, quantity: Quantity, imbalance: str, palette: Palette) -> None:
     # Methods stand a little apart so that their bars can be told from each other.
-    step = 0.011 * max(suite.ratios[-1] - suite.ratios[0], 0.1)
-    for i, method in enumerate(suite.methods):
-        shift = (i - (len(suite.methods) - 1) / 2) * step
-        points = [quantity.interval(suite, method, Condition.of(imbalance, ratio)) for ratio in suite.ratios]
-        x = [100 * (ratio + shift) for ratio in suite.ratios]
-        front = 4 if method == suite.candidate else 3
+    step = 0.011 * max(study.ratios[-1] - study.ratios[0], 0.1)
+    for i, method in enumerate(study.methods):
+        shift = (i - (len(study.methods) - 1) / 2) * step
+        points = [quantity.interval(study, method, Condition.of(imbalance, ratio)) for ratio in study.ratios]
+        x = [100 * (ratio + shift) for ratio in study.ratios]
+        front = 4 if method == study.candidate else 3
         style = palette[method]
         panel.plot(x, [p.mean for p in points], label=method, markersize=5, zorder=front, **style)
         panel.errorbar(
@@ -137,7 +137,7 @@ def _draw_panel(panel: Axes, suite: Suite, quantity: Quantity, imbalance: str, p
             zorder=2,
         )
         for at, point in zip(x, points, strict=True):
-            if 0 < point.n < len(suite.seeds):
+            if 0 < point.n < len(study.seeds):
                 panel.annotate(
                     f"n={point.n}",
                     (at, point.mean),
@@ -148,25 +148,25 @@ def _draw_panel(panel: Axes, suite: Suite, quantity: Quantity, imbalance: str, p
                 )
     panel.set_title(write.name(imbalance), loc="left")
     panel.set_xlabel("affected share of the training data (%)")
-    panel.set_xticks([100 * ratio for ratio in suite.ratios])
+    panel.set_xticks([100 * ratio for ratio in study.ratios])
 
 
-def degree_figure(suite: Suite, quantity: Quantity) -> Figure | None:
+def degree_figure(study: Study, quantity: Quantity) -> Figure | None:
     """A quantity against the measured degree of imbalance: one axis for every kind, a panel per method, a line per imbalance.
 
     None where no run measured the degree.
     """
-    degrees = {condition: suite.degree(condition) for condition in suite.conditions}
+    degrees = {condition: study.degree(condition) for condition in study.conditions}
     if sum(degree is not None for degree in degrees.values()) < 2:
         return None
-    shown = [method for method in (suite.baseline, suite.candidate) if method in suite.methods]
+    shown = [method for method in (study.baseline, study.candidate) if method in study.methods]
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
         panels = figure.subplots(1, len(shown), sharey=True, sharex=True, squeeze=False)[0]
         for panel, method in zip(panels, shown, strict=True):
-            for i, imbalance in enumerate(suite.imbalances):
-                conditions = [Condition.of(imbalance, ratio) for ratio in suite.ratios]
-                points = [(degrees[c], quantity.interval(suite, method, c).mean) for c in conditions]
+            for i, imbalance in enumerate(study.imbalances):
+                conditions = [Condition.of(imbalance, ratio) for ratio in study.ratios]
+                points = [(degrees[c], quantity.interval(study, method, c).mean) for c in conditions]
                 known = sorted((x, y) for x, y in points if x is not None)
                 panel.plot(
                     [x for x, _ in known],
@@ -180,24 +180,24 @@ def degree_figure(suite: Suite, quantity: Quantity) -> Figure | None:
             panel.set_xlabel("measured degree of imbalance")
         panels[0].set_ylabel(f"{quantity.label} ({quantity.unit})")
         _mark_empty(panels)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(suite.imbalances))
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(study.imbalances))
     return figure
 
 
-def sweep_figure(suite: Suite, family: Sequence[Method], quantities: Sequence[Quantity]) -> Figure:
+def sweep_figure(study: Study, family: Sequence[Method], quantities: Sequence[Quantity]) -> Figure:
     """Quantities against the field that a family of methods sweeps: a row per imbalance, a panel per quantity, a line per ratio.
 
     Bars are 95 % intervals of the mean over seeds; the best point of each line is ringed.
     """
     values = [method.swept.value for method in family if method.swept is not None]
-    shown = [quantity for quantity in quantities if quantity.present(suite)]
-    rows = list(suite.imbalances)
+    shown = [quantity for quantity in quantities if quantity.present(study)]
+    rows = list(study.imbalances)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 0.7 + 2.5 * len(rows)), layout="constrained")
         axes = figure.subplots(len(rows), len(shown), sharex=True, sharey="col", squeeze=False)
         for row, imbalance in zip(axes, rows, strict=True):
             for panel, quantity in zip(row, shown, strict=True):
-                _draw_sweep(panel, suite, quantity, [Condition.of(imbalance, r) for r in suite.ratios], family, values)
+                _draw_sweep(panel, study, quantity, [Condition.of(imbalance, r) for r in study.ratios], family, values)
             row[0].set_ylabel(write.name(imbalance))
         for panel, quantity in zip(axes[0], shown, strict=True):
             panel.set_title(quantity.label, loc="left", fontsize=9)
@@ -215,14 +215,14 @@ def sweep_figure(suite: Suite, family: Sequence[Method], quantities: Sequence[Qu
 
 def _draw_sweep(
     panel: Axes,
-    suite: Suite,
+    study: Study,
     quantity: Quantity,
     conditions: Sequence[Condition],
     family: Sequence[Method],
     values: Sequence[float],
 ) -> None:
     for number, condition in enumerate(conditions):
-        points = [quantity.interval(suite, method.name, condition) for method in family]
+        points = [quantity.interval(study, method.name, condition) for method in family]
         means = [point.mean for point in points]
         colour = colormaps["cividis"](0.85 * number / max(1, len(conditions) - 1))
         label = f"ratio {condition.ratio:g}"
@@ -235,20 +235,20 @@ def _draw_sweep(
             panel.plot(values[best], means[best], "o", markersize=10, fillstyle="none", color=colour)
 
 
-def training_figure(suite: Suite) -> Figure | None:
+def training_figure(study: Study) -> Figure | None:
     """rsum of the split that selects, λ and the temperatures by epoch at the highest ratio of each imbalance.
 
     Thin lines are seeds, thick lines their mean. None when no run there has a log.
     """
-    labels = _selected_on(suite.protocol) | CURVES
+    labels = _selected_on(study.protocol) | CURVES
     logs = {
-        condition: {method: _logs(suite, method, condition) for method in suite.methods} for condition in suite.hardest
+        condition: {method: _logs(study, method, condition) for method in study.methods} for condition in study.hardest
     }
     logs = {at: by_method for at, by_method in logs.items() if any(labels.keys() & log for log in _all(by_method))}
     rows = [key for key in labels if any(key in log for by_method in logs.values() for log in _all(by_method))]
     if not rows:
         return None
-    palette = Palette(suite)
+    palette = Palette(study)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.1 + 1.9 * len(rows)), layout="constrained")
         axes = figure.subplots(len(rows), len(logs), sharex=True, sharey="row", squeeze=False)
@@ -264,7 +264,7 @@ def training_figure(suite: Suite) -> Figure | None:
             panel.xaxis.get_major_locator().set_params(integer=True)
         _mark_empty(axes.ravel())
         handles = {line.get_label(): line for panel in axes.flat for line in panel.get_lines()}
-        methods = [method for method in suite.methods if method in handles]
+        methods = [method for method in study.methods if method in handles]
         figure.legend([handles[m] for m in methods], methods, loc="outside upper left", ncols=len(methods))
     return figure
 
@@ -298,8 +298,8 @@ def run_figure(curves: Mapping[str, Curve], protocol: str = "clean") -> Figure |
     return figure
 
 
-def _logs(suite: Suite, method: str, condition: Condition) -> list[dict[str, Curve]]:
-    return [read_curves(suite.root / run.folder / "metrics.csv") for run in suite.runs_of(method, condition)]
+def _logs(study: Study, method: str, condition: Condition) -> list[dict[str, Curve]]:
+    return [read_curves(study.root / run.folder / "metrics.csv") for run in study.runs_of(method, condition)]
 
 
 def _selected_on(protocol: str) -> dict[str, str]:

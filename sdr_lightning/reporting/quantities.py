@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from sdr_lightning.reporting.results import RECALLS, Condition, Run, Suite
 from sdr_lightning.reporting.statistics import Interval, mean_interval
+from sdr_lightning.results.schema import RECALLS, Condition, Run, Study
 
 
 @dataclass(frozen=True)
@@ -25,18 +25,18 @@ class Quantity:
             return None
         return self.scale * sum(run.metrics[metric] for metric in self.metrics) / len(self.metrics)
 
-    def by_seed(self, suite: Suite, method: str, condition: Condition) -> dict[int, float]:
+    def by_seed(self, study: Study, method: str, condition: Condition) -> dict[int, float]:
         """The values that are there, by seed."""
-        values = {run.seed: self.value(run) for run in suite.runs_of(method, condition)}
+        values = {run.seed: self.value(run) for run in study.runs_of(method, condition)}
         return {seed: value for seed, value in values.items() if value is not None}
 
-    def interval(self, suite: Suite, method: str, condition: Condition) -> Interval:
+    def interval(self, study: Study, method: str, condition: Condition) -> Interval:
         """Mean and interval over the seeds that are there."""
-        return mean_interval(list(self.by_seed(suite, method, condition).values()))
+        return mean_interval(list(self.by_seed(study, method, condition).values()))
 
-    def present(self, suite: Suite) -> bool:
+    def present(self, study: Study) -> bool:
         """Whether any run has it."""
-        return any(self.value(run) is not None for run in suite.runs.values())
+        return any(self.value(run) is not None for run in study.runs.values())
 
 
 def _metric(metric: str, label: str) -> Quantity:

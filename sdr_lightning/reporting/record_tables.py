@@ -3,15 +3,15 @@
 from collections import Counter
 
 from sdr_lightning.reporting import formatting as write
-from sdr_lightning.reporting.results import Condition, Realised, Run, Stage, Suite
 from sdr_lightning.reporting.table import Block, Cell, Table, cells
+from sdr_lightning.results.schema import Condition, Realised, Run, Stage, Study
 
 
-def methods_table(suite: Suite) -> Table:
+def methods_table(study: Study) -> Table:
     """The methods and the weights of their terms."""
     rows = []
-    for method in suite.methods.values():
-        roles = {suite.baseline: "baseline", suite.candidate: "candidate"}
+    for method in study.methods.values():
+        roles = {study.baseline: "baseline", study.candidate: "candidate"}
         weights = "; then ".join(_stage(stage) for stage in method.stages)
         detail = f"({roles[method.name]})" if method.name in roles else ""
         rows.append((Cell(method.name, detail), Cell(method.description), Cell(weights or write.MISSING)))
@@ -29,7 +29,7 @@ def _stage(stage: Stage) -> str:
     return weights if stage.epochs is None else f"{weights}, {stage.epochs}{write.NBSP}epochs"
 
 
-def imbalances_table(suite: Suite) -> Table:
+def imbalances_table(study: Study) -> Table:
     """The imbalances."""
     rows = tuple(
         cells(
@@ -37,7 +37,7 @@ def imbalances_table(suite: Suite) -> Table:
             item.description,
             ", ".join(f"{severity:g}" for severity in item.severities) or write.MISSING,
         )
-        for item in suite.imbalances.values()
+        for item in study.imbalances.values()
     )
     return Table(
         "imbalances",
@@ -48,11 +48,11 @@ def imbalances_table(suite: Suite) -> Table:
     )
 
 
-def teachers_table(suite: Suite) -> Table | None:
+def teachers_table(study: Study) -> Table | None:
     """The teachers' own retrieval quality."""
-    if not suite.teachers:
+    if not study.teachers:
         return None
-    metrics = list(dict.fromkeys(key for teacher in suite.teachers for key in teacher.metrics))
+    metrics = list(dict.fromkeys(key for teacher in study.teachers for key in teacher.metrics))
     rows = tuple(
         (
             Cell(teacher.modality, "; ".join(filter(None, (teacher.description, teacher.trained_on)))),
@@ -60,18 +60,18 @@ def teachers_table(suite: Suite) -> Table | None:
             Cell(write.duration(teacher.wall_time_s)),
             Cell(write.short(teacher.fingerprint)),
         )
-        for teacher in suite.teachers
+        for teacher in study.teachers
     )
     headings = ("Teacher", *(f"{key}, %" for key in metrics), "Wall time", "Fingerprint")
     return Table("teachers", "Teachers, each within its own modality", headings, (Block(rows),))
 
 
-def realised_table(suite: Suite) -> Table | None:
+def realised_table(study: Study) -> Table | None:
     """What each imbalance did in fact, by seed, how much of it is measured, and whether it was the same for all methods."""
     rows = []
-    for condition in suite.conditions:
-        for seed in suite.seeds:
-            found = realised(suite, condition, seed)
+    for condition in study.conditions:
+        for seed in study.seeds:
+            found = realised(study, condition, seed)
             if not found:
                 continue
             measured = next((item for item in found if item.degree is not None), found[0])
@@ -110,16 +110,16 @@ def _share(value: float | None) -> str:
     return write.MISSING if value is None else f"{value:.3f}"
 
 
-def realised(suite: Suite, condition: Condition, seed: int) -> list[Realised]:
+def realised(study: Study, condition: Condition, seed: int) -> list[Realised]:
     """What the runs of one condition and seed say was done to their data, one entry a method."""
     return [
         run.realised
-        for run in suite.runs.values()
+        for run in study.runs.values()
         if run.condition == condition and run.seed == seed and run.realised is not None
     ]
 
 
-def provenance_table(suite: Suite) -> Table:
+def provenance_table(study: Study) -> Table:
     """Where each number comes from: one row per run."""
     rows = tuple(
         cells(
@@ -131,7 +131,7 @@ def provenance_table(suite: Suite) -> Table:
             commit(run),
             run.hardware or write.MISSING,
         )
-        for run in suite.runs.values()
+        for run in study.runs.values()
     )
     headings = (
         "Run folder",
@@ -150,47 +150,47 @@ def commit(run: Run) -> str:
     return write.short(run.commit) + (" + changes" if run.dirty else "")
 
 
-def provenance_line(suite: Suite) -> str:
+def provenance_line(study: Study) -> str:
     """One line that says how the numbers were made."""
-    runs = suite.runs.values()
+    runs = study.runs.values()
     dirty = sum(run.dirty for run in runs)
     parts = [
-        [f"protocol {suite.protocol}"],
-        [f"made by {suite.command}"] if suite.command else [],
-        [f"data {write.short(suite.data.fingerprint)}"] if suite.data.fingerprint else [],
+        [f"protocol {study.protocol}"],
+        [f"made by {study.command}"] if study.command else [],
+        [f"data {write.short(study.data.fingerprint)}"] if study.data.fingerprint else [],
         sorted({f"commit {write.short(run.commit)}" for run in runs if run.commit}),
-        [f"code {write.short(suite.code)}"] if suite.code else [],
+        [f"code {write.short(study.code)}"] if study.code else [],
         [f"{dirty} of {len(runs)} runs with changes to it"] if dirty else [],
         sorted({f"torch {run.versions['torch']}" for run in runs if "torch" in run.versions}),
         sorted({run.hardware for run in runs if run.hardware}),
-        [f"wall time {write.duration(suite.wall_time_s)}"] if suite.wall_time_s is not None else [],
+        [f"wall time {write.duration(study.wall_time_s)}"] if study.wall_time_s is not None else [],
     ]
     return " · ".join(", ".join(part) for part in parts if part)
 
 
-def caveats(suite: Suite) -> list[str]:
-    """The suite's own notes, and what the folder itself gives reason to say."""
-    notes = list(suite.notes)
-    missing = suite.num_expected - len(suite.runs)
+def caveats(study: Study) -> list[str]:
+    """The study's own notes, and what the folder itself gives reason to say."""
+    notes = list(study.notes)
+    missing = study.num_expected - len(study.runs)
     if missing:
-        notes.append(f"{missing} of {suite.num_expected} runs are missing; n is shown wherever it is smaller.")
-    for condition in suite.conditions:
-        for seed in suite.seeds:
-            if len({item.sha256 for item in realised(suite, condition, seed)}) > 1:
+        notes.append(f"{missing} of {study.num_expected} runs are missing; n is shown wherever it is smaller.")
+    for condition in study.conditions:
+        for seed in study.seeds:
+            if len({item.sha256 for item in realised(study, condition, seed)}) > 1:
                 where = f"{write.condition_label(condition)}, seed {seed}"
                 notes.append(f"{where}: the methods did not see the same corrupted data, so pairing is in doubt.")
-    under = Counter(text for run in suite.runs.values() for text in run.evaluated_under)
+    under = Counter(text for run in study.runs.values() for text in run.evaluated_under)
     for text, runs in sorted(under.items()):
-        notes.append(f"The evaluation data is imbalanced in {runs} of {len(suite.runs)} runs: {text}.")
-    dirty = sum(run.dirty for run in suite.runs.values())
+        notes.append(f"The evaluation data is imbalanced in {runs} of {len(study.runs)} runs: {text}.")
+    dirty = sum(run.dirty for run in study.runs.values())
     if dirty:
         notes.append(f"{dirty} runs were made from files that differ from their commit.")
-    if suite.outdated:
-        folders = ", ".join(folder.as_posix() for folder in suite.outdated)
+    if study.outdated:
+        folders = ", ".join(folder.as_posix() for folder in study.outdated)
         notes.append(
             f"Made with other code than the rest, in no number until sdr reproduce runs them again: {folders}."
         )
-    if suite.foreign:
-        folders = ", ".join(folder.as_posix() for folder in suite.foreign)
-        notes.append(f"Not part of the suite and in no number: {folders}.")
+    if study.foreign:
+        folders = ", ".join(folder.as_posix() for folder in study.foreign)
+        notes.append(f"Not part of the study and in no number: {folders}.")
     return notes

@@ -1,4 +1,4 @@
-"""The report of a suite, or the curves of a run, as files in its folder."""
+"""The report of a study, or the curves of a run, as files in its folder."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ from sdr_lightning.paths import check_output, write_atomically
 from sdr_lightning.reporting import plots
 from sdr_lightning.reporting.contents import gather
 from sdr_lightning.reporting.curves import read_curves
-from sdr_lightning.reporting.fields import Fields
 from sdr_lightning.reporting.generator import is_generated
-from sdr_lightning.reporting.loading import load_suite
 from sdr_lightning.reporting.markdown import render_markdown
 from sdr_lightning.reporting.page import render_html
+from sdr_lightning.results.fields import Fields
+from sdr_lightning.results.loading import load_study
 
 
-def build_report(suite_dir: Path) -> Path:
+def build_report(study_dir: Path) -> Path:
     """Write ``report.html`` (one file, nothing fetched), ``report.md`` and ``figures/*.png``.
 
     The report is a function of the folder: the same folder gives the same bytes. The page is written last,
@@ -23,26 +23,26 @@ def build_report(suite_dir: Path) -> Path:
         The path of the page.
 
     Raises:
-        ValueError: there is no suite in the folder, one of its files is malformed, or a file that is not a report's would be
+        ValueError: there is no study in the folder, one of its files is malformed, or a file that is not a report's would be
             replaced (the message names it).
     """
-    check_report(suite_dir)
-    contents = gather(load_suite(suite_dir))
+    check_report(study_dir)
+    contents = gather(load_study(study_dir))
     for picture in (*contents.pictures, *filter(None, [contents.training])):
-        _write(suite_dir / "figures" / f"{picture.key}.png", picture.png)
-    _write(suite_dir / "report.md", render_markdown(contents).encode())
-    page = suite_dir / "report.html"
+        _write(study_dir / "figures" / f"{picture.key}.png", picture.png)
+    _write(study_dir / "report.md", render_markdown(contents).encode())
+    page = study_dir / "report.html"
     _write(page, render_html(contents).encode())
     return page
 
 
-def check_report(suite_dir: Path) -> None:
+def check_report(study_dir: Path) -> None:
     """Refuse to replace a file that is not a report's.
 
     Raises:
         ValueError: names the file and what to do.
     """
-    for path in (suite_dir / "report.html", suite_dir / "report.md", *sorted(suite_dir.glob("figures/*.png"))):
+    for path in (study_dir / "report.html", study_dir / "report.md", *sorted(study_dir.glob("figures/*.png"))):
         check_output(path, is_own=is_generated)
 
 
@@ -61,7 +61,7 @@ def draw_run(run_dir: Path) -> Path:
     protocol = Fields.read(record).text("protocol", "clean") if record.is_file() else "clean"
     figure = plots.run_figure(read_curves(run_dir / "metrics.csv"), protocol)
     if figure is None:
-        raise ValueError(f"neither a study nor a training in {run_dir}: there is no suite.json and no metrics.csv")
+        raise ValueError(f"neither a study nor a training in {run_dir}: there is no study.json and no metrics.csv")
     _write(run_dir / "training.png", plots.to_png(figure))
     return run_dir / "training.png"
 

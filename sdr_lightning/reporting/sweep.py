@@ -15,11 +15,11 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sdr_lightning.paths import check_output, read_json, write_atomically, write_text
-from sdr_lightning.reporting.fields import Fields
 from sdr_lightning.reporting.generator import is_generated
 from sdr_lightning.reporting.plots import COLOURS, MARKERS, STYLE, to_png
 from sdr_lightning.reporting.statistics import Interval, mean_interval
 from sdr_lightning.reporting.wandb_file import read_tracked
+from sdr_lightning.results.fields import Fields
 
 _RATIO, _SEEDS, _PANELS = "ratio", ("seed_everything", "seed"), ("kind", "modality")
 _SHOWN = ("val/rsum", "val/i2t_R@1", "val/t2i_R@1", "val/i2t_R@10", "val/t2i_R@10", "val/modality_gap")

@@ -15,7 +15,7 @@ def data_uri(content: bytes, mime: str) -> str:
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """The folder ``thumbnails`` of a suite, which may be absent or incomplete."""
+    """The folder ``thumbnails`` of a study, which may be absent or incomplete."""
 
     root: Path
 
@@ -34,6 +34,6 @@ class Thumbnails:
         return None if path is None else data_uri(path.read_bytes(), _MIME[path.suffix])
 
     def link(self, key: str) -> str | None:
-        """The image's address relative to the suite's folder."""
+        """The image's address relative to the study's folder."""
         path = self.path(key)
         return None if path is None else quote(path.relative_to(self.root.resolve()).as_posix())

@@ -1,14 +1,14 @@
 """Sentences that the page and the Markdown file share: how to read what they show."""
 
 from sdr_lightning.reporting.claims import claims
-from sdr_lightning.reporting.results import Suite
+from sdr_lightning.results.schema import Study
 
 
-def claims_note(suite: Suite) -> str:
+def claims_note(study: Study) -> str:
     """How to read the table of claims, and what its intervals do not cover."""
-    comparisons = sum(len(row) for row in claims(suite).values())
+    comparisons = sum(len(row) for row in claims(study).values())
     return (
-        f"Each entry is the mean over seeds of {suite.candidate} − {suite.baseline}, paired by seed, with "
+        f"Each entry is the mean over seeds of {study.candidate} − {study.baseline}, paired by seed, with "
         "its 95 % Student-t interval over seeds. Supported: the interval lies wholly above 0. Not supported: "
         "wholly below 0. Undecided: it contains 0, or there are fewer than two seeds. The intervals are per "
         f"comparison, with no correction for multiple comparisons, and this table makes {comparisons}: if no "
@@ -25,10 +25,10 @@ def curves_note() -> str:
     )
 
 
-def means_note(suite: Suite) -> str:
+def means_note(study: Study) -> str:
     """How to read the tables of means."""
     return (
-        f"Mean over {len(suite.seeds)} seeds ± half of the 95 % interval. Bold: the highest mean of a block, "
+        f"Mean over {len(study.seeds)} seeds ± half of the 95 % interval. Bold: the highest mean of a block, "
         "which is not a test."
     )
 

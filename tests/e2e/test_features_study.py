@@ -55,17 +55,17 @@ def test_a_study_on_features(tmp_path: Path, experiments: Path) -> None:
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"model": model, "data": data}))
     trainer = {"max_epochs": 1, "accelerator": "cpu"}
     (tmp_path / "student.yaml").write_text(yaml.safe_dump({"model": tiny, "data": data, "trainer": trainer}))
-    suite = yaml.safe_load((experiments / "scenes/suite.yaml").read_text())
-    suite |= {
+    study = yaml.safe_load((experiments / "scenes/study.yaml").read_text())
+    study |= {
         "student": "student.yaml",
         "teachers": {name: {"config": f"{name}.yaml", "pretrained": True} for name in ("image", "text")},
-        "methods": {name: suite["methods"][name] for name in ("ITC", "SDR")},
+        "methods": {name: study["methods"][name] for name in ("ITC", "SDR")},
         "imbalances": {"poor": [{"kind": "mismatch", "level": "caption"}, {"kind": "missing", "modality": "image"}]},
         "ratios": [0, 0.5],
         "seeds": [0],
     }
-    (tmp_path / "suite.yaml").write_text(yaml.safe_dump(suite))
-    succeeded(sdr("reproduce", tmp_path / "suite.yaml", "--output", tmp_path / "out", cwd=tmp_path))
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    succeeded(sdr("reproduce", tmp_path / "study.yaml", "--output", tmp_path / "out", cwd=tmp_path))
     results = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("cells/**/results.json")]
     assert len(results) == 4
     poor = {result["method"]: result for result in results if result["ratio"] == 0.5}

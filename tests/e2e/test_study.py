@@ -31,10 +31,10 @@ def study(tmp_path_factory: pytest.TempPathFactory, experiments: Path) -> Path:
         config["data"]["init_args"]["batch_size"] = 64
         config["trainer"]["max_epochs"] = 1
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
-    suite = yaml.safe_load((experiments / "scenes/suite.yaml").read_text())
-    suite |= {"ratios": [0, 0.5], "seeds": [0, 1], "imbalances": {"image noise": suite["imbalances"]["image noise"]}}
-    suite["methods"] = {name: suite["methods"][name] for name in ("ITC", "SDR", "SDR, placebo teachers")}
-    (folder / "suite.yaml").write_text(yaml.safe_dump(suite))
+    study = yaml.safe_load((experiments / "scenes/study.yaml").read_text())
+    study |= {"ratios": [0, 0.5], "seeds": [0, 1], "imbalances": {"image noise": study["imbalances"]["image noise"]}}
+    study["methods"] = {name: study["methods"][name] for name in ("ITC", "SDR", "SDR, placebo teachers")}
+    (folder / "study.yaml").write_text(yaml.safe_dump(study))
     return folder
 
 
@@ -44,7 +44,7 @@ def cells(folder: Path) -> dict[Path, float]:
 
 def test_a_study_runs_is_interrupted_and_continues_where_it_stopped(study: Path) -> None:
     output = study / "out"
-    command = [sys.executable, "-m", "sdr_lightning", "reproduce", str(study / "suite.yaml"), "--output", str(output)]
+    command = [sys.executable, "-m", "sdr_lightning", "reproduce", str(study / "study.yaml"), "--output", str(output)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 200
     while not cells(output) and process.poll() is None and time.monotonic() < deadline:
@@ -59,7 +59,7 @@ def test_a_study_runs_is_interrupted_and_continues_where_it_stopped(study: Path)
     before = cells(output)
     assert 1 <= len(before) < 12
 
-    printed = succeeded(sdr("reproduce", study / "suite.yaml", "--output", output))
+    printed = succeeded(sdr("reproduce", study / "study.yaml", "--output", output))
     after = cells(output)
     assert len(after) == 12  # 3 methods x (clean + 1 imbalance) x 2 seeds
     assert all(after[path] == changed for path, changed in before.items())
@@ -67,7 +67,7 @@ def test_a_study_runs_is_interrupted_and_continues_where_it_stopped(study: Path)
     assert (output / "report.md").is_file()
     assert not list(output.rglob(".*-*"))  # no temporary file is left
 
-    again = succeeded(sdr("reproduce", study / "suite.yaml", "--output", output))
+    again = succeeded(sdr("reproduce", study / "study.yaml", "--output", output))
     assert "12 finished" in " ".join(again.split())
     assert cells(output) == after
 
@@ -75,7 +75,7 @@ def test_a_study_runs_is_interrupted_and_continues_where_it_stopped(study: Path)
 @pytest.fixture(scope="module")
 def finished(study: Path) -> Path:
     """The study's folder once everything in it has run."""
-    succeeded(sdr("reproduce", study / "suite.yaml", "--output", study / "out"))
+    succeeded(sdr("reproduce", study / "study.yaml", "--output", study / "out"))
     return study / "out"
 
 
@@ -94,7 +94,7 @@ def test_every_cell_records_what_made_it(finished: Path) -> None:
 
 
 def test_a_dry_run_prints_commands_and_writes_nothing(study: Path, tmp_path: Path) -> None:
-    printed = succeeded(sdr("reproduce", study / "suite.yaml", "--output", tmp_path / "new", "--dry-run"))
+    printed = succeeded(sdr("reproduce", study / "study.yaml", "--output", tmp_path / "new", "--dry-run"))
     lines = printed.splitlines()
     assert all(line.startswith("sdr ") for line in lines)
     assert sum(line.startswith("sdr test") for line in lines) == 12
@@ -103,7 +103,7 @@ def test_a_dry_run_prints_commands_and_writes_nothing(study: Path, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_printed_command_can_be_typed(study: Path, finished: Path, tmp_path: Path) -> None:
-    printed = succeeded(sdr("reproduce", study / "suite.yaml", "--output", finished, "--dry-run"))
+    printed = succeeded(sdr("reproduce", study / "study.yaml", "--output", finished, "--dry-run"))
     extract = next(line for line in printed.splitlines() if line.startswith("sdr extract"))
     words = shlex.split(extract)[1:]
     words[words.index("--output") + 1] = str(tmp_path / "bank.safetensors")
@@ -116,12 +116,12 @@ def test_a_printed_command_can_be_typed(study: Path, finished: Path, tmp_path: P
 
 @pytest.mark.slow
 def test_changed_settings_run_the_cells_again(study: Path, finished: Path) -> None:
-    suite = yaml.safe_load((study / "suite.yaml").read_text())
-    suite["methods"] = {
-        "ITC": suite["methods"]["ITC"],
-        "SDR": {**suite["methods"]["SDR"], "weights": {"itc": 1, "ttc": 2}},
+    study = yaml.safe_load((study / "study.yaml").read_text())
+    study["methods"] = {
+        "ITC": study["methods"]["ITC"],
+        "SDR": {**study["methods"]["SDR"], "weights": {"itc": 1, "ttc": 2}},
     }
-    (study / "changed.yaml").write_text(yaml.safe_dump(suite))
+    (study / "changed.yaml").write_text(yaml.safe_dump(study))
     before = cells(finished)
     succeeded(sdr("reproduce", study / "changed.yaml", "--output", finished))
     changed = {path for path, when in cells(finished).items() if when != before[path]}
@@ -131,17 +131,17 @@ def test_changed_settings_run_the_cells_again(study: Path, finished: Path) -> No
 
 @pytest.mark.slow
 def test_a_failing_job_stops_the_study_with_its_reason(study: Path, tmp_path: Path) -> None:
-    for name in ("suite", "sdr", "image_teacher", "text_teacher"):
+    for name in ("study", "sdr", "image_teacher", "text_teacher"):
         (tmp_path / f"{name}.yaml").write_text((study / f"{name}.yaml").read_text())
     config = yaml.safe_load((tmp_path / "sdr.yaml").read_text())
     config["data"]["init_args"]["batch_size"] = 5000
     (tmp_path / "sdr.yaml").write_text(yaml.safe_dump(config))
-    line = complaint(sdr("reproduce", tmp_path / "suite.yaml", "--output", tmp_path / "out"))
+    line = complaint(sdr("reproduce", tmp_path / "study.yaml", "--output", tmp_path / "out"))
     assert "batch size 5000 is larger than the 640" in line
     assert not cells(tmp_path / "out")
 
 
 def test_an_unwritable_output_folder_is_refused(study: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    line = complaint(sdr("reproduce", study / "suite.yaml", "--output", tmp_path / "file/out"))
+    line = complaint(sdr("reproduce", study / "study.yaml", "--output", tmp_path / "file/out"))
     assert str(tmp_path / "file") in line

@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from sdr_lightning.paths import claim
-from sdr_lightning.sweep.runner import SweepRunner
-from sdr_lightning.sweep.spec import Sweep
+from sdr_lightning.sweeps.runner import SweepRunner
+from sdr_lightning.sweeps.spec import Sweep
 from tests.e2e.sdr import SMALL, complaint, sdr, succeeded
 
 

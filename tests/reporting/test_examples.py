@@ -3,19 +3,19 @@ from pathlib import Path
 import pytest
 
 from sdr_lightning.reporting.examples import collect_examples
-from sdr_lightning.reporting.loading import load_suite
-from sdr_lightning.reporting.results import Condition
 from sdr_lightning.reporting.thumbnails import Thumbnails
-from tests.reporting.fake_suite import CAPTIONS, edit_json, folder, write_suite
+from sdr_lightning.results.loading import load_study
+from sdr_lightning.results.schema import Condition
+from tests.reporting.fake_study import CAPTIONS, edit_json, folder, write_study
 
 
 def test_methods_side_by_side_at_the_highest_ratio_with_examples(tmp_path: Path) -> None:
-    write_suite(tmp_path, ratios=(0, 0.3, 0.6), extras=True)
+    write_study(tmp_path, ratios=(0, 0.3, 0.6), extras=True)
     for method in ("ITC", "SDR"):
         for seed in (0, 1, 2):
             (folder(tmp_path, method, "mismatch", 0.6, seed) / "examples.json").unlink()
         (folder(tmp_path, method, "mismatch", 0.3, 0) / "examples.json").unlink()
-    (group,) = collect_examples(load_suite(tmp_path), per_direction=2)
+    (group,) = collect_examples(load_study(tmp_path), per_direction=2)
     assert (group.condition, group.seed) == (Condition("mismatch", 0.3), 1)
     assert [example.query.direction for example in group.examples] == ["t2i", "t2i", "i2t", "i2t"]
     assert [example.query.text for example in group.examples[:2]] == list(CAPTIONS[:2])
@@ -30,14 +30,14 @@ def test_methods_side_by_side_at_the_highest_ratio_with_examples(tmp_path: Path)
 
 
 def test_no_examples(tmp_path: Path) -> None:
-    assert collect_examples(load_suite(write_suite(tmp_path))) == ()
+    assert collect_examples(load_study(write_study(tmp_path))) == ()
 
 
 def test_malformed_examples_name_the_file(tmp_path: Path) -> None:
-    path = folder(write_suite(tmp_path, extras=True), "SDR", "mismatch", 0.6, 0) / "examples.json"
+    path = folder(write_study(tmp_path, extras=True), "SDR", "mismatch", 0.6, 0) / "examples.json"
     edit_json(path, queries=[{"direction": "t2t"}])
     with pytest.raises(ValueError, match=rf"{path}: query 0: 'direction' must be one of t2i, i2t, found 't2t'"):
-        collect_examples(load_suite(tmp_path))
+        collect_examples(load_study(tmp_path))
 
 
 def test_a_key_never_leads_out_of_the_folder(tmp_path: Path) -> None:

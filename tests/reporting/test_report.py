@@ -15,9 +15,9 @@ from scipy import stats
 
 from sdr_lightning.reporting import build_report, draw_run, plots
 from sdr_lightning.reporting.curves import read_curves
-from sdr_lightning.reporting.loading import load_suite
 from sdr_lightning.reporting.quantities import RSUM
-from tests.reporting.fake_suite import PLACEBO, edit_json, folder, metrics_of, write_suite
+from sdr_lightning.results.loading import load_study
+from tests.reporting.fake_study import PLACEBO, edit_json, folder, metrics_of, write_study
 
 
 class Tables(HTMLParser):
@@ -59,9 +59,9 @@ class Tables(HTMLParser):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A suite with everything, built once; one run is missing."""
-    root = tmp_path_factory.mktemp("suite")
-    write_suite(root, methods=("ITC", "SDR", PLACEBO), extras=True)
+    """A study with everything, built once; one run is missing."""
+    root = tmp_path_factory.mktemp("study")
+    write_study(root, methods=("ITC", "SDR", PLACEBO), extras=True)
     shutil.rmtree(folder(root, PLACEBO, "mismatch", 0.6, 2))
     assert build_report(root) == root / "report.html"
     return root
@@ -157,7 +157,7 @@ def test_markdown_and_its_figures(built: Path) -> None:
 
 
 def files_beside(root: Path) -> set[str]:
-    """All files of a suite's folder save its inputs in sub-folders."""
+    """All files of a study's folder save its inputs in sub-folders."""
     inputs = {"cells", "teachers", "thumbnails"}
     paths = [path.relative_to(root) for path in root.rglob("*") if path.is_file()]
     return {path.as_posix() for path in paths if path.parts[0] not in inputs}
@@ -166,31 +166,31 @@ def files_beside(root: Path) -> set[str]:
 def test_no_temporary_file_is_left(built: Path) -> None:
     keys = ("rsum", "i2i_ndcg_10", "t2t_ndcg_10", "i2it_ndcg_10", "t2it_ndcg_10", "degree", "training")
     figures = {f"figures/{key}.png" for key in keys}
-    assert files_beside(built) == {"suite.json", "report.html", "report.md"} | figures
+    assert files_beside(built) == {"study.json", "report.html", "report.md"} | figures
 
 
 def test_the_same_folder_gives_the_same_bytes(tmp_path: Path) -> None:
-    write_suite(tmp_path, seeds=(0, 1), ndcg=False)
+    write_study(tmp_path, seeds=(0, 1), ndcg=False)
     first = build_report(tmp_path).read_bytes()
     assert build_report(tmp_path).read_bytes() == first
 
 
-def test_a_bare_and_unfinished_suite(tmp_path: Path) -> None:
+def test_a_bare_and_unfinished_study(tmp_path: Path) -> None:
     """One method's only seed, nothing optional: a report that says what is not there."""
-    write_suite(tmp_path, ndcg=False, seeds=(0,), ratios=(0.6,))
+    write_study(tmp_path, ndcg=False, seeds=(0,), ratios=(0.6,))
     shutil.rmtree(folder(tmp_path, "SDR", "mismatch", 0.6, 0))
     text = build_report(tmp_path).read_text()
     assert "undecided (n=0)" in text
     assert "Only 1 of 2 runs are in." in text
     assert "Single-modal NDCG: no run has these metrics, so they are left out." in text
-    for sentence in ("No run there has a log.", "No run has examples.", "The suite has no teachers."):
+    for sentence in ("No run there has a log.", "No run has examples.", "The study has no teachers."):
         assert sentence in text
         assert sentence in (tmp_path / "report.md").read_text()
     assert [path.name for path in (tmp_path / "figures").iterdir()] == ["rsum.png"]
 
 
-def test_a_suite_without_any_run(tmp_path: Path) -> None:
-    write_suite(tmp_path)
+def test_a_study_without_any_run(tmp_path: Path) -> None:
+    write_study(tmp_path)
     shutil.rmtree(tmp_path / "cells")
     text = build_report(tmp_path).read_text()
     assert "Only 0 of 12 runs are in." in text
@@ -198,7 +198,7 @@ def test_a_suite_without_any_run(tmp_path: Path) -> None:
 
 
 def test_a_malformed_file_leaves_the_former_report(tmp_path: Path) -> None:
-    write_suite(tmp_path, seeds=(0,), ndcg=False)
+    write_study(tmp_path, seeds=(0,), ndcg=False)
     before = build_report(tmp_path).read_bytes()
     edit_json(folder(tmp_path, "SDR", "mismatch", 0.6, 0) / "results.json", metrics={"rsum": "high"})
     with pytest.raises(ValueError, match=r"results\.json: metrics: 'rsum' must be a finite number"):
@@ -207,9 +207,9 @@ def test_a_malformed_file_leaves_the_former_report(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_call_leaves_the_former_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_suite(tmp_path, seeds=(0,), ndcg=False)
+    write_study(tmp_path, seeds=(0,), ndcg=False)
     before = build_report(tmp_path).read_bytes()
-    edit_json(tmp_path / "suite.json", title="Another title")
+    edit_json(tmp_path / "study.json", title="Another title")
 
     def fail(self: Path, content: bytes) -> int:
         with self.open("wb") as file:
@@ -221,12 +221,12 @@ def test_an_interrupted_call_leaves_the_former_report(tmp_path: Path, monkeypatc
         build_report(tmp_path)
     monkeypatch.undo()
     assert (tmp_path / "report.html").read_bytes() == before
-    assert files_beside(tmp_path) == {"suite.json", "report.html", "report.md", "figures/rsum.png"}
+    assert files_beside(tmp_path) == {"study.json", "report.html", "report.md", "figures/rsum.png"}
 
 
 @pytest.mark.parametrize("name", ["report.html", "report.md", "figures/rsum.png"])
 def test_a_file_of_another_origin_is_not_replaced(tmp_path: Path, name: str) -> None:
-    write_suite(tmp_path, seeds=(0,), ndcg=False)
+    write_study(tmp_path, seeds=(0,), ndcg=False)
     build_report(tmp_path)
     build_report(tmp_path)  # its own files are
     (tmp_path / name).write_text("mine")
@@ -259,8 +259,8 @@ def is_empty(panel: Axes) -> bool:
 @pytest.mark.parametrize("protocol", ["clean", "paper"])
 def test_no_panel_of_the_training_is_empty(tmp_path: Path, protocol: str) -> None:
     """A log ends with the final test, at one epoch, whatever the protocol; one imbalance has not been run yet."""
-    write_suite(tmp_path, imbalances=("mismatch", "gaussian_noise"), seeds=(0,), extras=True)
-    edit_json(tmp_path / "suite.json", protocol=protocol)
+    write_study(tmp_path, imbalances=("mismatch", "gaussian_noise"), seeds=(0,), extras=True)
+    edit_json(tmp_path / "study.json", protocol=protocol)
     for path in tmp_path.glob("cells/**/results.json"):
         edit_json(path, protocol=protocol)
         log = path.with_name("metrics.csv")
@@ -269,12 +269,12 @@ def test_no_panel_of_the_training_is_empty(tmp_path: Path, protocol: str) -> Non
         last = ",".join(["12", "1199", *[""] * (head.count(",") - 2), "215.6"])
         log.write_text("\n".join([head, *rows, last]) + "\n")
     shutil.rmtree(tmp_path / "cells/gaussian_noise-0.6")
-    suite = load_suite(tmp_path)
-    figure = plots.training_figure(suite)
+    study = load_study(tmp_path)
+    figure = plots.training_figure(study)
     assert figure is not None
     selected = {"clean": "rsum, validation", "paper": "rsum, test (selected on)"}[protocol]
     assert [panel.get_ylabel() for panel in panels(figure)] == [selected, *plots.CURVES.values()]
-    figures = [figure, plots.ratio_figure(suite, RSUM, 4.0), plots.degree_figure(suite, RSUM)]
+    figures = [figure, plots.ratio_figure(study, RSUM, 4.0), plots.degree_figure(study, RSUM)]
     assert not any(is_empty(panel) for drawn in figures if drawn for panel in panels(drawn))
 
 

@@ -30,7 +30,7 @@ from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.metrics.graded import single_modal
 from sdr_lightning.metrics.structure import preserved
 from sdr_lightning.paths import read_json, write_atomically, write_json
-from sdr_lightning.suite.plan import BankJob, Cell, TeacherJob, imbalance_options
+from sdr_lightning.studies.plan import BankJob, Cell, TeacherJob, imbalance_options
 from sdr_lightning.training.checkpoint import best_checkpoint
 from sdr_lightning.training.continuation import LAST, PREVIOUS, last_checkpoint
 from sdr_lightning.training.extraction import extract_bank, split_bank

@@ -1,4 +1,4 @@
-"""What a suite's folder holds, as typed values: its grid, its runs, its teachers."""
+"""What a study's folder holds, as typed values: its grid, its runs, its teachers."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True)
 class Data:
-    """The data set. Counts are None where the suite does not give them."""
+    """The data set. Counts are None where the study does not give them."""
 
     name: str
     description: str
@@ -145,7 +145,7 @@ class Teacher:
 
 
 @dataclass(frozen=True)
-class Suite:
+class Study:
     """A grid of methods x conditions x seeds, and those of its runs that are there."""
 
     root: Path
@@ -170,7 +170,7 @@ class Suite:
     foreign: tuple[Path, ...]
     """Folders under ``cells`` whose run is not on the grid, or of another protocol; they enter no number."""
     outdated: tuple[Path, ...]
-    """Folders of runs that other code made than that of the suite; they enter no number."""
+    """Folders of runs that other code made than that of the study; they enter no number."""
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -206,7 +206,7 @@ class Suite:
 
     @property
     def num_expected(self) -> int:
-        """How many runs a finished suite has."""
+        """How many runs a finished study has."""
         return len(self.methods) * len(self.conditions) * len(self.seeds)
 
     def runs_of(self, method: str, condition: Condition) -> Iterator[Run]:

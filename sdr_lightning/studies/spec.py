@@ -113,7 +113,7 @@ class Method:
 
 
 @dataclass(frozen=True)
-class Suite:
+class Study:
     """A study.
 
     Attributes:
@@ -186,7 +186,7 @@ class Suite:
             raise ValueError(f"no configuration at {missing[0]}")
 
     @classmethod
-    def load(cls, path: Path) -> Suite:
+    def load(cls, path: Path) -> Study:
         """Read a study.
 
         Raises:
@@ -205,7 +205,7 @@ class Suite:
             raise ValueError(f"{path}: {error}") from error
 
     @classmethod
-    def _parse(cls, document: Any, path: Path) -> Suite:
+    def _parse(cls, document: Any, path: Path) -> Study:
         values = dict(_checked(document, cls, "the study", but=("file",)))
         base = path.parent
         values["student"] = _paths(base, values["student"])

@@ -14,12 +14,12 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from sdr_lightning.suite import jobs
-from sdr_lightning.suite.jobs import run_cell
-from sdr_lightning.suite.plan import Cell, plan
-from sdr_lightning.suite.spec import Suite
+from sdr_lightning.studies import jobs
+from sdr_lightning.studies.jobs import run_cell
+from sdr_lightning.studies.plan import Cell, plan
+from sdr_lightning.studies.spec import Study
 
-SUITE = Suite.load(Path(__file__).parents[2] / "experiments/scenes/suite.yaml")
+SUITE = Study.load(Path(__file__).parents[2] / "experiments/scenes/study.yaml")
 SMALL = {"data.init_args.source.init_args.num_train": 90, "data.init_args.source.init_args.num_val": 20}
 SMALL |= {"data.init_args.source.init_args.num_test": 20, "data.init_args.batch_size": 150, "trainer.max_epochs": 3}
 STEPS = 9  # 3 epochs of 450 pairs

@@ -25,9 +25,9 @@ from sdr_lightning.data.table import SPLITS, Split
 from sdr_lightning.identity import sha256
 from sdr_lightning.paths import check_output, claim, write_json
 from sdr_lightning.reporting import build_report, check_report
-from sdr_lightning.suite import jobs as work
-from sdr_lightning.suite.plan import BankJob, Cell, Plan, TeacherJob
-from sdr_lightning.suite.spec import Suite, describe_imbalance
+from sdr_lightning.studies import jobs as work
+from sdr_lightning.studies.plan import BankJob, Cell, Plan, TeacherJob
+from sdr_lightning.studies.spec import Study, describe_imbalance
 from sdr_lightning.training.devices import shares
 from sdr_lightning.training.record import environment
 from sdr_lightning.types import Modality
@@ -41,15 +41,15 @@ class Runner:
     """Runs what is not finished of a study, then writes its report.
 
     Args:
-        suite: the study.
+        study: the study.
         plan: its jobs.
         folder: where its results go.
         jobs: processes at a time.
         console: where progress is shown; the terminal by default.
     """
 
-    def __init__(self, suite: Suite, plan: Plan, folder: Path, jobs: int, console: Console | None = None) -> None:
-        self.suite, self.plan, self.folder, self.jobs = suite, plan, folder, jobs
+    def __init__(self, study: Study, plan: Plan, folder: Path, jobs: int, console: Console | None = None) -> None:
+        self.study, self.plan, self.folder, self.jobs = study, plan, folder, jobs
         self.console = console if console is not None else Console()
         self._stopped = False
         self._cells_before, self._cells_done, self._cells_since = 0, 0, 0.0
@@ -97,10 +97,10 @@ class Runner:
                 banks = [bank for bank in self.plan.banks if not bank.finished] if cells else []
                 before = self._cells_before = len(self.plan.cells) - len(cells)
                 self.console.print(
-                    f"{self.suite.title}: {len(self.plan.cells)} cells in {self.folder}, {before} finished before, "
+                    f"{self.study.title}: {len(self.plan.cells)} cells in {self.folder}, {before} finished before, "
                     f"{self.jobs} at a time"
                 )
-                write_json(self.folder / "suite.json", self._description(data, None))
+                write_json(self.folder / "study.json", self._description(data, None))
                 if cells:
                     frozen = pool.submit(work.frozen_modalities, student).result()
                     self._phase(pool, "tower features", [features(m, split) for split in SPLITS for m in frozen])
@@ -114,7 +114,7 @@ class Runner:
                 _end(multiprocessing.active_children())
                 raise
         if before == 0:  # the time of a study in one go; a continued one has none
-            write_json(self.folder / "suite.json", self._description(data, time.time() - started))
+            write_json(self.folder / "study.json", self._description(data, time.time() - started))
         self.console.print(f"{len(cells)} cells in {(time.time() - started) / 60:.1f} min")
         return build_report(self.folder)
 
@@ -124,7 +124,7 @@ class Runner:
 
     def _described_before(self) -> dict[str, str] | None:
         """Fingerprints of the data that the folder's study was last run on."""
-        path = self.folder / "suite.json"
+        path = self.folder / "study.json"
         found = json.loads(path.read_text(encoding="utf-8"))["data"].get("splits") if path.is_file() else None
         return None if found is None else dict(found)
 
@@ -136,7 +136,7 @@ class Runner:
 
     def _check_folder(self) -> None:
         """Refuse to replace a file that is not of a study."""
-        check_output(self.folder / "suite.json", is_own=_is_study)
+        check_output(self.folder / "study.json", is_own=_is_study)
         check_report(self.folder)
         for folder in [job.folder for job in self.plan.teachers] + [cell.folder for cell in self.plan.cells]:
             work.check_folder(folder)
@@ -185,14 +185,14 @@ class Runner:
         return f"{done}/{total} cells, {math.ceil(left_s / 60)} min left"
 
     def _description(self, data: dict[str, Any], wall_time_s: float | None) -> dict[str, Any]:
-        suite = self.suite
+        study = self.study
         return {
-            "name": suite.name,
-            "title": suite.title,
-            "description": suite.description,
+            "name": study.name,
+            "title": study.title,
+            "description": study.description,
             "data": {"description": "", **data},
-            "baseline": suite.baseline,
-            "candidate": suite.candidate,
+            "baseline": study.baseline,
+            "candidate": study.candidate,
             "methods": {
                 name: {
                     "description": method.description,
@@ -200,22 +200,22 @@ class Runner:
                     "teachers": method.teachers,
                     "swept": None if method.swept is None else dict(zip(("field", "value"), method.swept, strict=True)),
                 }
-                for name, method in suite.methods.items()
+                for name, method in study.methods.items()
             },
-            "protocol": suite.protocol,
+            "protocol": study.protocol,
             "imbalances": {
                 name: {
                     "kind": " + ".join(part.kind for part in stack),
                     "severities": [part.severity for part in stack if KINDS[part.kind].has_degrees],
                     "description": describe_imbalance(stack),
                 }
-                for name, stack in suite.imbalances.items()
+                for name, stack in study.imbalances.items()
             },
-            "ratios": list(suite.ratios),
-            "seeds": list(suite.seeds),
-            "notes": list(suite.notes),
+            "ratios": list(study.ratios),
+            "seeds": list(study.seeds),
+            "notes": list(study.notes),
             "code": self.plan.code,
-            "command": f"sdr reproduce {suite.file}" + (" --protocol paper" if suite.protocol == "paper" else ""),
+            "command": f"sdr reproduce {study.file}" + (" --protocol paper" if study.protocol == "paper" else ""),
             "wall_time_s": wall_time_s,
         }
 

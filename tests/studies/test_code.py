@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sdr_lightning.suite.code import PACKAGE, code_fingerprint
+from sdr_lightning.studies.code import PACKAGE, code_fingerprint
 
 CLASSES = (
     "sdr_lightning.data.RetrievalDataModule",
@@ -40,7 +40,7 @@ def test_a_copy_has_the_fingerprint_of_the_original_and_order_does_not_count(pac
         ("functional/contrastive.py", "\ndef ", "\n_UNUSED = 1\n\n\ndef "),  # what it imports
         ("metrics/evaluation.py", "\ndef ", "\n_UNUSED = 1\n\n\ndef "),
         ("data/scenes.py", "\nclass ", "\n_UNUSED = 1\n\n\nclass "),
-        ("suite/jobs.py", "\ndef ", "\n_UNUSED = 1\n\n\ndef "),
+        ("study/jobs.py", "\ndef ", "\n_UNUSED = 1\n\n\ndef "),
     ],
 )
 def test_code_that_decides_a_result_counts(package: Path, file: str, old: str, new: str) -> None:

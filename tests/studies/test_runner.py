@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from sdr_lightning.suite import jobs
-from sdr_lightning.suite.plan import plan
-from sdr_lightning.suite.runner import Runner
-from sdr_lightning.suite.spec import Suite
+from sdr_lightning.studies import jobs
+from sdr_lightning.studies.plan import plan
+from sdr_lightning.studies.runner import Runner
+from sdr_lightning.studies.spec import Study
 
-SUITE = Suite.load(Path(__file__).parents[2] / "experiments/scenes/suite.yaml")
+SUITE = Study.load(Path(__file__).parents[2] / "experiments/scenes/study.yaml")
 CELL = "cells/ITC/mismatch-0.3/seed-0"
 
 
@@ -26,7 +26,7 @@ def runner(folder: Path, console: Console | None = None) -> Runner:
 @pytest.mark.parametrize(
     ("file", "complaint"),
     [
-        ("suite.json", "suite.json exists and was not written by this command"),
+        ("study.json", "study.json exists and was not written by this command"),
         ("report.html", "report.html exists and was not written by this command"),
         ("report.md", "report.md exists and was not written by this command"),
         ("figures/rsum.png", "rsum.png exists and was not written by this command"),

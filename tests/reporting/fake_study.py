@@ -1,4 +1,4 @@
-"""A suite's folder with made-up numbers, as the suite writes it."""
+"""A study's folder with made-up numbers, as the study writes it."""
 
 import csv
 import json
@@ -48,7 +48,7 @@ CAPTIONS = (
 )
 
 
-def write_suite(
+def write_study(
     root: Path,
     methods: tuple[str, ...] = ("ITC", "SDR"),
     imbalances: tuple[str, ...] = ("mismatch",),
@@ -57,9 +57,9 @@ def write_suite(
     ndcg: bool = True,
     extras: bool = False,
 ) -> Path:
-    """Write a complete suite; ``extras`` adds logs, examples, thumbnails and teachers."""
+    """Write a complete study; ``extras`` adds logs, examples, thumbnails and teachers."""
     write_json(
-        root / "suite.json",
+        root / "study.json",
         {
             "name": "scenes",
             "title": "Does structure-aware distillation help when one modality is poor?",
@@ -81,7 +81,7 @@ def write_suite(
             "ratios": list(ratios),
             "seeds": list(seeds),
             "notes": ["The imbalance protocols are this project's own.", "One data set, made by a program."],
-            "command": "sdr reproduce experiments/scenes/suite.yaml",
+            "command": "sdr reproduce experiments/scenes/study.yaml",
             "wall_time_s": 11100.0,
         },
     )

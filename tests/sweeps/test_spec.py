@@ -12,8 +12,8 @@ import yaml
 from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from sdr_lightning.configure import build
-from sdr_lightning.sweep.runner import Run, SweepRunner
-from sdr_lightning.sweep.spec import Sweep
+from sdr_lightning.sweeps.runner import Run, SweepRunner
+from sdr_lightning.sweeps.spec import Sweep
 
 GOOD: dict[str, Any] = {
     "method": "grid",

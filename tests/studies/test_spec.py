@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from sdr_lightning.data.imbalance import Imbalance
-from sdr_lightning.suite.spec import Method, Suite, describe_imbalance
+from sdr_lightning.studies.spec import Method, Study, describe_imbalance
 
-STUDY = Path(__file__).parents[2] / "experiments" / "scenes" / "suite.yaml"
+STUDY = Path(__file__).parents[2] / "experiments" / "scenes" / "study.yaml"
 
 SMALL: dict[str, Any] = {
     "name": "small",
@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-def read(folder: Path, change: Callable[[dict[str, Any]], object] = lambda study: None) -> Suite:
+def read(folder: Path, change: Callable[[dict[str, Any]], object] = lambda study: None) -> Study:
     """The small study with a change."""
     for name in ("student", "image", "text"):
         (folder / f"{name}.yaml").write_text(f"{name}: 1\n")
@@ -33,7 +33,7 @@ def read(folder: Path, change: Callable[[dict[str, Any]], object] = lambda study
     change(study)
     path = folder / "study.yaml"
     path.write_text(yaml.safe_dump(study))
-    return Suite.load(path)
+    return Study.load(path)
 
 
 def refused(folder: Path, change: Callable[[dict[str, Any]], object]) -> str:
@@ -47,28 +47,28 @@ def refused(folder: Path, change: Callable[[dict[str, Any]], object]) -> str:
 
 
 def test_the_study_of_scenes() -> None:
-    suite = Suite.load(STUDY)
-    assert suite.name == "scenes"
-    assert suite.student == (STUDY.parent / "sdr.yaml",)
-    assert suite.teachers["text"].config == (STUDY.parent / "text_teacher.yaml",)
-    assert not suite.teachers["image"].pretrained
-    assert suite.imbalances["image noise"] == (Imbalance("gaussian_noise", severity=5),)
-    assert (suite.baseline, suite.candidate) == ("ITC", "SDR")
-    assert suite.methods["SDR"].weights == {"itc": 1, "iic": 1, "ttc": 2, "kd": 2, "kdi": 1, "kdt": 1}
-    assert suite.ratios == (0, 0.3, 0.6)
-    assert suite.seeds == (0, 1, 2)
-    assert suite.file == STUDY
-    assert [method.distils for method in suite.methods.values()] == [False, True, True, True, True]
-    assert [method.teachers for method in suite.methods.values()] == ["real"] * 4 + ["placebo"]
-    assert describe_imbalance(suite.imbalances["mismatch"]).startswith("chosen images lose all their captions")
+    study = Study.load(STUDY)
+    assert study.name == "scenes"
+    assert study.student == (STUDY.parent / "sdr.yaml",)
+    assert study.teachers["text"].config == (STUDY.parent / "text_teacher.yaml",)
+    assert not study.teachers["image"].pretrained
+    assert study.imbalances["image noise"] == (Imbalance("gaussian_noise", severity=5),)
+    assert (study.baseline, study.candidate) == ("ITC", "SDR")
+    assert study.methods["SDR"].weights == {"itc": 1, "iic": 1, "ttc": 2, "kd": 2, "kdi": 1, "kdt": 1}
+    assert study.ratios == (0, 0.3, 0.6)
+    assert study.seeds == (0, 1, 2)
+    assert study.file == STUDY
+    assert [method.distils for method in study.methods.values()] == [False, True, True, True, True]
+    assert [method.teachers for method in study.methods.values()] == ["real"] * 4 + ["placebo"]
+    assert describe_imbalance(study.imbalances["mismatch"]).startswith("chosen images lose all their captions")
 
 
 def test_single_values_are_lists_of_one_and_the_rest_has_defaults(tmp_path: Path) -> None:
-    suite = read(tmp_path)
-    assert suite.seeds == (3,)
-    assert suite.student == (tmp_path / "student.yaml",)
-    assert (suite.jobs, suite.notes, suite.description) == (1, (), "")
-    assert suite.teachers["text"].pretrained
+    study = read(tmp_path)
+    assert study.seeds == (3,)
+    assert study.student == (tmp_path / "student.yaml",)
+    assert (study.jobs, study.notes, study.description) == (1, (), "")
+    assert study.teachers["text"].pretrained
     assert read(tmp_path, lambda s: s.update(notes="one caveat")).notes == ("one caveat",)
 
 
@@ -76,8 +76,8 @@ def test_paths_are_relative_to_the_study(tmp_path: Path, monkeypatch: pytest.Mon
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "large.yaml").write_text("a: 1")
     monkeypatch.chdir(tmp_path / "elsewhere")
-    suite = read(tmp_path, lambda s: s.update(student=["student.yaml", "elsewhere/large.yaml"]))
-    assert suite.student == (tmp_path / "student.yaml", tmp_path / "elsewhere" / "large.yaml")
+    study = read(tmp_path, lambda s: s.update(student=["student.yaml", "elsewhere/large.yaml"]))
+    assert study.student == (tmp_path / "student.yaml", tmp_path / "elsewhere" / "large.yaml")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_configurations_must_exist(tmp_path: Path) -> None:
 
 def test_files_that_are_no_study(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"no study at {tmp_path}/absent.yaml"):
-        Suite.load(tmp_path / "absent.yaml")
+        Study.load(tmp_path / "absent.yaml")
     for content, message in (
         (b"a: [1", "is not YAML"),
         (b"\xff\xfe\x00", "is not YAML"),
@@ -154,7 +154,7 @@ def test_files_that_are_no_study(tmp_path: Path) -> None:
         path = tmp_path / "broken.yaml"
         path.write_bytes(content)
         with pytest.raises(ValueError, match=message) as error:
-            Suite.load(path)
+            Study.load(path)
         assert str(error.value).startswith(str(path))
 
 
@@ -165,13 +165,13 @@ def test_which_methods_distil() -> None:
 
 
 def test_a_field_with_a_list_is_swept(tmp_path: Path) -> None:
-    suite = read(
+    study = read(
         tmp_path,
         lambda study: study.update(
             imbalances={"blur": {"kind": "blur", "severity": [1, 3]}, "words": {"kind": "drop_words"}}
         ),
     )
-    assert suite.imbalances == {
+    assert study.imbalances == {
         "blur, severity 1": (Imbalance("blur", severity=1),),
         "blur, severity 3": (Imbalance("blur", severity=3),),
         "words": (Imbalance("drop_words"),),
@@ -179,25 +179,25 @@ def test_a_field_with_a_list_is_swept(tmp_path: Path) -> None:
 
 
 def test_imbalances_are_stacked(tmp_path: Path) -> None:
-    suite = read(
+    study = read(
         tmp_path,
         lambda study: study.update(
             imbalances={"both": [{"kind": "mismatch"}, {"kind": "missing", "modality": "text"}]}
         ),
     )
-    assert suite.imbalance_at("both", 0.3, 2) == (
+    assert study.imbalance_at("both", 0.3, 2) == (
         Imbalance("mismatch", 0.3, seed=2),
         Imbalance("missing", 0.3, modality="text", seed=2),
     )
-    assert "; " in describe_imbalance(suite.imbalances["both"])
+    assert "; " in describe_imbalance(study.imbalances["both"])
 
 
 def test_a_file_may_depend_on_the_ratio(tmp_path: Path) -> None:
-    suite = read(
+    study = read(
         tmp_path,
         lambda study: study.update(imbalances={"published": {"file": "noise_inx_{ratio}.npy", "splits": ["train"]}}),
     )
-    assert suite.imbalance_at("published", 0.4, 1) == (Imbalance(file=str(tmp_path / "noise_inx_0.4.npy")),)
+    assert study.imbalance_at("published", 0.4, 1) == (Imbalance(file=str(tmp_path / "noise_inx_0.4.npy")),)
 
 
 def test_a_file_for_several_ratios_is_refused(tmp_path: Path) -> None:
@@ -208,5 +208,5 @@ def test_a_file_for_several_ratios_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_of_the_environment_stays_as_it_is(tmp_path: Path) -> None:
-    suite = read(tmp_path, lambda study: study.update(imbalances={"published": {"file": "$NOISE/{ratio}.npy"}}))
-    assert suite.imbalance_at("published", 0.5, 0)[0].file == "$NOISE/0.5.npy"
+    study = read(tmp_path, lambda study: study.update(imbalances={"published": {"file": "$NOISE/{ratio}.npy"}}))
+    assert study.imbalance_at("published", 0.5, 0)[0].file == "$NOISE/0.5.npy"

@@ -17,8 +17,8 @@ from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.identity import sha256
 from sdr_lightning.losses.objective import TERMS
 from sdr_lightning.paths import expand
-from sdr_lightning.suite.code import code_fingerprint
-from sdr_lightning.suite.spec import Method, Stage, Suite
+from sdr_lightning.studies.code import code_fingerprint
+from sdr_lightning.studies.spec import Method, Stage, Study
 
 Stack = tuple[Imbalance, ...]
 
@@ -140,7 +140,7 @@ class Plan:
     """All jobs of a study, in the order of their phases.
 
     Attributes:
-        code: fingerprint of the code that decides their results, see :func:`suite_code`.
+        code: fingerprint of the code that decides their results, see :func:`study_code`.
         student: configurations of the student, as options of ``sdr fit``.
         protocol: option of the protocol, if it is not the default.
         teachers: the first phase.
@@ -179,39 +179,39 @@ class Plan:
         return "\n".join(shlex.join(line) for line in lines)
 
 
-def plan(suite: Suite, folder: Path) -> Plan:
+def plan(study: Study, folder: Path) -> Plan:
     """Lay out a study.
 
     Args:
-        suite: the study.
+        study: the study.
         folder: where its results go.
 
     Returns:
         The jobs; cells that would be the same (every imbalance at ratio 0) occur once.
     """
-    student = _config_options(suite.student)
-    protocol = () if suite.protocol == "clean" else ("--protocol", suite.protocol)
-    code = suite_code(suite)
-    base = sha256(__version__, code, *map(_text, suite.student), *protocol)
+    student = _config_options(study.student)
+    protocol = () if study.protocol == "clean" else ("--protocol", study.protocol)
+    code = study_code(study)
+    base = sha256(__version__, code, *map(_text, study.student), *protocol)
     teachers: dict[Path, TeacherJob] = {}
     banks: dict[Path, BankJob] = {}
     cells = []
-    for name, ratio in _conditions(suite):
-        for seed in suite.seeds:
-            stack = suite.imbalance_at(name, ratio, seed) if ratio else ()
-            both = tuple(_teacher(suite, modality, folder, stack, code) for modality in ("image", "text"))
+    for name, ratio in _conditions(study):
+        for seed in study.seeds:
+            stack = study.imbalance_at(name, ratio, seed) if ratio else ()
+            both = tuple(_teacher(study, modality, folder, stack, code) for modality in ("image", "text"))
             teachers |= {teacher.folder: teacher for teacher in both}
             mine = sha256(base, *(teacher.fingerprint for teacher in both))
-            for method_name, method in suite.methods.items():
+            for method_name, method in study.methods.items():
                 options = ("--seed_everything", str(seed), *protocol, *imbalance_options(stack))
                 if method.distils:
-                    needed = [_bank(teacher, stack, suite, mine) for teacher in both]
+                    needed = [_bank(teacher, stack, study, mine) for teacher in both]
                     banks |= {bank.file: bank for bank in needed}
                     for bank in needed:
                         file = bank.placebo if method.teachers == "placebo" else bank.file
                         options += (f"--data.init_args.{bank.teacher.modality}_bank", str(file))
                 where = folder / "cells" / method_name / f"{name}-{ratio}" / f"seed-{seed}"
-                examples = seed == suite.seeds[0] and ratio == max(suite.ratios)
+                examples = seed == study.seeds[0] and ratio == max(study.ratios)
                 *earlier, last = _stages(method, (*student, *options), where)
                 plain = method.weights if method.stages == (Stage(method.weights),) else method.stages
                 fingerprint = sha256(mine, method.teachers, str(plain), _text_of(stack), str(seed))
@@ -234,9 +234,9 @@ def plan(suite: Suite, folder: Path) -> Plan:
     return Plan(code, student, protocol, tuple(teachers.values()), tuple(banks.values()), tuple(cells))
 
 
-def suite_code(suite: Suite) -> str:
-    """Fingerprint of the code that decides the results of a study, see :func:`~sdr_lightning.suite.code.code_fingerprint`."""
-    configurations = [*suite.student, *(path for teacher in suite.teachers.values() for path in teacher.config)]
+def study_code(study: Study) -> str:
+    """Fingerprint of the code that decides the results of a study, see :func:`~sdr_lightning.studies.code.code_fingerprint`."""
+    configurations = [*study.student, *(path for teacher in study.teachers.values() for path in teacher.config)]
     documents = [document for path in configurations for document in _documents(path)]
     return code_fingerprint(text for document in documents for key, text in _strings(document) if key == "class_path")
 
@@ -258,11 +258,11 @@ def imbalance_options(stack: Stack) -> tuple[str, ...]:
     return ("--data.init_args.imbalance", json.dumps([asdict(part) for part in stack]))
 
 
-def _conditions(suite: Suite) -> list[tuple[str, float]]:
+def _conditions(study: Study) -> list[tuple[str, float]]:
     """Names and ratios, the greatest first: features of what is chosen there serve the smaller ones, whose choice is nested."""
-    ratios = sorted((ratio for ratio in suite.ratios if ratio > 0), reverse=True)
-    clean = [("none", 0.0)] if 0 in suite.ratios else []
-    return clean + [(name, ratio) for ratio in ratios for name in suite.imbalances]
+    ratios = sorted((ratio for ratio in study.ratios if ratio > 0), reverse=True)
+    clean = [("none", 0.0)] if 0 in study.ratios else []
+    return clean + [(name, ratio) for ratio in ratios for name in study.imbalances]
 
 
 def _text(config: Path) -> str:
@@ -303,8 +303,8 @@ def _weights(weights: dict[str, float]) -> tuple[str, ...]:
     return ("--model.init_args.objective.init_args.weights", json.dumps(every))
 
 
-def _teacher(suite: Suite, modality: str, folder: Path, stack: Stack, code: str) -> TeacherJob:
-    teacher = suite.teachers[modality]
+def _teacher(study: Study, modality: str, folder: Path, stack: Stack, code: str) -> TeacherJob:
+    teacher = study.teachers[modality]
     fingerprint = sha256(__version__, code, *map(_text, teacher.config), str(teacher.pretrained))
     where = folder / "teachers" / modality
     imbalances: Stack | None = None if teacher.pretrained else ()
@@ -330,12 +330,12 @@ def _text_of(stack: Stack) -> str:
     return " ".join([str(stack), *(sha256(file.read_bytes()) for file in files if file.is_file())])
 
 
-def _bank(teacher: TeacherJob, stack: Stack, suite: Suite, base: str) -> BankJob:
+def _bank(teacher: TeacherJob, stack: Stack, study: Study, base: str) -> BankJob:
     # A bank depends on what the teacher is shown alone; only the data can say what a file does.
     shown = tuple(part for part in stack if part.modality == teacher.modality or part.file is not None)
     stem = f"{_label(shown)}-{sha256(base, _text_of(shown))[:12]}"
     banks = teacher.folder / "banks"
-    placebo = any(method.teachers == "placebo" for method in suite.methods.values())
+    placebo = any(method.teachers == "placebo" for method in study.methods.values())
     return BankJob(
         teacher, shown, banks / f"{stem}.safetensors", banks / f"{stem}-placebo.safetensors" if placebo else None
     )

@@ -10,11 +10,11 @@ import pytest
 from sdr_lightning.configure import build
 from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.losses.objective import TERMS
-from sdr_lightning.suite.plan import Cell, Plan, imbalance_options, plan
-from sdr_lightning.suite.spec import Method, Suite
+from sdr_lightning.studies.plan import Cell, Plan, imbalance_options, plan
+from sdr_lightning.studies.spec import Method, Study
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-SUITE = Suite.load(EXPERIMENTS / "scenes" / "suite.yaml")
+SUITE = Study.load(EXPERIMENTS / "scenes" / "study.yaml")
 FOLDER = Path("results")
 PLAN = plan(SUITE, FOLDER)
 BANKS = {"image": "--data.init_args.image_bank", "text": "--data.init_args.text_bank"}
@@ -40,8 +40,8 @@ def copied(tmp_path: Path) -> Path:
     return tmp_path / "experiments"
 
 
-def fingerprints(suite: Suite) -> list[str]:
-    return [cell.fingerprint for cell in plan(suite, FOLDER).cells]
+def fingerprints(study: Study) -> list[str]:
+    return [cell.fingerprint for cell in plan(study, FOLDER).cells]
 
 
 @pytest.mark.parametrize(
@@ -210,11 +210,11 @@ def test_fingerprints_change_with_the_method() -> None:
 @pytest.mark.parametrize("name", ["sdr.yaml", "image_teacher.yaml", "text_teacher.yaml"])
 def test_fingerprints_change_with_configurations(copied: Path, name: str) -> None:
     file = copied / "scenes" / name
-    suite = Suite.load(copied / "scenes" / "suite.yaml")
-    before = plan(suite, FOLDER)
+    study = Study.load(copied / "scenes" / "study.yaml")
+    before = plan(study, FOLDER)
     assert [cell.fingerprint for cell in before.cells] == fingerprints(SUITE)  # where the files are does not matter
     file.write_text(file.read_text().replace("max_epochs", "min_epochs: 2\n  max_epochs"))
-    after = plan(suite, FOLDER)
+    after = plan(study, FOLDER)
     assert not {cell.fingerprint for cell in before.cells} & {cell.fingerprint for cell in after.cells}
     assert not {bank.file for bank in before.banks} & {bank.file for bank in after.banks}
     teachers = zip(before.teachers, after.teachers, strict=True)
@@ -223,21 +223,21 @@ def test_fingerprints_change_with_configurations(copied: Path, name: str) -> Non
 
 @pytest.mark.parametrize("name", ["models/tiny.yaml", "data/scenes.yaml"])
 def test_fingerprints_change_with_fragments(copied: Path, name: str) -> None:
-    suite = Suite.load(copied / "scenes" / "suite.yaml")
-    before = fingerprints(suite)
+    study = Study.load(copied / "scenes" / "study.yaml")
+    before = fingerprints(study)
     file = copied / name
     file.write_text(
         file.read_text().replace("hidden_size: 64", "hidden_size: 32").replace("batch_size: 128", "batch_size: 64")
     )
-    assert not set(before) & set(fingerprints(suite))
+    assert not set(before) & set(fingerprints(study))
 
 
 def test_comments_of_a_configuration_do_not_count(copied: Path) -> None:
-    suite = Suite.load(copied / "scenes" / "suite.yaml")
-    before = fingerprints(suite)
+    study = Study.load(copied / "scenes" / "study.yaml")
+    before = fingerprints(study)
     for name in ("scenes/sdr.yaml", "models/tiny.yaml", "scenes/image_teacher.yaml"):
         (copied / name).write_text("# Other words.\n" + (copied / name).read_text())
-    assert fingerprints(suite) == before
+    assert fingerprints(study) == before
 
 
 def test_the_code_that_decides_a_result_is_part_of_every_fingerprint(
@@ -248,11 +248,11 @@ def test_the_code_that_decides_a_result_is_part_of_every_fingerprint(
     (tmp_path / "loss_of_mine.py").write_text("class Objective:\n    margin = 0.1\n")
     file = copied / "models/tiny.yaml"
     file.write_text(file.read_text().replace("sdr_lightning.losses.RebalancingObjective", "loss_of_mine.Objective"))
-    suite = Suite.load(copied / "scenes" / "suite.yaml")
-    before = plan(suite, FOLDER)
+    study = Study.load(copied / "scenes" / "study.yaml")
+    before = plan(study, FOLDER)
     assert {job.code for job in (*before.cells, *before.teachers)} == {before.code}
     (tmp_path / "loss_of_mine.py").write_text("class Objective:\n    margin = 0.2\n")
-    after = plan(suite, FOLDER)
+    after = plan(study, FOLDER)
     assert not {cell.fingerprint for cell in before.cells} & {cell.fingerprint for cell in after.cells}
     assert not {job.fingerprint for job in before.teachers} & {job.fingerprint for job in after.teachers}
     assert not {bank.file for bank in before.banks} & {bank.file for bank in after.banks}

@@ -1,12 +1,12 @@
-"""Reading a suite's folder. Every malformed file is a ``ValueError`` that names it and what is wrong."""
+"""Reading a study's folder. Every malformed file is a ``ValueError`` that names it and what is wrong."""
 
 import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from sdr_lightning.reporting.fields import Fields
-from sdr_lightning.reporting.results import (
+from sdr_lightning.results.fields import Fields
+from sdr_lightning.results.schema import (
     NO_IMBALANCE,
     RECALLS,
     Condition,
@@ -17,7 +17,7 @@ from sdr_lightning.reporting.results import (
     Realised,
     Run,
     Stage,
-    Suite,
+    Study,
     Swept,
     Teacher,
 )
@@ -25,15 +25,15 @@ from sdr_lightning.reporting.results import (
 _PERCENT = re.compile(r"(R|NDCG)@\d+$")
 
 
-def load_suite(suite_dir: Path) -> Suite:
-    """Read a suite's folder.
+def load_study(study_dir: Path) -> Study:
+    """Read a study's folder.
 
     Raises:
-        ValueError: there is no ``suite.json``, a file is malformed, or two folders hold the same run.
+        ValueError: there is no ``study.json``, a file is malformed, or two folders hold the same run.
     """
-    path = suite_dir / "suite.json"
+    path = study_dir / "study.json"
     if not path.is_file():
-        raise ValueError(f"no suite in {suite_dir}: run sdr reproduce first")
+        raise ValueError(f"no study in {study_dir}: run sdr reproduce first")
     fields = Fields.read(path)
     methods = {name: _method(name, child) for name, child in fields.child("methods").children()}
     imbalances = {name: _imbalance(name, child) for name, child in fields.child("imbalances").children()}
@@ -52,10 +52,10 @@ def load_suite(suite_dir: Path) -> Suite:
             raise fields.complaint(role, f"one of the methods {', '.join(methods)}")
     protocol = fields.text("protocol", "clean")
     code = fields.text("code", "")
-    found, foreign = _load_runs(suite_dir, protocol, methods, imbalances, ratios, seeds)
-    teachers = (_teacher(path) for path in sorted(suite_dir.glob("teachers/**/teacher.json")))
-    return Suite(
-        root=suite_dir,
+    found, foreign = _load_runs(study_dir, protocol, methods, imbalances, ratios, seeds)
+    teachers = (_teacher(path) for path in sorted(study_dir.glob("teachers/**/teacher.json")))
+    return Study(
+        root=study_dir,
         name=fields.text("name"),
         title=fields.text("title", fields.text("name")),
         description=fields.text("description", ""),

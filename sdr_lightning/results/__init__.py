@@ -1,0 +1,1 @@
+"""Results of studies: one schema, how they are read, and checked fields of their files."""
