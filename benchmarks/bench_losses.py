@@ -1,8 +1,8 @@
-"""The objective as commonly computed against this package's way, on one thread; both sides interleaved in one process.
+"""The method as commonly computed against this package's way, on one thread; both sides interleaved in one process.
 
     python benchmarks/bench_losses.py                # times; about a minute and a half on one core
     python benchmarks/bench_losses.py --memory       # and peak memory at B = 8,192, each side in a process of its own
-    python benchmarks/bench_losses.py --step         # and the objective's share of a training step at B = 64
+    python benchmarks/bench_losses.py --step         # and the method's share of a training step at B = 64
     python benchmarks/bench_losses.py --paper        # images/s, memory and TFLOP/s in bf16 of the paper's student, on a GPU
 
 Ratios of medians carry over between machines. Values are compared before anything is timed.
@@ -28,8 +28,8 @@ from sdr_lightning.functional.relational import (
     weighted_wasserstein,
 )
 from sdr_lightning.functional.relational_tiled import tiled_structure
-from sdr_lightning.losses import RebalancingObjective
-from sdr_lightning.types import PairEmbeddings
+from sdr_lightning.methods import SDR
+from sdr_lightning.types import Pairs
 
 WIDTHS = {"student": 256, "image": 1024, "text": 768}
 TAU = 0.07
@@ -162,13 +162,11 @@ def bench_memory(size: int = 8192) -> None:
     print(f"MAE relations, B = {size:,}: peak memory        {dense:9.0f} MB {tiled:9.0f} MB   {dense / tiled:5.1f}x")
 
 
-def objective_and_pairs(
-    size: int, fused_width: int, device: torch.device
-) -> tuple[RebalancingObjective, PairEmbeddings]:
+def method_and_pairs(size: int, fused_width: int, device: torch.device) -> tuple[SDR, Pairs]:
     torch.manual_seed(0)
-    objective = RebalancingObjective(None, 256, WIDTHS["image"], WIDTHS["text"], relation="fused").to(device)
+    method = SDR(None, 256, WIDTHS["image"], WIDTHS["text"], relation="fused").to(device)
     unit = [F.normalize(torch.randn(size, 256, device=device), dim=1).requires_grad_() for _ in range(2)]
-    return objective, PairEmbeddings(
+    return method, Pairs(
         *unit,
         torch.arange(size, device=device),
         torch.randn(size, WIDTHS["image"], device=device),
@@ -184,14 +182,14 @@ def bench_step(size: int = 64) -> None:
     from sdr_lightning.encoders import DualEncoder, TimmImageTower, TransformersTextTower
     from sdr_lightning.types import Tokens
 
-    objective, pairs = objective_and_pairs(size, 768, torch.device("cpu"))
+    method, pairs = method_and_pairs(size, 768, torch.device("cpu"))
     bert = {"model_type": "bert", "hidden_size": 384, "num_hidden_layers": 6, "intermediate_size": 1536}
     encoder = DualEncoder(TimmImageTower("vit_tiny_patch16_224"), TransformersTextTower(config=bert))
     images = torch.randint(0, 256, (size, 3, 224, 224), dtype=torch.uint8)
     tokens = Tokens(torch.randint(1000, 2000, (size, 16)), torch.ones(size, 16, dtype=torch.long))
 
     def losses() -> None:
-        objective.total(objective(pairs)).backward()
+        method.total(method(pairs)).backward()
 
     def towers() -> None:
         (encoder.encode_image(images) * encoder.encode_text(tokens)).sum().backward()
@@ -201,10 +199,10 @@ def bench_step(size: int = 64) -> None:
     print(
         f"all seven terms, B = {size}: {100 * statistics.median(share):.2f} % of ViT-tiny's and MiniLM's step without fusion"
     )
-    compiled = torch.compile(objective)
-    plain, quick = objective(pairs), compiled(pairs)
+    compiled = torch.compile(method)
+    plain, quick = method(pairs), compiled(pairs)
     torch.testing.assert_close(quick, plain, rtol=1e-4, atol=1e-5)
-    compare(f"all seven terms, B = {size}, compiled", lambda: objective(pairs), lambda: compiled(pairs), 20)
+    compare(f"all seven terms, B = {size}, compiled", lambda: method(pairs), lambda: compiled(pairs), 20)
 
 
 def bench_paper(size: int = 36, steps: int = 20) -> None:
@@ -222,8 +220,8 @@ def bench_paper(size: int = 36, steps: int = 20) -> None:
         TransformersTextTower(config=bert, pooling="cls", layers=6),
         fusion=FusionEncoder(1024, config=bert),
     ).to(device)
-    objective, pairs = objective_and_pairs(size, 768, device)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *objective.parameters()], lr=5e-5, fused=True)
+    method, pairs = method_and_pairs(size, 768, device)
+    optimizer = torch.optim.AdamW([*encoder.parameters(), *method.parameters()], lr=5e-5, fused=True)
     images = torch.randint(0, 256, (size, 3, 384, 384), dtype=torch.uint8, device=device)
     tokens = Tokens(
         torch.randint(1000, 2000, (size, 20), device=device), torch.ones(size, 20, dtype=torch.long, device=device)
@@ -233,7 +231,7 @@ def bench_paper(size: int = 36, steps: int = 20) -> None:
         with torch.autocast("cuda", dtype=torch.bfloat16):
             image, text = encoder.image(images), encoder.text(tokens)
             matched = match(encoder.fusion, Pool(image, text, pairs.image_index), size, TAU, with_negatives=True)
-        terms = objective(
+        terms = method(
             pairs._replace(
                 image=image.embedding,
                 text=text.embedding,
@@ -242,7 +240,7 @@ def bench_paper(size: int = 36, steps: int = 20) -> None:
                 match_labels=matched.labels,
             )
         )
-        objective.total(terms).backward()
+        method.total(terms).backward()
         optimizer.step()
         optimizer.zero_grad()
 

@@ -4,8 +4,8 @@
     sdr bench processes --processes 1 2 4 --batches 256 1024 [-- --model MODEL.yaml ...]
 
 Each number comes from `sdr fit` with gloo on generated scenes, as a user starts it; the settings take turns, round after round.
-A step is forward, gathering, objective, backward with its averaging of gradients, and optimiser, without reading data. The
-last column is what W processes add to a step of one process with batch / W pairs: communication, and the objective over all
+A step is forward, gathering, method, backward with its averaging of gradients, and optimiser, without reading data. The
+last column is what W processes add to a step of one process with batch / W pairs: communication, and the method over all
 pairs instead of its own.
 """
 
@@ -57,7 +57,7 @@ def steps(processes: int, batch: int, local_loss: bool, more: list[str]) -> list
             *(sys.executable, "-m", "sdr_lightning", "fit", "--model", "experiments/models/tiny_vit_clip.yaml"),
             *("--data", "experiments/data/scenes.yaml", f"--data.init_args.batch_size={batch}", "--run_dir", folder),
             *(f"--data.init_args.source.init_args.num_train={2 * batch}", "--data.init_args.augmentation=none"),
-            *("--model.init_args.objective.init_args.weights", MATCHING_ALONE, *more),
+            *("--model.init_args.method.init_args.weights", MATCHING_ALONE, *more),
             f"--model.init_args.local_loss={str(local_loss).lower()}",
             *("--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.limit_val_batches=0"),
             *(f"--trainer.max_steps={WARM_UP + STEPS}", "--trainer.max_epochs=-1", "--checkpoint.monitor=null"),

@@ -3,7 +3,7 @@
     sdr bench training                                            # the tiny student of the scenes; a minute on one core
     sdr bench training --batch 16 --size 224 --variants plain bf16 compile -- --model MODEL.yaml [--config OVERLAY.yaml ...]
 
-Steps are those of `sdr fit` on generated scenes of any size, with random teachers' features: forward, objective, backward and
+Steps are those of `sdr fit` on generated scenes of any size, with random teachers' features: forward, method, backward and
 optimiser, without reading data. Each variant is options of `sdr fit`, laid over the model. Ratios are of medians, against
 the first variant. Memory: on a CPU what autograd keeps between the passes, on a GPU the peak of all that was allocated.
 """
@@ -112,11 +112,11 @@ def banks(words: list[str], folder: Path) -> list[str]:
     """Random features in the place of teachers', as options."""
     cli = build(words)
     cli.datamodule.setup("fit")
-    split, objective = cli.datamodule.split("train"), cli.model.objective
+    split, method = cli.datamodule.split("train"), cli.model.method
     options = []
     for modality in ("image", "text"):
-        if getattr(objective, f"needs_{modality}_teacher"):
-            width = cli.config.model.init_args.objective.init_args[f"{modality}_teacher_width"] or 64
+        if getattr(method, f"needs_{modality}_teacher"):
+            width = cli.config.model.init_args.method.init_args[f"{modality}_teacher_width"] or 64
             ids = split.ids(modality)
             path = folder / f"{modality}.safetensors"
             FeatureBank(modality, ids, split.content(modality), torch.randn(len(ids), width), "random").save(path)

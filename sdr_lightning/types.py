@@ -31,7 +31,7 @@ class RetrievalBatch(NamedTuple):
         images: (B, 3, H, W) pixels, or (B, D) cached features of a frozen image tower.
         texts: tokens of B captions, or (B, D) cached features of a frozen text tower.
         image_index: (B,) int64, row of the image in its split.
-        text_index: (B,) int64, row of the caption in its split.
+        pair_index: (B,) int64, row of the caption in its split.
         image_teacher: (B, D_I) features of the image teacher, or None where no bank is configured.
         text_teacher: (B, D_T) features of the text teacher, or None where no bank is configured.
     """
@@ -39,7 +39,7 @@ class RetrievalBatch(NamedTuple):
     images: Tensor
     texts: Tokens | Tensor
     image_index: Tensor
-    text_index: Tensor
+    pair_index: Tensor
     image_teacher: Tensor | None = None
     text_teacher: Tensor | None = None
 
@@ -72,8 +72,8 @@ class Encoded(NamedTuple):
     mask: Tensor | None = None
 
 
-class PairEmbeddings(NamedTuple):
-    """What an objective sees of B pairs, over all ranks.
+class Pairs(NamedTuple):
+    """What a method sees of B pairs, over all ranks.
 
     Attributes:
         image: (B, d) L2-normalised image embeddings.

@@ -46,7 +46,7 @@ from sdr_lightning.metrics.paper_protocol import evaluate_published, first_five
 from sdr_lightning.metrics.relevance import Relevance
 from sdr_lightning.metrics.structure import diagnostics, preserved
 from sdr_lightning.paths import check_output
-from sdr_lightning.training.record import git, versions
+from sdr_lightning.training.tracking.record import git, versions
 
 _KS = (10, 20, 50)
 _ROWS = 256

@@ -12,8 +12,8 @@ from sdr_lightning.configure.help import help_text
 from sdr_lightning.data.table import SPLITS
 from sdr_lightning.features.bank import is_bank
 from sdr_lightning.paths import check_output
+from sdr_lightning.training.checkpoints.interruption import exit_when_stopped, stopped_by_signals
 from sdr_lightning.training.extraction import extract_bank
-from sdr_lightning.training.interruption import exit_when_stopped, stopped_by_signals
 
 
 def run(arguments: list[str]) -> int:

@@ -13,7 +13,7 @@ from sdr_lightning.configure import build
 from sdr_lightning.encoders.weights import read_state
 from sdr_lightning.paths import check_output, write_atomically
 from sdr_lightning.training import RetrievalModule
-from sdr_lightning.training.public_checkpoint import import_public_sdr
+from sdr_lightning.training.checkpoints.public_code import import_public_sdr
 
 _ORIGIN = "imported_from"
 

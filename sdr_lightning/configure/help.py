@@ -18,7 +18,7 @@ from lightning.pytorch import Trainer
 
 from sdr_lightning.configure.teacher import TeacherFiles
 from sdr_lightning.data.module import RetrievalDataModule
-from sdr_lightning.training.checkpoint import BestCheckpoint
+from sdr_lightning.training.checkpoints.best import BestCheckpoint
 from sdr_lightning.training.retrieval_module import RetrievalModule
 
 _COMMAND = """usage: sdr {command} --config FILE [--config FILE ...] [--KEY VALUE ...]

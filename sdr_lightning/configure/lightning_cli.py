@@ -25,14 +25,20 @@ from sdr_lightning.configure.teacher import TeacherFiles
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.metrics.evaluation import undefined
 from sdr_lightning.paths import FilePath, claim, expand, read_json
-from sdr_lightning.training.checkpoint import BestCheckpoint, best_checkpoint
-from sdr_lightning.training.continuation import LAST, CheckpointFiles, Continuation, is_dev_run, last_checkpoint
-from sdr_lightning.training.distributed import in_first_process
-from sdr_lightning.training.interruption import exit_status, exit_when_stopped, stopped_by_signals
-from sdr_lightning.training.metrics_csv import MetricsCSV
+from sdr_lightning.training.checkpoints.best import BestCheckpoint, best_checkpoint
+from sdr_lightning.training.checkpoints.continuation import (
+    LAST,
+    CheckpointFiles,
+    Continuation,
+    is_dev_run,
+    last_checkpoint,
+)
+from sdr_lightning.training.checkpoints.interruption import exit_status, exit_when_stopped, stopped_by_signals
+from sdr_lightning.training.distributed.collectives import in_first_process
 from sdr_lightning.training.protocol import ProtocolName, paper_options
 from sdr_lightning.training.retrieval_module import RetrievalModule
-from sdr_lightning.training.tracking import WandbRun
+from sdr_lightning.training.tracking.metrics_csv import MetricsCSV
+from sdr_lightning.training.tracking.wandb_run import WandbRun
 from sdr_lightning.training.trainer_options import CheckGalleryAndMonitors, check_trainer
 from sdr_lightning.types import Modality
 

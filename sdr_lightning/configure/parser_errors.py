@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 
-from sdr_lightning.training.checkpoint import BestCheckpoint
+from sdr_lightning.training.checkpoints.best import BestCheckpoint
 
 _UNKNOWN = (
     re.compile(r"Option '(?P<name>[\w.]+)' is not accepted"),

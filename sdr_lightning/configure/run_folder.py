@@ -18,11 +18,11 @@ from sdr_lightning.metrics.evaluation import undefined
 from sdr_lightning.metrics.files import pairing_fingerprint, save_evaluation
 from sdr_lightning.metrics.paper_protocol import first_five
 from sdr_lightning.paths import check_folder, claim, read_json, write_json, write_text
-from sdr_lightning.training.checkpoint import best_checkpoint
-from sdr_lightning.training.metrics_csv import MetricsCSV
+from sdr_lightning.training.checkpoints.best import best_checkpoint
 from sdr_lightning.training.protocol import ProtocolName
-from sdr_lightning.training.record import environment, git, peak_memory, versions
 from sdr_lightning.training.retrieval_module import RetrievalModule
+from sdr_lightning.training.tracking.metrics_csv import MetricsCSV
+from sdr_lightning.training.tracking.record import environment, git, peak_memory, versions
 
 _WRITTEN = (
     "run.json",

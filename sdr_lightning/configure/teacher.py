@@ -33,7 +33,7 @@ _NOT_THE_MODEL = (
 
 @dataclass(frozen=True)
 class TeacherFiles:
-    """A teacher that is run over the student's data, as far as the objective distils it; goes before a bank of its features.
+    """A teacher that is run over the student's data, as far as the method distils it; goes before a bank of its features.
 
     ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
 

@@ -46,7 +46,7 @@ class RetrievalDataModule(pl.LightningDataModule):
         augmentation: of training images.
         imbalance: what is wrong with the data: one specification or several, applied in order; None for nothing. Each
             touches the training split only, unless it names others.
-        image_bank: the image teacher's feature bank, read when the student's objective needs it; ``$NAME`` and
+        image_bank: the image teacher's feature bank, read when the student's method needs it; ``$NAME`` and
             ``${NAME:-default}`` are filled in.
         text_bank: the text teacher's feature bank, likewise.
         evaluation_batch_size: items a process encodes at a time outside training.
@@ -139,7 +139,7 @@ class RetrievalDataModule(pl.LightningDataModule):
         path = self.banks[modality]
         if path is None:
             raise ValueError(
-                f"the objective distils an {modality} teacher and there is neither --{modality}_teacher nor a bank of "
+                f"the method distils an {modality} teacher and there is neither --{modality}_teacher nor a bank of "
                 f"its features: write one with sdr extract and name it as --data.init_args.{modality}_bank"
             )
         self.split("train").attach_teacher(FeatureBank.load(Path(expand(path)), modality))

@@ -25,9 +25,9 @@ COLOURS = ("#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D31")
 MARKERS = ("s", "^", "D", "v", "P", "X")
 
 CURVES = {
-    "objective/lambda": "λ, share of the text teacher",
-    "objective/temperature": "τ, matching",
-    "objective/relation_temperature": "τ₂, relations",
+    "method/lambda": "λ, share of the text teacher",
+    "method/temperature": "τ, matching",
+    "method/relation_temperature": "τ₂, relations",
 }
 """Columns of a run's log that are drawn beside its rsum."""
 

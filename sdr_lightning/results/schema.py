@@ -56,7 +56,7 @@ class Swept:
 
 @dataclass(frozen=True)
 class Method:
-    """A training objective under test, stage by stage."""
+    """A training method under test, stage by stage."""
 
     name: str
     description: str

@@ -31,11 +31,11 @@ from sdr_lightning.metrics.graded import single_modal
 from sdr_lightning.metrics.structure import preserved
 from sdr_lightning.paths import read_json, write_atomically, write_json
 from sdr_lightning.studies.plan import BankJob, Cell, TeacherJob, imbalance_options
-from sdr_lightning.training.checkpoint import best_checkpoint
-from sdr_lightning.training.continuation import LAST, PREVIOUS, last_checkpoint
+from sdr_lightning.training.checkpoints.best import best_checkpoint
+from sdr_lightning.training.checkpoints.continuation import LAST, PREVIOUS, last_checkpoint
 from sdr_lightning.training.extraction import extract_bank, split_bank
-from sdr_lightning.training.record import environment
 from sdr_lightning.training.retrieval_module import RetrievalModule
+from sdr_lightning.training.tracking.record import environment
 from sdr_lightning.types import Modality
 
 _EXAMPLE_QUERIES, _EXAMPLE_RESULTS = 3, 5

@@ -15,7 +15,7 @@ import yaml
 from sdr_lightning import __version__
 from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.identity import sha256
-from sdr_lightning.losses.objective import TERMS
+from sdr_lightning.methods.sdr import TERMS
 from sdr_lightning.paths import expand
 from sdr_lightning.studies.code import code_fingerprint
 from sdr_lightning.studies.spec import Method, Stage, Study
@@ -300,7 +300,7 @@ def _config_options(paths: Sequence[Path]) -> tuple[str, ...]:
 
 def _weights(weights: dict[str, float]) -> tuple[str, ...]:
     every = {term: weights.get(term, 0) for term in TERMS}  # named one by one, so that none is inherited
-    return ("--model.init_args.objective.init_args.weights", json.dumps(every))
+    return ("--model.init_args.method.init_args.weights", json.dumps(every))
 
 
 def _teacher(study: Study, modality: str, folder: Path, stack: Stack, code: str) -> TeacherJob:

@@ -28,8 +28,8 @@ from sdr_lightning.reporting import build_report, check_report
 from sdr_lightning.studies import jobs as work
 from sdr_lightning.studies.plan import BankJob, Cell, Plan, TeacherJob
 from sdr_lightning.studies.spec import Study, describe_imbalance
-from sdr_lightning.training.devices import shares
-from sdr_lightning.training.record import environment
+from sdr_lightning.training.distributed.devices import shares
+from sdr_lightning.training.tracking.record import environment
 from sdr_lightning.types import Modality
 
 _PATIENCE_S = 60

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from sdr_lightning.data.imbalance import Imbalance
-from sdr_lightning.losses.objective import DISTILLING, TERMS
+from sdr_lightning.methods.sdr import DISTILLING, TERMS
 from sdr_lightning.training.protocol import ProtocolName
 
 _FOLDER = re.compile(r"\w[\w ,.+()-]*")
@@ -48,7 +48,7 @@ class Stage:
     """A training of its own, that the next one starts from.
 
     Attributes:
-        weights: weight of each term of the objective; absent terms are off.
+        weights: weight of each term of the method; absent terms are off.
         epochs: how many; as the student's configuration says when None.
     """
 
@@ -75,7 +75,7 @@ class Method:
     """One way to train the student.
 
     Attributes:
-        weights: weight of each term of the objective in the last stage; absent terms are off.
+        weights: weight of each term of the method in the last stage; absent terms are off.
         teachers: the study's teachers, or ``placebo``: random features in their place.
         description: one sentence for the report.
         epochs: of the last stage; as the student's configuration says when None.

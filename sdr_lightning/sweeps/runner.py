@@ -24,7 +24,7 @@ from sdr_lightning.paths import claim, read_json, write_json
 from sdr_lightning.reporting.curves import read_curves
 from sdr_lightning.reporting.sweep import check_sweep_report
 from sdr_lightning.sweeps.spec import Sweep, engine
-from sdr_lightning.training.devices import shares
+from sdr_lightning.training.distributed.devices import shares
 
 State = Literal["running", "finished", "failed", "stopped"]
 _POLL_S = 0.5

@@ -21,7 +21,7 @@ from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.features.extract import extract
 from sdr_lightning.identity import sha256
-from sdr_lightning.training.interruption import Interruption, Stopped
+from sdr_lightning.training.checkpoints.interruption import Interruption, Stopped
 from sdr_lightning.types import Modality
 
 _PART_S = 60.0

@@ -37,7 +37,7 @@ class Matched(NamedTuple):
         fused: (B, W) fused tokens of the matched pairs; None where nothing asks for them.
         logits: (3 B, 2) of the matched pairs, of each caption with a hard-negative image, and of each image with a
             hard-negative caption; None where nothing asks for them.
-        labels: (3 B,) int64, see :class:`~sdr_lightning.types.PairEmbeddings`.
+        labels: (3 B,) int64, see :class:`~sdr_lightning.types.Pairs`.
     """
 
     fused: Tensor | None

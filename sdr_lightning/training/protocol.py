@@ -13,7 +13,7 @@ PAPER: dict[str, Any] = {
     "data.init_args.evaluation_words": 30,
     f"{_MODEL}.gather": "albef",
     f"{_MODEL}.negatives": "local",
-    f"{_MODEL}.objective.init_args.clamp_temperatures": False,
+    f"{_MODEL}.method.init_args.clamp_temperatures": False,
     f"{_MODEL}.optimisation.init_args.decayed": "published",
     f"{_MODEL}.optimisation.init_args.schedule": "linear",
     f"{_MODEL}.optimisation.init_args.newly_initialized_multiple": 1.0,

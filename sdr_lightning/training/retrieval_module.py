@@ -1,4 +1,4 @@
-"""The student: a dual encoder trained by the rebalancing objective."""
+"""The student: a dual encoder trained by the rebalancing method."""
 
 from __future__ import annotations
 
@@ -20,12 +20,19 @@ from sdr_lightning.encoders.text import check_tokens
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.functional.search import TopK, top_k
-from sdr_lightning.losses.objective import RebalancingObjective
+from sdr_lightning.methods.sdr import SDR
 from sdr_lightning.metrics.evaluation import checked, cross_modal, cross_modal_folds, evaluate_queries
 from sdr_lightning.metrics.paper_protocol import evaluate_published, first_five
 from sdr_lightning.paths import FilePath, expand
-from sdr_lightning.training.continuation import is_dev_run
-from sdr_lightning.training.distributed import EmbeddingTable, Gather, gather, gather_encoded, in_first_process
+from sdr_lightning.training.checkpoints.continuation import is_dev_run
+from sdr_lightning.training.checkpoints.student_weights import leave_frozen_out, put_frozen_back, start_from
+from sdr_lightning.training.distributed.collectives import (
+    EmbeddingTable,
+    Gather,
+    gather,
+    gather_encoded,
+    in_first_process,
+)
 from sdr_lightning.training.epoch_terms import EpochTerms
 from sdr_lightning.training.extraction import split_bank
 from sdr_lightning.training.gradient_caching import check_chunks, encode_in_chunks
@@ -39,8 +46,7 @@ from sdr_lightning.training.reranking import (
     reranked_metrics,
     score_pairs,
 )
-from sdr_lightning.training.student_weights import leave_frozen_out, put_frozen_back, start_from
-from sdr_lightning.types import Encoded, Modality, PairEmbeddings, RetrievalBatch, UnimodalBatch
+from sdr_lightning.types import Encoded, Modality, Pairs, RetrievalBatch, UnimodalBatch
 
 _TEACHERS, _PROTOCOL, _BEST = "teachers", "protocol", "best_rsum"
 
@@ -55,9 +61,9 @@ class RetrievalModule(EpochTerms):
 
     Args:
         encoder: the dual encoder. A fusion encoder that no term reads stays as it is.
-        objective: the terms and their weights.
+        method: the terms and their weights.
         optimisation: optimiser and schedule.
-        gather: which gradients cross processes, see :func:`~sdr_lightning.training.distributed.gather`.
+        gather: which gradients cross processes, see :func:`~sdr_lightning.training.distributed.collectives.gather`.
         negatives: whether hard negatives are drawn among a process's own pairs (``local``, as published) or among those of
             all processes (``global``).
         positives: which pairs of a batch are positives of one another, and so never negatives: those of the same image
@@ -69,7 +75,7 @@ class RetrievalModule(EpochTerms):
         local_loss: each process computes the rows of its own pairs instead of every row, as far as a term falls apart
             into rows: the contrasts, and structure by ``mae`` and ``mse``. The mean over processes, and so the
             gradient, is the same.
-        start_from: a checkpoint of an earlier stage: training starts from its encoder, and from what of its objective is
+        start_from: a checkpoint of an earlier stage: training starts from its encoder, and from what of its method is
             part of this one. ``$NAME`` and ``${NAME:-default}`` are filled in.
 
     Raises:
@@ -80,7 +86,7 @@ class RetrievalModule(EpochTerms):
     def __init__(
         self,
         encoder: DualEncoder,
-        objective: RebalancingObjective,
+        method: SDR,
         optimisation: Optimisation | None = None,
         gather: Gather = "exact",
         negatives: Literal["local", "global"] = "local",
@@ -91,9 +97,9 @@ class RetrievalModule(EpochTerms):
         start_from: FilePath | None = None,
     ) -> None:
         super().__init__()
-        if encoder.fusion is None and (objective.needs_fusion or rerank is not None):
+        if encoder.fusion is None and (method.needs_fusion or rerank is not None):
             raise ValueError(
-                "the objective's term itm or relation fused, or rerank, needs a fusion encoder: configure encoder.fusion, or "
+                "the method's term itm or relation fused, or rerank, needs a fusion encoder: configure encoder.fusion, or "
                 "leave these out"
             )
         if rerank is not None and rerank < 1:
@@ -107,7 +113,7 @@ class RetrievalModule(EpochTerms):
         if local_loss and gather != "exact":
             raise ValueError("local_loss leaves rows to other processes and needs their gradient: set gather to exact")
         check_chunks(micro_batch, **{"image tower": encoder.image_tower, "text tower": encoder.text_tower})
-        self.encoder, self.objective = encoder, objective
+        self.encoder, self.method = encoder, method
         self.optimisation = optimisation if optimisation is not None else Optimisation()
         self.gather, self.negatives, self.positives = gather, negatives, positives
         self.rerank, self.start_from = rerank, start_from
@@ -121,8 +127,8 @@ class RetrievalModule(EpochTerms):
         self.protocol: ProtocolName = "clean"  # whoever trains under another says so
         self.teachers: dict[Modality, Callable[[], Tower]] = {}  # whoever has them at hand passes them; banks otherwise
         if encoder.fusion is not None:  # a parameter that no term reads would stop DDP
-            encoder.fusion.requires_grad_(objective.needs_fusion)
-            encoder.fusion.head.requires_grad_(objective.needs_matching)
+            encoder.fusion.requires_grad_(method.needs_fusion)
+            encoder.fusion.head.requires_grad_(method.needs_matching)
 
     @property
     def data(self) -> RetrievalDataModule:
@@ -131,7 +137,7 @@ class RetrievalModule(EpochTerms):
         return data
 
     def setup(self, stage: str) -> None:
-        """Check data against model, attach the teachers that the objective needs, and let frozen towers speak once.
+        """Check data against model, attach the teachers that the method needs, and let frozen towers speak once.
 
         Raises:
             ValueError: a tokenizer that does not fit the text tower, a teacher's bank that is absent or of other data, or a test
@@ -143,14 +149,14 @@ class RetrievalModule(EpochTerms):
         tokenizer = self.data.tokenizer
         check_tokens(self.encoder.text_tower, tokenizer.vocabulary_size, tokenizer.max_tokens)
         needed: dict[Modality, bool] = {
-            "image": self.objective.needs_image_teacher,
-            "text": self.objective.needs_text_teacher,
+            "image": self.method.needs_image_teacher,
+            "text": self.method.needs_text_teacher,
         }
         for modality, is_needed in needed.items():
             if stage == "fit" and is_needed:
                 self._attach_teacher(modality)
         if stage == "fit" and self.start_from is not None:
-            start_from(Path(expand(self.start_from)), self, self.encoder, self.objective)
+            start_from(Path(expand(self.start_from)), self, self.encoder, self.method)
         if stage == "fit" and self.positives == "image_or_text":
             content = torch.from_numpy(self.data.split("train").content("text"))
             self._text_content = content.to(self.trainer.strategy.root_device)
@@ -174,11 +180,11 @@ class RetrievalModule(EpochTerms):
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`."""
         newly_initialized = [f"encoder.{name}" for name in self.encoder.newly_initialized_parameters()]
-        newly_initialized += [f"objective.{name}" for name, _ in self.objective.named_parameters()]
+        newly_initialized += [f"method.{name}" for name, _ in self.method.named_parameters()]
         return self.optimisation.configure(self, newly_initialized)
 
     def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
-        """The objective over the pairs of all ranks.
+        """The method over the pairs of all ranks.
 
         Raises:
             ValueError: the loss is not finite; names the step, every term and the images of the batch.
@@ -186,8 +192,8 @@ class RetrievalModule(EpochTerms):
         image = encode_in_chunks(self.encoder.image, batch.images, self.micro_batch)
         text = encode_in_chunks(self.encoder.text, batch.texts, self.micro_batch)
         index = self._positive_index(batch)
-        matched = self._match(image, text, index) if self.objective.needs_fusion else Matched(None)
-        pairs = PairEmbeddings(
+        matched = self._match(image, text, index) if self.method.needs_fusion else Matched(None)
+        pairs = Pairs(
             gather(self, image.embedding, self.gather),
             gather(self, text.embedding, self.gather),
             gather(self, index),
@@ -197,8 +203,8 @@ class RetrievalModule(EpochTerms):
             gather(self, matched.logits),  # the public code does not gather these, so they have their whole gradient
             gather(self, matched.labels),
         )
-        terms: dict[str, Tensor] = self.objective(pairs, self._own_rows(len(batch.image_index)))
-        loss = self.objective.total(terms)
+        terms: dict[str, Tensor] = self.method(pairs, self._own_rows(len(batch.image_index)))
+        loss = self.method.total(terms)
         whole = {"loss": loss} | terms
         if self.local_loss:  # a process knows its rows alone
             values = gather(self, torch.stack(list(whole.values())).detach()[None]).mean(dim=0)
@@ -212,7 +218,7 @@ class RetrievalModule(EpochTerms):
         """(B,) or (B, 2) int64: pairs with an equal value in a column are positives of one another."""
         if self.positives == "image":
             return batch.image_index
-        return torch.stack([batch.image_index, self._text_content[batch.text_index]], dim=1)
+        return torch.stack([batch.image_index, self._text_content[batch.pair_index]], dim=1)
 
     def _own_rows(self, pairs: int) -> slice:
         first = self.trainer.global_rank * pairs
@@ -224,8 +230,8 @@ class RetrievalModule(EpochTerms):
         if self.negatives == "global" and self.trainer.world_size > 1:
             first = self.trainer.global_rank * len(image_index)
             pool = Pool(gather_encoded(self, image), gather_encoded(self, text), gather(self, image_index), first)
-        tau = self.objective.negatives_temperature()
-        with_negatives = self.objective.needs_matching
+        tau = self.method.negatives_temperature()
+        with_negatives = self.method.needs_matching
         return match(self.encoder.fusion, pool, len(image_index), tau, with_negatives, self.micro_batch)
 
     def _not_finite(self, terms: dict[str, Tensor], image_index: Tensor) -> str:
@@ -240,18 +246,18 @@ class RetrievalModule(EpochTerms):
 
     def epoch_means(self) -> dict[str, Tensor]:
         """Every term's mean, and the temperatures and lambda as they are."""
-        return super().epoch_means() | {f"objective/{name}": value for name, value in self.objective.scalars().items()}
+        return super().epoch_means() | {f"method/{name}": value for name, value in self.method.scalars().items()}
 
     def logged_metrics(self) -> list[str]:
         """Names of the metrics of validation, of the terms, and of the temperatures and lambda."""
         pair = torch.eye(2)
         recall = [f"{self.data.select_on}/{name}" for name in (*cross_modal(pair, pair, torch.arange(2)), "rsum_best")]
-        terms = [f"train/{name}" for name in ("loss", *self.objective.weights)]
-        return [*recall, *terms, *(f"objective/{name}" for name in self.objective.scalars())]
+        terms = [f"train/{name}" for name in ("loss", *self.method.weights)]
+        return [*recall, *terms, *(f"method/{name}" for name in self.method.scalars())]
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Keep the temperatures in their ranges."""
-        self.objective.clamp()
+        self.method.clamp()
 
     def validation_step(self, batch: UnimodalBatch, batch_idx: int, dataloader_idx: int) -> None:
         """Embed a batch of images (loader 0) or captions (loader 1)."""
@@ -303,7 +309,7 @@ class RetrievalModule(EpochTerms):
         leave_frozen_out(checkpoint, self.encoder)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Put the weights of frozen towers back; outside training, pass the objective's parameters over.
+        """Put the weights of frozen towers back; outside training, pass the method's parameters over.
 
         Raises:
             ValueError: the tower that is frozen here is not the one that was frozen then, training is continued with
@@ -314,10 +320,10 @@ class RetrievalModule(EpochTerms):
             raise ValueError(f"the checkpoint was trained under protocol {trained}: say --protocol {trained}")
         if (
             self.trainer.state.fn != TrainerFn.FITTING
-        ):  # an objective with other terms has other parameters, and is not used
-            mine = {key: value for key, value in self.state_dict().items() if key.startswith("objective.")}
+        ):  # a method with other terms has other parameters, and is not used
+            mine = {key: value for key, value in self.state_dict().items() if key.startswith("method.")}
             theirs = checkpoint["state_dict"].items()
-            checkpoint["state_dict"] = {key: value for key, value in theirs if not key.startswith("objective.")} | mine
+            checkpoint["state_dict"] = {key: value for key, value in theirs if not key.startswith("method.")} | mine
         else:
             self._check_teachers(checkpoint.get(_TEACHERS, {}))
             self.best_rsum = checkpoint.get(_BEST, 0.0)

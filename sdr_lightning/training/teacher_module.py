@@ -10,7 +10,7 @@ from sdr_lightning.encoders.projection import Projection
 from sdr_lightning.encoders.text import check_tokens
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.functional.contrastive import ambiguity_penalty, nt_xent
-from sdr_lightning.training.distributed import gather
+from sdr_lightning.training.distributed.collectives import gather
 from sdr_lightning.training.epoch_terms import EpochTerms
 from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.types import UnimodalBatch

@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from sdr_lightning.data.module import RetrievalDataModule
-from sdr_lightning.training.continuation import is_dev_run
+from sdr_lightning.training.checkpoints.continuation import is_dev_run
 from sdr_lightning.training.epoch_terms import EpochTerms
 from sdr_lightning.training.retrieval_module import RetrievalModule
 

@@ -14,7 +14,7 @@ def test_help_lists_every_key_with_the_values_of_the_experiment(capsys: pytest.C
     for key in (
         "--run_dir",
         "--model.init_args.encoder.init_args.image_tower.init_args.name = resnet10t",
-        "--model.init_args.objective.init_args.weights = {",
+        "--model.init_args.method.init_args.weights = {",
         "--data: RetrievalDataModule",
         "--data.init_args.source: SceneSource",
         "--data.init_args.source.init_args.num_train",

@@ -31,7 +31,7 @@ def complaint(*options: str) -> str:
         (f"{ENCODER}.embeding_width", "embeding_width", "embedding_width"),
         (f"{ENCODER}.image_tower.init_args.nam", "nam", "name"),
         (f"{ENCODER}.text_tower.init_args.weihgts", "weihgts", "weights"),
-        (f"{MODEL}.objective.init_args.weigths", "weigths", "weights"),
+        (f"{MODEL}.method.init_args.weigths", "weigths", "weights"),
         (f"{MODEL}.optimisation.init_args.learning_rte", "learning_rte", "learning_rate"),
         (f"{DATA}.batch_sise", "batch_sise", "batch_size"),
         (f"{DATA}.source.init_args.num_trian", "num_trian", "num_train"),
@@ -107,7 +107,7 @@ def test_an_unknown_key_in_a_file(tmp_path: Path) -> None:
         ((f"{DATA}.imbalance.kind", "mismach"), ("mismach", "mismatch")),
         ((f"{DATA}.augmentation", "stong"), ("stong", "weak")),
         ((f"{DATA}.batch_size", "many"), ("many", "int")),
-        ((f"{MODEL}.objective.init_args.relation", "avraged"), ("avraged", "averaged")),
+        ((f"{MODEL}.method.init_args.relation", "avraged"), ("avraged", "averaged")),
         (("--config", "/nowhere/student.yaml"), ("/nowhere/student.yaml",)),
         ((f"{DATA}.source.class_path", "sdr_lightning.data.SceneSorce"), ("SceneSorce",)),
     ],
@@ -133,7 +133,7 @@ def test_a_wrong_value_of_an_optional_option() -> None:
         ),
         ((f"{DATA}.batch_size", "1"), "the batch size must be at least 2, a contrast needs a negative; got 1"),
         ((f"{DATA}.source.init_args.num_train", "0"), "scenes need positive numbers, got 0, 200, 300, size 32"),
-        ((f"{MODEL}.objective.init_args.weights", "{itc: 1, kdx: 2}"), "unknown term 'kdx' in weights"),
+        ((f"{MODEL}.method.init_args.weights", "{itc: 1, kdx: 2}"), "unknown term 'kdx' in weights"),
     ],
 )
 def test_a_value_that_a_class_refuses(options: tuple[str, ...], expected: str) -> None:

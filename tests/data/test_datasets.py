@@ -56,7 +56,7 @@ def test_pairs_under_a_mismatch() -> None:
     claimed = split.table.caption_image[rows]
     assert (claimed != clean.caption_image[rows]).all()
     assert batch.image_index.tolist() == claimed.tolist()
-    assert batch.text_index.tolist() == rows
+    assert batch.pair_index.tolist() == rows
     pixels = MemorySource().images("train")
     for image, row in zip(batch.images, claimed, strict=True):
         np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), pixels[row])

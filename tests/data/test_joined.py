@@ -124,7 +124,7 @@ def test_training_on_both_sees_both_and_nothing_of_test() -> None:
     assert not set(both) & set(data.split("test").table.image_ids)
     seen: set[int] = set()
     for batch in data.train_dataloader():
-        for image, text, picture in zip(batch.image_index, batch.text_index, batch.images, strict=True):
+        for image, text, picture in zip(batch.image_index, batch.pair_index, batch.images, strict=True):
             assert int(split.caption_image[text]) == int(image)
             name = "train" if image < 8 else "val"
             expected = SCENES.images(name)[int(image) - (0 if image < 8 else 8)]

@@ -79,7 +79,7 @@ def test_workers_change_nothing(kind: str) -> None:
 def test_an_epoch_of_pairs_is_every_caption_once_in_global_batches() -> None:
     loader = fitted(batch_size=20).train_dataloader()
     assert len(loader) == 6
-    rows = [int(row) for batch in loader for row in batch.text_index]
+    rows = [int(row) for batch in loader for row in batch.pair_index]
     assert sorted(rows) == list(range(120))
 
 
@@ -89,7 +89,7 @@ def test_two_ranks_see_what_one_process_sees(augmentation: str) -> None:
 
     def seen(data: RetrievalDataModule) -> list[dict[int, bytes]]:
         return [
-            {int(row): image.numpy().tobytes() for row, image in zip(batch.text_index, batch.images, strict=True)}
+            {int(row): image.numpy().tobytes() for row, image in zip(batch.pair_index, batch.images, strict=True)}
             for batch in data.train_dataloader()
         ]
 
@@ -175,7 +175,7 @@ def test_banks_are_attached_to_the_training_split(tmp_path: Path, monkeypatch: p
     data.attach_teacher("text")
     batch = next(iter(data.train_dataloader()))
     assert (batch.image_teacher[:, 0] == batch.image_index).all()
-    assert (batch.text_teacher[:, 0] == batch.text_index).all()
+    assert (batch.text_teacher[:, 0] == batch.pair_index).all()
     assert next(iter(plain.train_dataloader())).image_teacher is None
     testing = module(source=source, image_bank="/nowhere", text_bank="/nowhere")
     testing.setup("test")  # needs no bank

@@ -412,7 +412,7 @@ def test_batches_are_those_without_a_cache_of_the_same_size(workers: int, imbala
     assert len(plain) == len(cached) == 5
     for a, b in zip(plain, cached, strict=True):
         assert torch.equal(a.images, b.images)
-        assert torch.equal(a.text_index, b.text_index)
+        assert torch.equal(a.pair_index, b.pair_index)
     assert kept(cache_folder(tmp_path, SCENES.name, 16)) == 28
 
 

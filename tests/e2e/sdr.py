@@ -13,7 +13,7 @@ SMALL = (
     "--trainer.enable_progress_bar=false",
 )
 MATCHING_ALONE = (
-    "--model.init_args.objective.init_args.weights",
+    "--model.init_args.method.init_args.weights",
     '{"itc": 1, "iic": 0, "ttc": 0, "kd": 0, "kdi": 0, "kdt": 0}',
 )
 

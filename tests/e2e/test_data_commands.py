@@ -462,7 +462,7 @@ def test_a_file_takes_the_place_of_a_kind_of_ratio_zero(form: str, tmp_path: Pat
 
 def experiment(folder: Path, experiments: Path, name: str, **data: Any) -> Path:
     model = yaml.safe_load((experiments / "models/tiny.yaml").read_text())
-    model["init_args"]["objective"]["init_args"]["weights"] = {"itc": 1}
+    model["init_args"]["method"]["init_args"]["weights"] = {"itc": 1}
     trainer = {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False}
     config = {"model": model, "data": scenes(**{"batch_size": 64, **data}), "trainer": trainer}
     return write_yaml(folder / f"{name}.yaml", config)

@@ -36,7 +36,7 @@ def test_a_study_on_features(tmp_path: Path, experiments: Path) -> None:
         "init_args": {"features_width": width, "width": 32},
     }
     tiny["init_args"]["encoder"]["init_args"]["image_tower"] = image_tower
-    tiny["init_args"]["objective"]["init_args"] |= {"image_teacher_width": width, "text_teacher_width": 64}
+    tiny["init_args"]["method"]["init_args"] |= {"image_teacher_width": width, "text_teacher_width": 64}
     data = {
         "class_path": "sdr_lightning.data.RetrievalDataModule",
         "init_args": {

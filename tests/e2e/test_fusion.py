@@ -11,7 +11,7 @@ import pytest
 from sdr_lightning.cli.main import main
 from tests.e2e.sdr import SMALL, sdr, succeeded
 
-WEIGHTS = "--model.init_args.objective.init_args.weights"
+WEIGHTS = "--model.init_args.method.init_args.weights"
 MATCHED = (WEIGHTS, '{"itc": 1, "itm": 2}')
 MEASURES = {
     f"{way}_{what}" for way in ("i2t", "t2i") for what in ("R@1", "R@5", "R@10", "MdR", "MnR", "MRR", "tie_rate")

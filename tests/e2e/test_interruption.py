@@ -16,7 +16,7 @@ from tests.e2e.sdr import complaint, sdr, succeeded
 BATCHES = {"student": 18, "teacher": 18, "accumulating": 15}  # of three epochs
 STUDENT = (
     *("--model", "experiments/models/tiny_fusion.yaml"),  # with dropout, and negatives that are drawn
-    *("--model.init_args.objective.init_args.weights", '{"itc": 1, "itm": 2}'),
+    *("--model.init_args.method.init_args.weights", '{"itc": 1, "itm": 2}'),
     *("--data", "experiments/data/scenes.yaml", "--data.init_args.augmentation=weak"),
 )
 TEACHER = ("--config", "experiments/scenes/image_teacher.yaml")

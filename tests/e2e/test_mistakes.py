@@ -36,13 +36,13 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         (("--trainer.limit_train_batches=1e-4",), "increase the `limit_train_batches` argument"),
         (("--trainer.use_distributed_sampler=true",), "use_distributed_sampler would divide the data twice"),
         (("--trainer.barebones=true",), "barebones has neither logs nor checkpoints"),
-        (("--model.init_args.objective.init_args.weights", '{"itcc": 1}'), "did you mean 'itc'"),
+        (("--model.init_args.method.init_args.weights", '{"itcc": 1}'), "did you mean 'itc'"),
         (
-            ("--model.init_args.objective.init_args.weights", '{"ttc": 1}', "--data.init_args.text_bank=null"),
+            ("--model.init_args.method.init_args.weights", '{"ttc": 1}', "--data.init_args.text_bank=null"),
             "text_bank",
         ),
         (
-            ("--model.init_args.objective.init_args.weights", '{"iic": 1}', "--data.init_args.image_bank=absent"),
+            ("--model.init_args.method.init_args.weights", '{"iic": 1}', "--data.init_args.image_bank=absent"),
             "no feature bank",
         ),
         (("--model.init_args.encoder.init_args.image_tower.init_args.name=resnet10",), "timm has no model 'resnet10'"),
@@ -118,7 +118,7 @@ def test_what_is_no_teacher(
     options: tuple[str, ...], said: str, experiments: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:
     base = ("--config", experiments / "scenes/sdr.yaml", *SMALL, "--run_dir", tmp_path / "run")
-    distilling = ("--model.init_args.objective.init_args.weights", '{"iic": 1}')
+    distilling = ("--model.init_args.method.init_args.weights", '{"iic": 1}')
     line = refused("fit", *base, *distilling, *(word.format(scenes=experiments / "scenes") for word in options))
     assert said in line
     assert not list(tmp_path.glob("run/*"))

@@ -22,7 +22,7 @@ from timm.layers import DropPath
 from torch import Tensor
 
 from sdr_lightning.configure import build
-from sdr_lightning.training.public_checkpoint import import_public_sdr
+from sdr_lightning.training.checkpoints.public_code import import_public_sdr
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.types import RetrievalBatch, Tokens
 from tests.reference import public_sdr as public

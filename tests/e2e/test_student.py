@@ -32,7 +32,7 @@ def test_fit_learns_and_records_itself(fitted: Path) -> None:
     assert max(rsum) > 2 * CHANCE, rsum
     losses = epochs(fitted, "train/itc")
     assert losses[-1] < losses[0]
-    assert len(epochs(fitted, "objective/temperature")) == len(losses)
+    assert len(epochs(fitted, "method/temperature")) == len(losses)
     record = json.loads((fitted / "run.json").read_text())
     assert {"versions", "git", "hardware", "options"} <= record.keys()
     assert (fitted / "config.yaml").is_file()
@@ -87,7 +87,7 @@ def test_two_processes_train_and_evaluate_as_one(experiments: Path, tmp_path: Pa
     succeeded(sdr("fit", *options, "--run_dir", tmp_path / "one", "--trainer.devices=1"))
     two = ("--trainer.devices=2", "--trainer.strategy=ddp")
     succeeded(sdr("fit", *options, "--run_dir", tmp_path / "two", *two))
-    for column in ("train/loss", "objective/temperature"):
+    for column in ("train/loss", "method/temperature"):
         # Adam magnifies rounding; tests/training/test_gather.py compares gradients.
         assert epochs(tmp_path / "two", column) == pytest.approx(epochs(tmp_path / "one", column), abs=1e-4)
     assert epochs(tmp_path / "two", "val/rsum") == pytest.approx(epochs(tmp_path / "one", "val/rsum"), abs=1.0)

@@ -42,7 +42,7 @@ def test_what_an_offline_run_holds(experiments: Path, tmp_path: Path) -> None:
     assert run.config["record"]["git"] == json.loads((folder / "run.json").read_text())["git"]
     assert run.config.keys() == {"_wandb", "run", "record"}  # swept keys stay the sweep's own
     logged = {name for row in run.history for name in row}
-    assert {"val/rsum", "val/rsum_best", "train/loss", "objective/temperature", "epoch"} <= logged
+    assert {"val/rsum", "val/rsum_best", "train/loss", "method/temperature", "epoch"} <= logged
     assert any(name.startswith("curves") for name in logged)
     assert any(name.startswith("examples") for name in logged)
     kept = json.loads((folder / "results.json").read_text())["training"]["kept"]

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdr_lightning.functional.relational import fuse_relations, relation_distance
 from sdr_lightning.functional.relational_tiled import tile_size, tiled_structure, tiled_teacher_gap
-from sdr_lightning.losses import RebalancingObjective
-from sdr_lightning.types import PairEmbeddings
+from sdr_lightning.methods import SDR
+from sdr_lightning.types import Pairs
 from tests.reference import losses as reference
 
 KINDS = {1: "mae", 2: "mse"}
@@ -215,15 +215,11 @@ def test_memory_is_linear_in_the_batch(with_gallery):
 
 @pytest.mark.parametrize("distance", ["mae", "mse"])
 def test_the_objective_makes_no_matrix(distance):
-    module = RebalancingObjective(
-        {"kd": 1, "kdi": 1, "kdt": 1}, relation={"averaged": 1, "image_text": 1}, distance=distance
-    )
+    module = SDR({"kd": 1, "kdi": 1, "kdt": 1}, relation={"averaged": 1, "image_text": 1}, distance=distance)
     peaks = {}
     for size in (1024, 2048):
         image, text = (unit_rows(size, 4, seed).float().requires_grad_() for seed in range(2))
-        pairs = PairEmbeddings(
-            image, text, torch.arange(size), unit_rows(size, 6, 2).float(), unit_rows(size, 3, 3).float()
-        )
+        pairs = Pairs(image, text, torch.arange(size), unit_rows(size, 6, 2).float(), unit_rows(size, 3, 3).float())
         with Memory() as memory:
             module.total(module(pairs)).backward()
         assert memory.largest <= tile_size(torch.device("cpu")) ** 2

@@ -1,4 +1,4 @@
-"""Every term of the objective by loops over Python floats: rows are lists, nothing is vectorised or normalised early.
+"""Every term of the method by loops over Python floats: rows are lists, nothing is vectorised or normalised early.
 
 Instances are rows (lists of floats), images are ids; `gradient` differentiates by central differences.
 """
@@ -198,7 +198,7 @@ def mlp(rows, first_weight, first_bias, second_weight, second_bias):
     return result
 
 
-# --- The objective; what is given goes by the names of the objective's state and of the fields of a batch.
+# --- The method; what is given goes by the names of the method's state and of the fields of a batch.
 
 
 def instance_terms(given):

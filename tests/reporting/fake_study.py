@@ -168,18 +168,18 @@ def realised_of(imbalance: str, ratio: float, seed: int, measured: bool) -> dict
 def _write_log(path: Path, method: str, rsum: float, seed: int) -> None:
     draw = random.Random(f"{method}{rsum}")
     with path.open("w", newline="") as file:
-        columns = ["epoch", "step", "train/loss", "objective/temperature", "val/rsum"]
+        columns = ["epoch", "step", "train/loss", "method/temperature", "val/rsum"]
         structure = method not in ("ITC", "ITC + representation")
-        columns += ["objective/lambda", "objective/relation_temperature"] if structure else []
+        columns += ["method/lambda", "method/relation_temperature"] if structure else []
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for epoch in range(12):
             row: dict[str, object] = {"epoch": epoch, "step": 100 * epoch + 50, "train/loss": 5 / (epoch + 1)}
             writer.writerow(row)
-            row = {"epoch": epoch, "step": 100 * epoch + 99, "objective/temperature": 0.07 - 0.003 * epoch}
+            row = {"epoch": epoch, "step": 100 * epoch + 99, "method/temperature": 0.07 - 0.003 * epoch}
             if structure:
-                row["objective/lambda"] = 0.5 + 0.03 * epoch + 0.005 * seed
-                row["objective/relation_temperature"] = 0.07 + 0.02 * epoch + 0.004 * seed
+                row["method/lambda"] = 0.5 + 0.03 * epoch + 0.005 * seed
+                row["method/relation_temperature"] = 0.07 + 0.02 * epoch + 0.004 * seed
             writer.writerow(row)
             value = rsum * (1 - math.exp(-(epoch + 1) / 3)) + draw.gauss(0, 4)
             writer.writerow({"epoch": epoch, "step": 100 * epoch + 99, "val/rsum": value})

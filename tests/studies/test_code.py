@@ -12,7 +12,7 @@ from sdr_lightning.studies.code import PACKAGE, code_fingerprint
 CLASSES = (
     "sdr_lightning.data.RetrievalDataModule",
     "sdr_lightning.data.SceneSource",
-    "sdr_lightning.losses.RebalancingObjective",
+    "sdr_lightning.methods.SDR",
     "sdr_lightning.training.RetrievalModule",
 )
 
@@ -36,7 +36,7 @@ def test_a_copy_has_the_fingerprint_of_the_original_and_order_does_not_count(pac
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("losses/objective.py", "\nTERMS", "\n_UNUSED = 1\nTERMS"),  # a class of the configuration, through its package
+        ("losses/method.py", "\nTERMS", "\n_UNUSED = 1\nTERMS"),  # a class of the configuration, through its package
         ("functional/contrastive.py", "\ndef ", "\n_UNUSED = 1\n\n\ndef "),  # what it imports
         ("metrics/evaluation.py", "\ndef ", "\n_UNUSED = 1\n\n\ndef "),
         ("data/scenes.py", "\nclass ", "\n_UNUSED = 1\n\n\nclass "),
@@ -51,8 +51,8 @@ def test_code_that_decides_a_result_counts(package: Path, file: str, old: str, n
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("losses/objective.py", '"""', '"""Other words. '),
-        ("losses/objective.py", "\nTERMS", "\n# A comment.\nTERMS"),
+        ("losses/method.py", '"""', '"""Other words. '),
+        ("losses/method.py", "\nTERMS", "\n# A comment.\nTERMS"),
         ("data/scenes.py", 'raise ValueError(f"', 'raise ValueError(f"Other words. '),
         ("data/tabular.py", "\nclass ", "\n_UNUSED = 1\n\n\nclass "),  # a reader that the study does not use
         ("data/__init__.py", "\n__all__", "\nfrom sdr_lightning.data.check import *\n\n__all__"),

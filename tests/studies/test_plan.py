@@ -9,7 +9,7 @@ import pytest
 
 from sdr_lightning.configure import build
 from sdr_lightning.data.imbalance import Imbalance
-from sdr_lightning.losses.objective import TERMS
+from sdr_lightning.methods.sdr import TERMS
 from sdr_lightning.studies.plan import Cell, Plan, imbalance_options, plan
 from sdr_lightning.studies.spec import Method, Study
 
@@ -87,7 +87,7 @@ def test_the_imbalance_is_drawn_with_the_seed_of_the_run() -> None:
 
 def test_options_name_every_term() -> None:
     for cell in PLAN.cells:
-        weights = json.loads(option(cell, "--model.init_args.objective.init_args.weights") or "")
+        weights = json.loads(option(cell, "--model.init_args.method.init_args.weights") or "")
         assert set(weights) == set(TERMS)  # a term that is left out is off, whatever the student's file says
         assert {term: weight for term, weight in weights.items() if weight} == SUITE.methods[cell.method].weights
         assert option(cell, "--run_dir") == str(cell.folder)
@@ -101,7 +101,7 @@ def test_options_say_what_the_cell_is() -> None:
         cli = build(list(cell.arguments))
         assert tuple(cli.datamodule.imbalances) == stack(cell)
         assert cli.datamodule.seed == cell.seed
-        assert cli.model.objective.weights == SUITE.methods[cell.method].weights
+        assert cli.model.method.weights == SUITE.methods[cell.method].weights
         for modality, name in BANKS.items():
             assert Path(str(cli.datamodule.banks[modality])).resolve() == Path(str(option(cell, name))).resolve()
 
@@ -245,13 +245,13 @@ def test_the_code_that_decides_a_result_is_part_of_every_fingerprint(
 ) -> None:
     """A loss of one's own, which the student's configuration names."""
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "loss_of_mine.py").write_text("class Objective:\n    margin = 0.1\n")
+    (tmp_path / "loss_of_mine.py").write_text("class Method:\n    margin = 0.1\n")
     file = copied / "models/tiny.yaml"
-    file.write_text(file.read_text().replace("sdr_lightning.losses.RebalancingObjective", "loss_of_mine.Objective"))
+    file.write_text(file.read_text().replace("sdr_lightning.methods.SDR", "loss_of_mine.Method"))
     study = Study.load(copied / "scenes" / "study.yaml")
     before = plan(study, FOLDER)
     assert {job.code for job in (*before.cells, *before.teachers)} == {before.code}
-    (tmp_path / "loss_of_mine.py").write_text("class Objective:\n    margin = 0.2\n")
+    (tmp_path / "loss_of_mine.py").write_text("class Method:\n    margin = 0.2\n")
     after = plan(study, FOLDER)
     assert not {cell.fingerprint for cell in before.cells} & {cell.fingerprint for cell in after.cells}
     assert not {job.fingerprint for job in before.teachers} & {job.fingerprint for job in after.teachers}

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdr_lightning.functional.matching import draw_negatives
 from sdr_lightning.training import matching
-from sdr_lightning.training.distributed import gather, gather_encoded
+from sdr_lightning.training.distributed.collectives import gather, gather_encoded
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.types import Encoded, RetrievalBatch
 from tests.training.student import ALL, WITH_MATCHING, FixedBatches, hardest, pairs, student, trainer

@@ -22,7 +22,7 @@ from sdr_lightning.encoders import Tower
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.encoders.fusion import FusionEncoder
 from sdr_lightning.functional.matching import Negatives
-from sdr_lightning.losses import RebalancingObjective
+from sdr_lightning.methods import SDR
 from sdr_lightning.metrics.relevance import FactRelevance, Relevance
 from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.training.retrieval_module import RetrievalModule
@@ -115,10 +115,8 @@ def student(
         EMBEDDING,
         fusion=FusionEncoder(WIDTH, config=dict(BERT), first_layer=0) if fusion else None,
     )
-    objective = RebalancingObjective(
-        weights if weights is not None else ALL, EMBEDDING, IMAGE_TEACHER, TEXT_TEACHER, relation
-    )
-    return RetrievalModule(encoder, objective, optimisation, **options)
+    method = SDR(weights if weights is not None else ALL, EMBEDDING, IMAGE_TEACHER, TEXT_TEACHER, relation)
+    return RetrievalModule(encoder, method, optimisation, **options)
 
 
 def pictures(ids: Sequence[int]) -> Tensor:

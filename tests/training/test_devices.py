@@ -2,7 +2,7 @@
 
 import pytest
 
-from sdr_lightning.training.devices import shares
+from sdr_lightning.training.distributed.devices import shares
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sdr_lightning.training.distributed import EmbeddingTable, in_first_process
+from sdr_lightning.training.distributed.collectives import EmbeddingTable, in_first_process
 from tests.training.student import trainer
 
 

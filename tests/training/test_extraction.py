@@ -19,8 +19,8 @@ from sdr_lightning.data.tokenizer import SceneTokenizer
 from sdr_lightning.encoders import Tower
 from sdr_lightning.features import FeatureBank
 from sdr_lightning.training import extraction
+from sdr_lightning.training.checkpoints.interruption import Stopped
 from sdr_lightning.training.extraction import extract_bank, split_bank
-from sdr_lightning.training.interruption import Stopped
 from sdr_lightning.types import Encoded, Tokens
 
 CPU = torch.device("cpu")

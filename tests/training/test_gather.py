@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sdr_lightning.training import matching
 from sdr_lightning.training.matching import Matched, Pool, match
-from sdr_lightning.types import Encoded, PairEmbeddings, RetrievalBatch, Tokens
+from sdr_lightning.types import Encoded, Pairs, RetrievalBatch, Tokens
 from tests.training.ranks import DRAWN_BATCHES, IDS, SETTINGS, Gradients, share
 from tests.training.student import (
     LIGHTNINGS_OWN_WARNINGS,
@@ -76,13 +76,13 @@ def whole_gradients(setting: str, world_size: int) -> dict[str, dict[str, Tensor
     Hard negatives are those that the ranks have: each share's own, or of the whole batch.
     """
     module = student(**SETTINGS[setting]).double()
-    encoder, objective, batch = module.encoder, module.objective, whole_batch(world_size)
+    encoder, method, batch = module.encoder, module.method, whole_batch(world_size)
     image, text = encoder.image(batch.images), encoder.text(batch.texts)
     index, size = batch.image_index, len(batch.image_index) // world_size
     if module.positives == "image_or_text":
-        index = torch.stack([index, torch.from_numpy(TEXT_CONTENT)[batch.text_index]], dim=1)
+        index = torch.stack([index, torch.from_numpy(TEXT_CONTENT)[batch.pair_index]], dim=1)
     found: list[Matched] = []
-    if objective.needs_fusion:
+    if method.needs_fusion:
         assert encoder.fusion is not None
         for first in range(0, len(index), size):
             if module.negatives == "global":
@@ -90,12 +90,12 @@ def whole_gradients(setting: str, world_size: int) -> dict[str, dict[str, Tensor
             else:
                 rows = slice(first, first + size)
                 pool = Pool(taken(image, rows), taken(text, rows), index[rows])
-            tau = objective.negatives_temperature()
-            found.append(match(encoder.fusion, pool, size, tau, objective.needs_matching))
-    logits = torch.cat([part.logits for part in found]) if objective.needs_matching else None
-    labels = torch.cat([part.labels for part in found]) if objective.needs_matching else None
+            tau = method.negatives_temperature()
+            found.append(match(encoder.fusion, pool, size, tau, method.needs_matching))
+    logits = torch.cat([part.logits for part in found]) if method.needs_matching else None
+    labels = torch.cat([part.labels for part in found]) if method.needs_matching else None
     fused = torch.cat([part.fused for part in found]) if found else None
-    pairs = PairEmbeddings(
+    pairs = Pairs(
         image.embedding,
         text.embedding,
         index,
@@ -107,8 +107,8 @@ def whole_gradients(setting: str, world_size: int) -> dict[str, dict[str, Tensor
     )
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     result = {}
-    for term, value in objective(pairs).items():
-        weighted = objective.weights[term] * value
+    for term, value in method(pairs).items():
+        weighted = method.weights[term] * value
         found_gradients = torch.autograd.grad(
             weighted, list(parameters.values()), retain_graph=True, materialize_grads=True
         )
@@ -122,7 +122,7 @@ def taken(encoded: Encoded, rows: slice) -> Encoded:
 
 def share_of_gradient(setting: str, term: str, parameter: str, world_size: int) -> float:
     """How much of the whole gradient there must be."""
-    sees_the_gathered_batch = parameter.startswith("objective.")
+    sees_the_gathered_batch = parameter.startswith("method.")
     if "exact" in setting or sees_the_gathered_batch or term == "itm":
         return 1.0
     return 1 / world_size

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sdr_lightning.encoders import TimmImageTower, TransformersTextTower
 from sdr_lightning.encoders.dual_encoder import DualEncoder
-from sdr_lightning.losses import RebalancingObjective
+from sdr_lightning.methods import SDR
 from sdr_lightning.training import matching
 from sdr_lightning.training.gradient_caching import encode_in_chunks
 from sdr_lightning.training.retrieval_module import RetrievalModule
@@ -53,8 +53,8 @@ def towers(dropout: float = 0.0, **options: Any) -> RetrievalModule:
     image = TimmImageTower("vit_tiny_patch16_224", model_args=size)
     bert = {**BERT, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
     encoder = DualEncoder(image, TransformersTextTower(config=bert), EMBEDDING)
-    objective = RebalancingObjective(ALL, EMBEDDING, IMAGE_TEACHER, TEXT_TEACHER)
-    return RetrievalModule(encoder, objective, **options)
+    method = SDR(ALL, EMBEDDING, IMAGE_TEACHER, TEXT_TEACHER)
+    return RetrievalModule(encoder, method, **options)
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 6, 7, 100])
@@ -141,13 +141,13 @@ def test_activations_are_not_kept() -> None:
 
 def test_batch_norm_and_no_pair_at_all_are_refused() -> None:
     torch.manual_seed(0)
-    text, objective = TransformersTextTower(config=BERT), RebalancingObjective({"itc": 1})
+    text, method = TransformersTextTower(config=BERT), SDR({"itc": 1})
     with pytest.raises(ValueError, match="image tower's batch norm the statistics of 4 pairs: freeze"):
-        RetrievalModule(DualEncoder(TimmImageTower("mobilenetv2_050"), text, 8), objective, micro_batch=4)
+        RetrievalModule(DualEncoder(TimmImageTower("mobilenetv2_050"), text, 8), method, micro_batch=4)
     frozen = DualEncoder(TimmImageTower("mobilenetv2_050", frozen=True), text, 8)
-    assert RetrievalModule(frozen, objective, micro_batch=4).micro_batch == 4
+    assert RetrievalModule(frozen, method, micro_batch=4).micro_batch == 4
     with pytest.raises(ValueError, match="micro_batch must be at least 1 pair, got 0"):
-        RetrievalModule(frozen, objective, micro_batch=0)
+        RetrievalModule(frozen, method, micro_batch=0)
 
 
 def test_local_loss_without_the_exact_gradient_is_refused() -> None:

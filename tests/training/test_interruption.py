@@ -5,7 +5,7 @@ import signal
 import pytest
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from sdr_lightning.training.interruption import (
+from sdr_lightning.training.checkpoints.interruption import (
     Interruption,
     Stopped,
     exit_status,

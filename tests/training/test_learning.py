@@ -12,7 +12,7 @@ from torch import Tensor
 from sdr_lightning.configure import build
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.encoders.fusion import FusionEncoder
-from sdr_lightning.losses import RebalancingObjective
+from sdr_lightning.methods import SDR
 from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.types import Encoded, RetrievalBatch, Tokens
@@ -64,7 +64,7 @@ def test_a_student_learns_32_pairs_by_heart() -> None:
     encoder = DualEncoder(
         ImageTower(width=32), TextTower(width=32), 32, fusion=FusionEncoder(32, config=config, first_layer=0)
     )
-    module = RetrievalModule(encoder, RebalancingObjective({"itc": 1, "itm": 2}), Optimisation(3e-3))
+    module = RetrievalModule(encoder, SDR({"itc": 1, "itm": 2}), Optimisation(3e-3))
     batch = pairs(range(PAIRS), [4 + row % 3 for row in range(PAIRS)])
     before, _ = scored(module, batch)
     losses = learned(module, batch, 250)
@@ -82,7 +82,7 @@ def test_the_paper_s_student_in_miniature_learns_32_scenes(experiments: Path, tm
     """With Swin and BERT; all pairs that the loss sees are told apart, and nearly all others."""
     files = ("--model", experiments / "models/tiny_fusion.yaml", "--data", experiments / "data/scenes.yaml")
     more = ("--data.init_args.source.init_args.num_train=32", "--run_dir", tmp_path)
-    weights = ("--model.init_args.objective.init_args.weights", '{"itc": 1, "itm": 2}')
+    weights = ("--model.init_args.method.init_args.weights", '{"itc": 1, "itm": 2}')
     cli = build([str(part) for part in (*files, *more, *weights)])
     rows = np.arange(PAIRS)
     split, module = cli.datamodule.split("train"), cli.model

@@ -14,13 +14,13 @@ from torch import nn
 from sdr_lightning.configure import build
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.encoders.fusion import FusionEncoder, bert_name
-from sdr_lightning.losses import RebalancingObjective
+from sdr_lightning.methods import SDR
 from sdr_lightning.training.optimisation import Decayed, Optimisation
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.training.teacher_module import TeacherModule
 from tests.training.student import BERT, EMBEDDING, WIDTH, WITH_MATCHING, ImageTower, TextTower, student
 
-SCALARS = {"objective.temperature.value", "objective.relation_temperature.value", "objective.text_share.value"}
+SCALARS = {"method.temperature.value", "method.relation_temperature.value", "method.text_share.value"}
 
 
 @pytest.fixture(scope="module")
@@ -55,11 +55,11 @@ def public_name(name: str) -> str:
         "encoder.image_projection.1.": "vision_proj.",
         "encoder.text_projection.1.": "text_proj.",
         "encoder.fusion.head.": "itm_head.",
-        "objective.project_image_teacher.": "sig_vision_proj.",
-        "objective.project_text_teacher.": "sig_text_proj.",
-        "objective.temperature.value": "temp",
-        "objective.relation_temperature.value": "temp2",
-        "objective.text_share.value": "lamba",
+        "method.project_image_teacher.": "sig_vision_proj.",
+        "method.project_text_teacher.": "sig_text_proj.",
+        "method.temperature.value": "temp",
+        "method.relation_temperature.value": "temp2",
+        "method.text_share.value": "lamba",
     }
     layers = "encoder.fusion.layers."
     if name.startswith(layers):
@@ -120,9 +120,9 @@ def pretrained_student(tmp_path: Path, multiple: float) -> RetrievalModule:
     torch.manual_seed(0)
     fusion = FusionEncoder(WIDTH, weights=str(tmp_path / "bert"), first_layer=0)
     encoder = DualEncoder(ImageTower(pretrained=True), TextTower(pretrained=True), EMBEDDING, fusion=fusion)
-    objective = RebalancingObjective({"itc": 1, "itm": 1, "iic": 1}, EMBEDDING, 5)
+    method = SDR({"itc": 1, "itm": 1, "iic": 1}, EMBEDDING, 5)
     optimisation = Optimisation(1e-3, weight_decay=0.0, warmup=0.0, newly_initialized_multiple=multiple)
-    return RetrievalModule(encoder, objective, optimisation)
+    return RetrievalModule(encoder, method, optimisation)
 
 
 def one_step(module: Any) -> dict[str, torch.Tensor]:
@@ -144,9 +144,7 @@ def test_a_step_moves_newly_initialized_parameters_by_a_multiple_and_no_others(t
     expected = {
         name
         for name in plain
-        if name.startswith(
-            ("objective.", "encoder.image_projection.", "encoder.text_projection.", "encoder.fusion.head")
-        )
+        if name.startswith(("method.", "encoder.image_projection.", "encoder.text_projection.", "encoder.fusion.head"))
         or "cross_" in name
     }
     assert faster == expected
@@ -218,7 +216,7 @@ def test_warm_up_by_hand() -> None:
 def test_the_scheduler_follows_and_keeps_the_multiple() -> None:
     module: Any = student(WITH_MATCHING)
     module._trainer = SimpleNamespace(estimated_stepping_batches=4)
-    fresh = ["objective.temperature.value"]
+    fresh = ["method.temperature.value"]
     optimisation = Optimisation(0.1, warmup=0.5, schedule="linear", newly_initialized_multiple=2)
     configured: Any = optimisation.configure(module, fresh)
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
@@ -226,7 +224,7 @@ def test_the_scheduler_follows_and_keeps_the_multiple() -> None:
     seen = []
     for _ in range(4):
         rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-        seen += [rates[id(module.encoder.image_tower.patch.weight)], rates[id(module.objective.temperature.value)]]
+        seen += [rates[id(module.encoder.image_tower.patch.weight)], rates[id(module.method.temperature.value)]]
         optimizer.step()
         scheduler.step()
     assert seen == pytest.approx([0.05, 0.1, 0.1, 0.2, 0.1, 0.2, 0.05, 0.1])

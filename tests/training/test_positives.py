@@ -10,21 +10,21 @@ import torch
 
 from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.functional.contrastive import positives
-from sdr_lightning.types import PairEmbeddings, RetrievalBatch
+from sdr_lightning.types import Pairs, RetrievalBatch
 from tests.training.student import LIGHTNINGS_OWN_WARNINGS, scenes, student, trainer
 
 pytestmark = LIGHTNINGS_OWN_WARNINGS
 
 
 class Seen(pl.Callback):
-    """The batches, and what the objective is told of them."""
+    """The batches, and what the method is told of them."""
 
     def __init__(self) -> None:
         self.batches: list[RetrievalBatch] = []
-        self.pairs: list[PairEmbeddings] = []
+        self.pairs: list[Pairs] = []
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        pl_module.objective.register_forward_pre_hook(lambda _, given: self.pairs.append(given[0]))
+        pl_module.method.register_forward_pre_hook(lambda _, given: self.pairs.append(given[0]))
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         self.batches.append(batch)
@@ -38,7 +38,7 @@ def test_pairs_with_the_same_caption_are_positives_where_it_is_asked_for(by_text
     trainer(max_steps=1, limit_val_batches=0, callbacks=[seen]).fit(module, datamodule=data)
     (batch,), (pairs,) = seen.batches, seen.pairs
     table = data.split("train").table
-    captions = [table.captions[row] for row in batch.text_index.tolist()]
+    captions = [table.captions[row] for row in batch.pair_index.tolist()]
     images = batch.image_index.tolist()
     expected = [
         [images[i] == images[j] or (by_text and captions[i] == captions[j]) for j in range(60)] for i in range(60)

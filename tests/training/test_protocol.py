@@ -17,13 +17,13 @@ from sdr_lightning.configure import build
 from sdr_lightning.configure.lightning_cli import SdrCLI, run
 from sdr_lightning.metrics.paper_protocol import evaluate_published
 from sdr_lightning.training import RetrievalModule
-from sdr_lightning.training.checkpoint import BestCheckpoint
+from sdr_lightning.training.checkpoints.best import BestCheckpoint
 from sdr_lightning.training.protocol import PAPER
 from sdr_lightning.types import Tokens
 
 # Said by Lightning before the refusal, see test_the_refusal_is_all_that_is_said.
 IGNORED = pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.")
-MATCHING = ("--model.init_args.objective.init_args.weights", '{"itc": 1, "itm": 2}')
+MATCHING = ("--model.init_args.method.init_args.weights", '{"itc": 1, "itm": 2}')
 
 
 def scenes(name: str = "scenes", **arguments: Any) -> tuple[str, str]:
@@ -50,10 +50,10 @@ SWITCHES: dict[str, tuple[Any, Any, Callable[[SdrCLI], Any]]] = {
     "data.init_args.evaluation_words": (30, 6, lambda cli: cli.datamodule.evaluation_wording.max_words),
     "model.init_args.gather": ("albef", "exact", lambda cli: cli.model.gather),
     "model.init_args.negatives": ("local", "global", lambda cli: cli.model.negatives),
-    "model.init_args.objective.init_args.clamp_temperatures": (
+    "model.init_args.method.init_args.clamp_temperatures": (
         False,
         True,
-        lambda cli: cli.model.objective.clamp_temperatures,
+        lambda cli: cli.model.method.clamp_temperatures,
     ),
     "model.init_args.optimisation.init_args.decayed": (
         "published",

@@ -20,8 +20,8 @@ from sdr_lightning.encoders import (
     TransformersImageTower,
     TransformersTextTower,
 )
-from sdr_lightning.losses import RebalancingObjective
-from sdr_lightning.losses.parameters import TextShare
+from sdr_lightning.methods import SDR
+from sdr_lightning.methods.parameters import TextShare
 from sdr_lightning.training import RetrievalModule
 from tests.encoders.tiny import images, tokens
 from tests.reference import public_sdr as public
@@ -55,7 +55,7 @@ ARCHITECTURES = {
     "three text layers, one that fuses": TINY._replace(fusion_layer=3),
 }
 CAPTIONS = tokens((4, 7, 2), padding=13)
-PROJECTIONS = {f"objective.project_{side}_teacher.{kind}" for side in ("image", "text") for kind in ("weight", "bias")}
+PROJECTIONS = {f"method.project_{side}_teacher.{kind}" for side in ("image", "text") for kind in ("weight", "bias")}
 TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
 
@@ -81,14 +81,14 @@ def bert(sizes: Architecture) -> dict[str, Any]:
     }
 
 
-def objective(sizes: Architecture = TINY, **options: Any) -> RebalancingObjective:
+def method(sizes: Architecture = TINY, **options: Any) -> SDR:
     """The paper's, unless told otherwise."""
     widths = (sizes.embedding, sizes.image_teacher, sizes.text_teacher)
-    return RebalancingObjective(options.pop("weights", None), *widths, **{"relation": "fused", **options})
+    return SDR(options.pop("weights", None), *widths, **{"relation": "fused", **options})
 
 
 def student(
-    sizes: Architecture = TINY, parts: dict[str, Any] | None = None, terms: RebalancingObjective | None = None
+    sizes: Architecture = TINY, parts: dict[str, Any] | None = None, terms: SDR | None = None
 ) -> RetrievalModule:
     """A student of an architecture with random weights; parts of its encoder may be others."""
     torch.manual_seed(5)
@@ -98,7 +98,7 @@ def student(
         "embedding_width": sizes.embedding,
         "fusion": FusionEncoder(sizes.image_width, config=bert(sizes), first_layer=sizes.fusion_layer),
     }
-    return RetrievalModule(DualEncoder(**encoder | (parts or {})), terms or objective(sizes))
+    return RetrievalModule(DualEncoder(**encoder | (parts or {})), terms or method(sizes))
 
 
 @torch.no_grad()
@@ -176,7 +176,7 @@ def test_every_value_is_its_own() -> None:
 def test_temperatures_and_lambda_arrive() -> None:
     module = student()
     import_public_sdr(module, public.random_state(TINY))
-    scalars = {name: value.item() for name, value in module.objective.scalars().items()}
+    scalars = {name: value.item() for name, value in module.method.scalars().items()}
     assert scalars == {"temperature": 0.0625, "relation_temperature": 0.125, "lambda": 0.375}
 
 
@@ -185,20 +185,20 @@ def test_the_teachers_projections_arrive() -> None:
     import_public_sdr(module, state)
     features = torch.randn(2, 7)
     theirs = features @ state["sig_vision_proj.weight"].T + state["sig_vision_proj.bias"]
-    torch.testing.assert_close(module.objective.project_image_teacher(features), theirs)
+    torch.testing.assert_close(module.method.project_image_teacher(features), theirs)
     features = torch.randn(2, 6)
     theirs = features @ state["sig_text_proj.weight"].T + state["sig_text_proj.bias"]
-    torch.testing.assert_close(module.objective.project_text_teacher(features), theirs)
+    torch.testing.assert_close(module.method.project_text_teacher(features), theirs)
 
 
 def test_the_teachers_mlps_arrive() -> None:
     state = public.random_state(TINY, teacher_mlps=True)
-    module = student(terms=objective(distance="wasserstein", teacher_mlps=True))
+    module = student(terms=method(distance="wasserstein", teacher_mlps=True))
     imported = import_public_sdr(module, state)
     assert not imported.missing
     for mlp, name in (
-        (module.objective.image_teacher_mlp, "img_wd_proj"),
-        (module.objective.text_teacher_mlp, "text_wd_proj"),
+        (module.method.image_teacher_mlp, "img_wd_proj"),
+        (module.method.text_teacher_mlp, "text_wd_proj"),
     ):
         features = torch.randn(2, state[f"{name}.0.weight"].shape[1])
         theirs = public.linear(public.gelu(public.linear(features, state, f"{name}.0")), state, f"{name}.2")
@@ -248,7 +248,7 @@ KINDS: dict[str, tuple[Callable[[State], State], set[str], set[str]]] = {
     "of the first stage": (
         public.first_stage,
         set(),
-        {*PROJECTIONS, "objective.relation_temperature.value", "objective.text_share.value"},
+        {*PROJECTIONS, "method.relation_temperature.value", "method.text_share.value"},
     ),
     "with more": (lambda state: state | SPARE, set(SPARE), set()),
 }
@@ -280,7 +280,7 @@ def test_where_keys_go() -> None:
     bert_of = "encoder.text_tower.encoder.model.encoder"
     assert theirs[f"{text}.encoder.layer.1.output.dense.bias"] == f"{bert_of}.layer.1.output.dense.bias"
     assert theirs[f"{text}.encoder.layer.2.output.dense.bias"] == "encoder.fusion.layers.0.narrow.bias"
-    assert theirs["temp"] == "objective.temperature.value"
+    assert theirs["temp"] == "method.temperature.value"
 
 
 def test_what_is_missing_stays_as_it_was() -> None:
@@ -290,11 +290,11 @@ def test_what_is_missing_stays_as_it_was() -> None:
     assert imported.missing
     for key, value in module.state_dict().items():
         assert torch.equal(value, before[key]) == (key in imported.missing), key
-    assert module.objective.temperature().item() == 0.0625
+    assert module.method.temperature().item() == 0.0625
 
 
 def test_an_objective_of_fewer_terms_leaves_the_rest_unused() -> None:
-    module = student(terms=objective(weights={"itc": 1, "itm": 1}))
+    module = student(terms=method(weights={"itc": 1, "itm": 1}))
     imported = import_public_sdr(module, public.random_state(TINY))
     assert not imported.missing
     assert {key for key in imported.unused if not key.startswith(("vision_encoder.", "text_encoder."))} == {
@@ -305,9 +305,9 @@ def test_an_objective_of_fewer_terms_leaves_the_rest_unused() -> None:
 
 
 def test_a_fixed_lambda_takes_the_checkpoints_value() -> None:
-    module = student(terms=objective(text_share=TextShare(0.5, "fixed")))
+    module = student(terms=method(text_share=TextShare(0.5, "fixed")))
     import_public_sdr(module, public.random_state(TINY))
-    assert module.objective.text_share().item() == 0.375
+    assert module.method.text_share().item() == 0.375
 
 
 def one_tensor_by_two_names(state: State) -> State:
@@ -413,7 +413,7 @@ def test_a_temperature_that_is_no_number_is_refused() -> None:
     module, state = student(), public.random_state(TINY) | {"temp": torch.ones(2)}
     with (
         unchanged(module),
-        pytest.raises(ValueError, match=r"temp is of shape \(2,\) and objective.temperature.value of \(\)"),
+        pytest.raises(ValueError, match=r"temp is of shape \(2,\) and method.temperature.value of \(\)"),
     ):
         import_public_sdr(module, state)
 
@@ -466,11 +466,11 @@ def test_a_student_of_another_kind_is_refused(
     sizes: Architecture, parts: dict[str, Any], options: dict[str, Any], said: str
 ) -> None:
     made = [{name: part() if callable(part) else part for name, part in given.items()} for given in (parts, options)]
-    module = student(sizes, made[0], objective(sizes, **made[1]))
+    module = student(sizes, made[0], method(sizes, **made[1]))
     with unchanged(module), pytest.raises(ValueError, match=said):
         import_public_sdr(module, public.random_state(sizes))
 
 
 def test_lambdas_bounds_are_no_matter_where_there_is_no_lambda() -> None:
-    module = student(terms=objective(weights={"itc": 1, "itm": 2}, text_share=TextShare(0.5, "bounded")))
+    module = student(terms=method(weights={"itc": 1, "itm": 2}, text_share=TextShare(0.5, "bounded")))
     assert "lamba" in import_public_sdr(module, public.random_state(TINY)).unused

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from sdr_lightning.losses.parameters import Temperature
-from sdr_lightning.training.checkpoint import BestCheckpoint
+from sdr_lightning.methods.parameters import Temperature
+from sdr_lightning.training.checkpoints.best import BestCheckpoint
 from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from tests.training.student import (
@@ -88,9 +88,9 @@ def test_a_stage_starts_from_the_encoder_and_what_both_objectives_have(stage_1: 
     started, before = fit(module, tmp_path), weights_of(stage_1)
     encoder = {name for name in started if name.startswith("encoder.")}
     assert encoder == {name for name in before if name.startswith("encoder.")}
-    both = {"objective.temperature.value"}
-    new = {"objective.text_share.value", "objective.relation_temperature.value"}
-    new |= {f"objective.project_text_teacher.{kind}" for kind in ("weight", "bias")}
+    both = {"method.temperature.value"}
+    new = {"method.text_share.value", "method.relation_temperature.value"}
+    new |= {f"method.project_text_teacher.{kind}" for kind in ("weight", "bias")}
     assert set(started) == encoder | both | new
     for name in encoder | both:
         assert torch.equal(started[name], before[name]), name
@@ -177,7 +177,7 @@ def test_a_stage_of_another_architecture_is_refused_in_one_line(change: str, tmp
 def test_an_objective_of_other_widths_is_not_called_another_encoder(stage_1: Path, tmp_path: Path) -> None:
     """The image teacher of the second stage has features of another width: the encoder is the same one."""
     module = student(**{**STAGE_2, "weights": {"itc": 1.0, "iic": 1.0, "itm": 1.0}}, start_from=str(stage_1))
-    module.objective.project_image_teacher = torch.nn.Linear(IMAGE_TEACHER + 1, EMBEDDING)
+    module.method.project_image_teacher = torch.nn.Linear(IMAGE_TEACHER + 1, EMBEDDING)
     with pytest.raises(ValueError, match="project_image_teacher") as refused:
         fit(module, tmp_path)
     assert "another encoder" not in str(refused.value)
@@ -186,8 +186,8 @@ def test_an_objective_of_other_widths_is_not_called_another_encoder(stage_1: Pat
 def test_what_is_configured_as_fixed_stays_as_configured(stage_1: Path, tmp_path: Path) -> None:
     """The first stage learned its temperature; this one says what it is."""
     module = student(**STAGE_2, start_from=str(stage_1))
-    module.objective.temperature = Temperature(0.05, learnable=False)
-    assert fit(module, tmp_path)["objective.temperature.value"] == pytest.approx(0.05)
+    module.method.temperature = Temperature(0.05, learnable=False)
+    assert fit(module, tmp_path)["method.temperature.value"] == pytest.approx(0.05)
 
 
 def test_a_frozen_tower_stays_what_it_was_across_stages(tmp_path: Path) -> None:
@@ -247,7 +247,7 @@ def test_a_loss_that_is_not_finite_names_step_terms_and_images_and_keeps_what_wa
 
 def test_a_small_batch_that_is_not_finite_is_named_in_full(tmp_path: Path) -> None:
     module = student({"itc": 1.0})
-    torch.nn.init.constant_(module.objective.temperature.value, torch.nan)
+    torch.nn.init.constant_(module.method.temperature.value, torch.nan)
     data = scenes(batch_size=4)
     with pytest.raises(ValueError, match=r"at step 0 \(itc nan\), images (\d+, ){3}\d+: lower"):
         trainer(max_epochs=1, limit_val_batches=0).fit(module, datamodule=data)

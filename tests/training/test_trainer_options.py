@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint
 
-from sdr_lightning.training.checkpoint import BestCheckpoint, best_checkpoint
+from sdr_lightning.training.checkpoints.best import BestCheckpoint, best_checkpoint
 from sdr_lightning.training.trainer_options import CheckGalleryAndMonitors, check_trainer
 from tests.training.student import LIGHTNINGS_OWN_WARNINGS, scenes, student, trainer
 
@@ -73,7 +73,7 @@ def test_recall_is_of_the_whole_gallery_or_none(options: dict[str, Any], measure
         (EarlyStopping("validation"), "EarlyStopping monitors 'validation'"),
         (
             ModelCheckpoint(monitor="train/kd"),
-            r"logged are .*val/rsum_best, train/loss, train/itc, objective/temperature",
+            r"logged are .*val/rsum_best, train/loss, train/itc, method/temperature",
         ),
     ],
     ids=["best", "early stopping", "another checkpoint"],
@@ -84,7 +84,7 @@ def test_a_monitor_that_is_never_logged(callback: Any, said: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty")
-@pytest.mark.parametrize("monitor", ["val/rsum_best", "train/loss", "train/itc", "objective/temperature"])
+@pytest.mark.parametrize("monitor", ["val/rsum_best", "train/loss", "train/itc", "method/temperature"])
 def test_monitors_that_are_logged_are_found(monitor: str, tmp_path: Path) -> None:
     """And the best checkpoint is told from another that comes before it."""
     other, best = ModelCheckpoint(tmp_path / "other", monitor="val/i2t_R@1"), BestCheckpoint(monitor)

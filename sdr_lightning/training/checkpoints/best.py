@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
-from sdr_lightning.training.continuation import LAST, is_between_steps, is_dev_run
+from sdr_lightning.training.checkpoints.continuation import LAST, is_between_steps, is_dev_run
 from sdr_lightning.training.protocol import ProtocolName
 
 

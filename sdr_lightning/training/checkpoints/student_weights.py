@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdr_lightning.encoders.dual_encoder import DualEncoder
-from sdr_lightning.losses.objective import RebalancingObjective
+from sdr_lightning.methods.sdr import SDR
 
 _FROZEN = "frozen_towers"
 
@@ -40,14 +40,14 @@ def put_frozen_back(checkpoint: dict[str, Any], encoder: DualEncoder) -> None:
         checkpoint["state_dict"] |= {prefix + key: value for key, value in towers[name].state_dict().items()}
 
 
-def start_from(path: Path, student: pl.LightningModule, encoder: DualEncoder, objective: RebalancingObjective) -> None:
-    """Take over the encoder of an earlier stage, and what of its objective is part of this one.
+def start_from(path: Path, student: pl.LightningModule, encoder: DualEncoder, method: SDR) -> None:
+    """Take over the encoder of an earlier stage, and what of its method is part of this one.
 
     Args:
         path: a checkpoint of ``sdr fit``.
-        student: the module of this stage, with ``encoder`` and ``objective`` under these names.
+        student: the module of this stage, with ``encoder`` and ``method`` under these names.
         encoder: the student's.
-        objective: the student's.
+        method: the student's.
 
     Raises:
         ValueError: no such checkpoint, or one of another encoder.
@@ -60,10 +60,10 @@ def start_from(path: Path, student: pl.LightningModule, encoder: DualEncoder, ob
     except Exception as error:  # torch raises whatever it stumbles over
         raise ValueError(f"{path} is no checkpoint of sdr fit ({type(error).__name__})") from error
     put_frozen_back(checkpoint, encoder)
-    own, learned = student.state_dict(), {f"objective.{name}" for name, _ in objective.named_parameters()}
+    own, learned = student.state_dict(), {f"method.{name}" for name, _ in method.named_parameters()}
     theirs = {key: value for key, value in state.items() if key.startswith("encoder.") or key in learned}
     try:
         student.load_state_dict({key: value for key, value in own.items() if not key.startswith("encoder.")} | theirs)
     except RuntimeError as error:
-        what = "is of another encoder" if "encoder." in str(error) else "does not fit the objective"
+        what = "is of another encoder" if "encoder." in str(error) else "does not fit the method"
         raise ValueError(f"{path} {what}: {' '.join(str(error).split())[:300]}") from error

@@ -1,4 +1,4 @@
-"""The teacher-student rebalancing objective: named terms, weighted.
+"""The teacher-student rebalancing method: named terms, weighted.
 
 Reference:
     [0] Yang et al., "Rebalanced Vision-Language Retrieval Considering Structure-Aware Distillation", TIP 2024,
@@ -28,8 +28,8 @@ from sdr_lightning.functional.relational import (
     student_instances,
 )
 from sdr_lightning.functional.relational_tiled import tiled_structure, tiled_teacher_gap
-from sdr_lightning.losses.parameters import Temperature, TextShare
-from sdr_lightning.types import PairEmbeddings
+from sdr_lightning.methods.parameters import Temperature, TextShare
+from sdr_lightning.types import Pairs
 
 TERMS: dict[str, str] = {
     "itc": "image-text contrast: instance-level matching",
@@ -48,7 +48,7 @@ _STRUCTURE = ("kd", "kdi", "kdt")
 _POWERS = {"mae": 1, "mse": 2}
 
 
-class RebalancingObjective(nn.Module):
+class SDR(nn.Module):
     """Matching, representation-level and structure-aware distillation as a weighted sum ([0]).
 
     With v, t the L2-normalised image and text embeddings, x^I, x^T the teachers' features, y the positives by
@@ -164,7 +164,7 @@ class RebalancingObjective(nn.Module):
         """Whether a term reads the fusion encoder."""
         return self.needs_matching or ("kd" in self.weights and "fused" in self.relation)
 
-    def forward(self, pairs: PairEmbeddings, local_rows: slice = slice(None)) -> dict[str, Tensor]:
+    def forward(self, pairs: Pairs, local_rows: slice = slice(None)) -> dict[str, Tensor]:
         """Compute every term that has a weight.
 
         Args:
@@ -183,7 +183,7 @@ class RebalancingObjective(nn.Module):
         with torch.autocast(pairs.image.device.type, enabled=False):
             return self._terms(_at_least_float32(pairs.image), _at_least_float32(pairs.text), pairs, local_rows)
 
-    def _terms(self, image: Tensor, text: Tensor, pairs: PairEmbeddings, local_rows: slice) -> dict[str, Tensor]:
+    def _terms(self, image: Tensor, text: Tensor, pairs: Pairs, local_rows: slice) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         tau = self.temperature() if self.has_contrast else image.new_ones(())
         if "itc" in self.weights:
@@ -236,7 +236,7 @@ class RebalancingObjective(nn.Module):
     def _has_relation_temperature(self) -> bool:
         return self.has_structure and self.distance not in SCALE_FREE
 
-    def _students(self, image: Tensor, text: Tensor, pairs: PairEmbeddings) -> list[_Student]:
+    def _students(self, image: Tensor, text: Tensor, pairs: Pairs) -> list[_Student]:
         if "kd" not in self.weights:
             return []
         fused = None if pairs.fused is None else _at_least_float32(pairs.fused)
@@ -316,13 +316,13 @@ def _mapped(mlp: nn.Module, teacher: Tensor, dtype: torch.dtype) -> Tensor:
 def _teacher(features: Tensor | None, modality: str, width: int | None = None) -> Tensor:
     if features is None:
         raise ValueError(
-            f"the objective needs {modality}-teacher features and the batch has none: "
+            f"the method needs {modality}-teacher features and the batch has none: "
             f"extract a bank and name it under data.init_args.{modality}_bank"
         )
     if width is not None and features.shape[1] != width:
         raise ValueError(
-            f"the {modality} bank is {features.shape[1]} wide and the objective expects {width}: "
-            f"set objective.{modality}_teacher_width to {features.shape[1]}"
+            f"the {modality} bank is {features.shape[1]} wide and the method expects {width}: "
+            f"set method.{modality}_teacher_width to {features.shape[1]}"
         )
     return _at_least_float32(features.detach())
 
@@ -367,5 +367,5 @@ def _mlp(width: int) -> nn.Module:
 
 def _required(width: int | None, argument: str, reader: str) -> int:
     if width is None:
-        raise ValueError(f"{reader} needs {argument}: name it in the objective's configuration")
+        raise ValueError(f"{reader} needs {argument}: name it in the method's configuration")
     return width

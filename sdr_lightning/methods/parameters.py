@@ -1,4 +1,4 @@
-"""Scalars of the objective that may be learned: temperatures and the teachers' share."""
+"""Scalars of the method that may be learned: temperatures and the teachers' share."""
 
 from __future__ import annotations
 

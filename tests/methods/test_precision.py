@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 
 from sdr_lightning.functional.contrastive import image_text_contrast, nt_xent
-from sdr_lightning.losses import TERMS, RebalancingObjective
-from sdr_lightning.types import PairEmbeddings
+from sdr_lightning.methods import SDR, TERMS
+from sdr_lightning.types import Pairs
 
 DISTANCES = ["mae", "mse", "kl", "wasserstein", "weighted_wasserstein", "paper_cumsum", "rkd_distance", "rkd_angle"]
 
 
-def random_pairs(of_embeddings: torch.dtype, of_teachers: torch.dtype | None = None, count: int = 4) -> PairEmbeddings:
+def random_pairs(of_embeddings: torch.dtype, of_teachers: torch.dtype | None = None, count: int = 4) -> Pairs:
     generator = torch.Generator().manual_seed(0)
     image, text, image_teacher, text_teacher, fused = (
         torch.randn(count, width, generator=generator, dtype=torch.float64) for width in (4, 4, 5, 3, 6)
@@ -19,15 +19,13 @@ def random_pairs(of_embeddings: torch.dtype, of_teachers: torch.dtype | None = N
     image, text = F.normalize(image, dim=1), F.normalize(text, dim=1)
     embeddings = [tensor.to(of_embeddings) for tensor in (image, text, fused, image @ text[:2].T)]
     teachers = [tensor.to(of_teachers or of_embeddings) for tensor in (image_teacher, text_teacher)]
-    return PairEmbeddings(
-        *embeddings[:2], torch.arange(count) // 2, *teachers, *embeddings[2:], torch.arange(count) % 2
-    )
+    return Pairs(*embeddings[:2], torch.arange(count) // 2, *teachers, *embeddings[2:], torch.arange(count) % 2)
 
 
-def make_objective(**kwargs: object) -> RebalancingObjective:
+def make_objective(**kwargs: object) -> SDR:
     torch.manual_seed(0)
     relation = {"averaged": 1.0, "fused": 0.5, "image_text": 0.3}
-    return RebalancingObjective(dict.fromkeys(TERMS, 1.0), 4, 5, 3, relation=relation, **kwargs)
+    return SDR(dict.fromkeys(TERMS, 1.0), 4, 5, 3, relation=relation, **kwargs)
 
 
 @pytest.mark.parametrize("teacher_mlps", [False, True], ids=["features", "mlps"])
@@ -37,7 +35,7 @@ def test_bfloat16_under_autocast_gives_the_terms_of_float32(distance, teacher_ml
     pairs.image.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = module(pairs)
-    exact = module(PairEmbeddings(*(t.float() if t.is_floating_point() else t for t in pairs)))
+    exact = module(Pairs(*(t.float() if t.is_floating_point() else t for t in pairs)))
     assert terms.keys() == TERMS.keys()
     assert {value.dtype for value in terms.values()} == {torch.float32}
     torch.testing.assert_close(terms, exact, rtol=0, atol=0)
@@ -72,7 +70,7 @@ def test_a_module_in_bfloat16_still_sums_in_float32(teacher_mlps) -> None:
 @pytest.mark.parametrize("term", list(TERMS))
 @pytest.mark.parametrize("distance", ["mae", "kl", "rkd_distance"])
 def test_no_parameter_is_left_without_gradient(distance, term, teacher_mlps) -> None:
-    module = RebalancingObjective({term: 1}, 4, 5, 3, distance=distance, teacher_mlps=teacher_mlps)
+    module = SDR({term: 1}, 4, 5, 3, distance=distance, teacher_mlps=teacher_mlps)
     pairs = random_pairs(torch.float32)
     for tensor in (pairs.image, pairs.text, pairs.match_logits):
         tensor.requires_grad_()

@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sdr_lightning.losses import TERMS, RebalancingObjective, objective
-from sdr_lightning.losses.parameters import Temperature, TextShare
-from sdr_lightning.types import PairEmbeddings
+from sdr_lightning.methods import SDR, TERMS, method
+from sdr_lightning.methods.parameters import Temperature, TextShare
+from sdr_lightning.types import Pairs
 from tests.reference import losses as reference
 
 IDS = [3, 8, 3, 5, 8, 8]
@@ -38,15 +38,13 @@ def random_pairs(seed=0, ids=IDS):
     labels = torch.tensor([1] * count + [0] * (2 * count - 1) + [-100])  # the last one does not exist
     if all(other == ids[0] for other in ids):
         labels[count:] = -100
-    return PairEmbeddings(
-        image, text, torch.tensor(ids), image_teacher, text_teacher, fused.requires_grad_(), logits, labels
-    )
+    return Pairs(image, text, torch.tensor(ids), image_teacher, text_teacher, fused.requires_grad_(), logits, labels)
 
 
 def make_objective(weights=ALL, tau=0.2, tau2=0.4, share=0.3, learnable=True, distance="mae", **kwargs):
     torch.manual_seed(0)
     relation_temperature = {} if distance in RKD else {"relation_temperature": Temperature(tau2, learnable)}
-    module = RebalancingObjective(
+    module = SDR(
         weights,
         WIDTH,
         IMAGE_WIDTH,
@@ -64,7 +62,7 @@ def make_objective(weights=ALL, tau=0.2, tau2=0.4, share=0.3, learnable=True, di
 
 
 def plain(module, pairs):
-    """What the reference is given: the objective's state and the batch, as lists."""
+    """What the reference is given: the method's state and the batch, as lists."""
     tensors = module.state_dict() | {name: value for name, value in pairs._asdict().items() if value is not None}
     return {name: tensor.tolist() for name, tensor in tensors.items()} | {"constant_text": pairs.text.tolist()}
 
@@ -173,7 +171,7 @@ def test_the_total_is_the_sum_of_weights_times_unweighted_terms():
 
 
 def test_a_total_by_hand():
-    module = RebalancingObjective({"itc": 0.5, "kd": 2.0})
+    module = SDR({"itc": 0.5, "kd": 2.0})
     assert module.total({"itc": torch.tensor(3.0), "kd": torch.tensor(0.25)}).item() == 2.0
 
 
@@ -186,7 +184,7 @@ def test_a_term_is_the_same_alone_and_among_the_others():
 
 
 def test_without_weights_the_papers():
-    module = RebalancingObjective(None, WIDTH, IMAGE_WIDTH, TEXT_WIDTH)
+    module = SDR(None, WIDTH, IMAGE_WIDTH, TEXT_WIDTH)
     assert module.weights == {"itc": 1, "itm": 2, "iic": 1, "ttc": 2, "kd": 2, "kdi": 1, "kdt": 1}
 
 
@@ -205,7 +203,7 @@ def test_a_term_with_weight_zero_is_neither_computed_nor_given_parameters(zero):
 
 @pytest.mark.parametrize("term", ["itc", "itm"])
 def test_matching_alone_needs_nothing_of_the_teachers(term):
-    module = RebalancingObjective(ALL | dict.fromkeys(set(ALL) - {term}, 0), teacher_mlps=True)
+    module = SDR(ALL | dict.fromkeys(set(ALL) - {term}, 0), teacher_mlps=True)
     pairs = random_pairs()._replace(image_teacher=None, text_teacher=None)
     assert list(module(pairs)) == [term]
     assert [name for name, _ in module.named_parameters()] == (["temperature.value"] if term == "itc" else [])
@@ -218,7 +216,7 @@ def test_the_students_relation_is_not_computed_without_kd(monkeypatch):
     def refuse(*_):
         raise AssertionError("computed")
 
-    monkeypatch.setattr(objective, "student_instances", refuse)
+    monkeypatch.setattr(method, "student_instances", refuse)
     make_objective({"kdi": 1, "kdt": 1}, relation="fused")(random_pairs()._replace(fused=None))
     with pytest.raises(AssertionError, match="computed"):
         make_objective({"kd": 1})(random_pairs())
@@ -252,7 +250,7 @@ def test_which_teachers_a_term_needs(term, image, text):
     ],
 )
 def test_what_needs_the_fusion_encoder(weights, relation, matching, fusion):
-    module = RebalancingObjective(weights, relation=relation)
+    module = SDR(weights, relation=relation)
     assert (module.needs_matching, module.needs_fusion) == (matching, fusion)
     if not fusion:
         make_objective(weights, relation=relation)(random_pairs()._replace(fused=None, match_logits=None))
@@ -268,7 +266,7 @@ def test_structure_is_zero_when_all_relations_coincide_and_only_then(kind, dista
     rows = F.normalize(random_rows(4, WIDTH, 3), dim=1)
     # Teachers and fused tokens are the same rows in a turned and scaled space.
     turned = [rows @ torch.linalg.qr(random_rows(WIDTH, WIDTH, seed)).Q * seed for seed in (1, 2, 3)]
-    pairs = PairEmbeddings(rows, rows, torch.arange(4), *turned)
+    pairs = Pairs(rows, rows, torch.arange(4), *turned)
     assert max(module(pairs).values()) < 1e-6
     assert min(module(pairs._replace(text_teacher=random_rows(4, 6, 9))).values()) > 1e-4
 
@@ -284,7 +282,7 @@ def test_kd_is_zero_when_the_students_relation_is_the_fused_one(kind, distance):
     other = F.normalize(random_rows(4, 4, 3), dim=1)
     image = other if kind in ("text_text", "fused") else student
     text = other if kind in ("image_image", "fused") else student
-    pairs = PairEmbeddings(image, text, torch.arange(4), image_teacher, text_teacher, 3 * student)
+    pairs = Pairs(image, text, torch.arange(4), image_teacher, text_teacher, 3 * student)
     assert module(pairs)["kd"].item() < 1e-12
     swapped = pairs._replace(image_teacher=text_teacher, text_teacher=image_teacher)
     assert module(swapped)["kd"].item() > 1e-3
@@ -293,14 +291,14 @@ def test_kd_is_zero_when_the_students_relation_is_the_fused_one(kind, distance):
 def test_structure_by_hand():
     # Two pairs: each relation matrix has one number off its diagonal.
     cosine = {"student": 0.0, "image": 0.6, "text": -0.8}
-    pairs = PairEmbeddings(
+    pairs = Pairs(
         torch.eye(2),
         torch.eye(2),
         torch.tensor([0, 1]),
         torch.tensor([[1.0, 0.0], [0.6, 0.8]]),
         torch.tensor([[2.0, 0.0], [-0.8, 0.6]]),
     )
-    module = RebalancingObjective(
+    module = SDR(
         {"kd": 1, "kdi": 1, "kdt": 1},
         relation_temperature=Temperature(0.5),
         text_share=TextShare(0.25),
@@ -342,9 +340,7 @@ def test_permuting_the_pairs_permutes_every_terms_gradient(distance):
     module, pairs = make_objective(relation=SEVERAL, distance=distance), random_pairs()
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     moved_rows = {name: torch.cat([order + 6 * i for i in range(3)]) for name in ("match_logits", "match_labels")}
-    permuted = PairEmbeddings(
-        *(tensor.detach()[moved_rows.get(name, order)] for name, tensor in pairs._asdict().items())
-    )
+    permuted = Pairs(*(tensor.detach()[moved_rows.get(name, order)] for name, tensor in pairs._asdict().items()))
     for name in EMBEDDINGS:
         getattr(permuted, name).requires_grad_()
     here, there = module(pairs), module(permuted)
@@ -422,7 +418,7 @@ def test_the_weights_of_the_wasserstein_distance_are_the_texts_whatever_the_rela
 
 
 def test_the_mlps_widths():
-    module = RebalancingObjective({"kd": 1}, None, IMAGE_WIDTH, TEXT_WIDTH, teacher_mlps=True)
+    module = SDR({"kd": 1}, None, IMAGE_WIDTH, TEXT_WIDTH, teacher_mlps=True)
     for mlp, width in ((module.image_teacher_mlp, IMAGE_WIDTH), (module.text_teacher_mlp, TEXT_WIDTH)):
         first, activation, second = mlp
         assert isinstance(activation, nn.GELU)
@@ -439,7 +435,7 @@ def test_the_mlps_widths():
 
 def test_without_structure_there_are_no_mlps():
     module = make_objective({"itc": 1, "iic": 1}, teacher_mlps=False)
-    asked = RebalancingObjective({"itc": 1, "iic": 1}, WIDTH, IMAGE_WIDTH, teacher_mlps=True)
+    asked = SDR({"itc": 1, "iic": 1}, WIDTH, IMAGE_WIDTH, teacher_mlps=True)
     assert asked.state_dict().keys() == module.state_dict().keys()
 
 
@@ -518,7 +514,7 @@ def test_fixed_scalars_are_no_parameters_but_are_saved():
 def test_a_bounded_lambda_weighs_the_relations(distance):
     pairs, given = random_pairs(), {"relation_temperature": Temperature(0.4), "distance": distance}
     weights = dict.fromkeys(STRUCTURE, 1)
-    bounded = RebalancingObjective(weights, text_share=TextShare(0.3, "bounded"), **given).double()
+    bounded = SDR(weights, text_share=TextShare(0.3, "bounded"), **given).double()
     torch.testing.assert_close(bounded(pairs), make_objective(weights, distance=distance)(pairs), rtol=1e-5, atol=0)
     assert gradients(bounded, pairs, "kd")["text_share.value"] != 0
     assert bounded.scalars()["lambda"].item() == pytest.approx(0.3)
@@ -616,8 +612,8 @@ def test_clamp_puts_both_temperatures_back_and_leaves_lambda():
     assert {name: value.item() for name, value in module.scalars().items()} == pytest.approx(
         {"temperature": 0.01, "relation_temperature": 1.0, "lambda": 1.7}
     )
-    RebalancingObjective({"itc": 1}).clamp()
-    RebalancingObjective({"kd": 1}, distance="rkd_angle").clamp()
+    SDR({"itc": 1}).clamp()
+    SDR({"kd": 1}, distance="rkd_angle").clamp()
 
 
 def test_temperatures_can_be_left_alone():
@@ -635,35 +631,35 @@ def test_logged_scalars():
         {"temperature": 0.2, "relation_temperature": 0.4, "lambda": 0.3}
     )
     assert not any(value.requires_grad for value in values.values())
-    assert set(RebalancingObjective({"itc": 1}).scalars()) == {"temperature"}
-    assert RebalancingObjective({"itm": 1}).scalars() == {}
+    assert set(SDR({"itc": 1}).scalars()) == {"temperature"}
+    assert SDR({"itm": 1}).scalars() == {}
 
 
 @pytest.mark.parametrize("distance", RKD)
 def test_relational_knowledge_distillation_has_no_temperature(distance):
-    module = RebalancingObjective({"kd": 1, "itc": 1}, distance=distance)
+    module = SDR({"kd": 1, "itc": 1}, distance=distance)
     assert set(module.scalars()) == {"temperature", "lambda"}
     assert {name for name, _ in module.named_parameters()} == {"temperature.value", "text_share.value"}
     with pytest.raises(ValueError, match=f"{distance} has no temperature: leave relation_temperature out"):
-        RebalancingObjective({"kd": 1}, distance=distance, relation_temperature=Temperature())
+        SDR({"kd": 1}, distance=distance, relation_temperature=Temperature())
 
 
 def test_the_temperature_that_negatives_are_drawn_with():
     found = make_objective(tau=0.2).negatives_temperature()
     assert found.item() == pytest.approx(0.2)
     assert not found.requires_grad
-    assert RebalancingObjective({"itm": 1, "kd": 1}, relation="fused").negatives_temperature() == 0.07
+    assert SDR({"itm": 1, "kd": 1}, relation="fused").negatives_temperature() == 0.07
 
 
 def test_the_published_starting_values():
-    values = RebalancingObjective({"itc": 1, "kd": 2}).scalars()
+    values = SDR({"itc": 1, "kd": 2}).scalars()
     assert {name: value.item() for name, value in values.items()} == pytest.approx(
         {"temperature": 0.07, "relation_temperature": 0.07, "lambda": 0.5}
     )
 
 
 def test_two_objectives_share_no_scalar():
-    first, second = RebalancingObjective({"itc": 1, "kd": 1}), RebalancingObjective({"itc": 1, "kd": 1})
+    first, second = SDR({"itc": 1, "kd": 1}), SDR({"itc": 1, "kd": 1})
     assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
     assert first.temperature is not first.relation_temperature
 
@@ -706,7 +702,7 @@ def test_weights_that_make_no_sense(weights, message):
 )
 def test_relations_and_distances_that_make_no_sense(arguments, message):
     with pytest.raises(ValueError, match=message):
-        RebalancingObjective({"kd": 1}, **arguments)
+        SDR({"kd": 1}, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -723,12 +719,12 @@ def test_relations_and_distances_that_make_no_sense(arguments, message):
 def test_a_missing_width(weights, mlps, reader, missing):
     widths = {"embedding_width": 4, "image_teacher_width": 6, "text_teacher_width": 7}
     with pytest.raises(ValueError, match=f"{reader} needs {missing}"):
-        RebalancingObjective(weights, teacher_mlps=mlps, **{k: v for k, v in widths.items() if k != missing})
+        SDR(weights, teacher_mlps=mlps, **{k: v for k, v in widths.items() if k != missing})
 
 
 @pytest.mark.parametrize(("term", "argument"), [("iic", "image_teacher_width"), ("ttc", "text_teacher_width")])
 def test_widths_that_no_term_reads_may_be_missing(term, argument):
-    module = RebalancingObjective({term: 1}, WIDTH, **{argument: 7})
+    module = SDR({term: 1}, WIDTH, **{argument: 7})
     (projection,) = [child for child in module.children() if isinstance(child, nn.Linear)]
     assert (projection.in_features, projection.out_features) == (7, WIDTH)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from sdr_lightning.training.interruption import Interruption, Stopped
+from sdr_lightning.training.checkpoints.interruption import Interruption, Stopped
 from sdr_lightning.types import Encoded
 
 T = TypeVar("T", Tensor, Tensor | None)

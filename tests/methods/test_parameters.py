@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sdr_lightning.losses.parameters import Temperature, TextShare
+from sdr_lightning.methods.parameters import Temperature, TextShare
 
 
 @pytest.mark.parametrize(

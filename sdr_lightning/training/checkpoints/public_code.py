@@ -21,15 +21,15 @@ _HEADS = {
     "vision_proj": "encoder.image_projection.1",
     "text_proj": "encoder.text_projection.1",
     "itm_head": "encoder.fusion.head",
-    "sig_vision_proj": "objective.project_image_teacher",
-    "sig_text_proj": "objective.project_text_teacher",
-    "img_wd_proj": "objective.image_teacher_mlp",
-    "text_wd_proj": "objective.text_teacher_mlp",
+    "sig_vision_proj": "method.project_image_teacher",
+    "sig_text_proj": "method.project_text_teacher",
+    "img_wd_proj": "method.image_teacher_mlp",
+    "text_wd_proj": "method.text_teacher_mlp",
 }
 _SCALARS = {
-    "temp": "objective.temperature.value",
-    "temp2": "objective.relation_temperature.value",
-    "lamba": "objective.text_share.value",
+    "temp": "method.temperature.value",
+    "temp2": "method.relation_temperature.value",
+    "lamba": "method.text_share.value",
 }
 _TEXT = "encoder.text_tower.encoder.model."
 _ENCODER = ("vision_encoder.", "text_encoder.", "vision_proj.", "text_proj.", "itm_head.")
@@ -69,7 +69,7 @@ def import_public_sdr(module: RetrievalModule, state: dict[str, Tensor]) -> Impo
     """
     if module.encoder.fusion is None or not isinstance(module.encoder.image_tower, TimmImageTower):
         raise ValueError("the public code's checkpoints go into a student with a timm image tower and a fusion encoder")
-    if module.objective.has_structure and module.objective.text_share.kind == "bounded":
+    if module.method.has_structure and module.method.text_share.kind == "bounded":
         raise ValueError("the public code's lambda has no bounds: configure text_share's kind as free or fixed")
     own = module.state_dict()
     found: dict[str, tuple[str, Tensor]] = {}

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from sdr_lightning.data.loaders import ResumableLoader
 from sdr_lightning.paths import write_atomically
-from sdr_lightning.training.distributed import gather_objects
+from sdr_lightning.training.checkpoints.interruption import Interruption, Stopped
+from sdr_lightning.training.distributed.collectives import gather_objects
 from sdr_lightning.training.epoch_terms import EpochTerms
-from sdr_lightning.training.interruption import Interruption, Stopped
-from sdr_lightning.training.metrics_csv import MetricsCSV
+from sdr_lightning.training.tracking.metrics_csv import MetricsCSV
 
 LAST, PREVIOUS = "last.ckpt", "previous.ckpt"
 _GENERATORS, _LOADER, _TERMS, _ROWS = "generators", "loader", "epoch_terms", "metrics_csv"

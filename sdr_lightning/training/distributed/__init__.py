@@ -1,0 +1,1 @@
+"""Several processes: collectives that keep the gradient, and the assignment of GPUs."""

@@ -1,0 +1,1 @@
+"""What a run records: metrics by epoch, the environment, and W&B runs."""
