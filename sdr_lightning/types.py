@@ -1,4 +1,4 @@
-"""The values that travel between the parts: batches and embeddings.
+"""The values that travel between the parts: batches, encoder outputs and pairs.
 
 They are NamedTuples because Lightning moves those between devices as they are.
 """
@@ -13,7 +13,7 @@ Modality = Literal["image", "text"]
 
 
 class Tokens(NamedTuple):
-    """A batch of tokenised captions.
+    """Tokenised captions.
 
     Attributes:
         input_ids: (B, L) int64 vocabulary indices, padded on the right.
@@ -24,20 +24,36 @@ class Tokens(NamedTuple):
     attention_mask: Tensor
 
 
-class RetrievalBatch(NamedTuple):
-    """Image-caption pairs as they are matched under the configured imbalance.
+class CachedFeatures(NamedTuple):
+    """Features that a frozen tower computed before, in the place of its inputs.
 
     Attributes:
-        images: (B, 3, H, W) pixels, or (B, D) cached features of a frozen image tower.
-        texts: tokens of B captions, or (B, D) cached features of a frozen text tower.
-        image_index: (B,) int64, row of the image in its split.
-        pair_index: (B,) int64, row of the caption in its split.
-        image_teacher: (B, D_I) features of the image teacher, or None where no bank is configured.
-        text_teacher: (B, D_T) features of the text teacher, or None where no bank is configured.
+        values: (B, D) float32.
     """
 
-    images: Tensor
-    texts: Tokens | Tensor
+    values: Tensor
+
+
+ImageInputs = Tensor | CachedFeatures
+"""(B, 3, H, W) uint8 pixels or (B, R, D) float32 region features; or cached features."""
+TextInputs = Tokens | CachedFeatures
+"""Tokens; or cached features."""
+
+
+class RetrievalBatch(NamedTuple):
+    """Image-caption pairs under the configured imbalance.
+
+    Attributes:
+        images: B images, see :data:`ImageInputs`.
+        texts: B captions, see :data:`TextInputs`.
+        image_index: (B,) int64, row of the image in its split.
+        pair_index: (B,) int64, row of the caption in its split. It identifies the pair.
+        image_teacher: (B, D_I) features of the image teacher, or None without one.
+        text_teacher: (B, D_T) features of the text teacher, or None without one.
+    """
+
+    images: ImageInputs
+    texts: TextInputs
     image_index: Tensor
     pair_index: Tensor
     image_teacher: Tensor | None = None
@@ -48,18 +64,18 @@ class UnimodalBatch(NamedTuple):
     """Items of one modality, for evaluation, feature extraction and the training of teachers.
 
     Attributes:
-        inputs: (B, 3, H, W) pixels, tokens of B captions, or (B, D) cached tower features.
+        inputs: B images or captions, see :data:`ImageInputs` and :data:`TextInputs`.
         rows: (B,) int64, row of the item in its split (rows of images, or rows of captions).
         group: (B,) int64, row of the image that the item shows or describes; equal groups are positives.
     """
 
-    inputs: Tensor | Tokens
+    inputs: ImageInputs | TextInputs
     rows: Tensor
     group: Tensor
 
 
 class Encoded(NamedTuple):
-    """What a tower or a dual encoder says of a batch of one modality.
+    """Encoder outputs for one modality.
 
     Attributes:
         embedding: (B, D) pooled features of a tower, or (B, d) L2-normalised embeddings of a dual encoder.
@@ -73,23 +89,25 @@ class Encoded(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """What a method sees of B pairs, over all ranks.
+    """Encoded pairs over all processes, the input of a training method.
 
     Attributes:
         image: (B, d) L2-normalised image embeddings.
         text: (B, d) L2-normalised text embeddings.
         image_index: (B,) int64; pairs with equal values are positives of one another, by default those of the same image. Or
             (B, K) for K ways to be a positive: pairs with an equal value in any column.
-        image_teacher: (B, D_I) image-teacher features or None; constants, never given a gradient.
-        text_teacher: (B, D_T) text-teacher features or None; constants, never given a gradient.
-        fused: (B, W) tokens of the matched pairs out of the fusion encoder, or None without one.
-        match_logits: (P, 2) of matched and unmatched pairs out of the matching head, or None without one.
-        match_labels: (P,) int64: 1 matched, 0 unmatched, -100 not counted.
+        pair_index: (B,) int64, the pair's row in the training split; None outside training.
+        image_teacher: (B, D_I) image-teacher features or None; constants without gradient.
+        text_teacher: (B, D_T) text-teacher features or None; constants without gradient.
+        fused: (B, W) fused tokens of the matched pairs, or None without a fusion encoder.
+        match_logits: (P, 2) logits of the matching head on matched and unmatched pairs, or None.
+        match_labels: (P,) int64: 1 matched, 0 unmatched, -100 ignored.
     """
 
     image: Tensor
     text: Tensor
     image_index: Tensor
+    pair_index: Tensor | None = None
     image_teacher: Tensor | None = None
     text_teacher: Tensor | None = None
     fused: Tensor | None = None

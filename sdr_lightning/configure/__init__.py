@@ -1,7 +1,7 @@
 """From YAML and options to objects: the students, teachers and data that a configuration describes."""
 
-from sdr_lightning.configure.build import build_data, student_data
+from sdr_lightning.configure.build import build_data, build_method, student_data
 from sdr_lightning.configure.lightning_cli import build, run
 from sdr_lightning.configure.teacher import teacher_tower
 
-__all__ = ["build", "build_data", "run", "student_data", "teacher_tower"]
+__all__ = ["build", "build_data", "build_method", "run", "student_data", "teacher_tower"]

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from argparse import ArgumentParser as StandardParser
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 
+import lightning.pytorch as pl
 import yaml
 from jsonargparse import ArgumentParser
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from sdr_lightning.configure.arguments import with_nulls
 from sdr_lightning.configure.lightning_cli import build
 from sdr_lightning.configure.parser_errors import one_line_errors
+from sdr_lightning.configure.teacher import NOT_THE_MODEL
 from sdr_lightning.data.module import RetrievalDataModule
+from sdr_lightning.methods.base import Method
 
 _PLAIN = dict[str, object] | list[object] | str | int | float | bool | None  # a section that is not looked at
 
@@ -79,3 +84,43 @@ def _sections(file: Path) -> set[str]:
             f"{file} is no configuration of data: expected class_path and init_args, or a run's data section"
         )
     return set() if "class_path" in document else set(document)
+
+
+def build_method(arguments: Sequence[str]) -> Method:
+    """Build only the method that options of ``sdr fit`` describe.
+
+    The random generators are left as they are.
+
+    Args:
+        arguments: as ``sdr fit`` takes them: ``--config FILE``, ``--model.init_args.method.init_args.weights ...``.
+
+    Raises:
+        ValueError: options that do not fit, a model without a method, or values that the method refuses, in one line.
+    """
+    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config")
+    parser.add_subclass_arguments(pl.LightningModule, "model", required=True)
+    for name in (*NOT_THE_MODEL, "seed_everything"):
+        parser.add_argument(f"--{name}", type=_PLAIN)
+    only = ArgumentParser(exit_on_error=False)
+    only.add_subclass_arguments(Method, "method", required=True)
+    with one_line_errors(), isolate_rng():
+        model = parser.parse_args(with_nulls(_of_the_model(arguments))).model
+        if "method" not in model.init_args:
+            raise ValueError(
+                f"{model.class_path} trains without a method: expected a sdr_lightning.training.RetrievalModule"
+            )
+        method = only.instantiate(only.parse_object({"method": model.init_args.method})).method
+    assert isinstance(method, Method)
+    return method
+
+
+def _of_the_model(arguments: Sequence[str]) -> list[str]:
+    """The options that configure the model, from options that each have a value."""
+    kept: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        option = [word] if "=" in word else [word, *islice(words, 1)]
+        if word.startswith(("--config", "--model")):
+            kept += option
+    return kept

@@ -9,9 +9,9 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
-from unittest.mock import patch
 
 import lightning.pytorch as pl
 import yaml
@@ -35,6 +35,7 @@ from sdr_lightning.training.checkpoints.continuation import (
 )
 from sdr_lightning.training.checkpoints.interruption import exit_status, exit_when_stopped, stopped_by_signals
 from sdr_lightning.training.distributed.collectives import in_first_process
+from sdr_lightning.training.feature_caching import CacheFeatures
 from sdr_lightning.training.protocol import ProtocolName, paper_options
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.training.tracking.metrics_csv import MetricsCSV
@@ -50,6 +51,7 @@ _TRAINER_DEFAULTS = {
 }
 _INSIDES = (
     ".*`srun` command is available.*",
+    ".*args parameter is intended to run from within Python.*",
     ".*have no `validation_step`.*",  # teachers: the last epoch is the teacher
     ".*tensorboardX.*",
     ".*does not have many workers.*",
@@ -77,9 +79,7 @@ class SdrCLI(LightningCLI):
     def __init__(self, arguments: list[str], run: bool = True) -> None:
         arguments = with_nulls(arguments)
         self.started, self.arguments, self._runs = time.time(), arguments, run
-        # With arguments of its own LightningCLI warns about those of the process, which are not for it; the name of the
-        # program stays, because DDP starts it again for every further process.
-        with patch.object(sys, "argv", [sys.argv[0], *(arguments if run else [])]), _quiet():
+        with _quiet():
             super().__init__(
                 pl.LightningModule,
                 pl.LightningDataModule,
@@ -93,7 +93,7 @@ class SdrCLI(LightningCLI):
                     "callbacks": [CheckGalleryAndMonitors(), _WriteRecord(self), Continuation()],
                 },
                 run=run,
-                args=None if run else arguments,
+                args=arguments,
             )
 
     @staticmethod
@@ -165,7 +165,7 @@ class SdrCLI(LightningCLI):
                     "or say --protocol paper"
                 )
             return
-        if not settings.model.class_path.endswith(".RetrievalModule"):
+        if not _is_student(settings.model.class_path):
             raise ValueError(f"--protocol paper is for students, and the model is a {settings.model.class_path}")
         if settings.model.init_args.optimisation is None:
             raise ValueError("--protocol paper sets parts of the optimisation: configure model.init_args.optimisation")
@@ -198,28 +198,16 @@ class SdrCLI(LightningCLI):
             )
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, BestCheckpoint)]
-        trainer = super()._instantiate_trainer(config, callbacks)
+        trainer = super()._instantiate_trainer(config, [CacheFeatures(self._teachers()), *callbacks])
         check_trainer(trainer)
         return trainer
 
-    def instantiate_classes(self) -> None:
-        """Build everything, and tell a student its protocol and its teachers.
-
-        Raises:
-            ValueError: a teacher for something else than a student.
-        """
-        super().instantiate_classes()
-        teachers: dict[Modality, Callable[[], Tower]] = {}
-        for modality in get_args(Modality):
-            files: TeacherFiles = self._get(self.config_init, f"{modality}_teacher")
-            if files.config is not None:
-                teachers[modality] = partial(files.tower, modality)
-        if isinstance(self.model, RetrievalModule):
-            self.model.protocol, self.model.teachers = self.protocol, teachers
-        elif teachers:
-            raise ValueError(
-                f"--{min(teachers)}_teacher is for students, and the model is a {type(self.model).__name__}"
-            )
+    def _teachers(self) -> dict[Modality, Callable[[], Tower]]:
+        """What builds the teachers that ``--image_teacher`` and ``--text_teacher`` name."""
+        files = {modality: self._get(self.config_init, f"{modality}_teacher") for modality in get_args(Modality)}
+        return {
+            modality: partial(found.tower, modality) for modality, found in files.items() if found.config is not None
+        }
 
     def before_fit(self) -> None:
         """Refuse to continue from nothing, and leave a finished run as it is."""
@@ -360,6 +348,11 @@ def _as_typed(folder: str) -> Path:
     """A folder below the current one by its short name."""
     path = Path(expand(folder))
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _is_student(class_path: str) -> bool:
+    module, _, name = class_path.rpartition(".")
+    return issubclass(getattr(import_module(module), name), RetrievalModule)
 
 
 @contextlib.contextmanager

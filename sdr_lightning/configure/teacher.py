@@ -18,7 +18,7 @@ from sdr_lightning.paths import FilePath, expand
 from sdr_lightning.training.teacher_module import TeacherModule
 from sdr_lightning.types import Modality
 
-_NOT_THE_MODEL = (
+NOT_THE_MODEL = (
     "data",
     "trainer",
     "checkpoint",
@@ -29,6 +29,7 @@ _NOT_THE_MODEL = (
     "ckpt_path",
     "weights_only",
 )
+"""The sections and options of ``sdr fit`` besides the model and the seed."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def teacher_tower(arguments: Sequence[str], checkpoint: str | None) -> Tower:
     parser.add_argument("--config", action="config")
     parser.add_argument("--seed_everything", type=int, default=0)
     parser.add_subclass_arguments(pl.LightningModule, "model", required=True)
-    for name in _NOT_THE_MODEL:
+    for name in NOT_THE_MODEL:
         parser.add_argument(f"--{name}", type=dict | str | None)
     with one_line_errors(), isolate_rng():
         options = parser.parse_args(with_nulls(arguments))

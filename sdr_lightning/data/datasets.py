@@ -1,4 +1,4 @@
-"""Views of a split, each handing out whole batches: pairs, the items of one modality, and two views for teachers."""
+"""Datasets over a split that return whole batches: pairs, items of one modality, and two views for teachers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from sdr_lightning.data.split import PreparedSplit, Rows
@@ -15,14 +16,14 @@ from sdr_lightning.types import RetrievalBatch, UnimodalBatch
 
 
 class Draw(NamedTuple):
-    """What a sampler asks a data set for: some rows, in some epoch."""
+    """The rows of a batch, and the epoch that augmentation depends on."""
 
     epoch: int
     rows: Rows
 
 
 class BatchDataset(Dataset[RetrievalBatch | UnimodalBatch], ABC):
-    """A data set that is asked for a batch at a time.
+    """A dataset whose index is a :class:`Draw` and whose items are batches.
 
     Args:
         split: the split.
@@ -33,19 +34,19 @@ class BatchDataset(Dataset[RetrievalBatch | UnimodalBatch], ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of rows a sampler may ask for."""
+        """Return the number of rows."""
 
     @abstractmethod
     def __getitem__(self, draw: Draw) -> RetrievalBatch | UnimodalBatch:
-        """The batch of a draw."""
+        """Return the batch of a draw."""
 
 
 class PairDataset(BatchDataset):
-    """Caption by caption, the pairs that matching learns from.
+    """Image-caption pairs, one per caption.
 
     Args:
         split: the split.
-        transform: random augmentation of the images, or None.
+        transform: random augmentation of the images; None for none.
         seed: of the augmentation.
     """
 
@@ -69,7 +70,7 @@ class PairDataset(BatchDataset):
 
 
 class ImageDataset(BatchDataset):
-    """Image by image, without augmentation."""
+    """The images, without augmentation."""
 
     def __len__(self) -> int:
         return len(self.split.table.image_ids)
@@ -80,7 +81,7 @@ class ImageDataset(BatchDataset):
 
 
 class CaptionDataset(BatchDataset):
-    """Caption by caption, alone."""
+    """The captions."""
 
     def __len__(self) -> int:
         return len(self.split.table.captions)
@@ -95,7 +96,7 @@ class ImageViewDataset(BatchDataset):
 
     Args:
         split: the split.
-        transform: random augmentation; without one the two views would be the same picture.
+        transform: random augmentation; without one the two views would be equal.
         seed: of the augmentation.
 
     Raises:
@@ -114,14 +115,14 @@ class ImageViewDataset(BatchDataset):
     def __getitem__(self, draw: Draw) -> UnimodalBatch:
         views = [self.split.images(draw.rows, self.transform, (self.seed, draw.epoch, view)) for view in (0, 1)]
         rows = torch.from_numpy(np.tile(draw.rows, 2))
-        return UnimodalBatch(torch.cat(views), rows, rows)
+        return UnimodalBatch(torch.cat([view for view in views if isinstance(view, Tensor)]), rows, rows)
 
 
 class SiblingCaptionDataset(BatchDataset):
     """Two different captions of each image: (2 B) captions, the first of all, then the second of all.
 
     Args:
-        split: the split; images with a single caption are passed over.
+        split: the split; images with a single caption are left out.
         seed: of the choice of captions.
 
     Raises:

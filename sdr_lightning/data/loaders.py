@@ -69,13 +69,22 @@ class ResumableLoader(BatchLoader):
         """Whether the epoch's last batch has been handed out."""
         return self._position >= min(len(self.sampler), self.limit)
 
-    def state_dict(self) -> dict[str, int]:
-        """Where it is in the epoch; Lightning keeps it in checkpoints."""
-        return {"position": 0 if self.exhausted else self._position}
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position in the epoch, and the order of the epoch if it is not the sampler's own.
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
+        Lightning keeps it in checkpoints.
+        """
+        if self.exhausted:
+            return {"position": 0}
+        order = self.sampler.order
+        chosen = {} if order is None else {"order": torch.from_numpy(order)}
+        return {"position": self._position, **chosen}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Let the next epoch start where the state was taken."""
         self._first_step = state["position"]
+        order = state.get("order")
+        self.sampler.resumed_order = None if order is None else order.numpy()
 
 
 def _leave_signals_to_the_main_process(_: int) -> None:

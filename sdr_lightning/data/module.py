@@ -20,7 +20,7 @@ from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.data.joined import join_images, join_tables
 from sdr_lightning.data.loaders import BatchLoader, Loader, ResumableLoader
 from sdr_lightning.data.pixel_cache import PixelCache, cache_folder, fill
-from sdr_lightning.data.samplers import EvaluationSampler, TrainingSampler
+from sdr_lightning.data.samplers import EpochOrder, EvaluationSampler, OrderedSampler, TrainingSampler
 from sdr_lightning.data.source import Source
 from sdr_lightning.data.split import PreparedSplit, Rows
 from sdr_lightning.data.table import CaptionTable, Split
@@ -115,6 +115,7 @@ class RetrievalDataModule(pl.LightningDataModule):
         self.train_wording = Wording(strip_punctuation, train_words)
         self.evaluation_wording = Wording(strip_punctuation, evaluation_words)
         self.splits: dict[Split, PreparedSplit] = {}
+        self._epoch_order: EpochOrder | None = None
 
     def prepare_data(self) -> None:
         """Write decoded images that are not kept yet; Lightning calls it in one process of a machine."""
@@ -201,6 +202,15 @@ class RetrievalDataModule(pl.LightningDataModule):
         wanted = np.arange(len(dataset)) if rows is None else rows
         return self._loader(dataset, EvaluationSampler(wanted, self.evaluation_batch_size, rank, world_size))
 
+    def ordered_pairs(self, rank: int = 0, world_size: int = 1) -> Loader:
+        """Return all training pairs in order, without augmentation, in batches that the processes share."""
+        dataset = datasets.PairDataset(self.split("train"), None, self.seed)
+        return self._loader(dataset, OrderedSampler(len(dataset), self.batch_size, rank, world_size))
+
+    def set_epoch_order(self, epoch_order: EpochOrder) -> None:
+        """Let a function choose the order of the training pairs, see :meth:`sdr_lightning.methods.Method.epoch_order`."""
+        self._epoch_order = epoch_order
+
     def train_dataloader(self) -> Loader:
         """Shuffled global batches, this rank's share."""
         prepared = self.splits["train"]
@@ -212,7 +222,7 @@ class RetrievalDataModule(pl.LightningDataModule):
             dataset = datasets.ImageViewDataset(prepared, transform, self.seed)
         else:
             dataset = datasets.SiblingCaptionDataset(prepared, self.seed)
-        sampler = TrainingSampler(len(dataset), self.batch_size, self.seed, *self._place())
+        sampler = TrainingSampler(len(dataset), self.batch_size, self.seed, *self._place(), self._epoch_order)
         return ResumableLoader(dataset, sampler, self.workers)
 
     def val_dataloader(self) -> Sequence[Loader]:

@@ -1,22 +1,26 @@
-"""Which rows a rank sees, step by step."""
+"""Samplers: which rows each process reads at each step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from sdr_lightning.data.datasets import Draw
 
+EpochOrder = Callable[[int, Tensor, int], Tensor]
+"""Epoch, random permutation of the rows and global batch size to the order of an epoch."""
+
 
 class TrainingSampler(Sampler[Draw]):
-    """Shuffled global batches, divided over the ranks.
+    """Shuffled global batches, divided over the processes.
 
-    The order is a function of seed and epoch alone, and rank r of W takes every W-th row of each global batch, so the
-    union over ranks is the same at any world size. The incomplete last batch of an epoch is left out. ``first_step`` is the
-    step that iteration starts at.
+    The order is a function of seed and epoch, and of ``epoch_order``. Process r of W takes every W-th row of each global batch,
+    so the union over processes is the same for any number of them. The incomplete last batch of an epoch is left out.
 
     Args:
         size: number of rows.
@@ -24,12 +28,26 @@ class TrainingSampler(Sampler[Draw]):
         seed: of the order.
         rank: of this process.
         world_size: number of processes.
+        epoch_order: chooses the rows of an epoch from their random permutation; None for the permutation itself.
+
+    Attributes:
+        first_step: the step that the next iteration starts at.
+        resumed_order: the order of the next iteration, where training continues within an epoch of a chosen order.
+        order: (n,) the order of the current epoch where ``epoch_order`` changed the permutation; None otherwise.
 
     Raises:
-        ValueError: a batch larger than the data, or one that the ranks cannot share evenly.
+        ValueError: a batch larger than the data, or one that the processes cannot share evenly.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        size: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        epoch_order: EpochOrder | None = None,
+    ) -> None:
         if batch_size > size:
             raise ValueError(
                 f"the batch size {batch_size} is larger than the {size} training items: lower data.init_args.batch_size"
@@ -41,8 +59,11 @@ class TrainingSampler(Sampler[Draw]):
             )
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.rank, self.world_size = rank, world_size
+        self.epoch_order = epoch_order
         self.epoch = 0
         self.first_step = 0
+        self.resumed_order: NDArray[np.int64] | None = None
+        self.order: NDArray[np.int64] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order; Lightning calls it at the start of each epoch."""
@@ -52,10 +73,65 @@ class TrainingSampler(Sampler[Draw]):
         return self.size // self.batch_size
 
     def __iter__(self) -> Iterator[Draw]:
-        order = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        permutation = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
+        self.order, self.resumed_order = self.resumed_order, None
+        if self.order is None and self.epoch_order is not None:
+            self.order = self._chosen(self.epoch_order, permutation)
+        order = permutation if self.order is None else self.order
         for step in range(self.first_step, len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield Draw(self.epoch, batch[self.rank :: self.world_size])
+
+    def _chosen(self, epoch_order: EpochOrder, permutation: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """The order of the epoch, or None if it is the permutation.
+
+        Raises:
+            ValueError: too few rows, rows that do not exist, or another type.
+        """
+        found, needed = (
+            epoch_order(self.epoch, torch.from_numpy(permutation), self.batch_size),
+            len(self) * self.batch_size,
+        )
+        if found.dtype != torch.int64 or found.ndim != 1 or len(found) < needed:
+            raise ValueError(
+                f"epoch_order must return at least {needed} int64 rows, got {tuple(found.shape)} {found.dtype}: an epoch keeps "
+                "its number of steps, so repeat pairs"
+            )
+        order = found[:needed].numpy()
+        if order.min() < 0 or order.max() >= self.size:
+            raise ValueError(
+                f"epoch_order must return rows from 0 to {self.size - 1}, got {order.min()} to {order.max()}"
+            )
+        return None if np.array_equal(order, permutation[:needed]) else order
+
+
+class OrderedSampler(Sampler[Draw]):
+    """All rows in order, in whole batches that the processes share: process r of W takes every W-th batch.
+
+    Args:
+        size: number of rows.
+        batch_size: rows of a batch; the last may have fewer.
+        rank: of this process.
+        world_size: number of processes.
+
+    Raises:
+        ValueError: fewer batches than processes.
+    """
+
+    def __init__(self, size: int, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+        if -(-size // batch_size) < world_size:
+            raise ValueError(
+                f"{size} pairs in batches of {batch_size} cannot be shared by {world_size} processes: lower "
+                "data.init_args.batch_size"
+            )
+        self.batches = [np.arange(start, min(start + batch_size, size)) for start in range(0, size, batch_size)]
+        self.batches = self.batches[rank::world_size]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Draw]:
+        yield from (Draw(0, rows) for rows in self.batches)
 
 
 class EvaluationSampler(Sampler[Draw]):

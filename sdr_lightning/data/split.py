@@ -21,7 +21,7 @@ from sdr_lightning.data.tokenizer import Tokenizer, take, tokenised
 from sdr_lightning.data.transforms import Transform, seeded, to_input
 from sdr_lightning.data.wording import Wording
 from sdr_lightning.features.bank import FeatureBank
-from sdr_lightning.types import Modality, Tokens
+from sdr_lightning.types import CachedFeatures, ImageInputs, Modality, TextInputs
 
 Rows = NDArray[np.int64]
 
@@ -130,7 +130,7 @@ class PreparedSplit:
         """One image as the collection has it: in its own size, or the pixel cache's, and without noise."""
         return self._images[row]
 
-    def images(self, rows: Rows, transform: Transform | None = None, key: tuple[int, ...] = ()) -> Tensor:
+    def images(self, rows: Rows, transform: Transform | None = None, key: tuple[int, ...] = ()) -> ImageInputs:
         """Images of some rows.
 
         Args:
@@ -139,7 +139,7 @@ class PreparedSplit:
             key: what the augmentation is a function of, together with the row.
 
         Returns:
-            (B, 3, S, S) uint8 pixels, (B, R, D) float32 features of a collection of features, or (B, D) cached features.
+            (B, 3, S, S) uint8 pixels, (B, R, D) float32 features of a collection of features, or cached features.
 
         Raises:
             ValueError: an augmentation of images whose features are cached.
@@ -150,13 +150,13 @@ class PreparedSplit:
                     "a frozen image tower's features are computed once, so images cannot be augmented: set "
                     "data.init_args.augmentation to none, or the tower's frozen to false"
                 )
-            return self._cached["image"].at(rows)
+            return CachedFeatures(self._cached["image"].at(rows))
         return torch.stack([self._image(int(row), transform, key) for row in rows])
 
-    def texts(self, rows: Rows) -> Tokens | Tensor:
-        """Tokens of some captions, or (B, D) cached features."""
+    def texts(self, rows: Rows) -> TextInputs:
+        """Tokens of some captions, or cached features."""
         if "text" in self._cached:
-            return self._cached["text"].at(rows)
+            return CachedFeatures(self._cached["text"].at(rows))
         return take(self._tokens, torch.from_numpy(rows))
 
     def teacher(self, modality: Modality, rows: Rows) -> Tensor | None:

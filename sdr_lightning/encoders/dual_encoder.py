@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sdr_lightning.encoders.fusion import FusionEncoder
 from sdr_lightning.encoders.projection import Projection
 from sdr_lightning.encoders.tower import Tower
-from sdr_lightning.types import Encoded, Tokens
+from sdr_lightning.types import Encoded, ImageInputs, TextInputs
 
 
 class DualEncoder(nn.Module):
@@ -65,11 +65,11 @@ class DualEncoder(nn.Module):
             if compile:
                 tower.compile()
 
-    def image(self, images: Tensor) -> Encoded:
+    def image(self, images: ImageInputs) -> Encoded:
         """Embed images, and keep their tokens.
 
         Args:
-            images: (B, 3, H, W) pixels, or (B, D) cached features of the image tower.
+            images: (B, 3, H, W) pixels, (B, R, D) region features, or cached features of the image tower.
 
         Returns:
             (B, d) L2-normalised embeddings, and the image tower's tokens.
@@ -77,11 +77,11 @@ class DualEncoder(nn.Module):
         encoded = self.image_tower.encode(images)
         return encoded._replace(embedding=F.normalize(self.image_projection(encoded.embedding), dim=1))
 
-    def text(self, texts: Tokens | Tensor) -> Encoded:
+    def text(self, texts: TextInputs) -> Encoded:
         """Embed captions, and keep their tokens.
 
         Args:
-            texts: tokens of B captions, or (B, D) cached features of the text tower.
+            texts: tokens of B captions, or cached features of the text tower.
 
         Returns:
             (B, d) L2-normalised embeddings, and the text tower's tokens with their mask.
@@ -89,11 +89,11 @@ class DualEncoder(nn.Module):
         encoded = self.text_tower.encode(texts)
         return encoded._replace(embedding=F.normalize(self.text_projection(encoded.embedding), dim=1))
 
-    def encode_image(self, images: Tensor) -> Tensor:
+    def encode_image(self, images: ImageInputs) -> Tensor:
         """(B, d) L2-normalised embeddings, see :meth:`image`."""
         return self.image(images).embedding
 
-    def encode_text(self, texts: Tokens | Tensor) -> Tensor:
+    def encode_text(self, texts: TextInputs) -> Tensor:
         """(B, d) L2-normalised embeddings, see :meth:`text`."""
         return self.text(texts).embedding
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 import torch
 from torch import Tensor, nn
 
-from sdr_lightning.types import Encoded, Tokens
+from sdr_lightning.types import CachedFeatures, Encoded, ImageInputs, TextInputs
 
 
 class Tower(nn.Module):
@@ -53,11 +53,11 @@ class Tower(nn.Module):
         """Encode a batch of inputs; subclasses implement it."""
         raise TypeError(f"{type(self).__name__} does not say how it encodes {type(inputs).__name__}")
 
-    def encode(self, inputs: Tensor | Tokens) -> Encoded:
+    def encode(self, inputs: ImageInputs | TextInputs) -> Encoded:
         """Features of a batch and of its tokens.
 
         Args:
-            inputs: what the tower encodes, or (B, D) features that this very tower computed before.
+            inputs: a batch of the tower's modality, or features that this tower computed before.
 
         Returns:
             (B, D) pooled features and (B, L, W) tokens; cached features have no tokens. No gradient flows to a frozen
@@ -66,14 +66,14 @@ class Tower(nn.Module):
         Raises:
             ValueError: cached features of another width.
         """
-        if isinstance(inputs, Tensor) and inputs.ndim == 2:
-            if inputs.shape[1] != self.width:
-                raise ValueError(f"cached features are {inputs.shape[1]} wide, this tower's are {self.width}")
-            return Encoded(inputs)
+        if isinstance(inputs, CachedFeatures):
+            if inputs.values.shape[1] != self.width:
+                raise ValueError(f"cached features are {inputs.values.shape[1]} wide, this tower's are {self.width}")
+            return Encoded(inputs.values)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.encode_inputs(inputs)
 
-    def forward(self, inputs: Tensor | Tokens) -> Tensor:
+    def forward(self, inputs: ImageInputs | TextInputs) -> Tensor:
         """Pooled features of a batch, (B, D), see :meth:`encode`."""
         return self.encode(inputs).embedding
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.features.bank import FeatureBank
-from sdr_lightning.types import Tokens, UnimodalBatch
+from sdr_lightning.types import UnimodalBatch
 
 OnBatch = Callable[[Tensor, Tensor], None]
 """Takes the (B,) int64 rows of a batch and their (B, D) features on the CPU."""
@@ -56,7 +56,7 @@ def encode(
         bar = progress.add_task(description, total=len(rows))
         for batch in batches:
             inputs = batch.inputs
-            inputs = Tokens(*(t.to(device) for t in inputs)) if isinstance(inputs, Tokens) else inputs.to(device)
+            inputs = inputs.to(device) if isinstance(inputs, Tensor) else type(inputs)(*(t.to(device) for t in inputs))
             encoded = encoder(inputs).float().cpu()
             if features is None:
                 features = encoded.new_empty(len(rows), encoded.shape[1])

@@ -1,5 +1,10 @@
-"""The terms of the method as modules over :mod:`sdr_lightning.functional`, and the method itself."""
+"""Training methods, one file each."""
 
-from sdr_lightning.methods.sdr import SDR, TERMS
+from sdr_lightning.methods.base import Measure, Method, Need, PerPair
+from sdr_lightning.methods.infonce import InfoNCE
+from sdr_lightning.methods.ncr import NCR
+from sdr_lightning.methods.parameters import Temperature, TextShare
+from sdr_lightning.methods.sdr import SDR
+from sdr_lightning.methods.siglip import SigLIP
 
-__all__ = ["SDR", "TERMS"]
+__all__ = ["NCR", "SDR", "InfoNCE", "Measure", "Method", "Need", "PerPair", "SigLIP", "Temperature", "TextShare"]

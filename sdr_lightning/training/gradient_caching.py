@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from sdr_lightning.types import Encoded, Tokens
+from sdr_lightning.types import Encoded, ImageInputs, TextInputs
 
-T = TypeVar("T", bound=Tensor | Tokens)
+T = TypeVar("T", bound=ImageInputs | TextInputs)
 
 
 def encode_in_chunks(encode: Callable[[T], Encoded], inputs: T, size: int | None) -> Encoded:
@@ -28,13 +28,13 @@ def encode_in_chunks(encode: Callable[[T], Encoded], inputs: T, size: int | None
 
     Args:
         encode: encodes a batch, each item without regard to the others.
-        inputs: (B, ...), or tokens of B captions.
+        inputs: B images or captions.
         size: items of a chunk; None, or B and more, for the whole batch at once, as without this function.
 
     Returns:
-        What ``encode`` says of the whole batch; gradient flows to what it reads.
+        The outputs of ``encode`` for the whole batch; gradient flows to its parameters.
     """
-    if size is None or len(inputs if isinstance(inputs, Tensor) else inputs.input_ids) <= size:
+    if size is None or len(inputs if isinstance(inputs, Tensor) else inputs[0]) <= size:
         return encode(inputs)
     parts: list[Encoded] = [checkpoint(encode, chunk, use_reentrant=False) for chunk in _split(inputs, size)]
 
@@ -88,10 +88,10 @@ def check_chunks(size: int | None, **modules: nn.Module) -> None:
             )
 
 
-def _split(inputs: Tensor | Tokens, size: int) -> list[Any]:
+def _split(inputs: ImageInputs | TextInputs, size: int) -> list[Any]:
     if isinstance(inputs, Tensor):
         return _rows(inputs, size)
-    return [Tokens(*columns) for columns in zip(*(_rows(column, size) for column in inputs), strict=True)]
+    return [type(inputs)(*columns) for columns in zip(*(_rows(column, size) for column in inputs), strict=True)]
 
 
 def _rows(tensor: Tensor, size: int) -> list[Tensor]:

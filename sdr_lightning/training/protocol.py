@@ -11,6 +11,7 @@ PAPER: dict[str, Any] = {
     "data.init_args.select_on": "test",
     "data.init_args.train_words": 60,
     "data.init_args.evaluation_words": 30,
+    f"{_MODEL}.protocol": "paper",
     f"{_MODEL}.gather": "albef",
     f"{_MODEL}.negatives": "local",
     f"{_MODEL}.method.init_args.clamp_temperatures": False,

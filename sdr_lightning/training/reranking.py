@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+import lightning.pytorch as pl
 import torch
 from rich.progress import track
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from sdr_lightning.data.loaders import Loader
+from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.functional.ranking import rank_embeddings
 from sdr_lightning.functional.reranking import rerank
-from sdr_lightning.functional.search import TopK
+from sdr_lightning.functional.search import TopK, top_k
 from sdr_lightning.metrics.cross_modal import summarise_both
 from sdr_lightning.metrics.evaluation import checked
+from sdr_lightning.training.distributed.collectives import EmbeddingTable
 from sdr_lightning.types import Encoded, RetrievalBatch, Tokens, UnimodalBatch
 
 
@@ -73,6 +76,44 @@ def published_scores(candidates: TopK, gallery_size: int) -> Tensor:
     """All scores (Q, gallery size) as the public code has them: -100 for what was not re-scored."""
     scores = torch.full((len(candidates.items), gallery_size), -100.0)
     return scores.scatter(1, candidates.items, candidates.scores)
+
+
+def rescore(
+    encoder: DualEncoder, data: RetrievalDataModule, trainer: pl.Trainer, image: Tensor, text: Tensor, k: int
+) -> Rescored:
+    """Score the k best candidates by cosine of each query of the test split with the fusion encoder, in both directions.
+
+    Args:
+        encoder: with a fusion encoder.
+        data: holds the test split.
+        trainer: knows the device, the precision and the processes, which share the images.
+        image: (N, d) L2-normalised image embeddings.
+        text: (C, d) L2-normalised text embeddings.
+        k: candidates of a query; all of a smaller gallery.
+    """
+    columns = torch.arange(len(text))[:, None]
+    to_text, to_image = top_k(image, text, k).items, top_k(text, image, k).items  # (N, k), (C, k)
+    i2t, t2i = torch.arange(len(image))[:, None] * len(text) + to_text, to_image * len(text) + columns
+    pairs = torch.unique(torch.cat([i2t.flatten(), t2i.flatten()]))  # a pair of both directions is scored once
+    device, rank, world = trainer.strategy.root_device, trainer.global_rank, trainer.world_size
+    with trainer.strategy.precision_plugin.forward_context():
+        captions = encode_captions(encoder, data.items("test", "text"), device)
+        positions, scores = score_pairs(
+            encoder,
+            data.items("test", "image", rank, world),
+            captions,
+            pairs // len(text),
+            pairs % len(text),
+            device,
+            data.evaluation_batch_size,
+            progress=rank == 0,
+        )
+    table = EmbeddingTable().to(device)
+    table.update(positions.to(device), scores[:, None].to(device))
+    found = table.table(len(pairs)).squeeze(1)
+    return Rescored(
+        TopK(found[torch.searchsorted(pairs, i2t)], to_text), TopK(found[torch.searchsorted(pairs, t2i)], to_image)
+    )
 
 
 @torch.no_grad()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sdr_lightning.encoders.fusion import bert_name
 from sdr_lightning.encoders.image import TimmImageTower
+from sdr_lightning.methods.sdr import SDR
 from sdr_lightning.training.retrieval_module import RetrievalModule
 
 _HEADS = {
@@ -23,13 +24,13 @@ _HEADS = {
     "itm_head": "encoder.fusion.head",
     "sig_vision_proj": "method.project_image_teacher",
     "sig_text_proj": "method.project_text_teacher",
-    "img_wd_proj": "method.image_teacher_mlp",
-    "text_wd_proj": "method.text_teacher_mlp",
+    "img_wd_proj": "method.structure.image_teacher_mlp",
+    "text_wd_proj": "method.structure.text_teacher_mlp",
 }
 _SCALARS = {
     "temp": "method.temperature.value",
-    "temp2": "method.relation_temperature.value",
-    "lamba": "method.text_share.value",
+    "temp2": "method.structure.temperature.value",
+    "lamba": "method.structure.text_share.value",
 }
 _TEXT = "encoder.text_tower.encoder.model."
 _ENCODER = ("vision_encoder.", "text_encoder.", "vision_proj.", "text_proj.", "itm_head.")
@@ -69,7 +70,11 @@ def import_public_sdr(module: RetrievalModule, state: dict[str, Tensor]) -> Impo
     """
     if module.encoder.fusion is None or not isinstance(module.encoder.image_tower, TimmImageTower):
         raise ValueError("the public code's checkpoints go into a student with a timm image tower and a fusion encoder")
-    if module.method.has_structure and module.method.text_share.kind == "bounded":
+    if not isinstance(module.method, SDR):
+        raise ValueError(
+            f"the public code's checkpoints hold an SDR method, and the student's is {type(module.method).__name__}"
+        )
+    if module.method.has_structure and module.method.structure.text_share.kind == "bounded":
         raise ValueError("the public code's lambda has no bounds: configure text_share's kind as free or fixed")
     own = module.state_dict()
     found: dict[str, tuple[str, Tensor]] = {}

@@ -1,0 +1,120 @@
+"""What a student's checkpoint holds, and how training and later stages use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+
+from sdr_lightning.encoders.dual_encoder import DualEncoder
+from sdr_lightning.types import Modality
+
+if TYPE_CHECKING:
+    from sdr_lightning.training.retrieval_module import RetrievalModule
+
+_FROZEN, _TEACHERS, _PROTOCOL, _BEST = "frozen_towers", "teachers", "protocol", "best_rsum"
+
+
+def save_student(checkpoint: dict[str, Any], module: RetrievalModule) -> None:
+    """Add the protocol, the best rsum and the teachers' fingerprints; replace frozen towers' weights by fingerprints."""
+    train = module.data.splits.get("train")
+    checkpoint[_PROTOCOL], checkpoint[_BEST] = module.protocol, module.best_rsum
+    checkpoint[_TEACHERS] = {} if train is None else dict(train.teacher_sources)
+    leave_frozen_out(checkpoint, module.encoder)
+
+
+def load_student(checkpoint: dict[str, Any], module: RetrievalModule) -> None:
+    """Check that a checkpoint fits, and complete it with the weights of frozen towers.
+
+    To continue training, everything has to fit. To evaluate, the method may be another one: only values of its parameters
+    that exist here, with the same shape, are loaded.
+
+    Raises:
+        ValueError: the checkpoint is of another protocol, a frozen tower or a teacher differs, or the method's own
+            similarity lacks parameters.
+    """
+    trained = checkpoint.get(_PROTOCOL, "clean")
+    if trained != module.protocol:
+        raise ValueError(f"the checkpoint was trained under protocol {trained}: say --protocol {trained}")
+    if module.trainer.state.fn == TrainerFn.FITTING:
+        _check_teachers(checkpoint.get(_TEACHERS, {}), module)
+        module.best_rsum = checkpoint.get(_BEST, 0.0)
+    else:
+        checkpoint["state_dict"] = _for_evaluation(checkpoint["state_dict"], module)
+    put_frozen_back(checkpoint, module.encoder)
+
+
+def _for_evaluation(state: dict[str, Tensor], module: RetrievalModule) -> dict[str, Tensor]:
+    own = {key: value for key, value in module.state_dict().items() if key.startswith("method.")}
+    fitting = {key: value for key, value in state.items() if key in own and value.shape == own[key].shape}
+    missing = sorted(own.keys() - fitting.keys())
+    if missing and not module.method.ranks_by_cosine:
+        raise ValueError(
+            f"the checkpoint lacks {missing[0]}, which {type(module.method).__name__} scores with: configure the method that it "
+            "was trained with"
+        )
+    return {key: value for key, value in state.items() if not key.startswith("method.")} | own | fitting
+
+
+def _check_teachers(then: dict[Modality, str], module: RetrievalModule) -> None:
+    for modality, source in module.data.split("train").teacher_sources.items():
+        if then.get(modality, source) != source:
+            raise ValueError(
+                f"the {modality} teacher is another than the one this training began with: continue with that one, or "
+                "start again"
+            )
+
+
+def leave_frozen_out(checkpoint: dict[str, Any], encoder: DualEncoder) -> None:
+    """Replace the weights of frozen towers by their fingerprints."""
+    towers = encoder.frozen_towers()
+    checkpoint[_FROZEN] = {name: tower.fingerprint() for name, tower in towers.items()}
+    for name in towers:
+        for key in [key for key in checkpoint["state_dict"] if key.startswith(f"encoder.{name}.")]:
+            del checkpoint["state_dict"][key]
+
+
+def put_frozen_back(checkpoint: dict[str, Any], encoder: DualEncoder) -> None:
+    """Complete a checkpoint with the weights of the towers that are frozen here.
+
+    Raises:
+        ValueError: a frozen tower differs from the one that was frozen in training.
+    """
+    towers = encoder.frozen_towers()
+    for name, fingerprint in checkpoint.get(_FROZEN, {}).items():
+        if name not in towers or towers[name].fingerprint() != fingerprint:
+            raise ValueError(
+                f"the checkpoint was trained on another frozen {name}: configure the weights it was trained with"
+            )
+        prefix = f"encoder.{name}."
+        checkpoint["state_dict"] |= {prefix + key: value for key, value in towers[name].state_dict().items()}
+
+
+def start_from(path: Path, module: RetrievalModule) -> None:
+    """Load the encoder of an earlier stage, and the parameters of its method that this stage's method has too.
+
+    Args:
+        path: a checkpoint of ``sdr fit``.
+        module: the student of this stage.
+
+    Raises:
+        ValueError: no such checkpoint, or one of another encoder.
+    """
+    if not path.is_file():
+        raise ValueError(f"no checkpoint to start from at {path}: run the earlier stage first")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        state: dict[str, Tensor] = checkpoint["state_dict"]
+    except Exception as error:  # torch raises many types
+        raise ValueError(f"{path} is no checkpoint of sdr fit ({type(error).__name__})") from error
+    put_frozen_back(checkpoint, module.encoder)
+    own, learned = module.state_dict(), {f"method.{name}" for name, _ in module.method.named_parameters()}
+    theirs = {key: value for key, value in state.items() if key.startswith("encoder.") or key in learned}
+    try:
+        module.load_state_dict({key: value for key, value in own.items() if not key.startswith("encoder.")} | theirs)
+    except RuntimeError as error:
+        what = "is of another encoder" if "encoder." in str(error) else "does not fit the method"
+        raise ValueError(f"{path} {what}: {' '.join(str(error).split())[:300]}") from error

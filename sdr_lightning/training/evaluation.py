@@ -1,0 +1,120 @@
+"""Evaluation of a student: embeddings collected over batches and processes, then every metric."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sdr_lightning.data.module import RetrievalDataModule
+from sdr_lightning.data.table import Split
+from sdr_lightning.functional.search import check_finite, chunks
+from sdr_lightning.methods.base import Method
+from sdr_lightning.metrics.evaluation import Evaluation, cross_modal, cross_modal_folds, evaluate_queries
+from sdr_lightning.metrics.paper_protocol import evaluate_published
+from sdr_lightning.metrics.scores import evaluate_scores
+from sdr_lightning.training.distributed.collectives import EmbeddingTable
+from sdr_lightning.training.protocol import ProtocolName
+from sdr_lightning.training.reranking import Rescored, published_scores, reranked_metrics
+from sdr_lightning.types import Modality
+
+_ROWS = 256
+
+
+class RetrievalEvaluation(nn.Module):
+    """Collects the embeddings of a split and evaluates them.
+
+    Args:
+        method: its :meth:`~sdr_lightning.methods.Method.similarity` ranks, or the cosine where it has none.
+        protocol: ``paper`` evaluates as the public code does, see :mod:`~sdr_lightning.metrics.paper_protocol`.
+    """
+
+    def __init__(self, method: Method, protocol: ProtocolName) -> None:
+        super().__init__()
+        self.image_table, self.text_table = EmbeddingTable(), EmbeddingTable()
+        self.protocol = protocol
+        self._method = [method]  # in a list: the parameters belong to the training module
+
+    def update(self, modality: Modality, rows: Tensor, embeddings: Tensor) -> None:
+        """Take (B, d) embeddings of the items at (B,) rows."""
+        (self.image_table if modality == "image" else self.text_table).update(rows, embeddings)
+
+    def reset(self) -> None:
+        """Forget what was collected."""
+        self.image_table.reset()
+        self.text_table.reset()
+
+    def collect(self, data: RetrievalDataModule, split: Split) -> tuple[Tensor, Tensor]:
+        """Return the (N, d) image and (C, d) text embeddings of a split on the CPU, over all processes, and start again.
+
+        Raises:
+            ValueError: an item came twice, or is missing.
+        """
+        table = data.split(split).table
+        return self.image_table.table(len(table.image_ids)), self.text_table.table(len(table.captions))
+
+    def validate(self, image: Tensor, text: Tensor, caption_image: Tensor) -> dict[str, float]:
+        """Return recall and ranks, see :func:`~sdr_lightning.metrics.evaluation.cross_modal`."""
+        method = self._method[0]
+        if method.ranks_by_cosine:
+            return cross_modal(image, text, caption_image)
+        scores = score_matrix(method, image, text)
+        return evaluate_scores(scores, scores.T, caption_image).metrics
+
+    def test(
+        self, image: Tensor, text: Tensor, data: RetrievalDataModule, rescored: Rescored | None = None
+    ) -> Evaluation:
+        """Return every metric of the test split, with the results of each query.
+
+        Args:
+            image: (N, d) embeddings.
+            text: (C, d) embeddings.
+            data: holds the pairs and their graded relevance.
+            rescored: candidates with the scores of the fusion encoder; their metrics are added as ``reranked_...``.
+        """
+        pairs, relevance, method = data.split("test").caption_image, data.relevance("test"), self._method[0]
+        if not method.ranks_by_cosine:
+            scores = score_matrix(method, image, text)
+            return evaluate_scores(scores, scores.T, pairs, relevance)
+        if self.protocol == "paper":
+            metrics, queries = evaluate_published(image, text, pairs, relevance)
+            if rescored is not None:
+                i2t, t2i = published_scores(rescored.i2t, len(text)), published_scores(rescored.t2i, len(image))
+                reranked = evaluate_published(image, text, pairs, relevance, i2t, t2i).metrics
+                metrics |= {f"reranked_{name}": value for name, value in reranked.items()}
+            return Evaluation(metrics, queries)
+        metrics, queries = evaluate_queries(image, text, pairs, relevance)
+        if data.test_folds is not None:
+            metrics |= cross_modal_folds(image, text, pairs, data.test_folds)
+        if rescored is not None:
+            metrics |= reranked_metrics(image, text, pairs, rescored)
+        return Evaluation(metrics, queries)
+
+
+@torch.no_grad()
+def score_matrix(method: Method, image: Tensor, text: Tensor) -> Tensor:
+    """Score all images against all captions by a method's similarity.
+
+    Args:
+        method: one that does not rank by cosine.
+        image: (N, d) embeddings on the CPU.
+        text: (C, d) embeddings on the CPU.
+
+    Returns:
+        (N, C) float32 on the CPU.
+
+    Raises:
+        ValueError: scores of another shape, or that are not finite.
+    """
+    device = next((tensor.device for tensor in (*method.parameters(), *method.buffers())), image.device)
+    gallery, rows = text.to(device), []
+    for part in chunks(len(image), _ROWS):
+        scores = method.similarity(image[part].to(device), gallery)
+        if scores is None or scores.shape != (len(image[part]), len(text)):
+            found = "None" if scores is None else tuple(scores.shape)
+            raise ValueError(
+                f"{type(method).__name__}.similarity must return {(len(image[part]), len(text))} scores, got {found}"
+            )
+        rows.append(scores.float().cpu())
+    found_scores = torch.cat(rows)
+    check_finite(found_scores)
+    return found_scores
