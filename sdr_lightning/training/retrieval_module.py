@@ -94,7 +94,7 @@ class RetrievalModule(EpochTerms):
         self.test_queries: dict[str, Tensor] = {}
         self.val_embeddings: tuple[Tensor, Tensor] | None = None
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
-        self._steps_seen = -1
+        self._steps_seen = 0
         if encoder.fusion is not None:  # DDP refuses parameters without a gradient
             encoder.fusion.requires_grad_("fusion" in method.needs)
             encoder.fusion.head.requires_grad_("matching" in method.needs)
@@ -152,6 +152,10 @@ class RetrievalModule(EpochTerms):
         return self.optimisation.configure(self, newly_initialized)
 
     # --- Training
+
+    def on_train_start(self) -> None:
+        """Count optimiser steps from where training starts or continues."""
+        self._steps_seen = self.global_step
 
     def on_train_epoch_start(self) -> None:
         """Let the method begin an epoch; training that continues within an epoch does not come here."""
