@@ -57,7 +57,7 @@ class RetrievalModule(EpochTerms):
             The mean over processes, and so the gradient, is the same.
         start_from: a checkpoint of an earlier stage: training starts from its encoder, and from those parameters of its
             method that this method has too. ``$NAME`` and ``${NAME:-default}`` are filled in.
-        protocol: ``paper`` evaluates as the public code does, see docs/method.md; it is set by ``--protocol``.
+        protocol: ``paper`` evaluates as the public code does, see docs/sdr.md; it is set by ``--protocol``.
 
     Raises:
         ValueError: options that do not fit each other, the encoder or the method; the message names them.
