@@ -310,6 +310,11 @@ def _check_method(
         )
     if rerank is not None and rerank < 1:
         raise ValueError(f"rerank must be at least 1 candidate, got {rerank}")
+    if rerank is not None and "matching" not in method.needs:
+        raise ValueError(
+            f"rerank scores with the matching head, which {name} with these terms does not train: set rerank to null (for SDR: "
+            "or give itm a weight)"
+        )
     if local_loss and not method.supports_local_loss:
         raise ValueError(f"the terms of {name} do not decompose over rows: set local_loss to false")
     if not method.ranks_by_cosine and (rerank is not None or protocol == "paper"):
