@@ -41,7 +41,7 @@ def galleries():
 @pytest.mark.parametrize("screened", [True, False])
 def test_equals_a_stable_sort_of_exact_scores(queries, gallery, k, screened, monkeypatch):
     if screened:  # small galleries are searched in fp64 throughout; here they are to be treated as large ones are
-        monkeypatch.setattr(search, "_FEW", 0)
+        monkeypatch.setattr(search, "_EXACT_RATIO", 0)
     exclude = torch.stack([torch.arange(23), torch.arange(23) * 5, torch.full((23,), 210)], dim=1)
     for left_out in (None, exclude):
         scores, index = reference(queries, gallery, k, left_out)
