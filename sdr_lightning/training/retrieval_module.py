@@ -21,7 +21,7 @@ from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.functional.search import TopK, top_k
 from sdr_lightning.losses.objective import RebalancingObjective
-from sdr_lightning.metrics.evaluation import checked, cross_modal, cross_modal_folds, evaluate_queries
+from sdr_lightning.metrics.evaluation import checked_embeddings, cross_modal, cross_modal_folds, evaluate_queries
 from sdr_lightning.metrics.paper_protocol import evaluate_published, first_five
 from sdr_lightning.paths import FilePath, expand
 from sdr_lightning.training.continuation import is_dev_run
@@ -279,7 +279,9 @@ class RetrievalModule(EpochTerms):
         image, text = self._collect("test")
         self.test_embeddings = image, text
         pairs, relevance = self.data.split("test").caption_image, self.data.relevance("test")
-        rescored = None if self.rerank is None else self._rescored(*checked(image, text, pairs)[:2], self.rerank)
+        rescored = (
+            None if self.rerank is None else self._rescored(*checked_embeddings(image, text, pairs)[:2], self.rerank)
+        )
         if self.protocol == "paper":
             self.test_metrics, self.test_queries = evaluate_published(image, text, pairs, relevance)
             if rescored is not None:

@@ -349,7 +349,7 @@ def pickled(path):
         ((*EMBEDDINGS, "--text-to-image", "img.npy"), "expected the image of each caption: numbers with 1 dimension"),
         ((*EMBEDDINGS, "--annotations", "short.json"), "has 11 images and"),
         ((*EMBEDDINGS, "--text-to-image", "map.npy", "--relevance", "other.npy"), "another split or transposed"),
-        ((*EMBEDDINGS, "--text-to-image", "map.npy", "--relevance", "raw.bin"), "another split, or cut short"),
+        ((*EMBEDDINGS, "--text-to-image", "map.npy", "--relevance", "raw.bin"), "another split, or truncated"),
         ((*EMBEDDINGS, "--text-to-image", "map.npy", "--relevance", "nan.npy"), "finite and not negative"),
         ((*EMBEDDINGS, "--annotations", "reversed.json", "--relevance", "rouge.npy"), "captions in another order"),
         ((*EMBEDDINGS, "--annotations", "karpathy.json", "--relevance", "changed.npy"), "has changed since"),

@@ -6,7 +6,7 @@ from torch.nn.functional import normalize
 
 from sdr_lightning.metrics import FactRelevance, RougeLRelevance, evaluate
 from sdr_lightning.metrics.cross_modal import cross_modal_rankings, modality_gap, summarise_both
-from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds, evaluate_queries, work
+from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds, evaluate_queries, num_scores
 from sdr_lightning.metrics.graded import graded_queries, means
 
 
@@ -39,7 +39,7 @@ def test_queries_average_to_the_metrics(problem):
     images, texts, index, relevance = problem
     done = []
     metrics, queries = evaluate_queries(images, texts, index, relevance, advance=done.append)
-    assert sum(done) == work(len(images), len(texts), graded=True)
+    assert sum(done) == num_scores(len(images), len(texts), graded=True)
     assert queries.pop("t2i_rank").lt(5).double().mean() * 100 == metrics["t2i_R@5"]
     assert queries.pop("i2t_rank").lt(1).double().mean() * 100 == metrics["i2t_R@1"]
     assert len(queries) == 6 * 4
