@@ -99,7 +99,11 @@ def test_published_validation_images_may_serve_as_the_test(tmp_path: Path) -> No
         (IMAGES, [{"id": 1, "image_id": 500}], r"annotations\[0\] is no object with 'id', 'image_id' and text"),
         (IMAGES, [{"id": 1, "image_id": [500], "caption": "x"}], r"annotations\[0\] is no object with"),
         (IMAGES, [{"image_id": 500, "caption": "x"}], r"annotations\[0\] is no object with"),
-        (IMAGES, [{"id": 1, "image_id": 9, "caption": "x"}], r"annotations\[0\] is of the image 9, which is not there"),
+        (
+            IMAGES,
+            [{"id": 1, "image_id": 9, "caption": "x"}],
+            r"annotations\[0\] is of the image 9, which is not under 'images'",
+        ),
     ],
 )
 def test_malformed_annotations(tmp_path: Path, images: Any, annotations: Any, message: str) -> None:

@@ -405,7 +405,7 @@ def test_a_stream_says_which_row_each_image_is(tmp_path: Path) -> None:
 
 
 def test_a_stream_has_no_rows_to_ask_for(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"read through the pixel cache alone: set data.init_args.cached_size"):
+    with pytest.raises(ValueError, match=r"only available through the pixel cache: set data.init_args.cached_size"):
         streamed(tmp_path)[0]
 
 

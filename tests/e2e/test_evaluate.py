@@ -374,7 +374,7 @@ def pickled(path):
         ((*EMBEDDINGS, "--text-to-image", "map.npy", "--protocol", "paper", "--scores", "wide.npy"), "the embeddings are of"),
         (("evaluate", "--scores", "i2t.npy", "--text-to-image", "map.npy", "--folds", "2"), "needs embeddings, not scores"),
         (("relevance", "--annotations", "karpathy.json", "--output", "rouge.txt"), "should end with .npy"),
-        (("relevance", "--annotations", "bad.json", "--output", "x.npy"), "in no known format"),
+        (("relevance", "--annotations", "bad.json", "--output", "x.npy"), "in an unknown format"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_line(folder, words, message, capsys):

@@ -111,7 +111,7 @@ def ids_of(bank: FeatureBank) -> list[str]:
     ],
 )
 def test_a_part_is_of_the_items_that_are_as_they_were(ids: list[str], content: list[int], kept: list[int]) -> None:
-    part = make_bank(modality="text", source="abc").having(ids, np.array(content, dtype=np.int64))
+    part = make_bank(modality="text", source="abc").unchanged(ids, np.array(content, dtype=np.int64))
     assert ids_of(part) == [IDS[row] for row in kept]
     assert part.content.tolist() == CONTENT[kept].tolist()
     assert part.content.dtype == np.int64
@@ -132,7 +132,7 @@ def test_a_union_is_one_bank_over_all_items() -> None:
 
 def test_the_parts_of_a_bank_make_it_whole_again() -> None:
     bank, changed = make_bank(), CONTENT + np.array([0, 1, 0, 0])
-    kept = bank.having(IDS, changed)
+    kept = bank.unchanged(IDS, changed)
     anew = make_bank(["a"], changed[[1]], FEATURES[[1]] + 5)
     found = FeatureBank.union([kept, anew]).rows(IDS, changed)
     assert torch.equal(found, FEATURES + 5 * torch.tensor([0, 1, 0, 0])[:, None])
