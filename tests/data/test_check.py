@@ -199,34 +199,34 @@ def test_at_most_five_are_named_and_all_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "tiff", "webp"])
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.97])
-def test_images_that_are_cut_short_are_found(suffix: str, share: float, tmp_path: Path) -> None:
-    entries = collection(tmp_path)
-    file = tmp_path / f"images/cut.{suffix}"
-    picture(file)
-    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-    sentences = [{"raw": "cut", "sentid": "cut"}]
-    write(tmp_path, [*entries, {"filename": file.name, "split": "train", "sentences": sentences}])
-    module = data(tmp_path)
-    assert found(module).unusable == [file.name]
-    with pytest.raises(ValueError, match=f"cannot read the image .*{file.name}"):
-        module.source.images("train")[6]
+def test_images_that_are_cut_short_are_found(suffix: str, tmp_path: Path) -> None:
+    for share in (0.0, 0.02, 0.5, 0.97):
+        entries = collection(tmp_path)
+        file = tmp_path / f"images/cut.{suffix}"
+        picture(file)
+        file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+        sentences = [{"raw": "cut", "sentid": "cut"}]
+        write(tmp_path, [*entries, {"filename": file.name, "split": "train", "sentences": sentences}])
+        module = data(tmp_path)
+        assert found(module).unusable == [file.name]
+        with pytest.raises(ValueError, match=f"cannot read the image .*{file.name}"):
+            module.source.images("train")[6]
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "I;16", "CMYK", "YCbCr"])
-def test_other_modes_are_noted_and_can_be_read(mode: str, tmp_path: Path) -> None:
-    entries = collection(tmp_path)
-    file = tmp_path / f"images/{'other.jpg' if mode in ('CMYK', 'YCbCr') else 'other.png'}"
-    if mode == "I;16":
-        Image.fromarray(np.full((5, 5), 40000, dtype=np.uint16)).save(file)
-    else:
-        picture(file, mode)
-    sentences = [{"raw": "a red circle", "sentid": "another"}]
-    write(tmp_path, [*entries, {"filename": file.name, "split": "test", "sentences": sentences}])
-    module = data(tmp_path)
-    ordinary = mode == "YCbCr"  # what an RGB image is in JPEG
-    assert summary(found(module)) == ({} if ordinary else {("test", f"images are {mode}"): (1, 7, False)})
-    assert module.source.images("test")[6].shape[2] == 3
+def test_other_modes_are_noted_and_can_be_read(tmp_path: Path) -> None:
+    for mode in ["L", "LA", "P", "RGBA", "1", "I;16", "CMYK", "YCbCr"]:
+        entries = collection(tmp_path)
+        file = tmp_path / f"images/{'other.jpg' if mode in ('CMYK', 'YCbCr') else 'other.png'}"
+        if mode == "I;16":
+            Image.fromarray(np.full((5, 5), 40000, dtype=np.uint16)).save(file)
+        else:
+            picture(file, mode)
+        sentences = [{"raw": "a red circle", "sentid": "another"}]
+        write(tmp_path, [*entries, {"filename": file.name, "split": "test", "sentences": sentences}])
+        module = data(tmp_path)
+        ordinary = mode == "YCbCr"  # what an RGB image is in JPEG
+        assert summary(found(module)) == ({} if ordinary else {("test", f"images are {mode}"): (1, 7, False)})
+        assert module.source.images("test")[6].shape[2] == 3
 
 
 def test_a_broken_exif_block_is_no_problem_and_a_decoder_that_fails_is(tmp_path: Path) -> None:
@@ -329,11 +329,11 @@ def test_captions_count_where_every_copy_has_the_same(
     assert len(found(data(tmp_path)).problems) == problems
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_a_split_that_training_needs_must_be_there(split: str, tmp_path: Path) -> None:
-    write(tmp_path, [entry for entry in collection(tmp_path) if entry["split"] != split])
-    findings = found(data(tmp_path))
-    assert summary(findings) == {(split, "splits are not there"): (1, 1, True)}
+def test_a_split_that_training_needs_must_be_there(tmp_path: Path) -> None:
+    for split in ["train", "val"]:
+        write(tmp_path, [entry for entry in collection(tmp_path) if entry["split"] != split])
+        findings = found(data(tmp_path))
+        assert summary(findings) == {(split, "splits are not there"): (1, 1, True)}
 
 
 def test_a_test_split_may_be_elsewhere(tmp_path: Path) -> None:

@@ -193,8 +193,10 @@ def test_every_layout_of_the_experiments_is_tested(experiments: Path) -> None:
     assert set(LAYOUTS) == {name for name, f in fragments.items() if f["class_path"].endswith("HuggingFaceSource")}
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize(
+    ("streaming", "name"),
+    [*((False, name) for name in LAYOUTS), (True, "coco_bitmind"), (True, "coco_wds"), (True, "flickr30k_lmms")],
+)
 def test_a_published_layout(
     name: str, streaming: bool, experiments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,8 +224,7 @@ def test_a_published_layout(
 # Rows and columns
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("form", ["lists", "rows"])
+@pytest.mark.parametrize(("streaming", "form"), [(False, "lists"), (True, "rows")])
 def test_a_ragged_collection(tmp_path: Path, form: str, streaming: bool) -> None:
     rows: list[dict[str, Any]] = []
     for number, name in enumerate(RAGGED):
@@ -373,18 +374,18 @@ def test_members_that_would_be_passed_over_are_refused(tmp_path: Path, name: str
         source.table("train")
 
 
-@pytest.mark.parametrize(("cell", "holds"), [(["a"], "list"), (5, "int"), ("a.png", "str")])
-def test_an_image_column_of_another_kind(tmp_path: Path, cell: Any, holds: str) -> None:
-    import datasets
+def test_an_image_column_of_another_kind(tmp_path: Path) -> None:
+    for cell, holds in [(["a"], "list"), (5, "int"), ("a.png", "str")]:
+        import datasets
 
-    datasets.Dataset.from_list([{"filename": "0.png", "image": cell, "caption": "x"}]).to_parquet(
-        tmp_path / "train.parquet"
-    )
-    source = HuggingFaceSource(str(tmp_path), "mine", splits={"train": ["train"]})
-    with pytest.raises(
-        ValueError, match=f"row 0 of the column 'image' holds no readable image: it holds {holds}, expected"
-    ):
-        source.images("train")[0]
+        datasets.Dataset.from_list([{"filename": "0.png", "image": cell, "caption": "x"}]).to_parquet(
+            tmp_path / "train.parquet"
+        )
+        source = HuggingFaceSource(str(tmp_path), "mine", splits={"train": ["train"]})
+        with pytest.raises(
+            ValueError, match=f"row 0 of the column 'image' holds no readable image: it holds {holds}, expected"
+        ):
+            source.images("train")[0]
 
 
 # Streams
@@ -420,8 +421,7 @@ def test_identities_are_of_the_row_however_it_is_read(tmp_path: Path) -> None:
 # What cannot be used
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("column", ["filename", "image", "caption"])
+@pytest.mark.parametrize(("streaming", "column"), [(False, "filename"), (True, "image"), (False, "caption")])
 def test_missing_column(tmp_path: Path, column: str, streaming: bool) -> None:
     left = {name: cell for name, cell in row(0, "x").items() if name != column}
     with pytest.raises(ValueError, match=f"{tmp_path}/data has no column '{column}'; it has {', '.join(left)}"):
@@ -449,8 +449,9 @@ def test_missing_split_files(tmp_path: Path) -> None:
         HuggingFaceSource(str(tmp_path), "mine").table("train")
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("content", [b"no image", b"", None, encoded(1)[:45]])
+@pytest.mark.parametrize(
+    ("streaming", "content"), [(False, b"no image"), (True, b""), (False, None), (True, encoded(1)[:45])]
+)
 def test_a_broken_image_spoils_its_own_row_alone(tmp_path: Path, content: bytes | None, streaming: bool) -> None:
     broken = {**row(1, "y"), "image": content}
     source = small(tmp_path, row(0, "x"), broken, row(2, "z"), streaming=streaming)
@@ -464,7 +465,6 @@ def test_a_broken_image_spoils_its_own_row_alone(tmp_path: Path, content: bytes 
     assert numbers(without.images("train")) == [0, 2]
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize(
     ("cells", "message"),
     [
@@ -473,17 +473,18 @@ def test_a_broken_image_spoils_its_own_row_alone(tmp_path: Path, content: bytes 
         ({"filename": None}, "row 1 has nothing under 'filename'"),
     ],
 )
-def test_cells_that_cannot_be_used(tmp_path: Path, cells: dict[str, Any], message: str, streaming: bool) -> None:
-    first = row(0, "x") if "caption" not in cells else row(0)
-    source = small(tmp_path, first, {**row(1, "y"), **cells}, streaming=streaming)
-    with pytest.raises(ValueError, match=f"the train rows of {tmp_path}/data cannot be read: {message}"):
-        source.table("train")
+def test_cells_that_cannot_be_used(tmp_path: Path, cells: dict[str, Any], message: str) -> None:
+    for streaming in [False, True]:
+        first = row(0, "x") if "caption" not in cells else row(0)
+        source = small(tmp_path, first, {**row(1, "y"), **cells}, streaming=streaming)
+        with pytest.raises(ValueError, match=f"the train rows of {tmp_path}/data cannot be read: {message}"):
+            source.table("train")
 
 
-@pytest.mark.parametrize("cell", [{"raw": "x", "sentid": "3"}, 5])
-def test_a_column_that_holds_no_captions(tmp_path: Path, cell: Any) -> None:
-    with pytest.raises(ValueError, match=r"row 0 has .* under 'caption', expected text or a list of texts"):
-        small(tmp_path, {**row(0), "caption": cell}).table("train")
+def test_a_column_that_holds_no_captions(tmp_path: Path) -> None:
+    for cell in [{"raw": "x", "sentid": "3"}, 5]:
+        with pytest.raises(ValueError, match=r"row 0 has .* under 'caption', expected text or a list of texts"):
+            small(tmp_path, {**row(0), "caption": cell}).table("train")
 
 
 def test_empty_captions(tmp_path: Path) -> None:
@@ -501,8 +502,7 @@ def test_an_image_in_two_splits_is_a_leak(tmp_path: Path) -> None:
         source.table("test")
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("kept", [0.0, 0.1, 0.9])
+@pytest.mark.parametrize(("streaming", "kept"), [(False, 0.1), (True, 0.9)])
 def test_a_truncated_parquet_file(tmp_path: Path, kept: float, streaming: bool) -> None:
     source = small(tmp_path, row(0, "x"), streaming=streaming)
     path = tmp_path / "data" / "train.parquet"
@@ -511,8 +511,7 @@ def test_a_truncated_parquet_file(tmp_path: Path, kept: float, streaming: bool) 
         source.table("train")
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-@pytest.mark.parametrize("kept", [0, 300, 600, 1600])
+@pytest.mark.parametrize(("streaming", "kept"), [(False, 0), (True, 300), (False, 600), (True, 1600)])
 def test_a_truncated_tar(tmp_path: Path, kept: int, streaming: bool) -> None:
     path = write_tar(tmp_path / "train.tar", [{"json": b'{"captions": ["x"], "cocoid": 1}', "jpg": encoded(0, "JPEG")}])
     path.write_bytes(path.read_bytes()[:kept])
@@ -529,22 +528,19 @@ def test_broken_json_in_a_tar(tmp_path: Path) -> None:
 
 def test_hub_out_of_reach() -> None:
     with pytest.raises(
-        ValueError, match="the data set 'nobody/has-this' is neither a local folder nor to be"
+        ValueError, match="the data set 'nobody/has-this' is neither a local folder nor available from the hub"
     ) as caught:
         HuggingFaceSource("nobody/has-this", "mine").table("train")
     assert "pass its folder as data.init_args.source.init_args.path" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_options_that_do_not_fit() -> None:
+    for options, message in [
         ({"image_folder": "folder"}, "give either image_column, .*, or image_folder"),
         ({"image_column": None}, "give either image_column, .*, or image_folder"),
         ({"karpathy": "file"}, "give either caption_column, .*, or karpathy"),
         ({"caption_column": None}, "give either caption_column, .*, or karpathy"),
         ({"splits": {"dev": ["validation"]}}, "splits maps 'dev', expected some of train, val, test"),
-    ],
-)
-def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        HuggingFaceSource("path", "mine", **options)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            HuggingFaceSource("path", "mine", **options)

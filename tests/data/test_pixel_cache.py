@@ -108,8 +108,9 @@ def assert_holds(folder: Path, images: Images, sources: Sequence[Pixels]) -> Non
         assert torch.equal(torch.from_numpy(cache[row]).permute(2, 0, 1), to_input(pixels, SIDE)), row
 
 
-@pytest.mark.parametrize("count", [1, CHUNK, 2 * CHUNK + 5])
-@pytest.mark.parametrize("kind", ["files", "memory", "stream"])
+@pytest.mark.parametrize(
+    ("count", "kind"), [(1, "files"), (2 * CHUNK + 5, "files"), (CHUNK, "memory"), (2 * CHUNK + 5, "stream")]
+)
 def test_the_cache_holds_the_model_s_input_of_every_image_by_row(kind: str, count: int, tmp_path: Path) -> None:
     sources = pictures(count)
     images: Images = {
@@ -153,7 +154,7 @@ def test_progress_adds_up_and_counts_what_was_there(tmp_path: Path) -> None:
     assert seen == [4, CHUNK, CHUNK - 1]
 
 
-@pytest.mark.parametrize("rows", [[3, 7], [7, 3, 19, 0], list(reversed(range(20))), [5, 5, 5]])
+@pytest.mark.parametrize("rows", [[7, 3, 19, 0], [5, 5, 5]])
 def test_a_part_or_another_order_of_the_collection_uses_the_same_file(rows: list[int], tmp_path: Path) -> None:
     sources = pictures(20)
     fill_here(tmp_path, InMemory(sources))
@@ -205,7 +206,7 @@ def test_features_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
     assert kept(tmp_path / "cache") == 0
 
 
-@pytest.mark.parametrize("broken", [0, CHUNK - 1, CHUNK, CHUNK + 7, 2 * CHUNK + 1])
+@pytest.mark.parametrize("broken", [0, CHUNK - 1, CHUNK + 7])
 def test_an_image_that_cannot_be_read_leaves_whole_chunks_that_are_built_upon(broken: int, tmp_path: Path) -> None:
     sources = pictures(3 * CHUNK)
     with pytest.raises(ValueError, match="cannot read the image"):
@@ -222,7 +223,7 @@ def test_an_image_that_cannot_be_read_leaves_whole_chunks_that_are_built_upon(br
     assert (tmp_path / "pixels.u8").stat().st_size == len(sources) * ROW
 
 
-@pytest.mark.parametrize("tail", [1, ROW, ROW + 17])
+@pytest.mark.parametrize("tail", [1, ROW + 17])
 def test_garbage_behind_the_last_chunk_is_cut_off(tail: int, tmp_path: Path) -> None:
     sources = pictures(10)
     fill_here(tmp_path, InMemory(sources[:7]))
@@ -403,8 +404,7 @@ def batches(cache: Path, **options: Any) -> list[RetrievalBatch]:
     return list(data.train_dataloader())
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("imbalance", [Imbalance(), Imbalance("gaussian_noise", 0.5)])
+@pytest.mark.parametrize(("workers", "imbalance"), [(0, Imbalance("gaussian_noise", 0.5)), (2, Imbalance())])
 def test_batches_are_those_without_a_cache_of_the_same_size(workers: int, imbalance: Imbalance, tmp_path: Path) -> None:
     same: dict[str, Any] = {"image_size": 16, "imbalance": imbalance}
     plain = batches(tmp_path, **same)

@@ -51,26 +51,23 @@ def test_changed_content_is_counted_and_the_first_is_named():
 # --- What is no bank.
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_ids_that_do_not_fit():
+    for change, message in [
         ({"ids": IDS[:3]}, "got 3 ids, 4 hashes, 4 features"),
         ({"content": CONTENT[:2]}, "got 4 ids, 2 hashes, 4 features"),
         ({"features": FEATURES[:1]}, "got 4 ids, 4 hashes, 1 features"),
         ({"ids": ["a", "b", "a", "a"]}, "needs unique ids, got 2 repeated"),
-    ],
-)
-def test_ids_that_do_not_fit(change, message):
-    with pytest.raises(ValueError, match=message):
-        make_bank(**change)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make_bank(**change)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_features_that_are_not_finite(bad):
-    features = FEATURES.clone()
-    features[2, 1] = bad
-    with pytest.raises(ValueError, match="needs finite features; the text tower gave NaN or infinity"):
-        make_bank(features=features, modality="text")
+def test_features_that_are_not_finite():
+    for bad in [float("nan"), float("inf"), float("-inf")]:
+        features = FEATURES.clone()
+        features[2, 1] = bad
+        with pytest.raises(ValueError, match="needs finite features; the text tower gave NaN or infinity"):
+            make_bank(features=features, modality="text")
 
 
 # --- Identity.
@@ -99,24 +96,21 @@ def ids_of(bank: FeatureBank) -> list[str]:
     return list(bank.ids)
 
 
-@pytest.mark.parametrize(
-    ("ids", "content", "kept"),
-    [
+def test_a_part_is_of_the_items_that_are_as_they_were() -> None:
+    for ids, content, kept in [
         (IDS, CONTENT, [0, 1, 2, 3]),
         (["d", "b"], [44, 11], [0, 3]),
         (["a", "b"], [22, 99], [1]),
         (["new", "d"], [44, 44], [3]),
         (["a", "d"], [44, 22], []),
         ([], [], []),
-    ],
-)
-def test_a_part_is_of_the_items_that_are_as_they_were(ids: list[str], content: list[int], kept: list[int]) -> None:
-    part = make_bank(modality="text", source="abc").unchanged(ids, np.array(content, dtype=np.int64))
-    assert ids_of(part) == [IDS[row] for row in kept]
-    assert part.content.tolist() == CONTENT[kept].tolist()
-    assert part.content.dtype == np.int64
-    assert torch.equal(part.features, FEATURES[kept])
-    assert (part.modality, part.source) == ("text", "abc")
+    ]:
+        part = make_bank(modality="text", source="abc").unchanged(ids, np.array(content, dtype=np.int64))
+        assert ids_of(part) == [IDS[row] for row in kept]
+        assert part.content.tolist() == CONTENT[kept].tolist()
+        assert part.content.dtype == np.int64
+        assert torch.equal(part.features, FEATURES[kept])
+        assert (part.modality, part.source) == ("text", "abc")
 
 
 def test_a_union_is_one_bank_over_all_items() -> None:

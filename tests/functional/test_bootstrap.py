@@ -44,8 +44,7 @@ def test_the_estimate_is_the_mean_over_seeds_of_the_mean_over_queries():
     assert mean_over_seeds(sums, counts).tolist() == [1.5]
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
-@pytest.mark.parametrize("chunk_elements", [1, 100, 2**22])
+@pytest.mark.parametrize(("seeds", "chunk_elements"), [(1, 100), (3, 1), (3, 2**22)])
 def test_equals_a_slow_loop_for_any_chunk(monkeypatch, seeds, chunk_elements):
     monkeypatch.setattr(bootstrap, "_CHUNK_ELEMENTS", chunk_elements)
     sums, counts = random_problem(seeds)
@@ -133,21 +132,18 @@ def test_a_draw_without_any_defined_query_is_left_out():
     assert np.isnan([low[1], high[1]]).all()
 
 
-@pytest.mark.parametrize(
-    ("sums", "counts", "replicates", "message"),
-    [
+def test_refuses_what_it_cannot_draw_from():
+    for sums, counts, replicates, message in [
         (np.ones((2, 3)), np.ones((2, 3)), 10, "must both be"),
         (np.ones((1, 2, 3)), np.ones((1, 2, 4)), 10, r"\(1, 2, 3\) and \(1, 2, 4\)"),
         (np.ones((1, 0, 3)), np.ones((1, 0, 3)), 10, "found 1 and 0"),
         (np.ones((1, 2, 3)), np.ones((1, 2, 3)), 0, "at least 1, not 0"),
-    ],
-)
-def test_refuses_what_it_cannot_draw_from(sums, counts, replicates, message):
-    with pytest.raises(ValueError, match=message):
-        bootstrap_mean(sums, counts, replicates)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            bootstrap_mean(sums, counts, replicates)
 
 
-@pytest.mark.parametrize("confidence", [0, 1, 95])
-def test_confidence_is_a_fraction(confidence):
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        interval(np.ones((3, 1)), confidence)
+def test_confidence_is_a_fraction():
+    for confidence in [0, 1, 95]:
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            interval(np.ones((3, 1)), confidence)

@@ -59,11 +59,11 @@ def test_ranks_are_those_of_the_sorted_list_where_cosines_tie(problem):
     assert run(*problem) == reference(*problem)
 
 
-@pytest.mark.parametrize("size", [10, 300, 3000])
-def test_a_collapsed_model_has_the_first_rows_as_candidates(size):
+def test_a_collapsed_model_has_the_first_rows_as_candidates():
     """All cosines are equal: the ranking is by row, and what is not re-scored stands behind the candidates."""
-    queries, gallery = torch.ones(3, 1), torch.ones(size, 1)
-    assert top_k(queries, gallery, 5).items.sort().values.tolist() == [[0, 1, 2, 3, 4]] * 3
+    for size in [10, 300, 3000]:
+        queries, gallery = torch.ones(3, 1), torch.ones(size, 1)
+        assert top_k(queries, gallery, 5).items.sort().values.tolist() == [[0, 1, 2, 3, 4]] * 3
 
 
 def test_by_hand():
@@ -105,9 +105,9 @@ def test_candidates_agree_with_the_ranking_to_the_last_bit():
     assert (ranking.ranks[without] >= 20).all()
 
 
-@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
-def test_scores_that_are_not_finite_are_counted(bad):
-    ranking = Ranking(torch.tensor([0, 0]), torch.tensor([False, False]))
-    scores = torch.tensor([[1.0, 2.0, bad], [bad, 0.0, 1.0]])
-    with pytest.raises(ValueError, match="2 of 6 matching scores are not finite"):
-        rerank(ranking, torch.tensor([[0, 1, 2]] * 2), scores, torch.tensor([0, 1]), torch.arange(3))
+def test_scores_that_are_not_finite_are_counted():
+    for bad in [torch.nan, torch.inf, -torch.inf]:
+        ranking = Ranking(torch.tensor([0, 0]), torch.tensor([False, False]))
+        scores = torch.tensor([[1.0, 2.0, bad], [bad, 0.0, 1.0]])
+        with pytest.raises(ValueError, match="2 of 6 matching scores are not finite"):
+            rerank(ranking, torch.tensor([[0, 1, 2]] * 2), scores, torch.tensor([0, 1]), torch.arange(3))

@@ -7,7 +7,7 @@ from math import ceil, sqrt
 import numpy as np
 import pytest
 
-from sdr_lightning.data.imbalance import Imbalance, Level, imbalanced
+from sdr_lightning.data.imbalance import Imbalance, imbalanced
 from sdr_lightning.data.imbalance.specification import Kind
 from sdr_lightning.data.imbalance.texts import TEXT_KINDS
 from sdr_lightning.data.table import CaptionTable
@@ -40,42 +40,42 @@ def deviations(count: int, trials: int, probability: float) -> float:
     return abs(count - trials * probability) / sqrt(trials * probability * (1 - probability))
 
 
-@pytest.mark.parametrize("severity", SEVERITIES)
-def test_drop_words_keeps_words_in_order_each_with_one_probability(severity: int) -> None:
-    kept = 0
-    for before, after in zip(
-        TABLE.captions, reworded(TABLE, Imbalance("drop_words", 1.0, severity=severity)), strict=True
-    ):
-        assert is_subsequence(after.split(), before.split())
-        assert after
-        kept += len(after.split())
-    assert deviations(kept, 12 * len(TABLE.captions), 1 - 0.15 * severity) < 4.5
+def test_drop_words_keeps_words_in_order_each_with_one_probability() -> None:
+    for severity in SEVERITIES:
+        kept = 0
+        for before, after in zip(
+            TABLE.captions, reworded(TABLE, Imbalance("drop_words", 1.0, severity=severity)), strict=True
+        ):
+            assert is_subsequence(after.split(), before.split())
+            assert after
+            kept += len(after.split())
+        assert deviations(kept, 12 * len(TABLE.captions), 1 - 0.15 * severity) < 4.5
 
 
-@pytest.mark.parametrize("severity", SEVERITIES)
-def test_mask_words_puts_masks_in_place_of_words(severity: int) -> None:
-    masks = 0
-    for before, after in zip(
-        TABLE.captions, reworded(TABLE, Imbalance("mask_words", 1.0, severity=severity)), strict=True
-    ):
-        pairs = list(zip(before.split(), after.split(), strict=True))
-        assert all(new in (old, "[MASK]") for old, new in pairs)
-        assert any(new == old for old, new in pairs)
-        masks += after.split().count("[MASK]")
-    assert deviations(masks, 12 * len(TABLE.captions), 0.15 * severity) < 4.5
+def test_mask_words_puts_masks_in_place_of_words() -> None:
+    for severity in SEVERITIES:
+        masks = 0
+        for before, after in zip(
+            TABLE.captions, reworded(TABLE, Imbalance("mask_words", 1.0, severity=severity)), strict=True
+        ):
+            pairs = list(zip(before.split(), after.split(), strict=True))
+            assert all(new in (old, "[MASK]") for old, new in pairs)
+            assert any(new == old for old, new in pairs)
+            masks += after.split().count("[MASK]")
+        assert deviations(masks, 12 * len(TABLE.captions), 0.15 * severity) < 4.5
 
 
-@pytest.mark.parametrize("kind", ["drop_words", "mask_words"])
-def test_words_go_independently(kind: Kind) -> None:
-    table = saying(["first second third"] * 2000)
-    left = Counter(
-        frozenset(caption.split()) - {"[MASK]"} for caption in reworded(table, Imbalance(kind, 1.0, severity=2))
-    )
-    for words, count in left.items():
-        # Each stays with probability 0.7; the third of the 0.3 ** 3 without any goes to each single word.
-        expected = 0.7 ** len(words) * 0.3 ** (3 - len(words)) + (0.3**3 / 3 if len(words) == 1 else 0)
-        assert deviations(count, 2000, expected) < 4
-    assert len(left) == 7
+def test_words_go_independently() -> None:
+    for kind in ["drop_words", "mask_words"]:
+        table = saying(["first second third"] * 2000)
+        left = Counter(
+            frozenset(caption.split()) - {"[MASK]"} for caption in reworded(table, Imbalance(kind, 1.0, severity=2))
+        )
+        for words, count in left.items():
+            # Each stays with probability 0.7; the third of the 0.3 ** 3 without any goes to each single word.
+            expected = 0.7 ** len(words) * 0.3 ** (3 - len(words)) + (0.3**3 / 3 if len(words) == 1 else 0)
+            assert deviations(count, 2000, expected) < 4
+        assert len(left) == 7
 
 
 @pytest.mark.parametrize("kind", ["drop_words", "mask_words"])
@@ -89,44 +89,43 @@ def test_one_word_always_stays_and_not_always_the_same(kind: Kind) -> None:
     assert set(reworded(saying(["word"] * 200), imbalance)) == {"word"}
 
 
-@pytest.mark.parametrize("severity", SEVERITIES)
-def test_truncate_keeps_the_first_words(severity: int) -> None:
-    captions = [" ".join(f"w{k}" for k in range(count)) for count in range(1, 201)]
-    for count, after in enumerate(reworded(saying(captions), Imbalance("truncate", 1.0, severity=severity)), start=1):
-        left = max(1, ceil(count * (1 - Fraction(15 * severity, 100))))
-        assert after.split() == [f"w{k}" for k in range(left)]
+def test_truncate_keeps_the_first_words() -> None:
+    for severity in SEVERITIES:
+        captions = [" ".join(f"w{k}" for k in range(count)) for count in range(1, 201)]
+        for count, after in enumerate(
+            reworded(saying(captions), Imbalance("truncate", 1.0, severity=severity)), start=1
+        ):
+            left = max(1, ceil(count * (1 - Fraction(15 * severity, 100))))
+            assert after.split() == [f"w{k}" for k in range(left)]
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
+def test_content_words_loses_function_words() -> None:
+    for before, after in [
         ("a man and a woman are sitting on the bench", "man woman sitting bench"),
         ("The two dogs, which were running, did not stop.", "two dogs, running, stop."),
         ("THE dog barks at it.", "dog barks"),
         ("children playing", "children playing"),
         ("he is with them", "them"),
         ("another", "another"),
-    ],
-)
-def test_content_words_loses_function_words(before: str, after: str) -> None:
-    assert reworded(saying([before]), Imbalance("content_words", 1.0)) == [after]
+    ]:
+        assert reworded(saying([before]), Imbalance("content_words", 1.0)) == [after]
 
 
-@pytest.mark.parametrize("severity", SEVERITIES)
-def test_typos_drop_double_replace_and_swap_characters_equally_often(severity: int) -> None:
-    count, probability = 20_000, 0.03 * severity
-    word = "".join(chr(0x4E00 + k) for k in range(count))  # every character once, none of them a Latin letter
-    (after,) = reworded(saying([word]), Imbalance("typos", 1.0, severity=severity))
-    times = Counter(after)
-    replaced = sum(times[letter] for letter in "abcdefghijklmnopqrstuvwxyz")
-    assert set(after) - set("abcdefghijklmnopqrstuvwxyz") <= set(word)
-    dropped = sum(letter not in times for letter in word) - replaced
-    doubled = sum(times[letter] == 2 for letter in word)
-    swapped = sum(a > b for a, b in pairwise(letter for letter in after if letter in word))
-    for number in (replaced, dropped, doubled):
-        assert deviations(number, count, probability / 4) < 4.5
-    # A swap is seen where a greater character comes first; the next place's own drop, replacement or swap hides it.
-    assert deviations(swapped, count, probability / 4 * (1 - 3 * probability / 4)) < 4.5
+def test_typos_drop_double_replace_and_swap_characters_equally_often() -> None:
+    for severity in SEVERITIES:
+        count, probability = 20_000, 0.03 * severity
+        word = "".join(chr(0x4E00 + k) for k in range(count))  # every character once, none of them a Latin letter
+        (after,) = reworded(saying([word]), Imbalance("typos", 1.0, severity=severity))
+        times = Counter(after)
+        replaced = sum(times[letter] for letter in "abcdefghijklmnopqrstuvwxyz")
+        assert set(after) - set("abcdefghijklmnopqrstuvwxyz") <= set(word)
+        dropped = sum(letter not in times for letter in word) - replaced
+        doubled = sum(times[letter] == 2 for letter in word)
+        swapped = sum(a > b for a, b in pairwise(letter for letter in after if letter in word))
+        for number in (replaced, dropped, doubled):
+            assert deviations(number, count, probability / 4) < 4.5
+        # A swap is seen where a greater character comes first; the next place's own drop, replacement or swap hides it.
+        assert deviations(swapped, count, probability / 4 * (1 - 3 * probability / 4)) < 4.5
 
 
 def test_typos_keep_the_number_of_words() -> None:
@@ -136,19 +135,19 @@ def test_typos_keep_the_number_of_words() -> None:
     assert {len(caption.split()) for caption in after} == {8}
 
 
-@pytest.mark.parametrize("level", ["image", "caption"])
-def test_missing_captions_are_empty(level: Level) -> None:
-    imbalance = Imbalance("missing", 0.5, "text", level)
-    after = reworded(TABLE, imbalance)
-    assert after.count("") == 150
-    assert all(new in ("", old) for old, new in zip(TABLE.captions, after, strict=True))
+def test_missing_captions_are_empty() -> None:
+    for level in ["image", "caption"]:
+        imbalance = Imbalance("missing", 0.5, "text", level)
+        after = reworded(TABLE, imbalance)
+        assert after.count("") == 150
+        assert all(new in ("", old) for old, new in zip(TABLE.captions, after, strict=True))
 
 
 @by_kind
-@pytest.mark.parametrize("caption", ["", "word", "a"])
-def test_captions_of_a_word_or_none_stay_captions(imbalance: Imbalance, caption: str) -> None:
-    (after,) = reworded(saying([caption]), imbalance)
-    assert len(after.split()) == (0 if imbalance.kind == "missing" else len(caption.split()))
+def test_captions_of_a_word_or_none_stay_captions(imbalance: Imbalance) -> None:
+    for caption in ["", "word", "a"]:
+        (after,) = reworded(saying([caption]), imbalance)
+        assert len(after.split()) == (0 if imbalance.kind == "missing" else len(caption.split()))
 
 
 @pytest.mark.parametrize("kind", ["drop_words", "mask_words", "truncate", "typos"])
@@ -183,11 +182,11 @@ def test_level_image_rewords_all_captions_of_the_chosen_images(imbalance: Imbala
 
 
 @by_kind
-@pytest.mark.parametrize("level", ["image", "caption"])
-def test_the_order_of_reading_does_not_matter(imbalance: Imbalance, level: Level) -> None:
-    some = replace(imbalance, ratio=0.5, level=level, seed=3)
-    here, there = (imbalanced(table, [some]).table for table in (RAGGED, shuffled(RAGGED)))
-    assert words_of_caption(here) == words_of_caption(there)
+def test_the_order_of_reading_does_not_matter(imbalance: Imbalance) -> None:
+    for level in ["image", "caption"]:
+        some = replace(imbalance, ratio=0.5, level=level, seed=3)
+        here, there = (imbalanced(table, [some]).table for table in (RAGGED, shuffled(RAGGED)))
+        assert words_of_caption(here) == words_of_caption(there)
 
 
 @by_kind
@@ -196,12 +195,12 @@ def test_a_caption_s_words_do_not_depend_on_its_neighbours(imbalance: Imbalance)
     assert reworded(alone, imbalance) == [reworded(TABLE, imbalance)[7]]
 
 
-@pytest.mark.parametrize("kind", RANDOM)
-def test_seeds_and_ids_change_different_words(kind: Kind) -> None:
-    table = saying(["some words that are the same in each of the captions"] * 200)
-    first, second = (reworded(table, Imbalance(kind, 1.0, severity=4, seed=seed)) for seed in (0, 1))
-    assert np.mean([a != b for a, b in zip(first, second, strict=True)]) > 0.9
-    assert len(set(first)) > 80
+def test_seeds_and_ids_change_different_words() -> None:
+    for kind in RANDOM:
+        table = saying(["some words that are the same in each of the captions"] * 200)
+        first, second = (reworded(table, Imbalance(kind, 1.0, severity=4, seed=seed)) for seed in (0, 1))
+        assert np.mean([a != b for a, b in zip(first, second, strict=True)]) > 0.9
+        assert len(set(first)) > 80
 
 
 def test_kinds_hit_different_words() -> None:
