@@ -50,9 +50,9 @@ def test_the_degree_grows_with_the_ratio_in_both_directions(name: str) -> None:
     assert found[0].mean < 0.4
 
 
-@pytest.mark.parametrize("name", ["mismatched images", "mismatched captions", "missing texts"])
-def test_pairs_that_tell_nothing_have_a_degree_of_about_one(name: str) -> None:
-    assert degree(KINDS[name]) == pytest.approx((1, 1), abs=0.05)
+def test_pairs_that_tell_nothing_have_a_degree_of_about_one() -> None:
+    for name in ["mismatched images", "mismatched captions", "missing texts"]:
+        assert degree(KINDS[name]) == pytest.approx((1, 1), abs=0.05)
 
 
 def test_poor_captions_say_less_of_images_than_of_what_was_left_of_them() -> None:

@@ -39,9 +39,8 @@ def smallest_hashes(salt: list[object], ids: list[str], count: int) -> list[int]
     return sorted(range(len(ids)), key=lambda row: number(ids[row]))[:count]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
+def test_refused() -> None:
+    for arguments, message in [
         ({"kind": "mismach"}, "unknown imbalance 'mismach', expected one of none, mismatch, drop_words"),
         ({"ratio": -0.1}, r"ratio must lie in \[0, 1\], got -0.1"),
         ({"ratio": 1.0001}, r"ratio must lie in \[0, 1\], got 1.0001"),
@@ -65,11 +64,9 @@ def smallest_hashes(salt: list[object], ids: list[str], count: int) -> list[int]
         ({"severity": 2.0}, "the imbalance severity must be 1, 2, 3, 4 or 5, got 2.0"),
         ({"ratio": 0.2, "file": "a.npz"}, "the file a.npz decides the imbalance: drop the ratio, or drop the file"),
         ({"kind": "mismatch", "splits": ("train", "test")}, "a mismatched test split has no truth to measure against"),
-    ],
-)
-def test_refused(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        Imbalance(**arguments)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            Imbalance(**arguments)
 
 
 def test_every_kind_is_described() -> None:
