@@ -57,7 +57,7 @@ def test_a_reference_into_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert package_path("package:some_weights") == str(package)
 
 
-def test_anything_else_is_returned_as_it_is() -> None:
+def test_other_references_are_returned_unchanged() -> None:
     for reference in ["/data/x", "hub/name", "packages:x", "x/package:y", ""]:
         assert package_path(reference) == reference
 
@@ -71,7 +71,7 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_a_file_is_written_in_one_step(tmp_path: Path) -> None:
+def test_file_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file.json"
     seen: list[Path] = []
 
@@ -88,7 +88,7 @@ def test_a_file_is_written_in_one_step(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
-def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_reader_sees_the_old_file_until_writing_ends(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
 
@@ -103,7 +103,9 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(("error", "exists"), [(OSError, True), (ValueError, False), (KeyboardInterrupt, True)])
-def test_a_failure_leaves_nothing_behind(tmp_path: Path, error: type[BaseException], exists: bool) -> None:
+def test_failed_write_keeps_the_old_file_and_no_temporary_file(
+    tmp_path: Path, error: type[BaseException], exists: bool
+) -> None:
     path = tmp_path / "file.txt"
     if exists:
         path.write_text("old")
@@ -175,7 +177,7 @@ def test_reading_json(tmp_path: Path) -> None:
     assert read_json(tmp_path / "file.json", "anything") == value
 
 
-def test_what_is_no_json(tmp_path: Path) -> None:
+def test_malformed_json_is_refused(tmp_path: Path) -> None:
     for content in [b"", b"{", b"[1, 2", b"[1] [2]", b"{'a': 1}", b'"caf\xe9"', b"\x1f\x8b\x08"]:
         path = tmp_path / "file.json"
         path.write_bytes(content)

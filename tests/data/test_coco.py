@@ -52,7 +52,7 @@ def test_files_of_the_same_name_in_two_folders_are_two_images(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("flag", ["is_rejected", "is_precanned"])
-def test_marked_captions_are_left_out_unless_asked_for(tmp_path: Path, flag: str) -> None:
+def test_rejected_captions_are_skipped_by_default(tmp_path: Path, flag: str) -> None:
     write_pictures(tmp_path / "train", RAGGED)
     entries = [{**entry, flag: k in (1, 2), "text_detected": True} for k, entry in enumerate(ANNOTATIONS)]
     annotations = {"train": write(tmp_path, IMAGES, entries)}

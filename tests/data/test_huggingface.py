@@ -290,7 +290,7 @@ def test_images_without_the_mark_of_an_image_column(tmp_path: Path) -> None:
         assert numbers(source.images("train")) == [2]
 
 
-def test_the_join_knows_what_the_rows_lack(tmp_path: Path) -> None:
+def test_images_without_a_row_are_missing(tmp_path: Path) -> None:
     entries = [
         {"filename": f"{n}.png", "split": split, "sentences": [{"raw": f"this is {n}", "sentid": n}]}
         for n, split in enumerate(["train", "restval", "val", "train"])
@@ -364,7 +364,7 @@ def test_a_missing_shard_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "kind"), [("__6.txt", tarfile.REGTYPE), ("6.txt", tarfile.LNKTYPE)])
-def test_members_that_would_be_passed_over_are_refused(tmp_path: Path, name: str, kind: bytes) -> None:
+def test_tar_members_that_would_be_skipped_are_refused(tmp_path: Path, name: str, kind: bytes) -> None:
     with tarfile.open(tmp_path / "train.tar", "w") as tar:
         member = tarfile.TarInfo(name)
         member.type, member.linkname = kind, "7.txt"
@@ -397,7 +397,7 @@ def streamed(folder: Path) -> Images:
     return small(folder, *rows, streaming=True).images("train")
 
 
-def test_a_stream_says_which_row_each_image_is(tmp_path: Path) -> None:
+def test_stream_yields_rows_with_images(tmp_path: Path) -> None:
     images = streamed(tmp_path)
     assert images.one_after_another
     assert len(images) == 3
@@ -405,7 +405,7 @@ def test_a_stream_says_which_row_each_image_is(tmp_path: Path) -> None:
         assert [(number, image.shape[1] - 10) for number, image in images.stream()] == [(0, 0), (1, 2), (2, 3)]
 
 
-def test_a_stream_has_no_rows_to_ask_for(tmp_path: Path) -> None:
+def test_streamed_images_have_no_random_access(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"only available through the pixel cache: set data.init_args.cached_size"):
         streamed(tmp_path)[0]
 
@@ -452,7 +452,7 @@ def test_missing_split_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("streaming", "content"), [(False, b"no image"), (True, b""), (False, None), (True, encoded(1)[:45])]
 )
-def test_a_broken_image_spoils_its_own_row_alone(tmp_path: Path, content: bytes | None, streaming: bool) -> None:
+def test_broken_image_raises_for_its_own_row_only(tmp_path: Path, content: bytes | None, streaming: bool) -> None:
     broken = {**row(1, "y"), "image": content}
     source = small(tmp_path, row(0, "x"), broken, row(2, "z"), streaming=streaming)
     assert source.table("train").captions == ["x", "y", "z"]

@@ -49,7 +49,7 @@ def test_grey(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_transparency_is_laid_on_white(tmp_path: Path, mode: str) -> None:
+def test_transparency_is_blended_with_white(tmp_path: Path, mode: str) -> None:
     black = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
     black.paste((0, 0, 0, 255), (0, 0, 3, 4))
     black.putpixel((5, 3), (0, 0, 0, 128))
@@ -59,7 +59,7 @@ def test_transparency_is_laid_on_white(tmp_path: Path, mode: str) -> None:
     assert mode == "PA" or pixels[3, 5].tolist() == [127] * 3
 
 
-def test_transparency_of_a_palette_is_laid_on_white(tmp_path: Path) -> None:
+def test_palette_transparency_is_blended_with_white(tmp_path: Path) -> None:
     for transparency, expected in [(0, [255, 200]), (bytes([255, 128]), [100, 227])]:
         image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), "L").convert("P")
         image.putpalette([100] * 3 + [200] * 3)
@@ -149,7 +149,7 @@ def broken_header(path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [html, bomb, broken_header, Path.mkdir])
-def test_what_is_no_image_is_named(tmp_path: Path, write: Callable[[Path], None]) -> None:
+def test_undecodable_file_is_named(tmp_path: Path, write: Callable[[Path], None]) -> None:
     path = tmp_path / "p.jpg"
     write(path)
     with pytest.raises(ValueError, match=f"cannot read the image {path}"):
@@ -167,7 +167,7 @@ def test_files_are_read_by_row(tmp_path: Path) -> None:
         images[3]
 
 
-def test_a_file_has_another_identity_once_it_changes(tmp_path: Path) -> None:
+def test_identity_changes_with_the_file(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["a.png", "b.png"])
     images = ImageFiles(tmp_path, Strings(["a.png", "b.png", "a.png"]))
     before = [images.identity(row) for row in range(3)]

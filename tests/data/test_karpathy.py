@@ -76,7 +76,7 @@ def test_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         KarpathySource("$SMALL_ROOT/dataset_small.json", "$SMALL_IMAGES").table("train")
 
 
-def test_relevance_is_rouge_and_is_kept(tmp_path: Path) -> None:
+def test_relevance_is_rouge_l_and_is_cached(tmp_path: Path) -> None:
     source = collection(tmp_path, ENTRIES)
     relevance = source.relevance("train", tmp_path / "cache")
     assert isinstance(relevance, RougeLRelevance)
@@ -130,7 +130,7 @@ def test_annotations_in_another_encoding(tmp_path: Path) -> None:
         KarpathySource(str(path), str(tmp_path)).table("train")
 
 
-def test_a_file_that_is_no_image_spoils_its_own_row_alone(tmp_path: Path) -> None:
+def test_file_that_is_no_image_raises_for_its_own_row_only(tmp_path: Path) -> None:
     source = collection(tmp_path, ENTRIES)
     (tmp_path / "images" / "val2014" / "a.png").write_text("<html>not found</html>")
     images = source.images("train")

@@ -32,7 +32,7 @@ def test_a_ragged_collection(tmp_path: Path, entries: list[dict[str, Any]]) -> N
     check_ragged(source, ids, numbered_ids(ids), bare="images/bare.png")
 
 
-def test_several_files_make_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_a_split_are_concatenated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTS", str(tmp_path))
     write_pictures(tmp_path, ["a.png", "b.png", "c.png"])
     first = [{"image": "b.png", "caption": "one"}, {"image": "a.png", "caption": "two"}]

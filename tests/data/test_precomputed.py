@@ -93,7 +93,7 @@ def test_other_numbers_of_captions_and_other_names(tmp_path: Path) -> None:
     assert source.table("test").image_ids[0] == "test-0"
 
 
-def test_images_are_left_out_and_rows_stay_in_step(tmp_path: Path) -> None:
+def test_skipped_images_keep_rows_aligned(tmp_path: Path) -> None:
     write(tmp_path, features(3), told(15))
     (tmp_path / "ids.txt").write_text("train-1\n", encoding="utf-8")
     source = PrecomputedSource("mine", str(tmp_path), leave_out=f"{tmp_path}/ids.txt")
@@ -109,7 +109,7 @@ def test_empty_captions(tmp_path: Path) -> None:
     assert skipping.table("train").caption_image.tolist() == [0] * 4 + [1] * 5
 
 
-def test_a_row_has_another_identity_once_the_file_changes(tmp_path: Path) -> None:
+def test_row_identity_changes_with_the_file(tmp_path: Path) -> None:
     source = write(tmp_path, features(2), told(10))
     before = [source.images("train").identity(row) for row in (0, 1)]
     assert before == [source.images("train").identity(row) for row in (0, 1)]
@@ -142,14 +142,14 @@ def test_images_of_captions_that_do_not_fit(tmp_path: Path) -> None:
             source.table("train")
 
 
-def test_arrays_that_are_no_features(tmp_path: Path) -> None:
+def test_arrays_of_another_shape_or_dtype_are_refused(tmp_path: Path) -> None:
     for array in [features(2, 2, 2, WIDTH), np.arange(2.0), features(2).astype(np.int64), features(2).astype("U4")]:
         source = write(tmp_path, array, told(10))
         with pytest.raises(ValueError, match=rf"{tmp_path}/train_ims.npy holds .*, expected floats \(N, R, D\) or"):
             source.images("train")
 
 
-def test_a_row_with_a_value_that_is_no_number(tmp_path: Path) -> None:
+def test_non_finite_row_is_refused(tmp_path: Path) -> None:
     for wrong in [np.nan, np.inf, -np.inf]:
         array = features(3)
         array[1, 2, 0] = wrong

@@ -90,7 +90,7 @@ def test_the_graph_decides_the_split() -> None:
     assert 0.05 < shares.count("test") / 600 < 0.15
 
 
-def test_what_is_asked_of_one_split_leaves_the_others_alone() -> None:
+def test_more_scenes_extend_the_same_collection() -> None:
     for split in SPLITS:
         more = SceneSource(seed=1, num_train=240, num_val=45, num_test=60)
         few, many = FEW.table(split), more.table(split)
@@ -103,7 +103,7 @@ def test_what_is_asked_of_one_split_leaves_the_others_alone() -> None:
         assert FEW.name == more.name  # banks are shared between them
 
 
-def test_scenes_have_two_to_max_objects_in_order_of_place() -> None:
+def test_scenes_have_two_to_max_objects_ordered_by_place() -> None:
     counts = set()
     for index in range(60):
         objects = draw_scene(0, index, 16, max_objects=4).objects
@@ -128,7 +128,7 @@ def test_captions_use_the_vocabulary_and_only_it() -> None:
     assert used == set(words)
 
 
-def test_captions_say_what_is_told() -> None:
+def test_captions_mention_exactly_the_told_facts() -> None:
     """Reads captions back with a parser of its own."""
 
     def spoken(caption: str, synonyms: dict[str, tuple[str, ...]]) -> list[str]:
@@ -146,7 +146,7 @@ def test_captions_say_what_is_told() -> None:
             assert places == [thing.place for thing in told if thing.place]
 
 
-def test_told_facts_are_facts_of_the_scene() -> None:
+def test_mentioned_facts_are_facts_of_the_scene() -> None:
     parts = 0
     for scene in FEW.scenes("train"):
         whole = fact_counts([scene.objects])

@@ -144,7 +144,7 @@ def test_a_bank_of_fewer_items_is_refused() -> None:
         split_under(CLEAN).attach_teacher(bank)
 
 
-def test_a_bank_of_more_items_will_do() -> None:
+def test_bank_of_more_items_is_accepted() -> None:
     split = split_under(CLEAN, source=MemorySource(COUNTS[:6]))
     split.attach_teacher(bank_of(split_under(CLEAN), "image"))
     features = split.teacher("image", np.array([4, 1]))

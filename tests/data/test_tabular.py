@@ -78,7 +78,7 @@ def test_a_list_of_captions(tmp_path: Path, suffix: str) -> None:
         (".parquet", '[\'a "dog"\', "a dog\'s ball"]'),
     ],
 )
-def test_a_list_that_was_written_as_text(tmp_path: Path, suffix: str, form: str) -> None:
+def test_printed_list_of_captions_is_parsed(tmp_path: Path, suffix: str, form: str) -> None:
     write_pictures(tmp_path, ["a.png", "b.png"])
     rows = [{"image": "a.png", "caption": form}, {"image": "b.png", "caption": "[sic] a ['dog']"}]
     path = write(tmp_path / f"t{suffix}", rows)
@@ -86,7 +86,7 @@ def test_a_list_that_was_written_as_text(tmp_path: Path, suffix: str, form: str)
     assert table.captions == ['a "dog"', "a dog's ball", "[sic] a ['dog']"]
 
 
-def test_what_a_written_list_holds(tmp_path: Path) -> None:
+def test_printed_lists_by_hand(tmp_path: Path) -> None:
     for cell, captions in [
         ('["\\\\ud83d\\\\ude00 dog", "1\\\\/2 cup"]', ["😀 dog", "1/2 cup"]),  # as json.dumps writes it
         ("[]", []),
@@ -107,7 +107,7 @@ def test_what_a_written_list_holds(tmp_path: Path) -> None:
             assert table.captions == ["last", *captions]
 
 
-def test_captions_of_several_lines_are_read(tmp_path: Path) -> None:
+def test_multiline_captions_are_read(tmp_path: Path) -> None:
     for text in [
         'image,caption\na.png,"A beach at dusk\nSource: Flickr, www.flickr.com"\n',
         'image,caption\na.png,"see b.png\nalso c.png, which is nice"\n',
@@ -144,7 +144,7 @@ def test_a_name_in_another_unicode_normalisation(tmp_path: Path) -> None:
         TabularSource("mine", path, str(tmp_path), **EVERYTHING_TRAINS).table("train")
 
 
-def test_half_an_emoji_is_replaced_and_counted(tmp_path: Path) -> None:
+def test_lone_surrogate_is_replaced_and_reported(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["a.png"])
     (tmp_path / "t.jsonl").write_text('\ufeff{"image": "a.png", "caption": "a dog \\ud83d"}\n', encoding="utf-8")
     source = TabularSource("mine", f"{tmp_path}/t.jsonl", str(tmp_path), **EVERYTHING_TRAINS)
@@ -160,7 +160,7 @@ def test_an_image_column_of_another_kind(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_commas_quotation_marks_tabs_and_line_breaks(tmp_path: Path, suffix: str) -> None:
+def test_delimiters_and_quotes_in_captions_are_preserved(tmp_path: Path, suffix: str) -> None:
     write_pictures(tmp_path, ["a, b.png"])
     texts = ['a "red", round\tball', "two\nlines", '"naïve 猫"']
     path = write(tmp_path / f"t{suffix}", [{"image": "a, b.png", "caption": text} for text in texts])
@@ -169,7 +169,7 @@ def test_commas_quotation_marks_tabs_and_line_breaks(tmp_path: Path, suffix: str
     assert table.captions == ['a "red", round ball', "two lines", '"naïve 猫"']
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["a.png"])
     (tmp_path / "t.csv").write_text("\ufeffimage,caption\r\na.png,a word\r\n", encoding="utf-8", newline="")
     source = TabularSource("mine", f"{tmp_path}/t.csv", str(tmp_path), **EVERYTHING_TRAINS)

@@ -99,7 +99,7 @@ def test_tokens_change_and_the_words_of_record_do_not() -> None:
     assert np.array_equal(worded.content("text"), plain.content("text"))
 
 
-def test_a_frozen_tower_s_features_of_other_words_are_others() -> None:
+def test_cached_features_depend_on_the_wording() -> None:
     """What is kept of a frozen text tower is found by this description."""
     options: list[dict[str, Any]] = [{}, {"strip_punctuation": True}, {"train_words": 4}, {"train_words": 5}]
     found = [split_of("train", **each).input_description("text") for each in options]

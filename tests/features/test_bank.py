@@ -27,7 +27,7 @@ def test_features_come_in_the_order_of_the_ids():
     assert torch.equal(rows, FEATURES[[3, 0, 2]])
 
 
-def test_an_id_may_be_asked_for_twice_and_none_at_all():
+def test_ids_may_be_repeated_or_empty():
     assert torch.equal(make_bank().rows(["a", "a"], np.array([22, 22])), FEATURES[[1, 1]])
     assert make_bank().rows([], np.array([], dtype=np.int64)).shape == (0, 3)
 
@@ -96,7 +96,7 @@ def ids_of(bank: FeatureBank) -> list[str]:
     return list(bank.ids)
 
 
-def test_a_part_is_of_the_items_that_are_as_they_were() -> None:
+def test_unchanged_selects_items_with_equal_id_and_content() -> None:
     for ids, content, kept in [
         (IDS, CONTENT, [0, 1, 2, 3]),
         (["d", "b"], [44, 11], [0, 3]),
@@ -113,7 +113,7 @@ def test_a_part_is_of_the_items_that_are_as_they_were() -> None:
         assert (part.modality, part.source) == ("text", "abc")
 
 
-def test_a_union_is_one_bank_over_all_items() -> None:
+def test_union_concatenates_banks() -> None:
     banks = [make_bank(IDS[:1], CONTENT[:1], FEATURES[:1]), make_bank(IDS[1:], CONTENT[1:], FEATURES[1:])]
     for parts in (banks, banks[::-1]):
         union = FeatureBank.union(parts)
@@ -124,7 +124,7 @@ def test_a_union_is_one_bank_over_all_items() -> None:
     assert ids_of(FeatureBank.union([make_bank()])) == IDS
 
 
-def test_the_parts_of_a_bank_make_it_whole_again() -> None:
+def test_unchanged_part_and_new_part_form_the_full_bank() -> None:
     bank, changed = make_bank(), CONTENT + np.array([0, 1, 0, 0])
     kept = bank.unchanged(IDS, changed)
     anew = make_bank(["a"], changed[[1]], FEATURES[[1]] + 5)
@@ -151,7 +151,7 @@ def test_a_placebo_is_a_function_of_seed_and_id():
     assert torch.equal(alone.features[0], placebo.features[3])
 
 
-def test_a_placebo_knows_nothing_of_the_features_but_their_width():
+def test_placebo_is_independent_of_the_features():
     assert torch.equal(make_bank(features=-5 * FEATURES).placebo(3).features, make_bank().placebo(3).features)
     wide = make_bank(features=torch.zeros(4, 50)).placebo(0)
     assert wide.features.shape == (4, 50)
@@ -168,7 +168,7 @@ def test_placebo_features_are_independent_standard_normals():
         assert torch.nn.functional.cosine_similarity(features, other).abs().max() < 0.6
 
 
-def test_a_placebo_answers_for_the_same_items_and_says_that_it_is_one():
+def test_placebo_has_the_same_items_and_another_fingerprint():
     bank = make_bank(modality="text")
     placebo = bank.placebo(3)
     assert (placebo.modality, list(placebo.ids)) == ("text", IDS)
@@ -223,7 +223,7 @@ def test_a_save_that_fails_leaves_the_old_bank_and_nothing_else(tmp_path, monkey
     assert [entry.name for entry in tmp_path.iterdir()] == ["bank.safetensors"]
 
 
-def test_the_other_modality_is_refused(tmp_path):
+def test_bank_of_the_other_modality_is_refused(tmp_path):
     path = tmp_path / "bank.safetensors"
     make_bank(modality="text").save(path)
     with pytest.raises(ValueError, match=r"bank\.safetensors is a bank of the text modality, expected image"):

@@ -81,7 +81,7 @@ def test_progress_is_shown_where_it_is_described(capfd):
 
 
 @pytest.mark.parametrize(("training", "frozen"), [(True, False), (False, False), (True, True)])
-def test_a_bank_holds_what_the_tower_says_in_evaluation_mode(training, frozen):
+def test_bank_holds_features_of_evaluation_mode(training, frozen):
     tower = TinyTower(frozen).train(training)
     before = tower.fingerprint()
     bank = extract(tower, batches([4, 5, 6], [0, 1, 2, 3]), EVERY, IDS, CONTENT, CPU)

@@ -42,7 +42,7 @@ def test_soft_cross_entropy_by_hand():
     close(soft_cross_entropy(logits, targets), expected)
 
 
-def test_a_masked_logit_is_no_candidate_and_gets_no_gradient():
+def test_masked_logit_is_excluded_and_has_no_gradient():
     logits = torch.tensor([[0.3, float("-inf"), -0.2], [float("-inf"), 1.0, 0.5]], requires_grad=True)
     targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
     loss = soft_cross_entropy(logits, targets)
@@ -199,7 +199,7 @@ def indecision_by_loop(rows, low=0.1, high=0.5):
 
 
 @pytest.mark.parametrize(("low", "high"), [(0.1, 0.5), (-0.3, 0.9)])
-def test_indecision_and_its_gradient_equal_a_loop(low, high):
+def test_ambiguity_penalty_and_its_gradient_equal_a_loop(low, high):
     rows = unit_rows(7, seed=0).requires_grad_()
     loss = ambiguity_penalty(rows, low, high)
     loss.backward()
@@ -213,7 +213,7 @@ def at_cosine(cosine):
     return torch.tensor([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]], dtype=torch.float64)
 
 
-def test_indecision_by_hand():
+def test_ambiguity_penalty_by_hand():
     for cosine, expected in [(-0.9, 0), (0.0, 0), (0.1, 0), (0.15, 0.05), (0.3, 0.2), (0.45, 0.05), (0.5, 0), (0.9, 0)]:
         rows = at_cosine(cosine).requires_grad_()
         loss = ambiguity_penalty(rows)
@@ -223,7 +223,7 @@ def test_indecision_by_hand():
             assert not rows.grad.any()
 
 
-def test_indecision_of_one_item_is_zero_and_of_equal_items_too():
+def test_ambiguity_penalty_of_one_item_or_equal_items_is_zero():
     alone = unit_rows(1).requires_grad_()
     loss = ambiguity_penalty(alone)
     loss.backward()
@@ -232,7 +232,7 @@ def test_indecision_of_one_item_is_zero_and_of_equal_items_too():
     assert ambiguity_penalty(unit_rows(1).expand(4, -1)) == 0
 
 
-def test_descent_on_indecision_drives_similarities_out_of_the_range():
+def test_gradient_descent_moves_similarities_out_of_the_range():
     """To the nearer end: what is rather different becomes different, what is rather alike becomes alike."""
     for start, ends_below, ends_above in [(0.12, 0.101, -1), (0.25, 0.101, -1), (0.35, 1, 0.499)]:
         angle = torch.tensor(math.acos(start), dtype=torch.float64, requires_grad=True)
@@ -244,7 +244,7 @@ def test_descent_on_indecision_drives_similarities_out_of_the_range():
         assert ends_above <= math.cos(angle.item()) <= ends_below
 
 
-def test_indecision_is_computed_in_float32_under_autocast():
+def test_ambiguity_penalty_is_computed_in_float32_under_autocast():
     rows = unit_rows(7).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = ambiguity_penalty(rows)

@@ -63,7 +63,7 @@ def test_weights_are_computed_in_float32_at_least():
             )
 
 
-def test_weights_are_finite_and_every_other_image_stays_possible():
+def test_weights_are_finite_and_positive_for_all_non_positives():
     for dtype in [torch.float16, torch.bfloat16, torch.float32]:
         for temperature in [1e-4, 0.01, 100.0]:
             rows = torch.cat([unit_rows(1), -unit_rows(1), unit_rows(6, seed=1)]).to(dtype)  # cosines from -1 to 1
@@ -83,7 +83,7 @@ def test_weights_are_finite_and_every_other_image_stays_possible():
     seed=st.integers(0, 2**32),
     temperature=st.floats(0.005, 2),
 )
-def test_a_negative_never_shows_the_querys_image(query_ids, gallery_ids, seed, temperature):
+def test_negatives_are_never_positives(query_ids, gallery_ids, seed, temperature):
     queries, gallery = unit_rows(len(query_ids), seed=seed), unit_rows(len(gallery_ids), seed=seed + 1)
     index, gallery_index = torch.tensor(query_ids), torch.tensor(gallery_ids)
     rows, exist = draw_negatives(negative_weights(queries, gallery, index, gallery_index, temperature), seeded(seed))
@@ -101,7 +101,7 @@ def test_one_image_has_no_negative():
     assert negatives.rows.tolist() == [0] * 4
 
 
-def test_the_draws_are_those_of_a_loop_over_rows():
+def test_draws_equal_a_loop_over_rows():
     for sizes in (range(2, 33), range(33, 257, 14), (255, 256)):
         for size in sizes:
             rows, ids = unit_rows(size, seed=size).float(), torch.arange(size) // 2
@@ -113,7 +113,7 @@ def test_the_draws_are_those_of_a_loop_over_rows():
             assert torch.equal(loop.get_state(), batched.get_state())
 
 
-def test_a_row_without_negatives_does_not_move_the_others_draws():
+def test_row_without_negatives_does_not_change_other_draws():
     weights = torch.rand(5, 6, generator=seeded())
     whole = draw_negatives(weights, seeded(1))
     weights[2] = 0

@@ -52,7 +52,7 @@ def test_exclusion_removes_the_item_from_ranking_and_ideal():
     assert relevance[0, 0] == 1.0  # the arguments are left alone
 
 
-def test_exclusion_of_a_negative_scored_gallery():
+def test_exclusion_works_with_negative_scores():
     # Writing 0 for the query itself would put it before everything else here.
     scores = torch.tensor([[-0.1, -0.2, -0.3]])
     relevance = torch.tensor([[0.0, 1.0, 0.5]])
@@ -97,7 +97,7 @@ def test_perfect_scores_are_perfect():
     assert (ndcg(-relevance, relevance) < 0.5).all()
 
 
-def test_a_cut_beyond_the_gallery_uses_the_gallery():
+def test_cutoff_beyond_the_gallery_uses_the_whole_gallery():
     scores, relevance = random_problem(gallery=12)
     values = ndcg(scores, relevance, ks=(10, 12, 50))
     assert torch.equal(values[:, 1], values[:, 2])
@@ -111,7 +111,7 @@ def test_permuting_the_gallery_changes_nothing_without_ties():
     assert torch.equal(ndcg(scores, relevance), ndcg(scores[:, order], relevance[:, order]))
 
 
-def test_the_top_of_a_union_is_that_of_its_parts():
+def test_top_of_a_union_is_merged_from_its_parts():
     scores, relevance = random_problem(gallery=150)
     exclude = torch.arange(20)
     whole = top_gains(scores, relevance, 50, exclude)

@@ -73,7 +73,7 @@ def test_other_positives_are_never_ahead():
         assert result.tied.tolist() == [False]
 
 
-def test_an_equal_item_between_two_equal_positives_is_not_ahead():
+def test_tie_between_two_equal_positives_is_not_ahead():
     scores = torch.full((1, 3), 0.5)
     assert rank_scores(scores, torch.tensor([1]), torch.tensor([1, 0, 1])).ranks.tolist() == [0]
 
@@ -105,7 +105,7 @@ def test_embeddings_rank_as_their_scores_at_any_chunk_size():
 
 
 @pytest.mark.parametrize("collapsed", [False, True])
-def test_tiles_of_the_gallery_change_nothing(collapsed):
+def test_result_is_independent_of_gallery_tiles(collapsed):
     for ties in ["index", "pessimistic"]:
         image, text, image_ids, text_ids = random_problem()
         if collapsed:  # ties everywhere, and a few that are not
@@ -118,7 +118,7 @@ def test_tiles_of_the_gallery_change_nothing(collapsed):
             assert torch.equal(found.tied, expected.tied)
 
 
-def test_scores_that_differ_by_less_than_fp32_can_tell_are_ranked_exactly():
+def test_differences_below_fp32_precision_are_ranked_exactly():
     """Single-precision products of these would be in any order; the definition sums in fp64."""
     generator = torch.Generator().manual_seed(3)
     base = normalize(torch.randn(1, 300, generator=generator))
@@ -171,7 +171,7 @@ def test_recall_never_falls_with_k():
     assert recalls[0] < recalls[-1] == 100.0
 
 
-def test_a_collapsed_model_is_at_chance_and_never_rewarded():
+def test_collapsed_model_is_at_chance_or_below():
     ids = torch.arange(200)
     collapsed = torch.ones(200, 16)
     result = rank_embeddings(collapsed, collapsed, ids, ids)

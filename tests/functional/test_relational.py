@@ -98,7 +98,7 @@ def test_distances_of_near_rows_are_exact():
     torch.testing.assert_close(relations(items, None, "rkd_distance").double(), exact, rtol=1e-5, atol=0)
 
 
-def test_a_zero_row_relates_to_nothing():
+def test_zero_row_has_zero_relations():
     items = torch.tensor([[0.0, 0.0], [1.0, 0.0]], requires_grad=True)
     relation = relation_matrix(items)
     assert relation.tolist() == [[0, 0], [0, 1]]
@@ -163,7 +163,7 @@ def test_fused_relation_by_hand():
     close(fuse_relations(image, text, 0.75), [[1, 0.5], [0.5, 1]], 1e-6)
 
 
-def test_the_share_is_moved_by_the_difference_of_the_relations():
+def test_gradient_of_lambda_is_the_difference_of_the_relations():
     share = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     image, text = rows(3, 3), rows(3, 3, seed=1)
     fuse_relations(image, text, share).sum().backward()
@@ -202,7 +202,7 @@ def test_kl_by_hand():
     assert relation_distance(first, second, "kl").item() == pytest.approx(2 / 3 * apart)
 
 
-def test_weights_move_the_mass_and_the_values():
+def test_weighted_wasserstein_by_hand():
     # u = {0, 1 * 2} against v = {1 * 1, 0} with masses 1/3 at the first, 2/3 at the second value.
     values, others, weights = ([[0.0, 1.0]], [[1.0, 0.0]], [[1.0, 2.0]])
     distance = weighted_wasserstein(*(torch.tensor(x) for x in (values, others, weights)))
@@ -246,7 +246,7 @@ def test_distance_properties(kind):
     assert torch.isclose(reordered, distance) == (kind != "paper_cumsum")
 
 
-def test_an_instance_with_itself_does_not_count():
+def test_diagonal_is_ignored():
     for kind in DISTANCES:
         first, second, weights = random_relation(kind), random_relation(kind, 1), positive(2)
         distance = relation_distance(first, second, kind, weights)
@@ -268,7 +268,7 @@ def test_kl_is_a_divergence():
         assert relation_distance(first + 5, first, "kl").item() == pytest.approx(0, abs=1e-12)  # softmax sees no shift
 
 
-def test_wasserstein_sees_the_values_of_a_row_and_not_their_order():
+def test_wasserstein_ignores_the_order_within_a_row():
     first = random_relation("mae")
     turned = first.clone()
     turned[0, 1:] = first[0, 1:].flip(0)
@@ -278,13 +278,13 @@ def test_wasserstein_sees_the_values_of_a_row_and_not_their_order():
     assert relation_distance(swapped, first, "wasserstein") > 0
 
 
-def test_equal_weights_of_one_are_no_weights():
+def test_unit_weights_equal_the_unweighted_distance():
     first, second = random_relation("mae"), random_relation("mae", 1)
     weighted = relation_distance(first, second, "weighted_wasserstein", torch.ones_like(first))
     torch.testing.assert_close(weighted, relation_distance(first, second, "wasserstein"))
 
 
-def test_a_row_without_weight_counts_nothing():
+def test_row_of_zero_weights_contributes_zero():
     values, others, weights = rows().requires_grad_(), rows(seed=1), rows(seed=2).abs()
     weights[1] = 0
     weights.requires_grad_()
@@ -296,7 +296,7 @@ def test_a_row_without_weight_counts_nothing():
     assert weights.grad.isfinite().all()
 
 
-def test_without_different_instances_distance_and_gradient_are_zero():
+def test_too_small_batches_have_zero_distance_and_gradient():
     for kind, size in [("rkd_angle", 2)] + [(kind, 1) for kind in DISTANCES]:
         relation = random_relation(kind, 0, size).requires_grad_()
         distance = relation_distance(relation, random_relation(kind, 1, size), kind, positive(2, size))
@@ -305,7 +305,7 @@ def test_without_different_instances_distance_and_gradient_are_zero():
         assert not relation.grad.any()
 
 
-def test_two_instances_whose_embeddings_are_equal():
+def test_gradients_are_finite_for_equal_embeddings():
     for kind in DISTANCES:
         items, others = rows(1).repeat(2, 1).requires_grad_(), rows(2, seed=1)
         target, weights = relations(others, None, kind), 1 - relation_matrix(rows(2, seed=2))
@@ -335,7 +335,7 @@ def test_gradients_by_gradcheck():
     ("arguments", "message"),
     [(("imgae_image",), "unknown student relation 'imgae_image'"), (("fused",), "needs a fusion encoder")],
 )
-def test_student_instances_do_not_guess(arguments, message):
+def test_invalid_student_relations_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         student_instances(torch.eye(2), torch.eye(2), None, *arguments)
 
@@ -345,7 +345,7 @@ def test_weighted_wasserstein_needs_weights():
         relation_distance(torch.eye(3), torch.eye(3), "weighted_wasserstein")
 
 
-def test_the_instances_are_those_given():
+def test_student_instances_are_returned_unchanged():
     for kind in RELATIONS:
         image, text, tokens = (F.normalize(rows(seed=seed), dim=1) for seed in range(3))
         instances, columns = student_instances(image, text, tokens, kind)

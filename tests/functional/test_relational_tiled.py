@@ -62,7 +62,7 @@ def test_tiles_equal_whole_matrices_at_every_size(with_gallery, power):
 
 @pytest.mark.parametrize("power", [1, 2])
 @pytest.mark.parametrize("with_gallery", [False, True])
-def test_equal_shares_of_the_rows_have_the_whole_as_their_mean(with_gallery, power):
+def test_mean_over_row_shards_equals_the_whole(with_gallery, power):
     for tile in (1, 3, 20):
         for size, shares in ((6, 2), (6, 3), (12, 4), (12, 12), (4, 1)):
             given = inputs(size, with_gallery, seed=size)
@@ -106,7 +106,7 @@ def test_gradients_by_gradcheck(with_gallery, power):
     assert torch.autograd.gradcheck(lambda *moved: tiled_structure(*moved, power, tile=2).student, given)
 
 
-def test_an_instance_with_itself_does_not_count():
+def test_diagonal_is_ignored():
     queries, _, image, text, share = inputs(5, with_gallery=False)
     image[1] = 0  # a feature that is missing is no nearer to itself than to the others
     given = queries, None, image, text, share
@@ -116,7 +116,7 @@ def test_an_instance_with_itself_does_not_count():
     torch.testing.assert_close(slopes(found.student, given), slopes(student, given))
 
 
-def test_at_a_kink_there_is_no_gradient():
+def test_gradient_is_zero_where_the_difference_is_zero():
     rows = unit_rows(6, 4, 0).requires_grad_()
     share = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
     exact = torch.eye(6, 4, dtype=torch.float64).requires_grad_()  # products of zeros and ones are exact
@@ -127,7 +127,7 @@ def test_at_a_kink_there_is_no_gradient():
     assert tiled_structure(rows, None, exact.detach(), exact.detach(), share, 1, tile=4).student > 0
 
 
-def test_gradient_for_some_inputs_alone():
+def test_gradient_for_a_subset_of_inputs():
     for wanted in [(True, False), (False, True), (False, False)]:
         given = inputs(7, with_gallery=True)
         queries, gallery = (
@@ -151,7 +151,7 @@ def test_the_teachers_never_receive_a_gradient():
     assert queries.grad.any()
 
 
-def test_float32_is_as_good_as_its_inputs():
+def test_float32_matches_float64():
     given = inputs(300, with_gallery=False)  # more than one tile of the default size
     assert tile_size(torch.device("cpu")) < 300
     single = [None if tensor is None else tensor.detach().float().requires_grad_() for tensor in given]
@@ -191,7 +191,7 @@ class Memory(TorchDispatchMode):
                 yield from self._tensors(item)
 
 
-def test_the_measure_of_memory_sees_a_matrix():
+def test_memory_measure_detects_a_dense_matrix():
     rows = unit_rows(100, 4, 0).requires_grad_()
     with Memory() as memory:
         dense(rows, None, rows.detach(), rows.detach(), 0.5, 1)[0].backward()
@@ -214,7 +214,7 @@ def test_memory_is_linear_in_the_batch(with_gallery):
 
 
 @pytest.mark.parametrize("distance", ["mae", "mse"])
-def test_the_objective_makes_no_matrix(distance):
+def test_objective_creates_no_dense_matrix(distance):
     module = RebalancingObjective(
         {"kd": 1, "kdi": 1, "kdt": 1}, relation={"averaged": 1, "image_text": 1}, distance=distance
     )

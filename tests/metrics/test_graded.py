@@ -107,7 +107,7 @@ def test_relevance_of_other_items_is_refused(problem):
         graded_retrieval(images, texts[:40], relevance)
 
 
-def test_one_modality_alone_is_as_among_both(problem):
+def test_single_modal_equals_the_full_evaluation(problem):
     for chunk_size in [5, 256]:
         images, texts, relevance = problem
         both = graded_retrieval(images, texts, relevance)
@@ -167,7 +167,7 @@ def test_shortcuts_of_caption_relevance_equal_whole_rows():
                         assert torch.equal(found, Relevance.ideal(relevance, query, gallery, rows, k, exclude))
 
 
-def test_a_relevance_that_is_not_one_is_refused(problem):
+def test_negative_relevance_is_refused(problem):
     images, texts, relevance = problem
     relevance.table[:] = -1
     with pytest.raises(ValueError, match="finite and not negative, found -1"):

@@ -62,7 +62,7 @@ def test_agreement_equals_its_definition(tmp_path, embeddings):
     assert found["expert_i2t_NDCG"] == pytest.approx(50 * sum(values))
 
 
-def test_crowd(tmp_path, embeddings):
+def test_crowd_judgements_are_read(tmp_path, embeddings):
     path = write(tmp_path, "a.jpg\ta.jpg#0\t1\t3\t0\na.jpg\tb.jpg#0\t0.333333\t1\t2\nb.jpg\tb.jpg#0\t0\t0\t3\n")
     judgements = read_judgements(path)
     assert judgements.kind == "crowd"

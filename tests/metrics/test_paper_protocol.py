@@ -100,7 +100,7 @@ def test_the_query_stays_in_mixed_galleries(problem):
     assert not any("_exp@" in key or key.startswith(("i2t_NDCG", "t2i_NDCG")) for key in paper)
 
 
-def test_nothing_relevant_counts_as_zero(problem):
+def test_query_without_relevant_items_counts_as_zero(problem):
     images, texts, index, _ = problem
     rouge = np.zeros((len(index), N), np.float32)
     rouge[0, 1] = 1  # only the first caption of image 0 is relevant, to image 1

@@ -163,7 +163,7 @@ class TestRougeL:
         ]:
             assert tokenize([caption]) == [tokens]
 
-    def test_what_the_tokens_are_is_part_of_the_record(self):
+    def test_kind_and_fingerprint_depend_on_the_tokenisation(self):
         """Of captions in English nothing changed, down to the fingerprint, which is the name of the cached file."""
         english = RougeLRelevance(["a dog", "a cat"], [0, 1], 2)
         assert english.kind == "rouge-l stripped"
@@ -222,7 +222,7 @@ class TestCache:
         assert torch.equal(first.rows("text", "image", EVERYTHING), second.rows("text", "image", EVERYTHING))
 
     @pytest.mark.parametrize("damage", ["cut", "empty", "text", "shape", "type", "nan", "pickle"])
-    def test_a_damaged_file_is_computed_again(self, tmp_path, damage):
+    def test_damaged_file_is_recomputed(self, tmp_path, damage):
         expected = self.build(tmp_path).rows("text", "image", EVERYTHING)
         (file,) = tmp_path.iterdir()
         content = file.read_bytes()

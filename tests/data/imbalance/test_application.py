@@ -47,7 +47,7 @@ def digest(stack: list[Imbalance]) -> str:
     return sha256(b"".join([*parts, json.dumps(state.realised.record()).encode()])).hexdigest()
 
 
-def test_no_imbalance_changes_nothing() -> None:
+def test_inactive_corruptions_change_nothing() -> None:
     for stack in [
         [],
         [Imbalance()],
@@ -62,7 +62,7 @@ def test_no_imbalance_changes_nothing() -> None:
         assert state.realised.record()["imbalances"] == []
 
 
-def test_a_stack_s_parts_choose_independently() -> None:
+def test_corruptions_choose_items_independently() -> None:
     together = imbalanced(TABLE, STACK)
     pairs, words, blur = (imbalanced(TABLE, [part]) for part in STACK)
     np.testing.assert_array_equal(together.table.caption_image, pairs.table.caption_image)
@@ -73,7 +73,7 @@ def test_a_stack_s_parts_choose_independently() -> None:
     assert [part.sha256 for part in together.realised.parts] == alone
 
 
-def test_one_imbalance_changes_its_own_column_alone() -> None:
+def test_corruption_changes_its_own_modality_only() -> None:
     for imbalance in EVERY_SORT:
         state = imbalanced(TABLE, [imbalance])
         assert (state.table.captions != TABLE.captions) == (imbalance.modality == "text")
@@ -99,7 +99,7 @@ def test_images_are_chosen_for_words_by_their_clean_captions() -> None:
     assert imbalanced(TABLE, [MISMATCH, words]).table.captions == imbalanced(TABLE, [words]).table.captions
 
 
-def test_wordings_follow_one_another() -> None:
+def test_caption_corruptions_are_applied_in_order() -> None:
     mask = Imbalance("mask_words", 1.0, severity=2)
     both = imbalanced(TABLE, [mask, Imbalance("truncate", 1.0)]).table.captions
     masked = imbalanced(TABLE, [mask]).table.captions
@@ -113,7 +113,7 @@ def test_the_later_of_two_mismatches_counts() -> None:
     assert len({pairing.tobytes() for pairing in (one, two, both)}) == 3
 
 
-def test_corruptions_of_an_image_follow_one_another() -> None:
+def test_image_corruptions_are_applied_in_order() -> None:
     cover, noise = Imbalance("occlusion", 1.0, severity=1), replace(NOISE, ratio=1.0)
     both, first, second = (imbalanced(TABLE, s) for s in ([cover, noise], [cover], [noise]))
     covered = first.image(3, picture("i3"))
@@ -143,7 +143,7 @@ def test_the_content_changes_for_changed_images_alone_and_at_every_ratio_alike()
             np.testing.assert_array_equal(few.image(row, picture(f"i{row}")), many.image(row, picture(f"i{row}")))
 
 
-def test_other_noise_is_other_content() -> None:
+def test_content_depends_on_kind_severity_and_seed() -> None:
     whole = replace(NOISE, ratio=1.0)
     others = [whole, replace(whole, seed=1), replace(whole, severity=3), replace(whole, kind="low_light")]
     contents = [imbalanced(TABLE, [other]).image_content.tolist() for other in others]
@@ -165,14 +165,14 @@ def test_the_order_of_reading_does_not_matter() -> None:
 
 
 @pytest.mark.slow
-def test_every_process_comes_to_the_same() -> None:
+def test_corruption_is_the_same_in_every_process() -> None:
     """Fresh interpreters, whose built-in hashes differ."""
     stack = [*STACK, NOISE, EMPTY]
     with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
         assert pool.map(digest, [stack, stack], chunksize=1) == [digest(stack)] * 2
 
 
-def test_other_splits_are_passed_over() -> None:
+def test_corruptions_of_other_splits_are_ignored() -> None:
     for split in ["train", "val", "test"]:
         for splits in [("train",), ("val", "test"), ("train", "val", "test")]:
             table = replace(TABLE, split=split)
@@ -182,7 +182,7 @@ def test_other_splits_are_passed_over() -> None:
             assert len(state.realised.parts) == (2 if split in splits else 0)
 
 
-def test_an_impossible_mismatch_of_another_split_is_passed_over() -> None:
+def test_impossible_mismatch_of_another_split_is_ignored() -> None:
     single = make_table((2,), split="val")
     assert imbalanced(single, [MISMATCH]).table.fingerprint == single.fingerprint
 
@@ -212,7 +212,7 @@ def test_the_realised_hash_tells_what_was_done_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(("level", "suffix"), [("image", ".npz"), ("image", ".npy"), ("caption", ".npy")])
-def test_a_file_gives_the_pairing_that_it_was_made_of(level: Level, suffix: str, tmp_path: Path) -> None:
+def test_file_reproduces_the_pairing_of_its_specification(level: Level, suffix: str, tmp_path: Path) -> None:
     imbalance, path = replace(MISMATCH, level=level), tmp_path / f"noise{suffix}"
     NoiseTable.draw(TABLE, imbalance).save(path)
     drawn, read = imbalanced(TABLE, [imbalance]), imbalanced(TABLE, [Imbalance(file=str(path))])
@@ -220,7 +220,7 @@ def test_a_file_gives_the_pairing_that_it_was_made_of(level: Level, suffix: str,
     assert drawn.realised.wrong_captions_per_image == read.realised.wrong_captions_per_image
 
 
-def test_a_file_of_another_kind_does_the_same_as_its_specification(tmp_path: Path) -> None:
+def test_npz_file_reproduces_its_specification(tmp_path: Path) -> None:
     for imbalance in [WORDS, replace(WORDS, level="image"), BLUR, NOISE, BLANK, EMPTY]:
         NoiseTable.draw(TABLE, imbalance).save(tmp_path / "noise.npz")
         drawn = imbalanced(TABLE, [imbalance])

@@ -81,7 +81,7 @@ def flickr30k() -> CaptionTable:
     return worded((5,) * 29_000)
 
 
-def test_npz_gives_back_what_was_saved(tmp_path: Path) -> None:
+def test_npz_round_trip(tmp_path: Path) -> None:
     for imbalance in EVERY_SORT:
         noise, path = NoiseTable.draw(TABLE, imbalance), tmp_path / "a folder" / "noise.npz"
         noise.save(path)
@@ -90,7 +90,7 @@ def test_npz_gives_back_what_was_saved(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", ["image", "caption"])
-def test_npy_gives_back_the_pairing(level: Level, tmp_path: Path) -> None:
+def test_npy_round_trip_keeps_the_pairing(level: Level, tmp_path: Path) -> None:
     for table in (TABLE, FIVE_EACH, shuffled(TABLE)):
         noise, path = NoiseTable.draw(table, replace(MISMATCH, level=level)), tmp_path / "noise.npy"
         noise.save(path)
@@ -144,7 +144,7 @@ def test_nothing_is_left_behind_when_writing_fails(suffix: str, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [occupied]
 
 
-def test_other_forms_are_not_written(tmp_path: Path) -> None:
+def test_unsupported_formats_are_not_written(tmp_path: Path) -> None:
     for imbalance, name in [
         (MISMATCH, "noise.txt"),
         (MISMATCH, "noise"),
@@ -164,7 +164,7 @@ def test_no_file(tmp_path: Path) -> None:
             read_noise(tmp_path / name)
 
 
-def test_an_index_of_anything_but_rows_is_refused(tmp_path: Path) -> None:
+def test_index_with_invalid_rows_is_refused(tmp_path: Path) -> None:
     for content in BROKEN:
         path = tmp_path / "broken.npy"
         np.save(path, BROKEN[content]())
@@ -174,7 +174,7 @@ def test_an_index_of_anything_but_rows_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["rows", "caption_image", "clean"])
-def test_a_table_of_anything_but_rows_is_refused(name: str, own: Path) -> None:
+def test_table_with_invalid_rows_is_refused(name: str, own: Path) -> None:
     for content in BROKEN:
         NoiseTable.draw(TABLE, MISMATCH).save(own)
         rewrite(own, **{name: BROKEN[content]()})
@@ -228,7 +228,7 @@ def test_text_is_refused(tmp_path: Path) -> None:
             read_noise(path)
 
 
-def test_a_form_under_the_suffix_of_the_other_is_refused(own: Path) -> None:
+def test_wrong_suffix_is_refused(own: Path) -> None:
     index = own.parent / "index.npy"
     NoiseTable.draw(TABLE, MISMATCH).save(index)
     index.rename(own.parent / "index.npz")
@@ -239,7 +239,7 @@ def test_a_form_under_the_suffix_of_the_other_is_refused(own: Path) -> None:
         read_noise(own.parent / "own.npy")
 
 
-def test_a_damaged_table_is_refused_or_read_right(own: Path) -> None:
+def test_damaged_table_is_refused_or_read_correctly(own: Path) -> None:
     whole, noise = own.read_bytes(), read_noise(own, TABLE)
     generator = np.random.default_rng(0)
     refused = 0
@@ -381,7 +381,7 @@ def test_published_indices_of_captions(shared: Path) -> None:
 
 
 @pytest.mark.data
-def test_forty_per_cent_in_both_published_meanings(shared: Path, flickr30k: CaptionTable) -> None:
+def test_published_histograms_at_forty_per_cent(shared: Path, flickr30k: CaptionTable) -> None:
     folder = shared / "data" / "noise_index"
     images = read_noise(folder / "RCL" / "f30k_precomp" / "noise_inx_0.4.npy", flickr30k)
     captions = read_noise(folder / "BiCro" / "f30k_precomp_0.4.npy", flickr30k)

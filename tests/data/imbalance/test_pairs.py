@@ -100,7 +100,7 @@ def test_caption_level_makes_the_wrong_captions_of_an_image_binomial() -> None:
                 assert abs(histogram.get(wrong, 0) - 2000 * share) < 4 * deviation
 
 
-def test_at_forty_per_cent_eight_images_in_a_hundred_keep_five_right_captions() -> None:
+def test_caption_level_at_forty_per_cent_leaves_eight_per_cent_of_images_intact() -> None:
     noise = NoiseTable.draw(FIVE_EACH, Imbalance("mismatch", 0.4, level="caption"))
     assert noise.wrong_captions_per_image[0] / 2000 == pytest.approx(0.078, abs=0.018)
 
@@ -131,13 +131,13 @@ def test_the_order_of_reading_does_not_matter(level: Level) -> None:
     ("level", "message"),
     [("image", "needs at least two chosen images, the ratio gives one"), ("caption", "of 1 captions, .*: choose more")],
 )
-def test_a_ratio_that_picks_one_is_refused(level: Level, message: str) -> None:
+def test_ratio_that_chooses_one_item_is_refused(level: Level, message: str) -> None:
     table = make_table((1,) * 30)
     with pytest.raises(ValueError, match=f"memory train: a mismatch {message}"):
         NoiseTable.draw(table, Imbalance("mismatch", 1 / 30, level=level))
 
 
-def test_a_ratio_that_picks_none_changes_nothing() -> None:
+def test_ratio_that_chooses_no_item_changes_nothing() -> None:
     for level in ["image", "caption"]:
         noise = NoiseTable.draw(make_table(), Imbalance("mismatch", 0.001, level=level))
         assert (len(noise.rows), noise.ratio) == (0, 0)

@@ -43,7 +43,7 @@ def roughness(pixels: Pixels) -> float:
     )
 
 
-def test_other_items_and_seeds_are_corrupted_in_another_way() -> None:
+def test_noise_depends_on_item_and_seed() -> None:
     for kind in ["gaussian_noise", "low_light", "occlusion"]:
         pixels = landscape()
         results = [corrupted(kind, pixels, item=item, seed=seed) for item, seed in (("a", 0), ("b", 0), ("a", 1))]
@@ -67,7 +67,7 @@ def test_corruption_is_deterministic_and_keeps_shape_and_input(kind: str) -> Non
 
 
 @pytest.mark.parametrize("kind", [kind for kind in IMAGE_KINDS if kind != "missing"])
-def test_a_greater_severity_is_further_from_the_image(kind: str) -> None:
+def test_error_grows_with_severity(kind: str) -> None:
     pixels = landscape()
     errors = [np.abs(corrupted(kind, pixels, severity).astype(float) - pixels).mean() for severity in SEVERITIES]
     assert errors == sorted(errors)
@@ -162,7 +162,7 @@ def test_low_light_keeps_black() -> None:
     np.testing.assert_array_equal(corrupted("low_light", even(0)), even(0))
 
 
-def test_jpeg_is_what_a_saved_file_shows() -> None:
+def test_jpeg_equals_a_saved_file() -> None:
     for severity, quality in list(zip(SEVERITIES, (25, 18, 15, 10, 7), strict=True)):
         pixels = landscape()
         file = io.BytesIO()
@@ -176,7 +176,7 @@ def test_missing_is_grey() -> None:
     np.testing.assert_array_equal(corrupted("missing", random_pixels(7, 5)), even(128, 7, 5))
 
 
-def test_the_published_pixels() -> None:
+def test_noise_does_not_change_between_versions() -> None:
     """Another answer would change the noise of every published number."""
     noise = corrupted("gaussian_noise", even(128, 1, 2), item="0.jpg", seed=7)
     dark = corrupted("low_light", even(128, 1, 2), item="0.jpg", seed=7)

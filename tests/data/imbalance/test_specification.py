@@ -39,7 +39,7 @@ def smallest_hashes(salt: list[object], ids: list[str], count: int) -> list[int]
     return sorted(range(len(ids)), key=lambda row: number(ids[row]))[:count]
 
 
-def test_refused() -> None:
+def test_invalid_specifications_are_refused() -> None:
     for arguments, message in [
         ({"kind": "mismach"}, "unknown imbalance 'mismach', expected one of none, mismatch, drop_words"),
         ({"ratio": -0.1}, r"ratio must lie in \[0, 1\], got -0.1"),
@@ -104,7 +104,7 @@ def test_splits_may_be_a_list_as_it_comes_from_a_file() -> None:
     assert hash(Imbalance(splits=listed)) == hash(Imbalance(splits=("val", "train")))
 
 
-def test_any_split_may_have_what_leaves_pairs_alone() -> None:
+def test_corruptions_other_than_mismatch_allow_any_split() -> None:
     for kind in ["blur", "drop_words"]:
         assert Imbalance(kind, 0.5, splits=("train", "val", "test")).splits == ("train", "val", "test")
 
@@ -120,7 +120,7 @@ def test_active() -> None:
         assert imbalance.active is active
 
 
-def test_the_published_choice() -> None:
+def test_chosen_items_do_not_change_between_versions() -> None:
     """Another answer would change every number that is published with this code."""
     table = named([f"{i}.jpg" for i in range(20)])
     assert Imbalance("mismatch", 0.25, seed=7).choose(table).tolist() == [2, 17, 6, 5, 1]
@@ -182,7 +182,7 @@ def drawn(imbalance: Imbalance, item: str) -> list[int]:
     return [int(number) for number in imbalance.generator(item).integers(1000, size=5)]
 
 
-def test_the_numbers_of_an_item_depend_on_it_and_on_what_is_done() -> None:
+def test_generator_depends_on_item_kind_severity_and_seed() -> None:
     base = Imbalance("drop_words", 0.5, severity=3, seed=1)
     assert drawn(base, "a") == drawn(replace(base, ratio=0.9, splits=("val",), level="image"), "a")
     others = [
@@ -201,6 +201,6 @@ def test_the_severity_of_a_kind_without_degrees_means_nothing() -> None:
     assert drawn(base, "a") == drawn(replace(base, severity=4), "a")
 
 
-def test_the_published_numbers_of_an_item() -> None:
+def test_generator_does_not_change_between_versions() -> None:
     """As with the choice: another answer would change the noise of every published number."""
     assert drawn(Imbalance("drop_words", severity=5, seed=7), "0.jpg") == [543, 259, 737, 80, 195]
