@@ -23,11 +23,11 @@ from sdr_lightning.functional.search import chunks
 from sdr_lightning.metrics.cross_modal import summarise_both
 from sdr_lightning.metrics.evaluation import (
     Evaluation,
-    checked,
+    checked_embeddings,
     cross_modal_folds,
     evaluate_queries,
+    num_scores,
     undefined,
-    work,
 )
 from sdr_lightning.metrics.extended import extended_positives
 from sdr_lightning.metrics.files import (
@@ -286,7 +286,7 @@ def _evaluate(
         return _evaluate_scores(*scores, index, relevance, options.ties)
     images, texts = embeddings
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("evaluating", total=work(len(images), len(texts), relevance is not None))
+        task = progress.add_task("evaluating", total=num_scores(len(images), len(texts), relevance is not None))
         evaluation = evaluate_queries(
             images,
             texts,
@@ -306,7 +306,7 @@ def _structure(options: Namespace, embeddings: tuple[Tensor, Tensor] | None, pai
     """The shape of the common space, and how much of the teachers' is left in it."""
     if embeddings is None:
         raise ValueError("--diagnostics, --image-teacher and --text-teacher need embeddings, not scores")
-    images, texts, index = checked(*embeddings, pairing.text_image)
+    images, texts, index = checked_embeddings(*embeddings, pairing.text_image)
     metrics = diagnostics(images, texts, index) if options.diagnostics else {}
     for modality, own, path in (("image", images, options.image_teacher), ("text", texts, options.text_teacher)):
         if path is None:
@@ -325,7 +325,7 @@ def _people(options: Namespace, embeddings: tuple[Tensor, Tensor] | None, pairin
     """Agreement with what people said beyond which caption was written for which image."""
     if embeddings is None or pairing.images is None or pairing.captions is None:
         raise ValueError("--judgements and --extended need embeddings and --annotations, which name the items")
-    images, texts, index = checked(*embeddings, pairing.text_image)
+    images, texts, index = checked_embeddings(*embeddings, pairing.text_image)
     metrics: dict[str, float] = {}
     if options.judgements is not None:
         metrics |= agreement(read_judgements(options.judgements), images, texts, pairing.images, index)

@@ -197,7 +197,7 @@ def _kept(
     """What files hold of items as they are now, each item once."""
     wanted = dict(zip(ids, content.tolist(), strict=True))
     for file in files:
-        part = FeatureBank.load(file, modality).having(
+        part = FeatureBank.load(file, modality).unchanged(
             list(wanted), np.fromiter(wanted.values(), dtype=np.int64, count=len(wanted))
         )
         if len(part.ids):

@@ -18,7 +18,7 @@ from sdr_lightning.functional.ranking import rank_embeddings
 from sdr_lightning.functional.reranking import rerank
 from sdr_lightning.functional.search import TopK, top_k
 from sdr_lightning.metrics.cross_modal import summarise_both
-from sdr_lightning.metrics.evaluation import checked
+from sdr_lightning.metrics.evaluation import checked_embeddings
 from sdr_lightning.training.distributed.collectives import EmbeddingTable
 from sdr_lightning.types import Encoded, RetrievalBatch, Tokens, UnimodalBatch
 
@@ -64,7 +64,7 @@ def reranked_metrics(image: Tensor, text: Tensor, caption_image: Tensor, rescore
         caption_image: (C,) the image of each caption.
         rescored: the candidates and their scores.
     """
-    image, text, caption_image = checked(image, text, caption_image)
+    image, text, caption_image = checked_embeddings(image, text, caption_image)
     images = torch.arange(len(image))
     by_cosine = rank_embeddings(image, text, images, caption_image), rank_embeddings(text, image, caption_image, images)
     i2t = rerank(by_cosine[0], rescored.i2t.items, rescored.i2t.scores, images, caption_image)

@@ -15,7 +15,7 @@ from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.encoders.text import check_tokens
 from sdr_lightning.methods.base import Method, PerPair
-from sdr_lightning.metrics.evaluation import checked, cross_modal
+from sdr_lightning.metrics.evaluation import checked_embeddings, cross_modal
 from sdr_lightning.metrics.paper_protocol import first_five
 from sdr_lightning.paths import FilePath, expand
 from sdr_lightning.training.checkpoints.continuation import is_dev_run
@@ -275,7 +275,7 @@ class RetrievalModule(EpochTerms):
         self.test_embeddings = image, text = self.evaluation.collect(self.data, "test")
         rescored = None
         if self.rerank is not None:
-            unit = checked(image, text, self.data.split("test").caption_image)
+            unit = checked_embeddings(image, text, self.data.split("test").caption_image)
             rescored = rescore(self.encoder, self.data, self.trainer, unit[0], unit[1], self.rerank)
         self.test_metrics, self.test_queries = self.evaluation.test(image, text, self.data, rescored)
         defined = {name: value for name, value in self.test_metrics.items() if not math.isnan(value)}

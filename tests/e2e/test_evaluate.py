@@ -349,7 +349,7 @@ def pickled(path):
         ((*EMBEDDINGS, "--text-to-image", "img.npy"), "expected the image of each caption: numbers with 1 dimension"),
         ((*EMBEDDINGS, "--annotations", "short.json"), "has 11 images and"),
         ((*EMBEDDINGS, "--text-to-image", "map.npy", "--relevance", "other.npy"), "another split or transposed"),
-        ((*EMBEDDINGS, "--text-to-image", "map.npy", "--relevance", "raw.bin"), "another split, or cut short"),
+        ((*EMBEDDINGS, "--text-to-image", "map.npy", "--relevance", "raw.bin"), "another split, or truncated"),
         ((*EMBEDDINGS, "--text-to-image", "map.npy", "--relevance", "nan.npy"), "finite and not negative"),
         ((*EMBEDDINGS, "--annotations", "reversed.json", "--relevance", "rouge.npy"), "captions in another order"),
         ((*EMBEDDINGS, "--annotations", "karpathy.json", "--relevance", "changed.npy"), "has changed since"),
@@ -374,7 +374,7 @@ def pickled(path):
         ((*EMBEDDINGS, "--text-to-image", "map.npy", "--protocol", "paper", "--scores", "wide.npy"), "the embeddings are of"),
         (("evaluate", "--scores", "i2t.npy", "--text-to-image", "map.npy", "--folds", "2"), "needs embeddings, not scores"),
         (("relevance", "--annotations", "karpathy.json", "--output", "rouge.txt"), "should end with .npy"),
-        (("relevance", "--annotations", "bad.json", "--output", "x.npy"), "in no known format"),
+        (("relevance", "--annotations", "bad.json", "--output", "x.npy"), "in an unknown format"),
     ],
 )  # fmt: skip
 def test_bad_input_gets_one_line(folder, words, message, capsys):
