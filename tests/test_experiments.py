@@ -15,7 +15,7 @@ FILES = sorted(ROOT.rglob("*.yaml"))
 SUITES = [path for path in FILES if path.stem.startswith("study")]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))  # tests/sweeps builds a run of each
 OVERLAYS = sorted(
-    path for place in ("_base/*", "sweeps/methods/*", "*/teachers") for path in ROOT.glob(f"{place}.yaml")
+    path for place in ("_base/*", "methods/*", "*/teachers") for path in ROOT.glob(f"{place}.yaml")
 )
 FRAGMENTS = sorted(path for folder in ("models", "data", "sources") for path in (ROOT / folder).glob("*.yaml"))
 SOURCES = sorted((ROOT / "sources").glob("*.yaml"))

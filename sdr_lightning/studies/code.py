@@ -12,8 +12,8 @@ from typing import Any
 from sdr_lightning.identity import sha256
 
 PACKAGE = Path(__file__).parents[1]
-_RUNNER = "study.jobs"
-_LEFT_OUT = ("cli", "configure", "reporting", "sweep")  # they read options and write reports
+_RUNNER = "studies.jobs"
+_LEFT_OUT = ("cli", "configure", "reporting", "results", "sweeps")  # they parse options and write reports
 _INSTALLED = {"site-packages", "dist-packages"}
 _Documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 

@@ -36,11 +36,11 @@ def test_a_copy_has_the_fingerprint_of_the_original_and_order_does_not_count(pac
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("losses/method.py", "\nTERMS", "\n_UNUSED = 1\nTERMS"),  # a class of the configuration, through its package
+        ("methods/sdr.py", "\nTERMS", "\n_UNUSED = 1\nTERMS"),  # a class of the configuration, through its package
         ("functional/contrastive.py", "\ndef ", "\n_UNUSED = 1\n\n\ndef "),  # what it imports
         ("metrics/evaluation.py", "\ndef ", "\n_UNUSED = 1\n\n\ndef "),
         ("data/scenes.py", "\nclass ", "\n_UNUSED = 1\n\n\nclass "),
-        ("study/jobs.py", "\ndef ", "\n_UNUSED = 1\n\n\ndef "),
+        ("studies/jobs.py", "\ndef ", "\n_UNUSED = 1\n\n\ndef "),
     ],
 )
 def test_code_that_decides_a_result_counts(package: Path, file: str, old: str, new: str) -> None:
@@ -51,14 +51,14 @@ def test_code_that_decides_a_result_counts(package: Path, file: str, old: str, n
 @pytest.mark.parametrize(
     ("file", "old", "new"),
     [
-        ("losses/method.py", '"""', '"""Other words. '),
-        ("losses/method.py", "\nTERMS", "\n# A comment.\nTERMS"),
+        ("methods/sdr.py", '"""', '"""Other words. '),
+        ("methods/sdr.py", "\nTERMS", "\n# A comment.\nTERMS"),
         ("data/scenes.py", 'raise ValueError(f"', 'raise ValueError(f"Other words. '),
         ("data/tabular.py", "\nclass ", "\n_UNUSED = 1\n\n\nclass "),  # a reader that the study does not use
         ("data/__init__.py", "\n__all__", "\nfrom sdr_lightning.data.check import *\n\n__all__"),
         ("reporting/plots.py", "WIDTH = 11.0", "WIDTH = 12.0"),
         ("cli/main.py", "\ndef ", "\n_UNUSED = 1\n\n\ndef "),
-        ("configure/complaints.py", "\ndef ", "\n_UNUSED = 1\n\n\ndef "),
+        ("configure/parser_errors.py", "\ndef ", "\n_UNUSED = 1\n\n\ndef "),
     ],
 )
 def test_words_reports_and_other_readers_do_not_count(package: Path, file: str, old: str, new: str) -> None:
