@@ -25,17 +25,16 @@ from published import Published, published
 
 from sdr_lightning.paths import read_json
 from sdr_lightning.reporting.formatting import condition_label
-from sdr_lightning.results.schema import Condition
+from sdr_lightning.results.schema import Condition, StudySpec
 from sdr_lightning.studies.jobs import describe
 from sdr_lightning.studies.plan import Cell, plan
 from sdr_lightning.studies.runner import Runner
-from sdr_lightning.studies.spec import Study
 
 SPREAD = {"rsum": 10.0, "i2i_NDCG@10": 3.0, "t2t_NDCG@10": 3.0, "i2it_NDCG@10": 3.0, "t2it_NDCG@10": 3.0}
 """Greatest accepted difference of a cell to its published value, on any processor."""
 
 
-def two_cells(study: Study) -> Study:
+def two_cells(study: StudySpec) -> StudySpec:
     """The study of baseline and candidate alone, under one condition with one seed."""
     name = next(iter(study.imbalances))
     return replace(
@@ -47,7 +46,7 @@ def two_cells(study: Study) -> Study:
     )
 
 
-def run(study: Study, folder: Path) -> list[tuple[Cell, dict[str, float]]]:
+def run(study: StudySpec, folder: Path) -> list[tuple[Cell, dict[str, float]]]:
     """The cells of a study with their metrics."""
     planned = plan(study, folder)
     Runner(study, planned, folder, study.jobs).run()

@@ -22,7 +22,7 @@ from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL
 from sdr_lightning.results.loading import load_study
 from sdr_lightning.results.schema import Condition, Study
 from sdr_lightning.studies.plan import plan
-from sdr_lightning.studies.spec import Study as Configured
+from sdr_lightning.studies.spec import read_study
 
 _FILES = {"study.json", "results.jsonl", "report.md", "figures"}
 _MEASURED = dict(zip(QUANTITIES, (RSUM, SINGLE_MODAL, MIXED), strict=True))
@@ -82,7 +82,7 @@ def publish(folder: Path, results: Path = RESULTS) -> Path:
 def _record(study: Study, cell: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
     """The study's study.json, with what made it and its numbers by condition."""
     file = _configuration(study.name)
-    planned = plan(Configured.load(file), study.root)
+    planned = plan(read_study(file), study.root)
     fingerprints = {run.fingerprint for run in study.runs.values()}
     is_configured = fingerprints == {planned_cell.fingerprint for planned_cell in planned.cells}
     return {
@@ -99,7 +99,7 @@ def _record(study: Study, cell: dict[str, Any], described: dict[str, Any]) -> di
 
 def _configuration(name: str) -> Path:
     for file in sorted((ROOT / "experiments").rglob("study*.yaml")):
-        if Configured.load(file).name == name:
+        if read_study(file).name == name:
             return file
     raise ValueError(f"no study in experiments/ is called {name!r}")
 

@@ -20,8 +20,9 @@ from typing import Any
 
 from sdr_lightning.reporting.formatting import NBSP, number, signed
 from sdr_lightning.reporting.statistics import OUTCOMES
+from sdr_lightning.results.schema import StudySpec
 from sdr_lightning.studies.plan import Plan, plan
-from sdr_lightning.studies.spec import Study
+from sdr_lightning.studies.spec import read_study
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
@@ -46,9 +47,9 @@ class Published:
     record: dict[str, Any]
 
     @cached_property
-    def study(self) -> Study:
+    def study(self) -> StudySpec:
         """The study as it is configured now."""
-        return Study.load(ROOT / self.record["study"])
+        return read_study(ROOT / self.record["study"])
 
     @cached_property
     def plan(self) -> Plan:

@@ -12,7 +12,7 @@ import pytest
 
 from sdr_lightning.reporting import build_report
 from sdr_lightning.studies.plan import plan
-from sdr_lightning.studies.spec import Study
+from sdr_lightning.studies.spec import read_study
 from tests.reporting.fake_study import edit_json, write_study
 
 ROOT = Path(__file__).parents[1]
@@ -52,7 +52,7 @@ def test_prose_of_the_readme_has_no_results_of_its_own() -> None:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study of the scenes' code and configuration, with made-up numbers."""
-    study = Study.load(ROOT / "experiments/scenes/study.yaml")
+    study = read_study(ROOT / "experiments/scenes/study.yaml")
     tmp_path = tmp_path_factory.mktemp("built")
     planned = plan(study, tmp_path)
     imbalances, methods = ("mismatch", "missing_words", "gaussian_noise"), tuple(study.methods)

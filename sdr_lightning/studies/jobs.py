@@ -1,24 +1,16 @@
-"""What a worker process does: train a teacher, extract a bank, run a cell. Results are written last, in one step."""
+"""The jobs of a worker process: train a teacher, extract a bank, run a cell. Results are written last, in one step."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import shutil
-import signal
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.synchronize import Event
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from torch import Tensor
 
@@ -30,6 +22,8 @@ from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.metrics.graded import single_modal
 from sdr_lightning.metrics.structure import preserved
 from sdr_lightning.paths import read_json, write_atomically, write_json
+from sdr_lightning.results.codec import from_json, to_json
+from sdr_lightning.results.schema import Data, Realised, Run, Selected, TeacherRecord
 from sdr_lightning.studies.plan import BankJob, Cell, TeacherJob, imbalance_options
 from sdr_lightning.training.checkpoints.best import best_checkpoint
 from sdr_lightning.training.checkpoints.continuation import LAST, PREVIOUS, last_checkpoint
@@ -37,9 +31,9 @@ from sdr_lightning.training.extraction import extract_bank, split_bank
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.training.tracking.record import environment
 from sdr_lightning.types import Modality
+from sdr_lightning.workers import log_to
 
 _EXAMPLE_QUERIES, _EXAMPLE_RESULTS = 3, 5
-stopping: Event | None = None  # of the study that this process works for
 
 
 def frozen_modalities(student: tuple[str, ...]) -> list[Modality]:
@@ -55,32 +49,32 @@ def run_features(student: tuple[str, ...], modality: Modality, split: Split) -> 
     module, data = cli.model, cli.datamodule
     assert isinstance(module, RetrievalModule)
     assert isinstance(data, RetrievalDataModule)
-    with _log(data.cache, f"{modality}-{split}.log"):
+    with log_to(data.cache / f"{modality}-{split}.log"):
         tower = next(tower for tower in module.encoder.frozen_towers().values() if tower.modality == modality)
         split_bank(tower, data, split, _device())
 
 
-def describe(student: tuple[str, ...]) -> dict[str, Any]:
-    """The study's data, for the report."""
+def describe(student: tuple[str, ...]) -> Data:
+    """Return the data of the study, for its record."""
     data = student_data(list(student))
     train, test = data.table("train"), data.table("test")
-    return {
-        "name": data.source.name,
-        "num_train_images": len(train.image_ids),
-        "num_train_captions": len(train.captions),
-        "num_test_images": len(test.image_ids),
-        "num_test_captions": len(test.captions),
-        "fingerprint": train.fingerprint,
-        "splits": {split: data.table(split).fingerprint for split in SPLITS},
-        "relevance": data.source.relevance_description,
-    }
+    return Data(
+        name=data.source.name,
+        num_train_images=len(train.image_ids),
+        num_train_captions=len(train.captions),
+        num_test_images=len(test.image_ids),
+        num_test_captions=len(test.captions),
+        fingerprint=train.fingerprint,
+        splits={split: data.table(split).fingerprint for split in SPLITS},
+        relevance=data.source.relevance_description,
+    )
 
 
 def run_teacher(job: TeacherJob, student: tuple[str, ...], data_fingerprint: str) -> None:
     """Train a teacher, if it is to be trained, and measure its single-modal retrieval on the student's test split."""
     started = time.time()
     _begin(job.folder, f"{job.fingerprint} {data_fingerprint}")
-    with _log(job.folder):
+    with log_to(job.folder / "log.txt"):
         if job.checkpoint is not None:
             _fit(job.arguments).end_tracking()
         tower = teacher_tower(job.config, str(job.checkpoint) if job.checkpoint else None)
@@ -89,27 +83,24 @@ def run_teacher(job: TeacherJob, student: tuple[str, ...], data_fingerprint: str
         bank.save(job.test_bank)
         scores = single_modal(F.normalize(bank.features, dim=1), data.relevance("test"), tower.modality)
         metrics = {name.partition("_")[2]: value for name, value in scores.items()}  # i2i_ or t2t_ goes without saying
-    write_json(
-        job.result,
-        {
-            "modality": job.modality,
-            "description": job.description,
-            "trained_on": job.trained_on,
-            "code": job.code,
-            "fingerprint": job.fingerprint,
-            "tower": bank.source,
-            "metrics": metrics,
-            "wall_time_s": time.time() - started,
-            **environment(),
-        },
+    record = TeacherRecord(
+        modality=job.modality,
+        description=job.description,
+        trained_on=job.trained_on,
+        code=job.code,
+        fingerprint=job.fingerprint,
+        tower=bank.source,
+        metrics=metrics,
+        wall_time_s=time.time() - started,
     )
+    write_json(job.result, to_json(record) | environment())
     _forget_steps(job.folder)
 
 
 def run_bank(job: BankJob, student: tuple[str, ...]) -> None:
     """Extract a bank of the training split, and its placebo."""
     checkpoint = str(job.teacher.checkpoint) if job.teacher.checkpoint else None
-    with _log(job.file.parent, f"{job.file.stem}.log"):
+    with log_to(job.file.parent / f"{job.file.stem}.log"):
         tower = teacher_tower(job.teacher.config, checkpoint)
         data = student_data([*student, *imbalance_options(job.imbalances)])
         bank = extract_bank(tower, data, ["train"], _device())
@@ -122,8 +113,8 @@ def run_cell(cell: Cell, thumbnails: Path, data_fingerprint: str) -> None:
     """Train a student stage by stage, test the best epoch on validation of the last, and write everything down."""
     started = time.time()
     _begin(cell.folder, f"{cell.fingerprint} {data_fingerprint}")
-    with _log(cell.folder):
-        for arguments in cell.earlier:
+    with log_to(cell.folder / "log.txt"):
+        for arguments in cell.stages[:-1]:
             _fit(arguments).end_tracking()
         cli = _fit(cell.arguments)
         module, data = cli.model, cli.datamodule
@@ -140,59 +131,42 @@ def run_cell(cell: Cell, thumbnails: Path, data_fingerprint: str) -> None:
         structure = _structure(cell, data, *module.test_embeddings)
     epoch = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["epoch"]
     score: Tensor | None = best.best_model_score
-    write_json(
-        cell.result,
-        {
-            "method": cell.method,
-            "imbalance": cell.imbalance,
-            "ratio": cell.ratio,
-            "seed": cell.seed,
-            "protocol": cli.protocol,
-            "metrics": module.test_metrics | structure,
-            "selected": {
-                "on": best.monitor,
-                "score": None if score is None else float(score),
-                "epoch": epoch,
-                "epochs": cli.trainer.current_epoch,
-            },
-            "realised": data.split("train").record(),
-            "evaluated_under": data.evaluated_under(),
-            "data": {split: data.table(split).fingerprint for split in SPLITS},
-            "code": cell.code,
-            "fingerprint": cell.fingerprint,
-            "wall_time_s": time.time() - started,
-            **environment(),
-        },
+    run = Run(
+        method=cell.method,
+        imbalance=cell.imbalance,
+        ratio=cell.ratio,
+        seed=cell.seed,
+        protocol=cli.protocol,
+        metrics=module.test_metrics | structure,
+        selected=Selected(
+            best.monitor or "", None if score is None else float(score), epoch, cli.trainer.current_epoch
+        ),
+        realised=_realised(data.split("train").record()),
+        evaluated_under={split: _realised(record) for split, record in data.evaluated_under().items()},
+        data={split: data.table(split).fingerprint for split in SPLITS},
+        code=cell.code,
+        fingerprint=cell.fingerprint,
+        wall_time_s=time.time() - started,
     )
+    write_json(cell.result, to_json(run) | environment())
     _forget_steps(cell.folder)
 
 
+def _realised(record: dict[str, Any]) -> Realised:
+    return from_json(Realised, record, "realised corruption")
+
+
 def _structure(cell: Cell, data: RetrievalDataModule, image: Tensor, text: Tensor) -> dict[str, float]:
-    """How much of the teachers' structure of the test split is left in the student's embeddings, modality by modality."""
+    """How much of the structure of each teacher's features of the test split the embeddings of the student preserve."""
     split = data.split("test")
+    embeddings = {"image": image, "text": text}
     found: dict[str, float] = {}
-    for teacher, embeddings in zip(cell.teachers, (image, text), strict=True):
+    for teacher in cell.teachers:
         modality = cast(Modality, teacher.modality)
         bank = FeatureBank.load(teacher.test_bank, modality)
         features = bank.rows(split.ids(modality), split.content(modality))
-        found |= {f"{modality}_{key}": value for key, value in preserved(embeddings, features).items()}
+        found |= {f"{modality}_{key}": value for key, value in preserved(embeddings[modality], features).items()}
     return found
-
-
-def guarded(function: Callable[..., None], *arguments: Any) -> str | None:
-    """Run a job in a worker; return its failure in words, because not every exception can be sent back.
-
-    A worker of a study that stops takes no further job, though the pool still hands it one.
-    """
-    if stopping is not None and stopping.is_set():
-        os._exit(128 + signal.SIGTERM)
-    try:
-        function(*arguments)
-    except SIGTERMException:  # what it trained is saved
-        os._exit(128 + signal.SIGTERM)
-    except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return None
 
 
 _BEGUN = "begun.json"
@@ -246,31 +220,6 @@ def _forget_steps(folder: Path) -> None:
     for name in (LAST, PREVIOUS):
         for path in folder.rglob(name):
             path.unlink()
-
-
-@contextlib.contextmanager
-def _log(folder: Path, name: str = "log.txt") -> Iterator[None]:
-    """Send what a job prints, and its warnings, to a file in its folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-        (folder / name).open("a", encoding="utf-8") as file,
-        contextlib.redirect_stdout(file),
-        contextlib.redirect_stderr(file),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("default")
-        handler = logging.StreamHandler(file)
-        loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-        for logger in loggers:
-            logger.handlers, logger.propagate = [handler], False
-        try:
-            yield
-        except Exception:
-            traceback.print_exc(file=file)
-            raise
-        finally:
-            for logger in loggers:
-                logger.handlers = []
 
 
 def _examples(image: Tensor, text: Tensor, data: RetrievalDataModule, thumbnails: Path) -> dict[str, Any]:
