@@ -91,7 +91,7 @@ def test_a_mistake_in_the_command_does_not_run_through_the_grid(file: Path, tmp_
     sweep["command"].insert(-1, "--trainer.max_epoch=1")
     file.write_text(yaml.safe_dump(sweep))
     line = complaint(sdr("sweep", file, "--jobs", "2", cwd=tmp_path))
-    assert "the first 3 runs all failed, the last with: sdr fit: error:" in line
+    assert "the first 3 runs all failed, the last with: " in line
     assert "max_epoch" in line
     assert len(json.loads((tmp_path / "runs/sweeps/small/sweep.json").read_text())["runs"]) <= 4
 
