@@ -299,7 +299,11 @@ def run_figure(curves: Mapping[str, Curve], protocol: str = "clean") -> Figure |
 
 
 def _logs(study: Study, method: str, condition: Condition) -> list[dict[str, Curve]]:
-    return [read_curves(study.root / run.folder / "metrics.csv") for run in study.runs_of(method, condition)]
+    runs = study.runs_of(method, condition)
+    return [
+        {k: dict(c) for k, c in run.curves.items()} or read_curves(study.root / run.folder / "metrics.csv")
+        for run in runs
+    ]
 
 
 def _selected_on(protocol: str) -> dict[str, str]:

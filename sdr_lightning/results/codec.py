@@ -94,7 +94,8 @@ def _decoded(hint: Any, values: Mapping[str, Any], name: str, source: str) -> An
             raise _complaint(values, name, source, "an object")
         if arguments[1] is float:
             value = {inner: number for inner, number in value.items() if not _is_absent(number)}
-        return {inner: _decoded(arguments[1], value, inner, f"{source}: {name}") for inner in value}
+        decoded = {inner: _decoded(arguments[1], value, inner, f"{source}: {name}") for inner in value}
+        return {int(inner): part for inner, part in decoded.items()} if arguments[0] is int else decoded
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise _complaint(values, name, source, "an object")

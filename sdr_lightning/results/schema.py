@@ -342,10 +342,11 @@ class Run:
         data: fingerprints of the splits.
         code: fingerprint of the code that decides its metrics; empty where it is not recorded.
         fingerprint: of everything that decides its metrics, code included.
+        curves: training curves by metric and epoch, of published cells; other cells have a ``metrics.csv``.
         folder: relative to the folder of the study.
 
     Raises:
-        ValueError: ratio 0 with the name of a corruption missing, a metric outside its unit, or an rsum that is not the sum.
+        ValueError: a positive ratio without the name of a corruption, a metric outside its unit, or an rsum that is not the sum.
     """
 
     method: str
@@ -364,6 +365,7 @@ class Run:
     versions: Mapping[str, str] = field(default_factory=dict)
     git: Git = Git()
     hardware: str = ""
+    curves: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
     folder: Path = field(default=Path(), metadata=not_stored())
 
     def __post_init__(self) -> None:
