@@ -12,13 +12,15 @@ PACKAGE = Path(sdr_lightning.__file__).parent
 LAYERS = [
     {"types", "identity", "paths"},
     {"functional"},
-    {"losses", "encoders", "metrics"},
+    {"methods", "encoders", "metrics"},
     {"features"},
     {"data"},
     {"training"},
     {"configure"},
+    {"results"},
     {"reporting"},
-    {"study", "sweep"},
+    {"workers"},
+    {"studies", "sweeps"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

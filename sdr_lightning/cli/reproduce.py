@@ -23,9 +23,9 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("study", type=Path, help="the study, STUDY.yaml")
     parser.add_argument("--output", type=Path, help="folder of the study (default: runs/NAME)")
     parser.add_argument(
-        "--protocol", choices=get_args(ProtocolName), help="as in docs/method.md (default: as the study says)"
+        "--protocol", choices=get_args(ProtocolName), help="see docs/method.md (default: that of the study)"
     )
-    parser.add_argument("--jobs", type=int, help="cells run at a time (default: as the study says)")
+    parser.add_argument("--jobs", type=int, help="cells that run at a time (default: those of the study)")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands and run nothing")
     options = parser.parse_args(arguments)
     study = read_study(options.study)

@@ -1,4 +1,4 @@
-"""What a study is and what it gives: the dataclasses of its YAML, of its result files and of its report.
+"""Studies and their results: the dataclasses of the YAML file, of the result files and of the report.
 
 ``study.json`` holds a :class:`StudyRecord`, ``cells/**/results.json`` a :class:`Run` each, ``teachers/**/teacher.json`` a
 :class:`TeacherRecord` each; :mod:`sdr_lightning.results.codec` writes and reads them.
@@ -397,7 +397,7 @@ class Run:
 
     @property
     def evaluation_corruption(self) -> tuple[str, ...]:
-        """Corruption of its validation and test splits, in words."""
+        """Corruption of its validation and test splits, as text."""
         return tuple(
             f"{split}: {part.kind}, {part.affected} of {part.total}"
             for split, realised in self.evaluated_under.items()

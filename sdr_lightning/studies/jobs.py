@@ -37,14 +37,14 @@ _EXAMPLE_QUERIES, _EXAMPLE_RESULTS = 3, 5
 
 
 def frozen_modalities(student: tuple[str, ...]) -> list[Modality]:
-    """Which towers of the student are frozen."""
+    """Return the modalities of the frozen towers of the student."""
     module = build(list(student)).model
     assert isinstance(module, RetrievalModule)
     return [tower.modality for tower in module.encoder.frozen_towers().values()]
 
 
 def run_features(student: tuple[str, ...], modality: Modality, split: Split) -> None:
-    """Fill the cache with what a frozen tower says of the clean data, once for all cells."""
+    """Cache the features of a frozen tower on the clean data, once for all cells."""
     cli = build(list(student))
     module, data = cli.model, cli.datamodule
     assert isinstance(module, RetrievalModule)
@@ -71,7 +71,7 @@ def describe(student: tuple[str, ...]) -> Data:
 
 
 def run_teacher(job: TeacherJob, student: tuple[str, ...], data_fingerprint: str) -> None:
-    """Train a teacher, if it is to be trained, and measure its single-modal retrieval on the student's test split."""
+    """Train a teacher unless it is pretrained, and measure its single-modal retrieval on the test split of the student."""
     started = time.time()
     _begin(job.folder, f"{job.fingerprint} {data_fingerprint}")
     with log_to(job.folder / "log.txt"):
@@ -82,7 +82,7 @@ def run_teacher(job: TeacherJob, student: tuple[str, ...], data_fingerprint: str
         bank = extract_bank(tower, data, ["test"], _device())
         bank.save(job.test_bank)
         scores = single_modal(F.normalize(bank.features, dim=1), data.relevance("test"), tower.modality)
-        metrics = {name.partition("_")[2]: value for name, value in scores.items()}  # i2i_ or t2t_ goes without saying
+        metrics = {name.partition("_")[2]: value for name, value in scores.items()}  # without i2i_ or t2t_
     record = TeacherRecord(
         modality=job.modality,
         description=job.description,
@@ -98,7 +98,7 @@ def run_teacher(job: TeacherJob, student: tuple[str, ...], data_fingerprint: str
 
 
 def run_bank(job: BankJob, student: tuple[str, ...]) -> None:
-    """Extract a bank of the training split, and its placebo."""
+    """Extract the features of a teacher on the training split, and the placebo of random features."""
     checkpoint = str(job.teacher.checkpoint) if job.teacher.checkpoint else None
     with log_to(job.file.parent / f"{job.file.stem}.log"):
         tower = teacher_tower(job.teacher.config, checkpoint)
@@ -110,7 +110,7 @@ def run_bank(job: BankJob, student: tuple[str, ...]) -> None:
 
 
 def run_cell(cell: Cell, thumbnails: Path, data_fingerprint: str) -> None:
-    """Train a student stage by stage, test the best epoch on validation of the last, and write everything down."""
+    """Train a student stage by stage, test the selected epoch of the last stage, and write the result."""
     started = time.time()
     _begin(cell.folder, f"{cell.fingerprint} {data_fingerprint}")
     with log_to(cell.folder / "log.txt"):
@@ -178,7 +178,7 @@ def _device() -> torch.device:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a job's folder that holds anything, unless a job began there: its content would be removed.
+    """Refuse the folder of a job that holds files of another origin, because its content would be removed.
 
     Raises:
         ValueError: names the folder and what to do.
@@ -193,7 +193,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _begin(folder: Path, fingerprint: str) -> None:
-    """Mark a job's folder; keep what a job with the same fingerprint left there, remove what another job left."""
+    """Mark the folder of a job. Files of a job with the same fingerprint stay, those of another job are removed."""
     check_folder(folder)
     mark = folder / _BEGUN
     if mark.is_file() and read_json(mark, "a job's mark") != {"job": fingerprint}:
@@ -202,10 +202,10 @@ def _begin(folder: Path, fingerprint: str) -> None:
 
 
 def _fit(arguments: Sequence[str]) -> SdrCLI:
-    """Train, from the last checkpoint of this very job if there is one; a finished stage is left as it is."""
+    """Train from the last checkpoint of this job if there is one; a finished stage stays as it is."""
     cli = build([*arguments, *_SILENT])
     folder = Path(cli.trainer.default_root_dir)
-    (folder / "config.yaml").unlink(missing_ok=True)  # of this very job; it is written again
+    (folder / "config.yaml").unlink(missing_ok=True)  # of this job; it is written again
     try:
         last: Path | None = last_checkpoint(folder / "checkpoints")
     except ValueError:  # nothing was saved, or nothing can be read
@@ -216,7 +216,7 @@ def _fit(arguments: Sequence[str]) -> SdrCLI:
 
 
 def _forget_steps(folder: Path) -> None:
-    """Drop what only an unfinished job needs."""
+    """Delete the checkpoints that only an unfinished job needs."""
     for name in (LAST, PREVIOUS):
         for path in folder.rglob(name):
             path.unlink()

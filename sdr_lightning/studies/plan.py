@@ -27,7 +27,7 @@ Stack = tuple[Imbalance, ...]
 
 @dataclass(frozen=True)
 class TeacherJob:
-    """Train one teacher, or take its tower as it is, and measure it.
+    """Train one teacher, unless it is pretrained, and measure it.
 
     Attributes:
         modality: of the teacher.
@@ -55,7 +55,7 @@ class TeacherJob:
 
     @property
     def trained_on(self) -> str:
-        """What it was trained on, in words."""
+        """The training data, for the report."""
         if self.imbalances is None:
             return "used as it is"
         parts = [f"{part.kind} {part.ratio:g}, seed {part.seed}" for part in self.imbalances]
@@ -63,29 +63,29 @@ class TeacherJob:
 
     @property
     def test_bank(self) -> Path:
-        """Its features of the test split, which the students' structure is compared with."""
+        """Its features of the test split; the structure of the students is compared with theirs."""
         return self.folder / "test.safetensors"
 
     @property
     def result(self) -> Path:
-        """The file that says that the job is finished."""
+        """The file that is written last."""
         return self.folder / "teacher.json"
 
     @property
     def checkpoint(self) -> Path | None:
-        """Where its weights are; None for a pretrained tower."""
+        """Its weights; None for a pretrained tower."""
         return None if self.imbalances is None else self.folder / "checkpoints" / "final.ckpt"
 
 
 @dataclass(frozen=True)
 class BankJob:
-    """Extract one teacher's features of the training data under one imbalance, and the placebo beside them.
+    """Extract the features of one teacher on the training data under one corruption, and their placebo.
 
     Attributes:
-        teacher: whose features.
-        imbalances: what is wrong with the data.
+        teacher: the teacher.
+        imbalances: the corruption of the data.
         file: the bank.
-        placebo: the bank of random features; None where no method asks for one.
+        placebo: the bank of random features; None where no method uses it.
     """
 
     teacher: TeacherJob
@@ -95,7 +95,7 @@ class BankJob:
 
     @property
     def finished(self) -> bool:
-        """Whether the banks are there."""
+        """Whether the banks exist."""
         return self.file.is_file() and (self.placebo is None or self.placebo.is_file())
 
 
@@ -322,19 +322,19 @@ def _stages(
 
 
 def imbalance_options(stack: Stack) -> tuple[str, ...]:
-    """Imbalances as an option of the student's data, with every field, so that none is inherited."""
+    """Return a corruption as an option of the data, with all fields, so that none is inherited."""
     return ("--data.init_args.imbalance", json.dumps([asdict(part) for part in stack]))
 
 
 def _conditions(study: StudySpec) -> list[tuple[str, float]]:
-    """Names and ratios, the greatest first: features of what is chosen there serve the smaller ones, whose choice is nested."""
+    """Names and ratios, the greatest first: its corrupted items include those of smaller ratios, so features are reused."""
     ratios = sorted((ratio for ratio in study.ratios if ratio > 0), reverse=True)
     clean = [("none", 0.0)] if 0 in study.ratios else []
     return clean + [(name, ratio) for ratio in ratios for name in study.imbalances]
 
 
 def _text(config: Path) -> str:
-    """A configuration with the fragments that it refers to; comments do not count."""
+    """Content of a configuration and of the fragments that it refers to; comments do not count."""
     return "\n".join(json.dumps(document, default=str) for document in _documents(config))
 
 
@@ -351,7 +351,7 @@ _parsed = cache(yaml.safe_load)
 
 
 def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every string of a document with the key that it stands under; those of a list have none."""
+    """Every string of a document with its key; strings of a list have none."""
     if isinstance(value, dict):
         for name, inside in value.items():
             yield from _strings(inside, name)
@@ -371,9 +371,7 @@ def _teacher(study: StudySpec, modality: str, folder: Path, stack: Stack, code: 
     fingerprint = sha256(__version__, code, *map(_text, teacher.config), str(teacher.pretrained))
     where = folder / "teachers" / modality
     imbalances: Stack | None = None if teacher.pretrained else ()
-    if (
-        teacher.trained_on == "imbalanced"
-    ):  # what it sees of its own modality; pairs tell a text teacher who is a sibling
+    if teacher.trained_on == "imbalanced":  # a mismatch also changes which captions are siblings, for text teachers
         seen = (modality, "pair") if modality == "text" else (modality,)
         imbalances = tuple(part for part in stack if part.modality in seen or part.file is not None)
         where /= _label(imbalances)
@@ -388,13 +386,13 @@ def _label(stack: Stack) -> str:
 
 
 def _text_of(stack: Stack) -> str:
-    """Everything that decides what a stack does, the content of its files included."""
+    """Everything that decides a corruption, the content of its files included."""
     files = [Path(expand(part.file)) for part in stack if part.file is not None]
     return " ".join([str(stack), *(sha256(file.read_bytes()) for file in files if file.is_file())])
 
 
 def _bank(teacher: TeacherJob, stack: Stack, study: StudySpec, base: str) -> BankJob:
-    # A bank depends on what the teacher is shown alone; only the data can say what a file does.
+    # A bank depends only on the corruption of its modality; the content of a file is known to the data module alone.
     shown = tuple(part for part in stack if part.modality == teacher.modality or part.file is not None)
     stem = f"{_label(shown)}-{sha256(base, _text_of(shown))[:12]}"
     banks = teacher.folder / "banks"

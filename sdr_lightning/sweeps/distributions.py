@@ -133,7 +133,7 @@ def distribution(name: str, given: Any) -> Distribution:
         given: the entry.
 
     Raises:
-        ValueError: what is wrong, in one line.
+        ValueError: the first mistake, in one line.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError(f"parameter {name!r}: expected the dotted name of an option")
@@ -167,7 +167,7 @@ def _implied(given: Given) -> str:
 
 
 def _problem(found: Distribution) -> str:
-    """What is wrong with the values of a distribution; empty if nothing is."""
+    """The first mistake in the values of a distribution; empty if there is none."""
     given = found.given
     values = given.get("values", [given["value"]] if "value" in given else [])
     if not isinstance(values, list):
