@@ -12,15 +12,13 @@ PACKAGE = Path(sdr_lightning.__file__).parent
 LAYERS = [
     {"types", "identity", "paths"},
     {"functional"},
-    {"methods", "encoders", "metrics"},
+    {"losses", "encoders", "metrics"},
     {"features"},
     {"data"},
     {"training"},
     {"configure"},
-    {"results"},
     {"reporting"},
-    {"workers"},
-    {"studies", "sweeps"},
+    {"study", "sweep"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
