@@ -1,11 +1,11 @@
-"""Say which published results are out of date, and run two cells of each study again.
+"""List outdated published results, and run two cells of each study again.
 
 python docs/check_results.py [NAME ...]
 
 The cells are the baseline and the candidate under the first imbalance at its lowest ratio, with the first seed. They run twice
 in a temporary folder. The second run must equal the first to the bit, and both must lie within SPREAD of the published
-cell; where the result is out of date, or its cells are not published, the difference is told and not judged. Studies that were
-made on a GPU or whose data is not at hand are left out. Exits with 1 if a study fails.
+cell; if the result is outdated, or its cells are not published, the difference is only printed. Studies that ran on a GPU or
+whose data is missing are skipped. Exits with 1 if a study fails.
 
 Bits do not carry over from one kind of processor to another. SPREAD is above what was measured on an AMD EPYC with AVX-512:
 12 cells of experiments/scenes/study.yaml (ITC and SDR, no imbalance and mismatch 30 %, seeds 0 to 2), teachers included, under
@@ -25,18 +25,17 @@ from published import Published, published
 
 from sdr_lightning.paths import read_json
 from sdr_lightning.reporting.formatting import condition_label
-from sdr_lightning.results.schema import Condition
+from sdr_lightning.results.schema import Condition, StudySpec
 from sdr_lightning.studies.jobs import describe
 from sdr_lightning.studies.plan import Cell, plan
 from sdr_lightning.studies.runner import Runner
-from sdr_lightning.studies.spec import Study
 
 SPREAD = {"rsum": 10.0, "i2i_NDCG@10": 3.0, "t2t_NDCG@10": 3.0, "i2it_NDCG@10": 3.0, "t2it_NDCG@10": 3.0}
 """Greatest accepted difference of a cell to its published value, on any processor."""
 
 
-def two_cells(study: Study) -> Study:
-    """The study of baseline and candidate alone, under one condition with one seed."""
+def two_cells(study: StudySpec) -> StudySpec:
+    """Reduce a study to baseline and candidate under one condition with one seed."""
     name = next(iter(study.imbalances))
     return replace(
         study,
@@ -47,7 +46,7 @@ def two_cells(study: Study) -> Study:
     )
 
 
-def run(study: Study, folder: Path) -> list[tuple[Cell, dict[str, float]]]:
+def run(study: StudySpec, folder: Path) -> list[tuple[Cell, dict[str, float]]]:
     """The cells of a study with their metrics."""
     planned = plan(study, folder)
     Runner(study, planned, folder, study.jobs).run()
@@ -55,7 +54,7 @@ def run(study: Study, folder: Path) -> list[tuple[Cell, dict[str, float]]]:
 
 
 def published_metrics(study: Published, cell: Cell) -> dict[str, float] | None:
-    """What is published of a cell; None where the study's cells are not."""
+    """Return the published metrics of a cell; None where no cells are published."""
     file = study.folder / "results.jsonl"
     if not file.is_file():
         return None
@@ -65,7 +64,7 @@ def published_metrics(study: Published, cell: Cell) -> dict[str, float] | None:
 
 
 def faults(study: Published, cell: Cell, first: dict[str, float], second: dict[str, float]) -> list[str]:
-    """What is wrong with a cell that ran twice, and print how it compares."""
+    """Compare a cell that ran twice with its published metrics, print the differences, and return the failures."""
     name = f"{cell.method}, {cell.imbalance} {cell.ratio:g}, seed {cell.seed}"
     found = [] if first == second else [f"{name}: the second run differs from the first"]
     before = published_metrics(study, cell)
@@ -86,15 +85,15 @@ def faults(study: Published, cell: Cell, first: dict[str, float], second: dict[s
 
 
 def check(study: Published) -> list[str]:
-    """Run two cells of a study twice; what is wrong with them."""
+    """Run two cells of a study twice; return the failures."""
     if "CPU" not in study.record["hardware"]:
-        print(f"left out: made on {study.record['hardware']}")
+        print(f"skipped: made on {study.record['hardware']}")
         return []
     study = two_cells(study.study)
     try:
         describe(study.plan.student)
     except ValueError as error:
-        print(f"left out: its data is not at hand: {error}")
+        print(f"skipped: its data is missing: {error}")
         return []
     with TemporaryDirectory() as folder:
         first, second = (run(study, Path(folder) / number) for number in ("first", "second"))

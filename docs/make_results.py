@@ -2,14 +2,20 @@
 
 python docs/make_results.py [runs/scenes ...]
 
-A study's report (without photographs), figures, record (study.json) and cells (results.jsonl) are published; then every
-block of results in README.md, docs/ and experiments/ is made from the records, those that are out of date as such.
+Published are the report of a study (without photographs), its figures, its record (study.json), its cells with their training
+curves (results.jsonl) and its teachers (teachers.jsonl). Then every block of results in README.md, docs/ and experiments/ is
+written from the records; outdated ones are marked.
+
+sdr report writes report, tables and figures of a published folder again. In a copy of it, sdr reproduce takes the cells whose
+fingerprint still fits as finished.
 """
 
 import json
 import re
 import shutil
 import sys
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +23,17 @@ from published import QUANTITIES, RESULTS, ROOT, files, filled, published
 
 from sdr_lightning.paths import read_json, write_text
 from sdr_lightning.reporting.claims import compare
+from sdr_lightning.reporting.curves import read_curves
 from sdr_lightning.reporting.formatting import condition_label
 from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL
+from sdr_lightning.results.codec import to_json
 from sdr_lightning.results.loading import load_study
 from sdr_lightning.results.schema import Condition, Study
 from sdr_lightning.studies.plan import plan
-from sdr_lightning.studies.spec import Study as Configured
+from sdr_lightning.studies.spec import read_study
 
-_FILES = {"study.json", "results.jsonl", "report.md", "figures"}
+_FILES = {"study.json", "results.jsonl", "teachers.jsonl", "report.md", "figures"}
+_CURVES = ("val/rsum", "test/rsum", "method/")
 _MEASURED = dict(zip(QUANTITIES, (RSUM, SINGLE_MODAL, MIXED), strict=True))
 
 
@@ -32,15 +41,15 @@ def publish(folder: Path, results: Path = RESULTS) -> Path:
     """Publish a finished study.
 
     Args:
-        folder: where sdr reproduce ran it.
+        folder: folder of sdr reproduce.
         results: the folder of all published studies.
 
     Returns:
         The study's own folder among them.
 
     Raises:
-        ValueError: the study has no report or is not finished, its cells do not name their commit, it is no study of
-            experiments/, or the folder to replace holds other files.
+        ValueError: the study has no report or is not finished, its cells record no commit, it is no study of experiments/, or the
+            folder to replace holds other files.
     """
     study = load_study(folder)
     if not (folder / "report.md").is_file():
@@ -50,15 +59,12 @@ def publish(folder: Path, results: Path = RESULTS) -> Path:
             f"{folder} has {len(study.runs)} of {study.num_expected} cells: run sdr reproduce to its end first"
         )
     if not all(run.commit for run in study.runs.values()):
-        raise ValueError(
-            f"the cells of {folder} do not say which commit they come from: run the study from a git checkout"
-        )
+        raise ValueError(f"the cells of {folder} record no commit: run the study from a git checkout")
     target = results / study.name
     others = {path.name for path in target.iterdir()} - _FILES if target.is_dir() else set()
     if others:
         raise ValueError(f"{target / min(others)} is not of a published study: move it away")
-    cells = [read_json(folder / run.folder / "results.json", "results of a cell") for run in study.runs.values()]
-    record = _record(study, cells[0], read_json(folder / "study.json", "a study"))
+    record = _record(study, read_json(folder / "study.json", "a study"))
     # Photographs may not be redistributed, so no study's examples are.
     report = re.sub(
         r"^## Example retrievals$.*?(?=^## )",
@@ -72,34 +78,44 @@ def publish(folder: Path, results: Path = RESULTS) -> Path:
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(folder / "figures", target / "figures")
     write_text(target / "report.md", report)
-    kept = ("method", "imbalance", "ratio", "seed", "metrics", "selected")
-    lines = (json.dumps({key: cell[key] for key in kept}, ensure_ascii=False) for cell in cells)
-    write_text(target / "results.jsonl", "".join(f"{line}\n" for line in lines))
+    cells = [replace(run, curves=run.curves or _curves(folder / run.folder)) for run in study.runs.values()]
+    write_text(target / "results.jsonl", _lines(cells))
+    write_text(target / "teachers.jsonl", _lines(study.teacher_records))
     write_text(target / "study.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return target
 
 
-def _record(study: Study, cell: dict[str, Any], described: dict[str, Any]) -> dict[str, Any]:
-    """The study's study.json, with what made it and its numbers by condition."""
+def _curves(folder: Path) -> dict[str, dict[int, float]]:
+    return {name: curve for name, curve in read_curves(folder / "metrics.csv").items() if name.startswith(_CURVES)}
+
+
+def _lines(records: Iterable[Any]) -> str:
+    """Records as JSONL."""
+    return "".join(f"{json.dumps(to_json(record), ensure_ascii=False)}\n" for record in records)
+
+
+def _record(study: Study, described: dict[str, Any]) -> dict[str, Any]:
+    """The study.json of the study, with its provenance and its numbers by condition."""
     file = _configuration(study.name)
-    planned = plan(Configured.load(file), study.root)
+    planned = plan(read_study(file), study.root)
     fingerprints = {run.fingerprint for run in study.runs.values()}
     is_configured = fingerprints == {planned_cell.fingerprint for planned_cell in planned.cells}
+    first = next(iter(study.runs.values()))
     return {
         **described,
         "study": file.relative_to(ROOT).as_posix(),
         "commits": sorted({run.commit for run in study.runs.values()}),
         "dirty": any(run.dirty for run in study.runs.values()),
         "fingerprint": planned.fingerprint if is_configured else None,
-        "hardware": cell["hardware"],
-        "versions": cell["versions"],
+        "hardware": first.hardware,
+        "versions": dict(first.versions),
         "conditions": [_numbers(study, condition) for condition in study.conditions],
     }
 
 
 def _configuration(name: str) -> Path:
     for file in sorted((ROOT / "experiments").rglob("study*.yaml")):
-        if Configured.load(file).name == name:
+        if read_study(file).name == name:
             return file
     raise ValueError(f"no study in experiments/ is called {name!r}")
 
@@ -122,7 +138,7 @@ def _numbers(study: Study, condition: Condition) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Publish the studies that the command line names, and write the text about all."""
+    """Publish the studies of the command line, and write the text about all."""
     for folder in sys.argv[1:]:
         print(publish(Path(folder)))
     studies = {study.record["name"]: study for study in published()}

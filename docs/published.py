@@ -1,6 +1,6 @@
 """Published results: their records in docs/results/, and the text about them in README.md, docs/ and experiments/.
 
-A record, docs/results/NAME/study.json, holds what made a study and its numbers by condition; results.jsonl holds its cells.
+A record, docs/results/NAME/study.json, holds the provenance of a study and its numbers by condition; results.jsonl its cells.
 Text between ``<!-- results: NAME -->`` and ``<!-- end of results -->`` (of all studies, where NAME is ``all``), between
 ``<!-- state: NAME -->`` and ``<!-- end of state -->``, and the ``# Result:`` of a published study's configuration is made from
 the records and from nothing else.
@@ -20,13 +20,14 @@ from typing import Any
 
 from sdr_lightning.reporting.formatting import NBSP, number, signed
 from sdr_lightning.reporting.statistics import OUTCOMES
+from sdr_lightning.results.schema import StudySpec
 from sdr_lightning.studies.plan import Plan, plan
-from sdr_lightning.studies.spec import Study
+from sdr_lightning.studies.spec import read_study
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 QUANTITIES = {"rsum": "rsum", "single_modal": "single-modal NDCG@10", "mixed": "mixed NDCG@10"}
-"""What is published of each condition, by key and label."""
+"""The published quantities of each condition, by key and label."""
 
 _BLOCK = re.compile(r"(<!-- (?P<kind>results|state): (?P<name>\S+) -->\n).*?(<!-- end of (?P=kind) -->)", re.DOTALL)
 _HEADER = re.compile(r"^# Result: .*\n(?:#  .*\n)*", re.MULTILINE)
@@ -46,9 +47,9 @@ class Published:
     record: dict[str, Any]
 
     @cached_property
-    def study(self) -> Study:
+    def study(self) -> StudySpec:
         """The study as it is configured now."""
-        return Study.load(ROOT / self.record["study"])
+        return read_study(ROOT / self.record["study"])
 
     @cached_property
     def plan(self) -> Plan:
@@ -57,7 +58,7 @@ class Published:
 
     @property
     def state(self) -> str:
-        """At which commit it was measured, and what of code and configuration has changed since."""
+        """The commit that it was measured at, and whether code or configuration have changed since."""
         changed = " with changes" if self.record["dirty"] else ""
         commits = " and ".join(commit[:10] for commit in self.record["commits"])
         measured = f"measured at commit {commits}{changed}"
@@ -65,7 +66,7 @@ class Published:
 
     @property
     def stale(self) -> str:
-        """What is no longer as it was measured: ``the code``, ``the configuration``, or empty."""
+        """The part that has changed since the measurement: ``the code``, ``the configuration``, or empty."""
         if self.record["code"] != self.plan.code:
             return "the code"
         return "" if self.record["fingerprint"] == self.plan.fingerprint else "the configuration"
@@ -76,13 +77,13 @@ class Published:
         return (self.folder / "report.md").relative_to(ROOT).as_posix()
 
     def highest(self) -> str:
-        """Which method has the highest mean rsum in how many conditions."""
+        """List the methods with the highest mean rsum, and in how many conditions."""
         means = [condition["rsum"] for condition in self.record["conditions"]]
         counts = Counter(max(by_method, key=by_method.__getitem__) for by_method in means)
         return "; ".join(f"{method} in {count} of {len(means)} conditions" for method, count in counts.most_common())
 
     def verdicts(self, key: str) -> str:
-        """How often the difference of a quantity is supported, not supported and undecided."""
+        """Count the conditions whose difference is supported, not supported and undecided."""
         found = Counter(c["comparisons"][key]["verdict"] for c in self.record["conditions"])
         return ", ".join(f"{outcome}{NBSP}{found[outcome]}" for outcome in OUTCOMES if found[outcome])
 

@@ -8,15 +8,13 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from sdr_lightning.configure import build, build_data
 from sdr_lightning.studies.plan import plan
-from sdr_lightning.studies.spec import Study
+from sdr_lightning.studies.spec import read_study
 
 ROOT = Path(__file__).parent.parent / "experiments"
 FILES = sorted(ROOT.rglob("*.yaml"))
 SUITES = [path for path in FILES if path.stem.startswith("study")]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))  # tests/sweeps builds a run of each
-OVERLAYS = sorted(
-    path for place in ("_base/*", "sweeps/methods/*", "*/teachers") for path in ROOT.glob(f"{place}.yaml")
-)
+OVERLAYS = sorted(path for place in ("_base/*", "methods/*", "*/teachers") for path in ROOT.glob(f"{place}.yaml"))
 FRAGMENTS = sorted(path for folder in ("models", "data", "sources") for path in (ROOT / folder).glob("*.yaml"))
 SOURCES = sorted((ROOT / "sources").glob("*.yaml"))
 DATA = sorted((ROOT / "data").glob("*.yaml"))
@@ -38,7 +36,7 @@ def test_it_names_its_command_its_duration_and_its_result(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SUITES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_a_study_has_its_cells(path: Path, tmp_path: Path) -> None:
-    study = Study.load(path)
+    study = read_study(path)
     conditions = len(study.imbalances) * len([ratio for ratio in study.ratios if ratio]) + (0 in study.ratios)
     assert len(plan(study, tmp_path).cells) == len(study.methods) * conditions * len(study.seeds)
     assert len(study.seeds) >= 3

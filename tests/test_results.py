@@ -12,7 +12,7 @@ import pytest
 
 from sdr_lightning.reporting import build_report
 from sdr_lightning.studies.plan import plan
-from sdr_lightning.studies.spec import Study
+from sdr_lightning.studies.spec import read_study
 from tests.reporting.fake_study import edit_json, write_study
 
 ROOT = Path(__file__).parents[1]
@@ -52,15 +52,18 @@ def test_prose_of_the_readme_has_no_results_of_its_own() -> None:
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study of the scenes' code and configuration, with made-up numbers."""
-    study = Study.load(ROOT / "experiments/scenes/study.yaml")
+    study = read_study(ROOT / "experiments/scenes/study.yaml")
     tmp_path = tmp_path_factory.mktemp("built")
     planned = plan(study, tmp_path)
     imbalances, methods = ("mismatch", "missing_words", "gaussian_noise"), tuple(study.methods)
     folder = write_study(tmp_path / "scenes", methods, imbalances, study.ratios, study.seeds, extras=True)
     edit_json(folder / "study.json", code=planned.code)
+    for path in folder.glob("teachers/**/teacher.json"):
+        edit_json(path, code=planned.code)
     for path, cell in zip(sorted(folder.glob("cells/**/results.json")), planned.cells, strict=True):
         git = {"commit": "0123456789abcdef", "dirty": False}
-        edit_json(path, code=planned.code, fingerprint=cell.fingerprint, git=git, selected={"epoch": 7})
+        selected = {"on": "val/rsum", "score": 1.0, "epoch": 7, "epochs": 8}
+        edit_json(path, code=planned.code, fingerprint=cell.fingerprint, git=git, selected=selected)
     build_report(folder)
     return folder
 
@@ -73,7 +76,13 @@ def study(built: Path, tmp_path: Path) -> Path:
 def test_a_study_is_published_and_goes_out_of_date(study: Path, tmp_path: Path) -> None:
     target = make.publish(study, tmp_path / "results")
     assert target == make.publish(study, tmp_path / "results")  # over an earlier one
-    assert {path.name for path in target.iterdir()} == {"study.json", "results.jsonl", "report.md", "figures"}
+    assert {path.name for path in target.iterdir()} == {
+        "study.json",
+        "results.jsonl",
+        "teachers.jsonl",
+        "report.md",
+        "figures",
+    }
     record = json.loads((target / "study.json").read_text())
     lines = [json.loads(line) for line in (target / "results.jsonl").read_text().splitlines()]
     assert len(lines) == 105
@@ -90,6 +99,14 @@ def test_a_study_is_published_and_goes_out_of_date(study: Path, tmp_path: Path) 
     ]
     assert means["candidate"] == pytest.approx(sum(by_seed) / 3)
     assert means["difference"] == pytest.approx(means["candidate"] - means["baseline"])
+
+    again = tmp_path / "again"
+    shutil.copytree(target, again)
+    (again / "report.md").unlink()
+    shutil.rmtree(again / "figures")
+    build_report(again)  # from the records alone
+    for figure in (target / "figures").iterdir():
+        assert (again / "figures" / figure.name).read_bytes() == figure.read_bytes(), figure.name
 
     for change, state in (
         ({"code": "other"}, "measured at commit 0123456789; the code has changed since"),

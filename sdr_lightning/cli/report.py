@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import ArgumentParser
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sdr_lightning.reporting import build_report, draw_run
+from sdr_lightning.results.loading import load_study
 
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
@@ -54,9 +56,17 @@ def _report(folder: Path) -> int:
 
         print(f"report in {build_sweep_report(folder)}")
         return 0
-    is_study = (folder / "study.json").is_file() or not (folder / "metrics.csv").is_file()
-    print(f"report in {build_report(folder)}" if is_study else f"curves in {draw_run(folder)}")
-    return 0
+    if (folder / "metrics.csv").is_file() and not (folder / "study.json").is_file():
+        print(f"curves in {draw_run(folder)}")
+        return 0
+    study = load_study(folder)
+    outdated = f"{len(study.outdated)} of {study.num_expected} cells were made with other code than the study"
+    if study.outdated and not study.runs:
+        raise ValueError(f"{outdated}, and no cell with its code: sdr reproduce runs them again")
+    print(f"report in {build_report(folder)}")
+    if study.outdated:
+        print(f"sdr report: {outdated} and are in no number: sdr reproduce runs them again", file=sys.stderr)
+    return 1 if study.outdated else 0
 
 
 def _is_sweep(folder: Path) -> bool:

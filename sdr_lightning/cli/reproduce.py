@@ -9,7 +9,7 @@ from typing import get_args
 
 from sdr_lightning.studies.plan import plan
 from sdr_lightning.studies.runner import Runner
-from sdr_lightning.studies.spec import Study
+from sdr_lightning.studies.spec import read_study
 from sdr_lightning.training.protocol import ProtocolName
 
 
@@ -17,18 +17,18 @@ def run(arguments: list[str]) -> int:
     """Run a study; see ``sdr reproduce --help``."""
     parser = ArgumentParser(
         prog="sdr reproduce",
-        description="Train the teachers, run every cell of a study and write its report. What is finished is not run "
+        description="Train the teachers, run every cell of a study and write its report. Finished jobs are not run "
         "again: the same command continues an interrupted study.",
     )
-    parser.add_argument("study", type=Path, help="the study, SUITE.yaml")
+    parser.add_argument("study", type=Path, help="the study, STUDY.yaml")
     parser.add_argument("--output", type=Path, help="folder of the study (default: runs/NAME)")
     parser.add_argument(
-        "--protocol", choices=get_args(ProtocolName), help="as in docs/method.md (default: as the study says)"
+        "--protocol", choices=get_args(ProtocolName), help="see docs/method.md (default: that of the study)"
     )
-    parser.add_argument("--jobs", type=int, help="cells run at a time (default: as the study says)")
+    parser.add_argument("--jobs", type=int, help="cells that run at a time (default: those of the study)")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands and run nothing")
     options = parser.parse_args(arguments)
-    study = Study.load(options.study)
+    study = read_study(options.study)
     if options.protocol is not None:
         study = replace(study, protocol=options.protocol)
     folder = options.output or Path("runs") / (study.name + ("-paper" if study.protocol == "paper" else ""))

@@ -107,7 +107,7 @@ def _pictures(study: Study) -> tuple[Picture, ...]:
         teacher = {"i2i_ndcg_10": "image", "t2t_ndcg_10": "text"}.get(quantity.key)
         references = {
             f"{t.modality} teacher": t.metrics["NDCG@10"]
-            for t in study.teachers
+            for t in study.teacher_records
             if t.modality == teacher and "NDCG@10" in t.metrics
         }
         figure = plots.ratio_figure(study, quantity, height=4.6 if quantity is RSUM else 2.9, references=references)

@@ -14,7 +14,7 @@ from sdr_lightning.reporting import formatting as write
 from sdr_lightning.reporting.curves import Curve, mean_curve, read_curves
 from sdr_lightning.reporting.generator import GENERATOR
 from sdr_lightning.reporting.quantities import Quantity
-from sdr_lightning.results.schema import Condition, Method, Study
+from sdr_lightning.results.schema import Condition, Study, StudyMethod
 
 WIDTH = 11.0
 """Inches; the page shows a figure at its full width."""
@@ -184,7 +184,7 @@ def degree_figure(study: Study, quantity: Quantity) -> Figure | None:
     return figure
 
 
-def sweep_figure(study: Study, family: Sequence[Method], quantities: Sequence[Quantity]) -> Figure:
+def sweep_figure(study: Study, family: Sequence[StudyMethod], quantities: Sequence[Quantity]) -> Figure:
     """Quantities against the field that a family of methods sweeps: a row per imbalance, a panel per quantity, a line per ratio.
 
     Bars are 95 % intervals of the mean over seeds; the best point of each line is ringed.
@@ -218,7 +218,7 @@ def _draw_sweep(
     study: Study,
     quantity: Quantity,
     conditions: Sequence[Condition],
-    family: Sequence[Method],
+    family: Sequence[StudyMethod],
     values: Sequence[float],
 ) -> None:
     for number, condition in enumerate(conditions):
@@ -299,7 +299,11 @@ def run_figure(curves: Mapping[str, Curve], protocol: str = "clean") -> Figure |
 
 
 def _logs(study: Study, method: str, condition: Condition) -> list[dict[str, Curve]]:
-    return [read_curves(study.root / run.folder / "metrics.csv") for run in study.runs_of(method, condition)]
+    runs = study.runs_of(method, condition)
+    return [
+        {k: dict(c) for k, c in run.curves.items()} or read_curves(study.root / run.folder / "metrics.csv")
+        for run in runs
+    ]
 
 
 def _selected_on(protocol: str) -> dict[str, str]:

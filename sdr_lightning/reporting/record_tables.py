@@ -4,7 +4,7 @@ from collections import Counter
 
 from sdr_lightning.reporting import formatting as write
 from sdr_lightning.reporting.table import Block, Cell, Table, cells
-from sdr_lightning.results.schema import Condition, Realised, Run, Stage, Study
+from sdr_lightning.results.schema import Condition, Realised, Run, Study, StudyStage
 
 
 def methods_table(study: Study) -> Table:
@@ -24,8 +24,8 @@ def methods_table(study: Study) -> Table:
     )
 
 
-def _stage(stage: Stage) -> str:
-    weights = ", ".join(f"{term}{write.NBSP}{weight:g}" for term, weight in stage.weights.items())
+def _stage(stage: StudyStage) -> str:
+    weights = ", ".join(f"{term}{write.NBSP}{weight:g}" for term, weight in (stage.weights or {}).items())
     return weights if stage.epochs is None else f"{weights}, {stage.epochs}{write.NBSP}epochs"
 
 
@@ -50,9 +50,9 @@ def imbalances_table(study: Study) -> Table:
 
 def teachers_table(study: Study) -> Table | None:
     """The teachers' own retrieval quality."""
-    if not study.teachers:
+    if not study.teacher_records:
         return None
-    metrics = list(dict.fromkeys(key for teacher in study.teachers for key in teacher.metrics))
+    metrics = list(dict.fromkeys(key for teacher in study.teacher_records for key in teacher.metrics))
     rows = tuple(
         (
             Cell(teacher.modality, "; ".join(filter(None, (teacher.description, teacher.trained_on)))),
@@ -60,7 +60,7 @@ def teachers_table(study: Study) -> Table | None:
             Cell(write.duration(teacher.wall_time_s)),
             Cell(write.short(teacher.fingerprint)),
         )
-        for teacher in study.teachers
+        for teacher in study.teacher_records
     )
     headings = ("Teacher", *(f"{key}, %" for key in metrics), "Wall time", "Fingerprint")
     return Table("teachers", "Teachers, each within its own modality", headings, (Block(rows),))
@@ -179,7 +179,7 @@ def caveats(study: Study) -> list[str]:
             if len({item.sha256 for item in realised(study, condition, seed)}) > 1:
                 where = f"{write.condition_label(condition)}, seed {seed}"
                 notes.append(f"{where}: the methods did not see the same corrupted data, so pairing is in doubt.")
-    under = Counter(text for run in study.runs.values() for text in run.evaluated_under)
+    under = Counter(text for run in study.runs.values() for text in run.evaluation_corruption)
     for text, runs in sorted(under.items()):
         notes.append(f"The evaluation data is imbalanced in {runs} of {len(study.runs)} runs: {text}.")
     dirty = sum(run.dirty for run in study.runs.values())

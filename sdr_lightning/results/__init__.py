@@ -1,1 +1,1 @@
-"""Results of studies: one schema, how they are read, and checked fields of their files."""
+"""Results of studies: their dataclasses, JSON form and loading."""

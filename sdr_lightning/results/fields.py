@@ -1,13 +1,13 @@
-"""Typed access to a JSON file somebody else wrote: every complaint names the file and the key."""
+"""Typed access to JSON files without a dataclass; every error names the file and the key."""
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 
 class Fields:
-    """A JSON object together with where it came from.
+    """A JSON object with its source.
 
     A getter without a default raises ``ValueError`` when the key is missing; every getter raises when the
     value has the wrong type. ``null`` counts as missing.
@@ -33,7 +33,7 @@ class Fields:
         return self._values.get(key) is not None
 
     def complaint(self, key: str, expected: str) -> ValueError:
-        """The error for a value that is absent or of the wrong kind."""
+        """Return the error for a value that is missing or of another type."""
         found = f"found {self._values[key]!r}" if key in self._values else "the key is missing"
         return ValueError(f"{self.source}: {key!r} must be {expected}, {found}")
 
@@ -92,18 +92,6 @@ class Fields:
         """A nested object, empty when the key is absent."""
         return self.child(key) if key in self else Fields({}, f"{self.source}: {key}")
 
-    def children(self) -> Iterator[tuple[str, "Fields"]]:
-        """Every key with its nested object."""
-        for key in self._values:
-            yield key, self.child(key)
-
-    def objects(self, key: str) -> Iterator["Fields"]:
-        """The objects of a list, none when the key is absent."""
-        for number, value in enumerate(self.items(key)):
-            if not isinstance(value, Mapping):
-                raise self.complaint(key, "a list of objects")
-            yield Fields(value, f"{self.source}: {key}[{number}]")
-
     def items(self, key: str) -> list[object]:
         """A list, empty when the key is absent."""
         value = self._values.get(key)
@@ -121,13 +109,8 @@ class Fields:
             raise self.complaint(key, "a list of strings")
         return strings
 
-    def numbers(self, key: str) -> tuple[float, ...]:
-        """A list of finite numbers, empty when the key is absent."""
-        entries = Fields({str(i): value for i, value in enumerate(self.items(key))}, f"{self.source}: {key}")
-        return tuple(entries.number(name) for name in entries._values)
-
     def table(self) -> dict[str, float]:
-        """All keys as numbers; ``null`` and ``NaN``, which say "no value", are left out."""
+        """All keys as numbers; ``null`` and ``NaN`` are left out."""
         missing = {key for key, v in self._values.items() if v is None or (isinstance(v, float) and math.isnan(v))}
         return {key: self.number(key) for key in self._values if key not in missing}
 

@@ -1,86 +1,253 @@
-"""What a study's folder holds, as typed values: its grid, its runs, its teachers."""
+"""Studies and their results: the dataclasses of the YAML file, of the result files and of the report.
 
+``study.json`` holds a :class:`StudyRecord`, ``cells/**/results.json`` a :class:`Run` each, ``teachers/**/teacher.json`` a
+:class:`TeacherRecord` each; :mod:`sdr_lightning.results.codec` writes and reads them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
+
+from sdr_lightning.results.codec import key, not_stored
 
 RECALLS = tuple(f"{direction}_R@{k}" for direction in ("i2t", "t2i") for k in (1, 5, 10))
 """The six recalls whose sum is rsum."""
 
 NO_IMBALANCE = "none"
-"""Name of the imbalance of a run at ratio 0: such a run belongs to every imbalance's curve."""
+"""Name of the corruption of a run at ratio 0: such a run belongs to the curves of all corruptions."""
+
+_FOLDER = re.compile(r"\w[\w ,.+()-]*")
+_PERCENT = re.compile(r"(R|NDCG)@\d+$")
 
 
 class Condition(NamedTuple):
-    """What was done to the training data: which imbalance, and to which fraction of it."""
+    """The corruption of the training data, and the share of items that it affects."""
 
     imbalance: str
     ratio: float
 
     @classmethod
-    def of(cls, imbalance: str, ratio: float) -> "Condition":
-        """The condition of a point on a curve; ratio 0 is the same condition on all of them."""
+    def of(cls, imbalance: str, ratio: float) -> Condition:
+        """Return the condition of a point on a curve; ratio 0 is the same condition on all curves."""
         return cls(NO_IMBALANCE, 0.0) if ratio == 0 else cls(imbalance, round(ratio, 6))
 
 
 @dataclass(frozen=True)
-class Data:
-    """The data set. Counts are None where the study does not give them."""
+class StudyTeacher:
+    """A teacher of a study.
 
-    name: str
-    description: str
-    num_train_images: int | None
-    num_train_captions: int | None
-    num_test_images: int | None
-    num_test_captions: int | None
-    fingerprint: str
-    relevance: str
+    Attributes:
+        config: configurations, later ones over earlier ones.
+        pretrained: use the tower as configured, without training.
+        trained_on: ``clean`` data, once for all conditions; or ``imbalanced``: one teacher per condition, trained on its own
+            modality as corrupted there.
+        description: one sentence for the report.
+    """
+
+    config: tuple[Path, ...]
+    pretrained: bool = False
+    trained_on: Literal["clean", "imbalanced"] = "clean"
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        if self.trained_on not in ("clean", "imbalanced"):
+            raise ValueError(f"trained_on must be clean or imbalanced, got {self.trained_on!r}")
+        if self.pretrained and self.trained_on == "imbalanced":
+            raise ValueError("a pretrained teacher is not trained: leave trained_on out")
 
 
 @dataclass(frozen=True)
-class Stage:
-    """A training: the weight of each term, and its epochs (None: as configured)."""
+class StudyStage:
+    """One training of a method. The next stage starts from its best epoch.
 
-    weights: Mapping[str, float]
-    epochs: int | None
+    Attributes:
+        config: overlays over the student, such as ``experiments/methods/sdr.yaml``.
+        weights: weights of the loss terms, in place of those of the configuration; None leaves them. In ``study.json``,
+            the weights of the method as built.
+        options: further options of ``sdr fit`` by dotted name.
+        epochs: number of epochs; None leaves that of the configuration.
+    """
+
+    config: tuple[Path, ...] = ()
+    weights: Mapping[str, float] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.weights is not None and not isinstance(self.weights, Mapping):
+            raise ValueError(f"weights must map terms to numbers, got {self.weights!r}")
+        if not isinstance(self.options, Mapping):
+            raise ValueError(f"options must map options of sdr fit to values, got {self.options!r}")
+        if self.epochs is not None and (not isinstance(self.epochs, int) or self.epochs < 1):
+            raise ValueError(f"epochs must be a positive integer, got {self.epochs!r}")
 
 
 @dataclass(frozen=True)
 class Swept:
-    """The field in which the methods of a family differ, and one method's value."""
+    """The field in which the methods of a family differ, and the value of one of them."""
 
     field: str
     value: float
 
 
 @dataclass(frozen=True)
-class Method:
-    """A training method under test, stage by stage."""
+class StudyMethod:
+    """One way to train the student.
+
+    Attributes:
+        name: in the study.
+        stages: trainings in order; at least one.
+        teachers: ``real``, or ``placebo``: random features in place of those of the teachers.
+        description: one sentence for the report.
+        swept: set for the members of a family of methods.
+    """
 
     name: str
-    description: str
-    stages: tuple[Stage, ...]
-    swept: Swept | None
+    stages: tuple[StudyStage, ...]
+    teachers: Literal["real", "placebo"] = "real"
+    description: str = ""
+    swept: Swept | None = None
+
+    def __post_init__(self) -> None:
+        if self.teachers not in ("real", "placebo"):
+            raise ValueError(f"teachers must be real or placebo, got {self.teachers!r}")
+
+    @property
+    def total_epochs(self) -> int | None:
+        """Epochs of all stages; None where the configuration decides."""
+        each = [stage.epochs for stage in self.stages]
+        return None if each == [None] else sum(epochs or 0 for epochs in each)
 
 
 @dataclass(frozen=True)
-class Imbalance:
-    """A way of making one modality poor."""
+class StudyImbalance:
+    """A corruption of the training data, or a stack of several.
+
+    Attributes:
+        name: in the study.
+        kind: kinds of the stack, joined by ``+``.
+        severities: of the parts whose kind has severities.
+        description: for the report.
+        parts: fields of :class:`~sdr_lightning.data.imbalance.Imbalance`; ratio and seed are set per cell.
+    """
 
     name: str
     kind: str
-    severities: tuple[float, ...]
-    description: str
+    severities: tuple[float, ...] = ()
+    description: str = ""
+    parts: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudySpec:
+    """A grid of methods, conditions and seeds: the content of a study's YAML.
+
+    Attributes:
+        name: name of its folder.
+        title: title of its report.
+        description: introduction of its report.
+        student: configurations of the student, later ones over earlier ones.
+        teachers: by modality; none, one or two.
+        methods: by name.
+        baseline: the method that others are compared with.
+        candidate: the method whose claims are tested.
+        imbalances: corruptions by name.
+        ratios: of each corruption, in [0, 1]; ratio 0 is run once for all corruptions.
+        seeds: of initialisation, order of batches and choice of corrupted items.
+        jobs: cells that run at a time.
+        protocol: ``clean``: every method trains for equally many epochs; or ``paper``, see docs/method.md.
+        equal_epochs: False where the number of epochs is studied.
+        notes: caveats for the report.
+        file: the YAML file.
+
+    Raises:
+        ValueError: a value out of range, or a baseline or candidate that is no method.
+    """
+
+    name: str
+    title: str
+    description: str = ""
+    student: tuple[Path, ...] = ()
+    teachers: Mapping[str, StudyTeacher] = field(default_factory=dict)
+    methods: Mapping[str, StudyMethod]
+    baseline: str
+    candidate: str
+    imbalances: Mapping[str, StudyImbalance]
+    ratios: tuple[float, ...]
+    seeds: tuple[int, ...]
+    jobs: int = 1
+    protocol: str = "clean"
+    equal_epochs: bool = True
+    notes: tuple[str, ...] = ()
+    file: Path = Path("study.yaml")
+
+    def __post_init__(self) -> None:
+        for name in (self.name, *self.methods, *self.imbalances):
+            if not _FOLDER.fullmatch(str(name)):
+                raise ValueError(f"{name!r} cannot name a folder: use letters, digits, spaces and , . + - _ ( )")
+        for role in ("baseline", "candidate"):
+            if getattr(self, role) not in self.methods:
+                raise ValueError(f"{role} {getattr(self, role)!r} is not among the methods {', '.join(self.methods)}")
+        unknown = sorted(self.teachers.keys() - {"image", "text"})
+        if unknown:
+            raise ValueError(f"teachers are image and text, got {unknown[0]}")
+        lengths = {method.total_epochs for method in self.methods.values()}
+        if self.protocol == "clean" and self.equal_epochs and len(lengths) > 1:
+            each = ", ".join(f"{n}: {m.total_epochs or 'as configured'}" for n, m in self.methods.items())
+            raise ValueError(f"under protocol clean every method trains for equally many epochs, got {each}")
+        outside = [ratio for ratio in self.ratios if not 0 <= ratio <= 1]
+        if outside:
+            raise ValueError(f"ratios must lie in [0, 1], got {outside[0]}")
+        for what, values in (("ratios", self.ratios), ("seeds", self.seeds), ("imbalances", [*self.imbalances])):
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{what} must be given, each once, got {list(values)}")
+
+
+@dataclass(frozen=True)
+class Data:
+    """The data set of a study. Counts are None where they are not recorded."""
+
+    name: str = ""
+    description: str = ""
+    num_train_images: int | None = None
+    num_train_captions: int | None = None
+    num_test_images: int | None = None
+    num_test_captions: int | None = None
+    fingerprint: str = ""
+    splits: Mapping[str, str] = field(default_factory=dict)
+    """Fingerprints by split."""
+    relevance: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord(StudySpec):
+    """A study as ``study.json`` records it.
+
+    Attributes:
+        data: the data set.
+        code: fingerprint of the code that decides the results; empty where it is not recorded.
+        command: the command that runs the study.
+        wall_time_s: duration of a study that ran without interruption.
+    """
+
+    data: Data = Data()
+    code: str = ""
+    command: str = ""
+    wall_time_s: float | None = None
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one imbalance of a stack did in fact: ``affected`` of ``total`` items, images or captions."""
+    """Realised corruption of one part of a stack: ``affected`` of ``total`` items, images or captions."""
 
     kind: str
     affected: int
-    total: int
+    total: int = field(metadata=key("of"))
 
     @property
     def ratio(self) -> float:
@@ -89,88 +256,172 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Realised:
-    """What a stack of imbalances did in fact, with a hash of the outcome and, where teachers were at hand, its degree."""
+class Degree:
+    """Information imbalance between the features of the teachers, in each direction."""
 
-    parts: tuple[Part, ...]
-    sha256: str
-    image_to_text: float | None
-    text_to_image: float | None
+    image_to_text: float
+    text_to_image: float
+
+
+@dataclass(frozen=True)
+class Realised:
+    """Realised corruption of a split.
+
+    Attributes:
+        parts: of the stack.
+        sha256: hash of the outcome.
+        measured: degree of imbalance, where both teachers are attached.
+        wrong_captions_per_image: number of images by number of wrong captions.
+    """
+
+    parts: tuple[Part, ...] = field(default=(), metadata=key("imbalances"))
+    sha256: str = ""
+    measured: Degree | None = field(default=None, metadata=key("degree"))
+    wrong_captions_per_image: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def image_to_text(self) -> float | None:
+        """Information imbalance from image features to text features."""
+        return None if self.measured is None else self.measured.image_to_text
+
+    @property
+    def text_to_image(self) -> float | None:
+        """Information imbalance from text features to image features."""
+        return None if self.measured is None else self.measured.text_to_image
 
     @property
     def degree(self) -> float | None:
-        """The measured degree of imbalance: the mean of both directions."""
-        if self.image_to_text is None or self.text_to_image is None:
-            return None
-        return (self.image_to_text + self.text_to_image) / 2
+        """Mean information imbalance over both directions."""
+        return None if self.measured is None else (self.measured.image_to_text + self.measured.text_to_image) / 2
 
 
 @dataclass(frozen=True)
-class Run:
-    """One finished training run with its test metrics.
+class Selected:
+    """The epoch that was tested: its number of ``epochs``, and the ``score`` that selected it."""
 
-    In ``metrics``, recalls (``i2t_R@1``) and NDCG (``t2t_NDCG@10``) are in percent, ``rsum`` is the sum of
-    the six recalls (0 to 600) and tie rates are fractions: what `sdr_lightning.metrics.evaluate` returns.
-    """
-
-    folder: Path
-    method: str
-    condition: Condition
-    seed: int
-    metrics: Mapping[str, float]
-    realised: Realised | None
-    evaluated_under: tuple[str, ...]
-    """What is wrong with the data it was validated and tested on."""
-    code: str
-    """Fingerprint of the code that decided its metrics; empty where it is not recorded."""
-    fingerprint: str
-    wall_time_s: float | None
-    versions: Mapping[str, str]
-    commit: str
-    dirty: bool
-    hardware: str
+    on: str
+    score: float | None
+    epoch: int
+    epochs: int
 
 
 @dataclass(frozen=True)
-class Teacher:
-    """A unimodal teacher and its retrieval quality within its own modality, in percent."""
+class Git:
+    """The commit that a job ran from, and whether files differed from it."""
+
+    commit: str = ""
+    dirty: bool = False
+
+
+@dataclass(frozen=True)
+class TeacherRecord:
+    """A trained or pretrained teacher and its retrieval within its modality, in percent, as ``teacher.json`` records it."""
 
     modality: str
-    description: str
-    trained_on: str
-    code: str
-    fingerprint: str
+    description: str = ""
+    trained_on: str = ""
+    code: str = ""
+    fingerprint: str = ""
+    tower: str = ""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    wall_time_s: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    git: Git = Git()
+    hardware: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One finished cell, as ``results.json`` records it.
+
+    Attributes:
+        metrics: test metrics. Recalls (``i2t_R@1``) and NDCG (``t2t_NDCG@10``) are in percent, ``rsum`` is the sum of the
+            six recalls (0 to 600), tie rates are fractions.
+        realised: corruption of the training split.
+        evaluated_under: corruption of the validation and test splits, where there is any.
+        data: fingerprints of the splits.
+        code: fingerprint of the code that decides its metrics; empty where it is not recorded.
+        fingerprint: of everything that decides its metrics, code included.
+        curves: training curves by metric and epoch, of published cells; other cells have a ``metrics.csv``.
+        folder: relative to the folder of the study.
+
+    Raises:
+        ValueError: a positive ratio without the name of a corruption, a metric outside its unit, or an rsum that is not the sum.
+    """
+
+    method: str
+    imbalance: str = NO_IMBALANCE
+    ratio: float
+    seed: int
+    protocol: str = "clean"
     metrics: Mapping[str, float]
-    wall_time_s: float | None
+    selected: Selected | None = None
+    realised: Realised | None = None
+    evaluated_under: Mapping[str, Realised] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    code: str = ""
+    fingerprint: str = ""
+    wall_time_s: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    git: Git = Git()
+    hardware: str = ""
+    curves: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
+    folder: Path = field(default=Path(), metadata=not_stored())
+
+    def __post_init__(self) -> None:
+        if self.imbalance == NO_IMBALANCE and self.ratio != 0:
+            raise ValueError(f"'imbalance' must be named at ratio {self.ratio:g}, found {self.imbalance!r}")
+        for name, value in self.metrics.items():
+            if _PERCENT.search(name) and (value < 0 or value > 100):
+                raise ValueError(f"metrics: {name!r} must be in percent, from 0 to 100, found {value}")
+        if "rsum" in self.metrics and all(name in self.metrics for name in RECALLS):
+            total = math.fsum(self.metrics[name] for name in RECALLS)
+            found = self.metrics["rsum"]
+            if abs(found - total) > 0.01:
+                raise ValueError(f"metrics: 'rsum' must be the sum of the six recalls, {total:.2f}, found {found}")
+
+    @property
+    def condition(self) -> Condition:
+        """Its point on the curves."""
+        return Condition.of(self.imbalance, self.ratio)
+
+    @property
+    def commit(self) -> str:
+        """The commit that it ran from; empty where it is not recorded."""
+        return self.git.commit
+
+    @property
+    def dirty(self) -> bool:
+        """Whether files differed from the commit."""
+        return self.git.dirty
+
+    @property
+    def evaluation_corruption(self) -> tuple[str, ...]:
+        """Corruption of its validation and test splits, as text."""
+        return tuple(
+            f"{split}: {part.kind}, {part.affected} of {part.total}"
+            for split, realised in self.evaluated_under.items()
+            for part in realised.parts
+        )
 
 
-@dataclass(frozen=True)
-class Study:
-    """A grid of methods x conditions x seeds, and those of its runs that are there."""
+@dataclass(frozen=True, kw_only=True)
+class Study(StudyRecord):
+    """The folder of a study: its record and the results that are there.
+
+    Attributes:
+        root: the folder.
+        teacher_records: teachers made with the code of the study.
+        runs: cells made with the code of the study.
+        foreign: folders under ``cells`` of runs that are not on the grid, or of another protocol; in no number.
+        outdated: folders of runs made with other code than the study's; in no number.
+    """
 
     root: Path
-    name: str
-    title: str
-    description: str
-    data: Data
-    baseline: str
-    candidate: str
-    methods: Mapping[str, Method]
-    protocol: str
-    imbalances: Mapping[str, Imbalance]
-    ratios: tuple[float, ...]
-    seeds: tuple[int, ...]
-    notes: tuple[str, ...]
-    code: str
-    """Fingerprint of the code that decides its results; empty where it is not recorded."""
-    command: str
-    wall_time_s: float | None
-    teachers: tuple[Teacher, ...]
+    teacher_records: tuple[TeacherRecord, ...]
     runs: Mapping[tuple[str, Condition, int], Run]
-    foreign: tuple[Path, ...]
-    """Folders under ``cells`` whose run is not on the grid, or of another protocol; they enter no number."""
-    outdated: tuple[Path, ...]
-    """Folders of runs that other code made than that of the study; they enter no number."""
+    foreign: tuple[Path, ...] = ()
+    outdated: tuple[Path, ...] = ()
 
     @property
     def conditions(self) -> tuple[Condition, ...]:
@@ -179,7 +430,7 @@ class Study:
         return tuple(sorted(dict.fromkeys(points), key=lambda c: c.imbalance != NO_IMBALANCE))
 
     def degree(self, condition: Condition) -> float | None:
-        """The measured degree of imbalance of a condition: the mean over the seeds for which a run could measure it."""
+        """Return the measured degree of imbalance of a condition: the mean over the seeds with a measurement."""
         by_seed = {
             run.seed: run.realised.degree
             for run in self.runs.values()
@@ -188,9 +439,9 @@ class Study:
         return sum(by_seed.values()) / len(by_seed) if by_seed else None
 
     @property
-    def families(self) -> dict[tuple[str, str], list[Method]]:
-        """Methods that differ in one field, by the family's name and the field, in the order of its value."""
-        families: dict[tuple[str, str], list[Method]] = {}
+    def families(self) -> dict[tuple[str, str], list[StudyMethod]]:
+        """Methods that differ in one field, by name of the family and field, in the order of the value."""
+        families: dict[tuple[str, str], list[StudyMethod]] = {}
         for method in self.methods.values():
             if method.swept is not None:
                 name = method.name.removesuffix(f", {method.swept.field} {method.swept.value:g}")
@@ -201,16 +452,16 @@ class Study:
 
     @property
     def hardest(self) -> tuple[Condition, ...]:
-        """The condition of the highest ratio of each imbalance."""
+        """The condition of the highest ratio of each corruption."""
         return tuple(dict.fromkeys(Condition.of(name, max(self.ratios)) for name in self.imbalances))
 
     @property
     def num_expected(self) -> int:
-        """How many runs a finished study has."""
+        """Number of runs of a finished study."""
         return len(self.methods) * len(self.conditions) * len(self.seeds)
 
     def runs_of(self, method: str, condition: Condition) -> Iterator[Run]:
-        """The runs that are there, in the order of the seeds."""
+        """Yield the runs that are there, in the order of the seeds."""
         for seed in self.seeds:
             run = self.runs.get((method, condition, seed))
             if run is not None:

@@ -1,1 +1,1 @@
-"""Studies: methods x imbalances x ratios x seeds from one YAML, run once each and kept."""
+"""Studies: a grid of methods, corruptions, ratios and seeds from one YAML file; every cell is run once."""

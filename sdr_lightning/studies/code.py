@@ -12,8 +12,8 @@ from typing import Any
 from sdr_lightning.identity import sha256
 
 PACKAGE = Path(__file__).parents[1]
-_RUNNER = "study.jobs"
-_LEFT_OUT = ("cli", "configure", "reporting", "sweep")  # they read options and write reports
+_RUNNER = "studies.jobs"
+_LEFT_OUT = ("cli", "configure", "reporting", "results", "sweeps", "workers")  # options, reports, processes
 _INSTALLED = {"site-packages", "dist-packages"}
 _Documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
@@ -46,7 +46,7 @@ def code_fingerprint(classes: Iterable[str], package: Path = PACKAGE) -> str:
 
 
 def _origin(package: Path, name: str) -> tuple[str, Path] | None:
-    """Name and file of the module that a dotted name means or is defined in; None for code that does not count."""
+    """Name and file of the module that a dotted name is, or is defined in; None for code that does not count."""
     module = _module(package, name)
     owner, _, attribute = name.rpartition(".")
     if module is None and owner:
@@ -75,7 +75,7 @@ def _module(package: Path, name: str) -> tuple[str, Path] | None:
 
 
 def _passed_on(module: tuple[str, Path]) -> dict[str, str]:
-    """The names that an ``__init__`` of imports alone offers, with what they are elsewhere; of other modules nothing."""
+    """Names re-exported by an ``__init__`` that holds only imports, with their full names; empty for other modules."""
     name, file = module
     tree = ast.parse(file.read_text(encoding="utf-8")) if file.stem == "__init__" else ast.Module([], [])
     if not all(isinstance(node, ast.Import | ast.ImportFrom | ast.Expr | ast.Assign) for node in tree.body):
@@ -85,7 +85,7 @@ def _passed_on(module: tuple[str, Path]) -> dict[str, str]:
 
 @cache
 def _read(source: str, package: str) -> tuple[str, frozenset[str]]:
-    """A hash of what counts of a module, and the dotted names that it imports."""
+    """Hash of the code of a module that counts, and the dotted names that it imports."""
     tree = ast.parse(source)
     return sha256(_text(tree)), frozenset(_imports(tree, package))
 

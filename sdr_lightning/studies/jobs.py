@@ -1,24 +1,16 @@
-"""What a worker process does: train a teacher, extract a bank, run a cell. Results are written last, in one step."""
+"""The jobs of a worker process: train a teacher, extract a bank, run a cell. Results are written last, in one step."""
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
 import shutil
-import signal
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from multiprocessing.synchronize import Event
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 from torch import Tensor
 
@@ -30,6 +22,8 @@ from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.metrics.graded import single_modal
 from sdr_lightning.metrics.structure import preserved
 from sdr_lightning.paths import read_json, write_atomically, write_json
+from sdr_lightning.results.codec import from_json, to_json
+from sdr_lightning.results.schema import Data, Realised, Run, Selected, TeacherRecord
 from sdr_lightning.studies.plan import BankJob, Cell, TeacherJob, imbalance_options
 from sdr_lightning.training.checkpoints.best import best_checkpoint
 from sdr_lightning.training.checkpoints.continuation import LAST, PREVIOUS, last_checkpoint
@@ -37,50 +31,50 @@ from sdr_lightning.training.extraction import extract_bank, split_bank
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.training.tracking.record import environment
 from sdr_lightning.types import Modality
+from sdr_lightning.workers import log_to
 
 _EXAMPLE_QUERIES, _EXAMPLE_RESULTS = 3, 5
-stopping: Event | None = None  # of the study that this process works for
 
 
 def frozen_modalities(student: tuple[str, ...]) -> list[Modality]:
-    """Which towers of the student are frozen."""
+    """Return the modalities of the frozen towers of the student."""
     module = build(list(student)).model
     assert isinstance(module, RetrievalModule)
     return [tower.modality for tower in module.encoder.frozen_towers().values()]
 
 
 def run_features(student: tuple[str, ...], modality: Modality, split: Split) -> None:
-    """Fill the cache with what a frozen tower says of the clean data, once for all cells."""
+    """Cache the features of a frozen tower on the clean data, once for all cells."""
     cli = build(list(student))
     module, data = cli.model, cli.datamodule
     assert isinstance(module, RetrievalModule)
     assert isinstance(data, RetrievalDataModule)
-    with _log(data.cache, f"{modality}-{split}.log"):
+    with log_to(data.cache / f"{modality}-{split}.log"):
         tower = next(tower for tower in module.encoder.frozen_towers().values() if tower.modality == modality)
         split_bank(tower, data, split, _device())
 
 
-def describe(student: tuple[str, ...]) -> dict[str, Any]:
-    """The study's data, for the report."""
+def describe(student: tuple[str, ...]) -> Data:
+    """Return the data of the study, for its record."""
     data = student_data(list(student))
     train, test = data.table("train"), data.table("test")
-    return {
-        "name": data.source.name,
-        "num_train_images": len(train.image_ids),
-        "num_train_captions": len(train.captions),
-        "num_test_images": len(test.image_ids),
-        "num_test_captions": len(test.captions),
-        "fingerprint": train.fingerprint,
-        "splits": {split: data.table(split).fingerprint for split in SPLITS},
-        "relevance": data.source.relevance_description,
-    }
+    return Data(
+        name=data.source.name,
+        num_train_images=len(train.image_ids),
+        num_train_captions=len(train.captions),
+        num_test_images=len(test.image_ids),
+        num_test_captions=len(test.captions),
+        fingerprint=train.fingerprint,
+        splits={split: data.table(split).fingerprint for split in SPLITS},
+        relevance=data.source.relevance_description,
+    )
 
 
 def run_teacher(job: TeacherJob, student: tuple[str, ...], data_fingerprint: str) -> None:
-    """Train a teacher, if it is to be trained, and measure its single-modal retrieval on the student's test split."""
+    """Train a teacher unless it is pretrained, and measure its single-modal retrieval on the test split of the student."""
     started = time.time()
     _begin(job.folder, f"{job.fingerprint} {data_fingerprint}")
-    with _log(job.folder):
+    with log_to(job.folder / "log.txt"):
         if job.checkpoint is not None:
             _fit(job.arguments).end_tracking()
         tower = teacher_tower(job.config, str(job.checkpoint) if job.checkpoint else None)
@@ -88,28 +82,25 @@ def run_teacher(job: TeacherJob, student: tuple[str, ...], data_fingerprint: str
         bank = extract_bank(tower, data, ["test"], _device())
         bank.save(job.test_bank)
         scores = single_modal(F.normalize(bank.features, dim=1), data.relevance("test"), tower.modality)
-        metrics = {name.partition("_")[2]: value for name, value in scores.items()}  # i2i_ or t2t_ goes without saying
-    write_json(
-        job.result,
-        {
-            "modality": job.modality,
-            "description": job.description,
-            "trained_on": job.trained_on,
-            "code": job.code,
-            "fingerprint": job.fingerprint,
-            "tower": bank.source,
-            "metrics": metrics,
-            "wall_time_s": time.time() - started,
-            **environment(),
-        },
+        metrics = {name.partition("_")[2]: value for name, value in scores.items()}  # without i2i_ or t2t_
+    record = TeacherRecord(
+        modality=job.modality,
+        description=job.description,
+        trained_on=job.trained_on,
+        code=job.code,
+        fingerprint=job.fingerprint,
+        tower=bank.source,
+        metrics=metrics,
+        wall_time_s=time.time() - started,
     )
+    write_json(job.result, to_json(record) | environment())
     _forget_steps(job.folder)
 
 
 def run_bank(job: BankJob, student: tuple[str, ...]) -> None:
-    """Extract a bank of the training split, and its placebo."""
+    """Extract the features of a teacher on the training split, and the placebo of random features."""
     checkpoint = str(job.teacher.checkpoint) if job.teacher.checkpoint else None
-    with _log(job.file.parent, f"{job.file.stem}.log"):
+    with log_to(job.file.parent / f"{job.file.stem}.log"):
         tower = teacher_tower(job.teacher.config, checkpoint)
         data = student_data([*student, *imbalance_options(job.imbalances)])
         bank = extract_bank(tower, data, ["train"], _device())
@@ -119,11 +110,11 @@ def run_bank(job: BankJob, student: tuple[str, ...]) -> None:
 
 
 def run_cell(cell: Cell, thumbnails: Path, data_fingerprint: str) -> None:
-    """Train a student stage by stage, test the best epoch on validation of the last, and write everything down."""
+    """Train a student stage by stage, test the selected epoch of the last stage, and write the result."""
     started = time.time()
     _begin(cell.folder, f"{cell.fingerprint} {data_fingerprint}")
-    with _log(cell.folder):
-        for arguments in cell.earlier:
+    with log_to(cell.folder / "log.txt"):
+        for arguments in cell.stages[:-1]:
             _fit(arguments).end_tracking()
         cli = _fit(cell.arguments)
         module, data = cli.model, cli.datamodule
@@ -140,59 +131,42 @@ def run_cell(cell: Cell, thumbnails: Path, data_fingerprint: str) -> None:
         structure = _structure(cell, data, *module.test_embeddings)
     epoch = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["epoch"]
     score: Tensor | None = best.best_model_score
-    write_json(
-        cell.result,
-        {
-            "method": cell.method,
-            "imbalance": cell.imbalance,
-            "ratio": cell.ratio,
-            "seed": cell.seed,
-            "protocol": cli.protocol,
-            "metrics": module.test_metrics | structure,
-            "selected": {
-                "on": best.monitor,
-                "score": None if score is None else float(score),
-                "epoch": epoch,
-                "epochs": cli.trainer.current_epoch,
-            },
-            "realised": data.split("train").record(),
-            "evaluated_under": data.evaluated_under(),
-            "data": {split: data.table(split).fingerprint for split in SPLITS},
-            "code": cell.code,
-            "fingerprint": cell.fingerprint,
-            "wall_time_s": time.time() - started,
-            **environment(),
-        },
+    run = Run(
+        method=cell.method,
+        imbalance=cell.imbalance,
+        ratio=cell.ratio,
+        seed=cell.seed,
+        protocol=cli.protocol,
+        metrics=module.test_metrics | structure,
+        selected=Selected(
+            best.monitor or "", None if score is None else float(score), epoch, cli.trainer.current_epoch
+        ),
+        realised=_realised(data.split("train").record()),
+        evaluated_under={split: _realised(record) for split, record in data.evaluated_under().items()},
+        data={split: data.table(split).fingerprint for split in SPLITS},
+        code=cell.code,
+        fingerprint=cell.fingerprint,
+        wall_time_s=time.time() - started,
     )
+    write_json(cell.result, to_json(run) | environment())
     _forget_steps(cell.folder)
 
 
+def _realised(record: dict[str, Any]) -> Realised:
+    return from_json(Realised, record, "realised corruption")
+
+
 def _structure(cell: Cell, data: RetrievalDataModule, image: Tensor, text: Tensor) -> dict[str, float]:
-    """How much of the teachers' structure of the test split is left in the student's embeddings, modality by modality."""
+    """How much of the structure of each teacher's features of the test split the embeddings of the student preserve."""
     split = data.split("test")
+    embeddings = {"image": image, "text": text}
     found: dict[str, float] = {}
-    for teacher, embeddings in zip(cell.teachers, (image, text), strict=True):
+    for teacher in cell.teachers:
         modality = cast(Modality, teacher.modality)
         bank = FeatureBank.load(teacher.test_bank, modality)
         features = bank.rows(split.ids(modality), split.content(modality))
-        found |= {f"{modality}_{key}": value for key, value in preserved(embeddings, features).items()}
+        found |= {f"{modality}_{key}": value for key, value in preserved(embeddings[modality], features).items()}
     return found
-
-
-def guarded(function: Callable[..., None], *arguments: Any) -> str | None:
-    """Run a job in a worker; return its failure in words, because not every exception can be sent back.
-
-    A worker of a study that stops takes no further job, though the pool still hands it one.
-    """
-    if stopping is not None and stopping.is_set():
-        os._exit(128 + signal.SIGTERM)
-    try:
-        function(*arguments)
-    except SIGTERMException:  # what it trained is saved
-        os._exit(128 + signal.SIGTERM)
-    except Exception as error:
-        return f"{type(error).__name__}: {' '.join(str(error).split())}"
-    return None
 
 
 _BEGUN = "begun.json"
@@ -204,7 +178,7 @@ def _device() -> torch.device:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a job's folder that holds anything, unless a job began there: its content would be removed.
+    """Refuse the folder of a job that holds files of another origin, because its content would be removed.
 
     Raises:
         ValueError: names the folder and what to do.
@@ -219,7 +193,7 @@ def check_folder(folder: Path) -> None:
 
 
 def _begin(folder: Path, fingerprint: str) -> None:
-    """Mark a job's folder; keep what a job with the same fingerprint left there, remove what another job left."""
+    """Mark the folder of a job. Files of a job with the same fingerprint stay, those of another job are removed."""
     check_folder(folder)
     mark = folder / _BEGUN
     if mark.is_file() and read_json(mark, "a job's mark") != {"job": fingerprint}:
@@ -228,10 +202,10 @@ def _begin(folder: Path, fingerprint: str) -> None:
 
 
 def _fit(arguments: Sequence[str]) -> SdrCLI:
-    """Train, from the last checkpoint of this very job if there is one; a finished stage is left as it is."""
+    """Train from the last checkpoint of this job if there is one; a finished stage stays as it is."""
     cli = build([*arguments, *_SILENT])
     folder = Path(cli.trainer.default_root_dir)
-    (folder / "config.yaml").unlink(missing_ok=True)  # of this very job; it is written again
+    (folder / "config.yaml").unlink(missing_ok=True)  # of this job; it is written again
     try:
         last: Path | None = last_checkpoint(folder / "checkpoints")
     except ValueError:  # nothing was saved, or nothing can be read
@@ -242,35 +216,10 @@ def _fit(arguments: Sequence[str]) -> SdrCLI:
 
 
 def _forget_steps(folder: Path) -> None:
-    """Drop what only an unfinished job needs."""
+    """Delete the checkpoints that only an unfinished job needs."""
     for name in (LAST, PREVIOUS):
         for path in folder.rglob(name):
             path.unlink()
-
-
-@contextlib.contextmanager
-def _log(folder: Path, name: str = "log.txt") -> Iterator[None]:
-    """Send what a job prints, and its warnings, to a file in its folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (
-        (folder / name).open("a", encoding="utf-8") as file,
-        contextlib.redirect_stdout(file),
-        contextlib.redirect_stderr(file),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("default")
-        handler = logging.StreamHandler(file)
-        loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-        for logger in loggers:
-            logger.handlers, logger.propagate = [handler], False
-        try:
-            yield
-        except Exception:
-            traceback.print_exc(file=file)
-            raise
-        finally:
-            for logger in loggers:
-                logger.handlers = []
 
 
 def _examples(image: Tensor, text: Tensor, data: RetrievalDataModule, thumbnails: Path) -> dict[str, Any]:

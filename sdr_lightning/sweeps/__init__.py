@@ -1,1 +1,1 @@
-"""Sweeps in W&B's format: the same file for its agents and for this machine."""
+"""Sweeps in the format of W&B, run on this machine."""

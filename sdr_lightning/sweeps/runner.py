@@ -1,76 +1,35 @@
-"""Run a sweep on this machine: several processes at a time, safe to interrupt and to repeat."""
+"""Run a sweep on this machine: several runs at a time; safe to interrupt and to repeat."""
 
 from __future__ import annotations
 
 import json
-import os
-import random
 import re
-import signal
-import subprocess
-import time
-import warnings
-from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from sdr_lightning.configure import run as run_command
 from sdr_lightning.identity import sha256
 from sdr_lightning.paths import claim, read_json, write_json
-from sdr_lightning.reporting.curves import read_curves
 from sdr_lightning.reporting.sweep import check_sweep_report
-from sdr_lightning.sweeps.spec import Sweep, engine
-from sdr_lightning.training.distributed.devices import shares
+from sdr_lightning.reporting.tracked import publish
+from sdr_lightning.sweeps.search import Run, grid_size, next_parameters, runs_to_stop
+from sdr_lightning.sweeps.spec import Sweep
+from sdr_lightning.workers import Task, Workers, log_to, progress_bar
 
-State = Literal["running", "finished", "failed", "stopped"]
 _POLL_S = 0.5
 _HOPELESS = 3
 _RUN_FOLDER = re.compile(r"\d{3,}-[0-9a-f]{8}")
-_SAME = ("method", "metric", "parameters", "command")  # a greater run_cap goes on with the same sweep
-
-
-@dataclass
-class Run:
-    """One run of a sweep.
-
-    Attributes:
-        number: from 0, in the order that the engine asked for them.
-        parameters: by dotted name.
-        folder: the run's folder.
-        state: ``stopped`` is what early termination does.
-        process: while it runs.
-        place: which of the places for runs side by side it has.
-    """
-
-    number: int
-    parameters: dict[str, Any]
-    folder: Path
-    state: State = "running"
-    process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
-    place: int = 0
-
-    @property
-    def history(self) -> dict[str, dict[int, float]]:
-        """What it logged, by metric and epoch."""
-        return dict(read_curves(self.folder / "metrics.csv"))
-
-    @property
-    def finished(self) -> bool:
-        """Whether it trained to its end."""
-        path = self.folder / "results.json"
-        return path.is_file() and "training" in read_json(path, "results of a run")
+_SAME = ("method", "metric", "parameters", "command")  # a greater run_cap continues the same sweep
 
 
 class SweepRunner:
-    """Runs what is not finished of a sweep.
+    """Runs the unfinished runs of a sweep.
 
     Args:
         sweep: the sweep.
-        folder: where its runs go; ``sweep.json`` there says which there are.
+        folder: where its runs go; ``sweep.json`` lists them.
         jobs: runs at a time.
         console: where progress is shown; the terminal by default.
     """
@@ -79,69 +38,58 @@ class SweepRunner:
         self.sweep, self.folder, self.jobs = sweep, folder, jobs
         self.console = console if console is not None else Console()
         self.runs: list[Run] = []
+        self.tasks: dict[Run, Task] = {}
 
     def run(self, resume: bool) -> list[Run]:
         """Run the sweep.
 
         Args:
-            resume: go on with the sweep that is in the folder: finished runs stay, cut ones and failed ones continue from
-                their last checkpoint, or start again where there is none.
+            resume: continue the sweep in the folder: finished runs stay; interrupted and failed ones continue from their
+                last checkpoint, or start again without one.
 
         Returns:
             All runs.
 
         Raises:
-            ValueError: the folder holds a sweep and it is not to be resumed, it holds another one or files of another origin,
-                another process runs it, or the first runs all fail before their first epoch.
+            ValueError: the folder holds a sweep and ``resume`` is False, it holds another sweep or other files, another
+                process works in it, or the first runs all fail before their first epoch.
             KeyboardInterrupt: after the runs were stopped; each continues with ``resume``.
         """
         claim(self.folder)
         waiting = self._restored(resume)
         before = sum(run.state != "running" for run in self.runs)
-        for number in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.default_int_handler)
-        total = self.size()
+        total = grid_size(self.sweep)
         self.console.print(
-            f"{self.sweep.name}: {total or 'up to ' + str(self.sweep.run_cap)} runs in {self.folder}, {before} finished "
+            f"{self.sweep.name}: {total or f'up to {self.sweep.run_cap}'} runs in {self.folder}, {before} finished "
             f"before, {self.jobs} at a time"
         )
-        columns = (
-            *(TextColumn("runs"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left")),
-            *(TimeRemainingColumn(elapsed_when_finished=False), TextColumn("{task.fields[last]}")),
-        )
         exhausted = False
-        with Progress(*columns, console=self.console, speed_estimate_period=600) as progress:
+        with (
+            Workers(self.jobs, {"WANDB_RUN_GROUP": self.sweep.name}) as workers,
+            progress_bar(self.console) as progress,
+        ):
             bar = progress.add_task("runs", total=total or self.sweep.run_cap, completed=before, last="")
-            try:
-                while True:
-                    while len(self._running()) < self.jobs and (waiting or not exhausted):
-                        run = waiting.pop(0) if waiting else self._next()
-                        if run is None:
-                            exhausted = True
-                        else:
-                            self._start(run)
-                    if not self._running():
-                        break
-                    time.sleep(_POLL_S)
-                    for run in self._ended():
-                        progress.update(bar, advance=1, last=f"run {run.number} {run.state}")
-                        self._give_up_if_hopeless()
-                        if not self.console.is_terminal:
-                            line = f"run {run.number} {run.state}: {_words(run.parameters)}"
-                            self.console.print(line, soft_wrap=True)
-                    self._terminate_early()
-            except BaseException:
-                for run in self._running():
-                    assert run.process is not None
-                    run.process.send_signal(signal.SIGTERM)  # which writes its checkpoint
-                for run in self._running():
-                    assert run.process is not None
-                    run.process.wait()
-                raise
-        return self.runs
+            while True:
+                while workers.has_free and (waiting or not exhausted):
+                    run = waiting.pop(0) if waiting else self._next()
+                    if run is None:
+                        exhausted = True
+                    else:
+                        self._start(run, workers)
+                if not self.tasks:
+                    return self.runs
+                for run in self._ended(workers.ended(_POLL_S)):
+                    progress.update(bar, advance=1, last=f"run {run.number} {run.state}")
+                    self._give_up_if_hopeless()
+                    if not self.console.is_terminal:
+                        self.console.print(f"run {run.number} {run.state}: {_words(run.parameters)}", soft_wrap=True)
+                for run in runs_to_stop(self.sweep, self.runs):
+                    if run in self.tasks:
+                        run.state = "stopped"
+                        workers.terminate(self.tasks[run])
 
     def _restored(self, resume: bool) -> list[Run]:
-        """The runs of an earlier time; returns those that are to be run again."""
+        """Read the runs of an earlier call; return those to run again."""
         record = self.folder / "sweep.json"
         check_sweep_report(self.folder)
         if not record.is_file():
@@ -160,125 +108,85 @@ class SweepRunner:
         if other:
             raise ValueError(f"{self.folder} holds a sweep with another {other[0]}: choose another --output")
         self.runs = [
-            Run(number, part["parameters"], self.folder / part["folder"], part["state"])
+            Run(number, part["parameters"], self.folder / part["folder"], part.get("quantiles", {}), part["state"])
             for number, part in enumerate(before["runs"])
         ]
         self._check_run_folders()
         for run in self.runs:
-            run.state = "finished" if run.finished else run.state if run.state == "stopped" else "running"
+            run.state = "finished" if _is_finished(run) else run.state if run.state == "stopped" else "running"
         return [run for run in self.runs if run.state == "running"]
 
     def _check_run_folders(self) -> None:
-        """Refuse a folder that has the form of a run's and is not of this sweep."""
+        """Refuse a folder that is named like a run and is not of this sweep."""
         known = {run.folder.name for run in self.runs}
         for path in sorted(self.folder.iterdir()):
             if _RUN_FOLDER.fullmatch(path.name) and path.name not in known:
                 raise ValueError(f"{path} is not of this sweep: move it away, or choose another --output")
 
     def _give_up_if_hopeless(self) -> None:
-        """Stop, as W&B's agents do, when the first runs all fail before anything was learned: the rest would as well."""
+        """Stop, as W&B's agents do, when the first runs all fail before an epoch was logged."""
         first = self.runs[:_HOPELESS]
-        if len(first) == _HOPELESS and all(run.state == "failed" and not run.history for run in first):
-            raise ValueError(f"the first {_HOPELESS} runs all failed, the last with: {last_line(first[-1])}")
-
-    def size(self) -> int | None:
-        """How many runs a grid has; None for a search, which ends at its cap."""
-        if self.sweep.config["method"] != "grid":
-            return None
-        sizes = [len(given.get("values", [None])) for given in self.sweep.config["parameters"].values()]
-        return min(int(np.prod(sizes)), self.sweep.run_cap or 2**62)
-
-    def _running(self) -> list[Run]:
-        return [run for run in self.runs if run.process is not None]
+        if len(first) == _HOPELESS and all(run.state == "failed" and not _has_logged(run) for run in first):
+            raise ValueError(f"the first {_HOPELESS} runs all failed, the last with: {first[-1].failure}")
 
     def _next(self) -> Run | None:
-        """The next run as the engine wants it, knowing all so far; None at the end."""
-        if self.sweep.run_cap is not None and len(self.runs) >= self.sweep.run_cap:
+        """Add the next run of the search; None at its end."""
+        found = next_parameters(self.sweep, self.runs)
+        if found is None:
             return None
-        # The engine draws from the processes' own generators: the same sweep, the same runs.
-        np.random.seed(len(self.runs))
-        random.seed(len(self.runs))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the fit of its Gaussian process
-            asked = engine().next_run(self.sweep.searched, [self._as_engine_sees(run) for run in self.runs])
-        if asked is None:
-            return None
-        parameters = {name: _plain(part["value"]) for name, part in asked.config.items()}
+        parameters, quantiles = _plain(found[0]), found[1]
         key = sha256(json.dumps(parameters, sort_keys=True).encode())[:8]
-        run = Run(len(self.runs), parameters, self.folder / f"{len(self.runs):03d}-{key}")
+        run = Run(len(self.runs), parameters, self.folder / f"{len(self.runs):03d}-{key}", quantiles)
         self.runs.append(run)
         return run
 
-    def _as_engine_sees(self, run: Run) -> Any:
-        sweeps, curve = engine(), run.history.get(self.sweep.metric, {})
-        values = [curve[epoch] for epoch in sorted(curve)]
-        state = {"running": "running", "finished": "finished", "failed": "failed", "stopped": "killed"}[run.state]
-        seen = sweeps.SweepRun(
-            name=run.folder.name,
-            state=state,
-            config={name: {"value": value} for name, value in run.parameters.items()},
-            stopped=run.state == "stopped",
-        )
-        # Given to the constructor under these names they are dropped in silence: the package was written for an older pydantic.
-        seen.history = [{self.sweep.metric: value} for value in values]
-        seen.summary_metrics = {self.sweep.metric: values[-1]} if values else {}
-        return seen
-
-    def _start(self, run: Run) -> None:
+    def _start(self, run: Run, workers: Workers) -> None:
         run.state = "running"
         self._save()  # before the folder is made, so that every folder of the sweep is on record
-        run.folder.mkdir(parents=True, exist_ok=True)
-        words = [*self.sweep.words(run.parameters), f"--run_dir={run.folder}", "--trainer.enable_progress_bar=false"]
-        if (run.folder / "checkpoints" / "last.ckpt").is_file():
-            words.append("--ckpt_path=last")
-        else:
-            (run.folder / "config.yaml").unlink(missing_ok=True)  # of a run that was cut before its first checkpoint
-        threads = str(max(1, (os.cpu_count() or 1) // self.jobs))
-        run.place = next(place for place in count() if place not in {other.place for other in self._running()})
-        environment = {"OMP_NUM_THREADS": threads, "WANDB_RUN_GROUP": self.sweep.name, **os.environ}
-        environment |= shares(self.jobs)[run.place]
-        with (run.folder / "log.txt").open("ab") as log:
-            run.process = subprocess.Popen(words, stdout=log, stderr=log, env=environment, start_new_session=True)
+        task = Task(f"run {run.number}", fit, (self.sweep.options(run.parameters), run.folder))
+        self.tasks[run] = task
+        workers.start(task)
 
-    def _ended(self) -> list[Run]:
-        ended = []
-        for run in self._running():
-            assert run.process is not None
-            if run.process.poll() is not None:
-                run.process = None
-                if run.finished:  # though early termination may just have asked it to stop
-                    run.state = "finished"
-                elif run.state != "stopped":
-                    run.state = "failed"
-                ended.append(run)
+    def _ended(self, tasks: list[Task]) -> list[Run]:
+        ended = [run for run, task in self.tasks.items() if task in tasks]
+        for run in ended:
+            task = self.tasks.pop(run)
+            if _is_finished(run):  # even if early termination has just asked it to stop
+                run.state = "finished"
+            elif run.state != "stopped":
+                run.state, run.failure = "failed", task.failure or "it ended without results"
         if ended:
             self._save()
         return ended
 
-    def _terminate_early(self) -> None:
-        if "early_terminate" not in self.sweep.config or not self._running():
-            return
-        seen = [self._as_engine_sees(run) for run in self.runs]
-        names = {run.name for run in engine().stop_runs(self.sweep.searched, seen)}
-        for run in self._running():
-            if run.folder.name in names and run.state == "running":
-                assert run.process is not None
-                run.state = "stopped"
-                run.process.send_signal(signal.SIGTERM)
-
     def _save(self) -> None:
-        runs = [{"parameters": run.parameters, "folder": run.folder.name, "state": run.state} for run in self.runs]
+        runs = [
+            {"parameters": run.parameters, "quantiles": run.quantiles, "folder": run.folder.name, "state": run.state}
+            for run in self.runs
+        ]
         write_json(
             self.folder / "sweep.json", {"name": self.sweep.name, "config": _plain(self.sweep.config), "runs": runs}
         )
 
 
-def last_line(run: Run) -> str:
-    """What a run said last."""
-    log = run.folder / "log.txt"
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.is_file() else []
-    told = [line for line in lines if line.startswith("sdr")] or [line for line in lines if line.strip()]
-    return told[-1] if told else "it said nothing"
+def fit(options: list[str], folder: Path) -> None:
+    """Run ``sdr fit`` in a worker, from its last checkpoint if there is one."""
+    words = ["fit", *options, f"--run_dir={folder}", "--trainer.enable_progress_bar=false"]
+    if (folder / "checkpoints" / "last.ckpt").is_file():
+        words.append("--ckpt_path=last")
+    else:
+        (folder / "config.yaml").unlink(missing_ok=True)  # of a run that was interrupted before its first checkpoint
+    with log_to(folder / "log.txt"):
+        publish(run_command(words))
+
+
+def _is_finished(run: Run) -> bool:
+    path = run.folder / "results.json"
+    return path.is_file() and "training" in read_json(path, "results of a run")
+
+
+def _has_logged(run: Run) -> bool:
+    return (run.folder / "metrics.csv").is_file()
 
 
 def _words(parameters: dict[str, Any]) -> str:
@@ -289,5 +197,5 @@ def _words(parameters: dict[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """As JSON keeps it: numpy's numbers as Python's."""
-    return json.loads(json.dumps(value, default=lambda number: number.item()))
+    """The value as JSON keeps it."""
+    return json.loads(json.dumps(value, default=str))

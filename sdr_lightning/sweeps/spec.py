@@ -1,15 +1,15 @@
-"""A sweep's file: what W&B takes, checked before anything runs."""
+"""The file of a sweep in the format of W&B, checked before anything runs."""
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
+
+from sdr_lightning.sweeps.distributions import Distribution, distribution
 
 _KEYS = {
     "name",
@@ -24,6 +24,7 @@ _KEYS = {
     "project",
     "entity",
 }
+_HYPERBAND = {"type", "min_iter", "max_iter", "s", "eta"}
 _ARGS, _ENV = "${args}", "${env}"
 
 
@@ -32,18 +33,25 @@ class Sweep:
     """A checked sweep.
 
     Attributes:
-        name: of the file, without its ending.
-        config: as W&B takes it.
+        name: of the file, without its suffix.
+        config: content of the file.
+        method: ``grid``, ``random`` or ``bayes``.
         command: words of the command, ``${args}`` among them.
-        metric: what the search goes by, and what is better: a validation metric.
-        run_cap: how many runs at most; None for a grid's end, or no end.
+        metric: the validation metric that the search optimises.
+        goal: ``minimize`` or ``maximize``.
+        distributions: of the parameters, by dotted name.
+        early_terminate: options of hyperband; None without.
+        run_cap: greatest number of runs; None where the grid is the limit.
     """
 
     name: str
     config: dict[str, Any]
+    method: Literal["grid", "random", "bayes"]
     command: tuple[str, ...]
     metric: str
-    goal: str
+    goal: Literal["minimize", "maximize"]
+    distributions: Mapping[str, Distribution]
+    early_terminate: Mapping[str, Any] | None
     run_cap: int | None
 
     @classmethod
@@ -51,7 +59,7 @@ class Sweep:
         """Read and check a file.
 
         Raises:
-            ValueError: no such file, or one that W&B or ``sdr fit`` could not run; what is wrong, in one line.
+            ValueError: no such file, or one that W&B or ``sdr fit`` cannot run; the message is one line.
         """
         try:
             config = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -77,57 +85,59 @@ class Sweep:
         if not isinstance(metric, dict) or not isinstance(metric.get("name"), str):
             raise ValueError("metric needs a name, such as {name: val/rsum_best, goal: maximize}")
         if not metric["name"].startswith("val/"):
-            raise ValueError(f"a sweep goes by a validation metric, such as val/rsum_best, never by {metric['name']!r}")
+            raise ValueError(f"a sweep optimises a validation metric, such as val/rsum_best, got {metric['name']!r}")
         if metric.get("goal", "minimize") not in ("maximize", "minimize"):
             raise ValueError(f"the metric's goal is maximize or minimize, got {metric['goal']!r}")
-        _check_parameters(config.get("parameters"))
+        parameters = config.get("parameters")
+        if not isinstance(parameters, dict) or not parameters:
+            raise ValueError("parameters must name at least one option, such as data.init_args.imbalance.ratio")
+        distributions = {option: distribution(option, given) for option, given in parameters.items()}
         _check_command(config.get("command"))
         cap = config.get("run_cap")
         if cap is not None and (not isinstance(cap, int) or isinstance(cap, bool) or cap < 1):
             raise ValueError(f"run_cap must be a positive number of runs, got {cap!r}")
         if cap is None and config["method"] != "grid":
-            raise ValueError(f"a {config['method']} sweep has no end of its own: give run_cap, a number of runs")
-        endless = [key for key, given in config["parameters"].items() if not given.keys() & {"value", "values"}]
+            raise ValueError(f"a {config['method']} sweep needs run_cap, a number of runs")
+        endless = [option for option, each in distributions.items() if each.grid is None]
         if endless and config["method"] == "grid":
-            raise ValueError(
-                f"a grid needs values of parameter {endless[0]!r}, got {config['parameters'][endless[0]]!r}"
-            )
-        _check_by_wandb(config)
-        command = tuple(map(str, config["command"]))
-        return cls(name, config, command, metric["name"], metric.get("goal", "minimize"), cap)
+            raise ValueError(f"a grid needs values of parameter {endless[0]!r}, got {parameters[endless[0]]!r}")
+        for key in ("name", "description", "program", "project", "entity"):
+            if not isinstance(config.get(key, ""), str):
+                raise ValueError(f"{key} must be a string, got {config[key]!r}")
+        return cls(
+            name=name,
+            config=config,
+            method=config["method"],
+            command=tuple(map(str, config["command"])),
+            metric=metric["name"],
+            goal=metric.get("goal", "minimize"),
+            distributions=distributions,
+            early_terminate=_checked_early(config["early_terminate"]) if "early_terminate" in config else None,
+            run_cap=cap,
+        )
 
-    @property
-    def searched(self) -> dict[str, Any]:
-        """What the search engine reads of the file."""
-        kept = ("method", "metric", "parameters", "early_terminate")
-        return {key: self.config[key] for key in kept if key in self.config}
-
-    def words(self, parameters: Mapping[str, Any]) -> list[str]:
-        """The command of one run, its parameters formatted as W&B's agents do."""
+    def options(self, parameters: Mapping[str, Any]) -> list[str]:
+        """Return the options of ``sdr fit`` of one run, its parameters formatted as W&B's agents do."""
         arguments = [f"--{name}={value}" for name, value in parameters.items()]
-        words: list[str] = []
-        for word in self.command:
-            words += arguments if word == _ARGS else [] if word == _ENV else [word]
-        if words[0] == "sdr":  # this one, whatever is first on the path
-            words[:1] = [sys.executable, "-m", "sdr_lightning"]
-        return words
+        words = [word for word in self.command if word != _ENV][2:]
+        return [option for word in words for option in (arguments if word == _ARGS else [word])]
 
 
-def _check_parameters(parameters: Any) -> None:
-    if not isinstance(parameters, dict) or not parameters:
-        raise ValueError("parameters must name at least one option, such as data.init_args.imbalance.ratio")
-    for name, given in parameters.items():
-        if not isinstance(given, dict) or not given:
-            raise ValueError(f"parameter {name!r} needs value, values, or min and max, got {given!r}")
-        if "parameters" in given:
-            raise ValueError(f"parameter {name!r} is nested: write dotted names, such as model.init_args.x")
-        values = given.get("values", [given["value"]] if "value" in given else [])
-        if not isinstance(values, list):
-            raise ValueError(f"parameter {name!r}: values must be a list, got {values!r}")
-        if "values" in given and not values:
-            raise ValueError(f"parameter {name!r} has an empty list of values")
-        if None in values:
-            raise ValueError(f'parameter {name!r}: W&B writes None for null, which sdr fit does not read; write "null"')
+def _checked_early(early: Any) -> Mapping[str, Any]:
+    if not isinstance(early, dict) or early.get("type") != "hyperband":
+        raise ValueError(f"early_terminate must be {{type: hyperband, min_iter: ...}}, got {early!r}")
+    unknown = early.keys() - _HYPERBAND
+    if unknown:
+        raise ValueError(f"early_terminate has no {min(map(str, unknown))!r}, expected some of {sorted(_HYPERBAND)}")
+    if not ("min_iter" in early or {"max_iter", "s"} <= early.keys()):
+        raise ValueError("early_terminate needs min_iter, or max_iter and s")
+    for key in early.keys() - {"type"}:
+        value, is_whole = early[key], isinstance(early[key], int) and not isinstance(early[key], bool)
+        if key == "eta" and not ((is_whole or isinstance(value, float)) and value > 1):
+            raise ValueError(f"early_terminate: eta must be greater than 1, got {value!r}")
+        if key != "eta" and not (is_whole and value >= 1):
+            raise ValueError(f"early_terminate: {key} must be a positive integer, got {value!r}")
+    return early
 
 
 def _check_command(command: Any) -> None:
@@ -139,27 +149,6 @@ def _check_command(command: Any) -> None:
         raise ValueError(f"the command must hold ${{args}}, which passes dotted names to sdr fit: {example}")
     others = [word for word in words if word.startswith("${") and word not in (_ARGS, _ENV)]
     if others:
-        raise ValueError(f"{others[0]} in the command is nothing that sdr fit could read: {example}")
+        raise ValueError(f"{others[0]} in the command is not supported: {example}")
     if [word for word in words if word != _ENV][:2] != ["sdr", "fit"]:
         raise ValueError(f"the command must run sdr fit: {example}")
-
-
-def _check_by_wandb(config: dict[str, Any]) -> None:
-    violations = engine().schema_violations_from_proposed_config({k: v for k, v in config.items() if k != "run_cap"})
-    if violations:
-        raise ValueError(" ".join(str(violations[0]).split()))
-
-
-def engine() -> Any:
-    """W&B's search engine, the package ``sweeps``.
-
-    Raises:
-        ValueError: it is not installed.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # it was written for an older pydantic
-            import sweeps
-    except ModuleNotFoundError as error:
-        raise ValueError("sweeps on this machine need W&B's engine: pip install 'sdr_lightning[sweeps]'") from error
-    return sweeps

@@ -59,7 +59,7 @@ def test_a_study_on_features(tmp_path: Path, experiments: Path) -> None:
     study |= {
         "student": "student.yaml",
         "teachers": {name: {"config": f"{name}.yaml", "pretrained": True} for name in ("image", "text")},
-        "methods": {name: study["methods"][name] for name in ("ITC", "SDR")},
+        "methods": {"ITC": {"weights": {"itc": 1}}, "SDR": None},
         "imbalances": {"poor": [{"kind": "mismatch", "level": "caption"}, {"kind": "missing", "modality": "image"}]},
         "ratios": [0, 0.5],
         "seeds": [0],
@@ -71,6 +71,6 @@ def test_a_study_on_features(tmp_path: Path, experiments: Path) -> None:
     poor = {result["method"]: result for result in results if result["ratio"] == 0.5}
     assert poor["ITC"]["realised"]["sha256"] == poor["SDR"]["realised"]["sha256"]
     assert [part["affected"] for part in poor["SDR"]["realised"]["imbalances"]] == [240, 48]
-    degrees = {r["ratio"]: r["realised"]["degree"]["mean"] for r in results if r["method"] == "SDR"}
+    degrees = {r["ratio"]: r["realised"]["degree"]["image_to_text"] for r in results if r["method"] == "SDR"}
     assert degrees[0] < degrees[0.5]
     assert (tmp_path / "out/report.html").is_file()

@@ -34,6 +34,8 @@ def study(tmp_path_factory: pytest.TempPathFactory, experiments: Path) -> Path:
     study = yaml.safe_load((experiments / "scenes/study.yaml").read_text())
     study |= {"ratios": [0, 0.5], "seeds": [0, 1], "imbalances": {"image noise": study["imbalances"]["image noise"]}}
     study["methods"] = {name: study["methods"][name] for name in ("ITC", "SDR", "SDR, placebo teachers")}
+    for method in study["methods"].values():
+        method["config"] = str(experiments / "scenes" / method["config"])
     (folder / "study.yaml").write_text(yaml.safe_dump(study))
     return folder
 
@@ -82,9 +84,9 @@ def finished(study: Path) -> Path:
 def test_every_cell_records_what_made_it(finished: Path) -> None:
     for path in cells(finished):
         result = json.loads(path.read_text())
-        ratios = [part["realised_ratio"] for part in result["realised"]["imbalances"]]
+        ratios = [part["affected"] / part["of"] for part in result["realised"]["imbalances"]]
         assert ratios == ([pytest.approx(result["ratio"], abs=0.005)] if result["ratio"] else [])
-        assert ("degree" in result["realised"]) == (result["method"] == "SDR")  # placebos measure nothing
+        assert (result["realised"]["degree"] is not None) == (result["method"] == "SDR")  # placebos measure nothing
         assert result["evaluated_under"] == {}
         assert {"versions", "git", "data", "code", "fingerprint", "selected", "protocol"} <= result.keys()
         assert (path.parent / "config.yaml").is_file()

@@ -34,7 +34,7 @@ def file(experiments: Path, tmp_path: Path) -> Path:
         "metric": {"name": "val/rsum_best", "goal": "maximize"},
         "command": [*command, "${args}"],
         "parameters": {
-            "config": {"values": [str(experiments / "sweeps/methods/itc.yaml")]},
+            "config": {"values": [str(experiments / "methods/itc.yaml")]},
             "data.init_args.imbalance.kind": {"value": "mismatch"},
             "data.init_args.imbalance.ratio": {"values": [0.0, 0.5]},
             "seed_everything": {"values": [0, 1]},
@@ -91,7 +91,7 @@ def test_a_mistake_in_the_command_does_not_run_through_the_grid(file: Path, tmp_
     sweep["command"].insert(-1, "--trainer.max_epoch=1")
     file.write_text(yaml.safe_dump(sweep))
     line = complaint(sdr("sweep", file, "--jobs", "2", cwd=tmp_path))
-    assert "the first 3 runs all failed, the last with: sdr fit: error:" in line
+    assert "the first 3 runs all failed, the last with: " in line
     assert "max_epoch" in line
     assert len(json.loads((tmp_path / "runs/sweeps/small/sweep.json").read_text())["runs"]) <= 4
 
@@ -116,7 +116,7 @@ def test_what_makes_it_another_sweep(file: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_the_report_of_what_wandb_kept_offline(experiments: Path, tmp_path: Path) -> None:
-    method = ("--config", experiments / "sweeps/methods/itc.yaml", "--config", experiments / "_base/wandb.yaml")
+    method = ("--config", experiments / "methods/itc.yaml", "--config", experiments / "_base/wandb.yaml")
     for ratio in (0.0, 0.5):
         imbalance = ("--data.init_args.imbalance.kind=mismatch", f"--data.init_args.imbalance.ratio={ratio}")
         options = ("--config", experiments / "scenes/sdr.yaml", *SMALL, *method, *imbalance, "--trainer.max_epochs=1")

@@ -10,6 +10,21 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from sdr_lightning.results.codec import to_json
+from sdr_lightning.results.schema import (
+    Data,
+    Degree,
+    Git,
+    Part,
+    Realised,
+    Run,
+    StudyImbalance,
+    StudyMethod,
+    StudyRecord,
+    StudyStage,
+    TeacherRecord,
+)
+
 PLACEBO = "SDR, placebo teachers"
 METHODS = {
     "ITC": ("Matching loss alone", {"itc": 1.0}),
@@ -21,22 +36,10 @@ METHODS = {
         {"itc": 1.0, "iic": 1.0, "ttc": 2.0, "kd": 2.0},
     ),
 }
-IMBALANCES: dict[str, dict[str, Any]] = {
-    "mismatch": {
-        "kind": "mismatch",
-        "severities": [],
-        "description": "Captions are exchanged between images.",
-    },
-    "missing_words": {
-        "kind": "missing_words",
-        "severities": [3],
-        "description": "Half of the words are dropped.",
-    },
-    "gaussian_noise": {
-        "kind": "gaussian_noise",
-        "severities": [5],
-        "description": "Noise is added to the images.",
-    },
+IMBALANCES = {
+    "mismatch": StudyImbalance("mismatch", "mismatch", (), "Captions are exchanged between images."),
+    "missing_words": StudyImbalance("missing_words", "missing_words", (3,), "Half of the words are dropped."),
+    "gaussian_noise": StudyImbalance("gaussian_noise", "gaussian_noise", (5,), "Noise is added to the images."),
 }
 BASE = {"ITC": 430.0, "ITC + representation": 428.0, "ITC + structure": 431.0, "SDR": 427.0, PLACEBO: 421.0}
 SLOPE = {"ITC": 300.0, "ITC + representation": 240.0, "ITC + structure": 230.0, "SDR": 190.0, PLACEBO: 310.0}
@@ -58,33 +61,31 @@ def write_study(
     extras: bool = False,
 ) -> Path:
     """Write a complete study; ``extras`` adds logs, examples, thumbnails and teachers."""
-    write_json(
-        root / "study.json",
-        {
-            "name": "scenes",
-            "title": "Does structure-aware distillation help when one modality is poor?",
-            "description": "Generated scenes; small encoders trained from random weights.",
-            "data": {
-                "name": "Scenes",
-                "description": "Rendered scenes of coloured solids with five captions each.",
-                "num_train_images": 4000,
-                "num_train_captions": 20000,
-                "num_test_images": 1000,
-                "num_test_captions": 5000,
-                "fingerprint": "5ce4e5" * 8,
-                "relevance": "share of objects and relations two scenes have in common.",
-            },
-            "baseline": "ITC",
-            "candidate": "SDR",
-            "methods": {m: {"description": METHODS[m][0], "weights": METHODS[m][1]} for m in methods},
-            "imbalances": {name: IMBALANCES[name] for name in imbalances},
-            "ratios": list(ratios),
-            "seeds": list(seeds),
-            "notes": ["The imbalance protocols are this project's own.", "One data set, made by a program."],
-            "command": "sdr reproduce experiments/scenes/study.yaml",
-            "wall_time_s": 11100.0,
-        },
+    record = StudyRecord(
+        name="scenes",
+        title="Does structure-aware distillation help when one modality is poor?",
+        description="Generated scenes; small encoders trained from random weights.",
+        data=Data(
+            name="Scenes",
+            description="Rendered scenes of coloured solids with five captions each.",
+            num_train_images=4000,
+            num_train_captions=20000,
+            num_test_images=1000,
+            num_test_captions=5000,
+            fingerprint="5ce4e5" * 8,
+            relevance="share of objects and relations two scenes have in common.",
+        ),
+        baseline="ITC",
+        candidate="SDR",
+        methods={m: StudyMethod(m, (StudyStage(weights=METHODS[m][1]),), description=METHODS[m][0]) for m in methods},
+        imbalances={name: IMBALANCES[name] for name in imbalances},
+        ratios=ratios,
+        seeds=seeds,
+        notes=("The imbalance protocols are this project's own.", "One data set, made by a program."),
+        command="sdr reproduce experiments/scenes/study.yaml",
+        wall_time_s=11100.0,
     )
+    write_json(root / "study.json", to_json(record))
     for method in methods:
         for imbalance, ratio in conditions(imbalances, ratios):
             for seed in seeds:
@@ -130,39 +131,37 @@ def metrics_of(method: str, imbalance: str, ratio: float, seed: int, ndcg: bool 
 def _write_run(root: Path, method: str, imbalance: str, ratio: float, seed: int, ndcg: bool, extras: bool) -> None:
     at = folder(root, method, imbalance, ratio, seed)
     metrics = metrics_of(method, imbalance, ratio, seed, ndcg)
-    write_json(
-        at / "results.json",
-        {
-            "method": method,
-            "imbalance": imbalance,
-            "ratio": ratio,
-            "seed": seed,
-            "metrics": metrics,
-            "val": {"rsum": metrics["rsum"] + 4},
-            "realised": realised_of(imbalance, ratio, seed, extras and method != "ITC"),
-            "fingerprint": sha256(str(at).encode()).hexdigest(),
-            "wall_time_s": 231.4 + seed,
-            "versions": {"torch": "2.14.0", "lightning": "2.6.1"},
-            "git": {
-                "commit": "0123456789abcdef0123456789abcdef01234567",
-                "dirty": seed == 2 and method == "SDR",
-            },
-            "hardware": "1 x GPU, 16 cores",
-        },
+    run = Run(
+        method=method,
+        imbalance=imbalance,
+        ratio=ratio,
+        seed=seed,
+        metrics=metrics,
+        realised=_realised(imbalance, ratio, seed, extras and method != "ITC"),
+        fingerprint=sha256(str(at).encode()).hexdigest(),
+        wall_time_s=231.4 + seed,
+        versions={"torch": "2.14.0", "lightning": "2.6.1"},
+        git=Git("0123456789abcdef0123456789abcdef01234567", dirty=seed == 2 and method == "SDR"),
+        hardware="1 x GPU, 16 cores",
     )
+    write_json(at / "results.json", to_json(run))
     if extras:
         _write_log(at / "metrics.csv", method, metrics["rsum"], seed)
         _write_examples(at / "examples.json", ratio, method, seed)
 
 
 def realised_of(imbalance: str, ratio: float, seed: int, measured: bool) -> dict[str, Any]:
-    """What an imbalance came to, with its degree where a run could measure it."""
-    parts = [{"kind": imbalance, "affected": int(20000 * ratio), "of": 20000}] if ratio else []
-    record: dict[str, Any] = {"imbalances": parts, "sha256": f"{seed}ab4" * 16}
-    if measured:
-        degree = 0.3 + 0.5 * ratio * STEEPNESS[imbalance] + 0.01 * seed
-        record["degree"] = {"image_to_text": degree, "text_to_image": degree + 0.1, "mean": degree + 0.05}
-    return record
+    """Realised corruption as results.json holds it, with its degree where both teachers are attached."""
+    return dict(to_json(_realised(imbalance, ratio, seed, measured)))
+
+
+def _realised(imbalance: str, ratio: float, seed: int, measured: bool) -> Realised:
+    degree = 0.3 + 0.5 * ratio * STEEPNESS[imbalance] + 0.01 * seed
+    return Realised(
+        parts=(Part(imbalance, int(20000 * ratio), 20000),) if ratio else (),
+        sha256=f"{seed}ab4" * 16,
+        measured=Degree(degree, degree + 0.1) if measured else None,
+    )
 
 
 def _write_log(path: Path, method: str, rsum: float, seed: int) -> None:
@@ -204,16 +203,14 @@ def _write_examples(path: Path, ratio: float, method: str, seed: int) -> None:
 
 def _write_extras(root: Path) -> None:
     for modality, task in {"image": "i2i", "text": "t2t"}.items():
-        write_json(
-            root / "teachers" / modality / "teacher.json",
-            {
-                "modality": modality,
-                "description": f"Contrastive, on the clean {modality}s of the training split alone",
-                "fingerprint": f"{task}" * 10,
-                "metrics": {"NDCG@10": 71.25, "NDCG@20": 69.5, "NDCG@50": 66.0},
-                "wall_time_s": 305.0,
-            },
+        teacher = TeacherRecord(
+            modality=modality,
+            description=f"Contrastive, on the clean {modality}s of the training split alone",
+            fingerprint=f"{task}" * 10,
+            metrics={"NDCG@10": 71.25, "NDCG@20": 69.5, "NDCG@50": 66.0},
+            wall_time_s=305.0,
         )
+        write_json(root / "teachers" / modality / "teacher.json", to_json(teacher))
     (root / "thumbnails").mkdir()
     draw = random.Random(0)
     for i in range(19):  # one key has no thumbnail

@@ -1,4 +1,4 @@
-"""A cell that is cut off goes on where it was, and one of another study does not."""
+"""An interrupted cell continues where it was; one with other settings starts again."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from sdr_lightning.studies import jobs
 from sdr_lightning.studies.jobs import run_cell
 from sdr_lightning.studies.plan import Cell, plan
-from sdr_lightning.studies.spec import Study
+from sdr_lightning.studies.spec import read_study
 
-SUITE = Study.load(Path(__file__).parents[2] / "experiments/scenes/study.yaml")
+STUDY = read_study(Path(__file__).parents[2] / "experiments/scenes/study.yaml")
 SMALL = {"data.init_args.source.init_args.num_train": 90, "data.init_args.source.init_args.num_val": 20}
 SMALL |= {"data.init_args.source.init_args.num_test": 20, "data.init_args.batch_size": 150, "trainer.max_epochs": 3}
 STEPS = 9  # 3 epochs of 450 pairs
@@ -39,9 +39,9 @@ class Steps(pl.Callback):
 
 def a_cell(folder: Path) -> Cell:
     """Matching alone, in seconds."""
-    cell = next(cell for cell in plan(SUITE, folder).cells if cell.method == "ITC" and not cell.with_examples)
+    cell = next(cell for cell in plan(STUDY, folder).cells if cell.method == "ITC" and not cell.with_examples)
     options = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
-    return replace(cell, arguments=(*cell.arguments, *options))
+    return replace(cell, stages=((*cell.arguments, *options),))
 
 
 @pytest.fixture
@@ -74,7 +74,7 @@ def kept(cell: Cell) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_cell_that_was_cut_off_ends_as_if_it_had_not_been(run: Any, tmp_path: Path) -> None:
+def test_interrupted_cell_ends_with_the_same_results(run: Any, tmp_path: Path) -> None:
     whole, cut = a_cell(tmp_path / "whole"), a_cell(tmp_path / "cut")
     assert run(whole) == STEPS
     assert run(cut, stop_at=4) == 5
@@ -89,8 +89,10 @@ def test_a_cell_that_was_cut_off_ends_as_if_it_had_not_been(run: Any, tmp_path: 
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("other", [{"data": "of other images"}, {"fingerprint": "other settings"}])
-def test_a_cell_that_was_cut_off_under_other_settings_starts_afresh(run: Any, tmp_path: Path, other: Any) -> None:
+@pytest.mark.parametrize(
+    "other", [{"data": "of other images"}, {"fingerprint": "other settings"}], ids=["data", "settings"]
+)
+def test_interrupted_cell_with_other_settings_starts_again(run: Any, tmp_path: Path, other: Any) -> None:
     cell = a_cell(tmp_path)
     run(cell, stop_at=4)
     now = replace(cell, fingerprint=other["fingerprint"]) if "fingerprint" in other else cell
@@ -98,7 +100,7 @@ def test_a_cell_that_was_cut_off_under_other_settings_starts_afresh(run: Any, tm
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_checkpoint_that_cannot_be_read_is_passed_over(run: Any, tmp_path: Path) -> None:
+def test_unreadable_checkpoint_is_ignored(run: Any, tmp_path: Path) -> None:
     cell = a_cell(tmp_path)
     run(cell, stop_at=1)
     (cell.folder / "checkpoints/last.ckpt").write_bytes(b"half")

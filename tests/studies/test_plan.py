@@ -1,36 +1,49 @@
+"""The jobs of a study: their options, folders, banks and fingerprints."""
+
 import json
 import shlex
 import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from sdr_lightning.configure import build
 from sdr_lightning.data.imbalance import Imbalance
-from sdr_lightning.methods.sdr import TERMS
-from sdr_lightning.studies.plan import Cell, Plan, imbalance_options, plan
-from sdr_lightning.studies.spec import Method, Study
+from sdr_lightning.results.schema import StudyMethod, StudySpec, StudyStage
+from sdr_lightning.studies.plan import Cell, Plan, plan
+from sdr_lightning.studies.spec import imbalance_at, read_study, study_imbalance
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-SUITE = Study.load(EXPERIMENTS / "scenes" / "study.yaml")
+STUDY = read_study(EXPERIMENTS / "scenes" / "study.yaml")
 FOLDER = Path("results")
-PLAN = plan(SUITE, FOLDER)
+PLAN = plan(STUDY, FOLDER)
 BANKS = {"image": "--data.init_args.image_bank", "text": "--data.init_args.text_bank"}
 
 
 def option(cell: Cell, name: str) -> str | None:
-    return cell.arguments[cell.arguments.index(name) + 1] if name in cell.arguments else None
+    """The value that counts, the last one."""
+    values = [value for word, value in zip(cell.arguments, cell.arguments[1:], strict=False) if word == name]
+    return values[-1] if values else None
 
 
 def stack(cell: Cell) -> tuple[Imbalance, ...]:
-    """The imbalances that a cell's options ask for."""
+    """The corruption in the options of a cell."""
     return tuple(Imbalance(**entry) for entry in json.loads(option(cell, "--data.init_args.imbalance") or ""))
 
 
 def cells(planned: Plan, **wanted: object) -> list[Cell]:
     return [cell for cell in planned.cells if all(getattr(cell, k) == v for k, v in wanted.items())]
+
+
+def with_method(name: str, *stages: StudyStage, study: StudySpec = STUDY, **fields: Any) -> StudySpec:
+    return replace(study, methods={**study.methods, name: StudyMethod(name, stages, **fields)}, equal_epochs=False)
+
+
+def fingerprints(study: StudySpec) -> list[str]:
+    return [cell.fingerprint for cell in plan(study, FOLDER).cells]
 
 
 @pytest.fixture
@@ -40,32 +53,18 @@ def copied(tmp_path: Path) -> Path:
     return tmp_path / "experiments"
 
 
-def fingerprints(study: Study) -> list[str]:
-    return [cell.fingerprint for cell in plan(study, FOLDER).cells]
-
-
-@pytest.mark.parametrize(
-    ("ratios", "conditions"), [((0, 0.3, 0.6), 1 + 3 * 2), ((0.3, 0.6), 3 * 2), ((0,), 1), ((1.0, 0), 1 + 3)]
-)
-def test_number_of_cells(ratios: tuple[float, ...], conditions: int) -> None:
-    planned = plan(replace(SUITE, ratios=ratios), FOLDER)
-    assert len(planned.cells) == 5 * conditions * 3
-    clean = [cell for cell in planned.cells if cell.ratio == 0]
-    assert len(clean) == (15 if 0 in ratios else 0)
-    assert {cell.imbalance for cell in clean} <= {"none"}
-
-
-def test_every_combination_occurs_once() -> None:
+def test_every_combination_occurs_once_and_ratio_0_once_for_all_corruptions() -> None:
     found = Counter((c.method, c.imbalance, c.ratio, c.seed) for c in PLAN.cells)
     expected = {
         (method, name, ratio, seed)
-        for method in SUITE.methods
-        for name in (*SUITE.imbalances, "none")
+        for method in STUDY.methods
+        for name in (*STUDY.imbalances, "none")
         for ratio in ((0,) if name == "none" else (0.3, 0.6))
         for seed in (0, 1, 2)
     }
     assert set(found) == expected
     assert set(found.values()) == {1}
+    assert len(plan(replace(STUDY, ratios=(0.3, 0.6)), FOLDER).cells) == 5 * 6 * 3
 
 
 def test_no_two_jobs_share_a_folder_a_file_or_a_fingerprint() -> None:
@@ -78,72 +77,95 @@ def test_no_two_jobs_share_a_folder_a_file_or_a_fingerprint() -> None:
     assert len({cell.fingerprint for cell in PLAN.cells}) == len(PLAN.cells)
 
 
-def test_the_imbalance_is_drawn_with_the_seed_of_the_run() -> None:
+def test_cell_sets_seed_corruption_folder_and_method() -> None:
     for cell in PLAN.cells:
         assert option(cell, "--seed_everything") == str(cell.seed)
-        expected = SUITE.imbalances.get(cell.imbalance, ())
-        assert stack(cell) == tuple(replace(part, ratio=cell.ratio, seed=cell.seed) for part in expected)
-
-
-def test_options_name_every_term() -> None:
-    for cell in PLAN.cells:
-        weights = json.loads(option(cell, "--model.init_args.method.init_args.weights") or "")
-        assert set(weights) == set(TERMS)  # a term that is left out is off, whatever the student's file says
-        assert {term: weight for term, weight in weights.items() if weight} == SUITE.methods[cell.method].weights
+        assert stack(cell) == (imbalance_at(STUDY, cell.imbalance, cell.ratio, cell.seed) if cell.ratio else ())
         assert option(cell, "--run_dir") == str(cell.folder)
-        assert option(cell, "--config") == str(SUITE.student[0])
+        student, overlay = (word for word in cell.arguments if word.endswith(".yaml"))
+        assert student == str(STUDY.student[0])
+        assert overlay == str(STUDY.methods[cell.method].stages[0].config[0])
+        assert cell.with_examples == (cell.seed == 0 and cell.ratio == 0.6)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_options_say_what_the_cell_is() -> None:
-    """Parsed by the real parser; banks are not read before a fit."""
-    for cell in (cells(PLAN, method="SDR", imbalance="missing words")[4], cells(PLAN, imbalance="none")[1]):
+def test_options_are_parsed_as_the_cell_they_describe() -> None:
+    stage = StudyStage(
+        weights={"itc": 1, "kd": 3}, options={"data.init_args.batch_size": 16, "seed_everything": 9}, epochs=5
+    )
+    planned = plan(with_method("other", stage), FOLDER)
+    for cell in (*cells(PLAN, method="ITC", seed=1)[:1], *cells(planned, method="other", seed=1)[:2]):
         cli = build(list(cell.arguments))
         assert tuple(cli.datamodule.imbalances) == stack(cell)
-        assert cli.datamodule.seed == cell.seed
-        assert cli.model.method.weights == SUITE.methods[cell.method].weights
-        for modality, name in BANKS.items():
-            assert Path(str(cli.datamodule.banks[modality])).resolve() == Path(str(option(cell, name))).resolve()
+        assert cli.datamodule.seed == cell.seed  # no option of a method changes it
+        if cell.method == "other":
+            assert cli.model.method.weights == {"itc": 1, "kd": 3}  # terms that are left out are off
+            assert (cli.datamodule.batch_size, cli.trainer.max_epochs) == (16, 5)
+            for modality, name in BANKS.items():
+                assert Path(str(cli.datamodule.banks[modality])).resolve() == Path(str(option(cell, name))).resolve()
 
 
-def test_imbalance_options() -> None:
-    parts = (Imbalance("drop_words", 0.3, severity=4, seed=7), Imbalance(file="noise.npz", splits=("train", "val")))
-    name, value = imbalance_options(parts)
-    assert name == "--data.init_args.imbalance"
-    assert tuple(Imbalance(**entry) for entry in json.loads(value)) == parts
-    assert imbalance_options(()) == (name, "[]")
+def test_weights_of_the_record_are_those_of_the_built_methods() -> None:
+    assert PLAN.methods["ITC"].stages[0].weights == {"itc": 1}
+    assert PLAN.methods["SDR"].stages[0].weights == {"itc": 1, "iic": 1, "ttc": 2, "kd": 2, "kdi": 1, "kdt": 1}
 
 
-def test_only_methods_that_distil_have_banks() -> None:
-    for cell in PLAN.cells:
-        banks = {option(cell, name) is not None for name in BANKS.values()}
-        assert banks == {SUITE.methods[cell.method].distils}
-    matching = replace(SUITE, methods={"ITC": SUITE.methods["ITC"]}, candidate="ITC")
-    assert plan(matching, FOLDER).banks == ()
+@pytest.mark.parametrize(
+    ("weights", "modalities"),
+    [({"itc": 1}, ()), ({"itc": 1, "iic": 1}, ("image",)), ({"ttc": 1}, ("text",)), ({"kd": 1}, ("image", "text"))],
+    ids=["none", "image", "text", "both"],
+)
+def test_banks_are_extracted_where_the_method_needs_them(
+    weights: dict[str, float], modalities: tuple[str, ...]
+) -> None:
+    study = with_method("M", StudyStage(weights=weights))
+    planned = plan(replace(study, methods={"M": study.methods["M"]}, baseline="M", candidate="M"), FOLDER)
+    assert {bank.teacher.modality for bank in planned.banks} == set(modalities)
+    assert len(planned.teachers) == 2  # structure is compared with both
+    for cell in planned.cells:
+        assert cell.needs_banks == bool(modalities)
+        assert tuple(modality for modality, name in BANKS.items() if option(cell, name)) == modalities
 
 
-def test_banks_are_shared_exactly_where_teachers_are_shown_the_same() -> None:
-    def files(name: str, modality: str) -> dict[tuple[float, int], str | None]:
-        found = cells(PLAN, method="SDR", imbalance=name)
-        return {(cell.ratio, cell.seed): option(cell, BANKS[modality]) for cell in found}
+def test_study_without_teachers() -> None:
+    methods = {name: STUDY.methods[name] for name in ("ITC",)}
+    planned = plan(replace(STUDY, methods=methods, candidate="ITC", teachers={}), FOLDER)
+    assert planned.teachers == planned.banks == ()
+    assert {cell.teachers for cell in planned.cells} == {()}
+    with pytest.raises(ValueError, match=r"study.yaml: method ITC \+ representation needs the text teacher, which"):
+        plan(replace(STUDY, teachers={"image": STUDY.teachers["image"]}), FOLDER)
 
+
+@pytest.mark.parametrize(
+    ("stage", "complaint"),
+    [
+        (StudyStage(weights={"kdx": 1}), "unknown term 'kdx'"),
+        (StudyStage(options={"model.init_args.methd.init_args.x": 1}), "methd"),
+        (StudyStage(options={"model.init_args.method": "no_such_package.Method"}), "no_such_package"),
+    ],
+    ids=["term", "option", "class"],
+)
+def test_method_that_cannot_be_built_is_named(stage: StudyStage, complaint: str) -> None:
+    with pytest.raises(ValueError, match=r"study\.yaml: method SDR: ") as error:
+        plan(with_method("SDR", stage), FOLDER)
+    assert complaint in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_banks_are_shared_where_teachers_see_the_same() -> None:
     for modality, touched in (("image", "image noise"), ("text", "missing words")):
-        clean = set(files("none", modality).values())
-        assert len(clean) == 1
-        for name in SUITE.imbalances:
+
+        def files(name: str, modality: str = modality) -> list[str | None]:
+            return [option(cell, BANKS[modality]) for cell in cells(PLAN, method="SDR", imbalance=name)]
+
+        (clean,) = set(files("none"))
+        for name in STUDY.imbalances:
             if name == touched:
-                own = list(files(name, modality).values())
-                assert len(set(own)) == len(own) == 6
-                assert not set(own) & clean
+                assert len({*files(name), clean}) == 6 + 1
             else:
-                assert set(files(name, modality).values()) == clean
-
-
-def test_banks_are_extracted_once_from_what_they_are_for() -> None:
+                assert set(files(name)) == {clean}
     extracted = {str(bank.file): bank for bank in PLAN.banks}
     assert len(extracted) == len(PLAN.banks) == 2 * (1 + 6)
-    used = {option(cell, name) for cell in cells(PLAN, method="SDR") for name in BANKS.values()}
-    assert used == set(extracted)
     for cell in cells(PLAN, method="SDR"):
         for modality, name in BANKS.items():
             bank = extracted[option(cell, name) or ""]
@@ -151,9 +173,9 @@ def test_banks_are_extracted_once_from_what_they_are_for() -> None:
             assert bank.imbalances == tuple(part for part in stack(cell) if part.modality == modality)
 
 
-def test_a_noise_file_may_touch_either_teacher() -> None:
-    noisy = replace(SUITE, imbalances={"published": (Imbalance(file="index_{ratio}.npy"),)}, ratios=(0.4,), seeds=(0,))
-    planned = plan(noisy, FOLDER)
+def test_noise_file_may_corrupt_what_either_teacher_sees() -> None:
+    published = study_imbalance("published", Imbalance(file="index_{ratio}.npy"))
+    planned = plan(replace(STUDY, imbalances={"published": published}, ratios=(0.4,), seeds=(0,)), FOLDER)
     assert {stack(cell)[0].file for cell in planned.cells} == {"index_0.4.npy"}
     assert all(bank.imbalances == (Imbalance(file="index_0.4.npy"),) for bank in planned.banks)
 
@@ -165,124 +187,115 @@ def test_placebo_banks_stand_beside_the_real_ones() -> None:
         assert (real.imbalance, real.seed) == (control.imbalance, control.seed)
         for name in BANKS.values():
             assert option(control, name) == placebo[option(real, name) or ""]
-    real_only = {name: method for name, method in SUITE.methods.items() if method.teachers == "real"}
-    assert {bank.placebo for bank in plan(replace(SUITE, methods=real_only), FOLDER).banks} == {None}
+    real_only = {name: method for name, method in STUDY.methods.items() if method.teachers == "real"}
+    assert {bank.placebo for bank in plan(replace(STUDY, methods=real_only), FOLDER).banks} == {None}
 
 
-def test_examples_are_kept_of_one_seed_at_the_hardest_ratio() -> None:
-    kept = [(cell.imbalance, cell.ratio, cell.seed) for cell in PLAN.cells if cell.with_examples]
-    assert set(kept) == {(name, 0.6, 0) for name in SUITE.imbalances}
-    assert len(kept) == 3 * 5
-
-
-def test_a_pretrained_teacher_is_not_trained() -> None:
-    image = replace(SUITE.teachers["image"], pretrained=True)
-    planned = plan(replace(SUITE, teachers={**SUITE.teachers, "image": image}), FOLDER)
+def test_pretrained_teacher_is_not_trained() -> None:
+    image = replace(STUDY.teachers["image"], pretrained=True)
+    planned = plan(replace(STUDY, teachers={**STUDY.teachers, "image": image}), FOLDER)
     assert [teacher.checkpoint is None for teacher in planned.teachers] == [True, False]
     lines = [shlex.split(line) for line in planned.commands().splitlines()]
-    trained = [line for line in lines if str(SUITE.teachers["image"].config[0]) in line and line[1] == "fit"]
-    assert trained == []
-    extracted = [line for line in lines if line[1] == "extract"]
-    assert {("--ckpt_path" in line) for line in extracted if str(image.config[0]) in line} == {False}
+    of_image = [line for line in lines if str(image.config[0]) in line]
+    assert {line[1] for line in of_image} == {"extract"}
+    assert not any("--ckpt_path" in line for line in of_image)
 
 
-def test_planning_twice_gives_the_same_and_writes_nothing(tmp_path: Path) -> None:
-    assert plan(SUITE, tmp_path / "new") == plan(SUITE, tmp_path / "new")
+def test_planning_is_repeatable_and_writes_nothing(tmp_path: Path) -> None:
+    assert plan(STUDY, tmp_path / "new") == plan(STUDY, tmp_path / "new")
     assert not list(tmp_path.iterdir())
+    assert fingerprints(STUDY) == [cell.fingerprint for cell in plan(STUDY, Path("elsewhere")).cells]
+    fewer = replace(STUDY, methods={name: STUDY.methods[name] for name in ("ITC", "SDR")}, seeds=(1,))
+    assert set(fingerprints(fewer)) < set(fingerprints(STUDY))
 
 
-def test_fingerprints_do_not_depend_on_the_folder_or_on_other_methods() -> None:
-    assert [cell.fingerprint for cell in plan(SUITE, Path("elsewhere")).cells] == fingerprints(SUITE)
-    fewer = replace(SUITE, methods={name: SUITE.methods[name] for name in ("ITC", "SDR")}, seeds=(1,))
-    assert set(fingerprints(fewer)) < set(fingerprints(SUITE))
+@pytest.mark.parametrize(
+    "stage",
+    [
+        StudyStage(weights={"itc": 1, "kd": 3}),
+        StudyStage(config=STUDY.methods["ITC"].stages[0].config),
+        StudyStage(config=STUDY.methods["SDR"].stages[0].config, epochs=3),
+        StudyStage(config=STUDY.methods["SDR"].stages[0].config, options={"data.init_args.batch_size": 16}),
+    ],
+    ids=["weights", "config", "epochs", "options"],
+)
+def test_fingerprints_change_with_the_settings_of_a_method(stage: StudyStage) -> None:
+    before = {cell.folder: cell.fingerprint for cell in PLAN.cells}
+    after = plan(with_method("SDR", stage, description="other words"), FOLDER).cells
+    assert {cell.method for cell in after if before[cell.folder] != cell.fingerprint} == {"SDR"}
 
 
-def test_fingerprints_change_with_the_method() -> None:
-    before = {c.folder: c.fingerprint for c in PLAN.cells}
-    heavier = Method({**SUITE.methods["SDR"].weights, "kd": 3})
-    after = plan(replace(SUITE, methods={**SUITE.methods, "SDR": heavier}), FOLDER).cells
-    changed = {cell.method for cell in after if before[cell.folder] != cell.fingerprint}
-    assert changed == {"SDR"}
-    described = replace(SUITE.methods["SDR"], description="other words")
-    assert fingerprints(replace(SUITE, methods={**SUITE.methods, "SDR": described})) == fingerprints(SUITE)
+def test_descriptions_and_comments_do_not_count(copied: Path) -> None:
+    for name in ("scenes/sdr.yaml", "models/tiny.yaml", "scenes/image_teacher.yaml", "methods/sdr.yaml"):
+        (copied / name).write_text("# Other words.\n" + (copied / name).read_text())
+    described = with_method("SDR", *STUDY.methods["SDR"].stages, study=read_study(copied / "scenes/study.yaml"))
+    assert fingerprints(described) == fingerprints(STUDY)
 
 
-@pytest.mark.parametrize("name", ["sdr.yaml", "image_teacher.yaml", "text_teacher.yaml"])
-def test_fingerprints_change_with_configurations(copied: Path, name: str) -> None:
-    file = copied / "scenes" / name
-    study = Study.load(copied / "scenes" / "study.yaml")
-    before = plan(study, FOLDER)
-    assert [cell.fingerprint for cell in before.cells] == fingerprints(SUITE)  # where the files are does not matter
-    file.write_text(file.read_text().replace("max_epochs", "min_epochs: 2\n  max_epochs"))
+@pytest.mark.parametrize(
+    ("name", "old", "new", "changed"),
+    [
+        ("scenes/sdr.yaml", "max_epochs: 8", "max_epochs: 9", ""),
+        ("models/tiny.yaml", "hidden_size: 64", "hidden_size: 32", ""),
+        ("scenes/image_teacher.yaml", "max_epochs", "min_epochs: 2\n  max_epochs", "image"),
+    ],
+    ids=["student", "fragment", "teacher"],
+)
+def test_fingerprints_change_with_files(copied: Path, name: str, old: str, new: str, changed: str) -> None:
+    study = read_study(copied / "scenes" / "study.yaml")
+    before, file = plan(study, FOLDER), copied / name
+    assert old in file.read_text()
+    file.write_text(file.read_text().replace(old, new))
     after = plan(study, FOLDER)
     assert not {cell.fingerprint for cell in before.cells} & {cell.fingerprint for cell in after.cells}
     assert not {bank.file for bank in before.banks} & {bank.file for bank in after.banks}
     teachers = zip(before.teachers, after.teachers, strict=True)
-    assert [a.fingerprint != b.fingerprint for a, b in teachers] == [t in name for t in ("image", "text")]
+    assert [a.modality for a, b in teachers if a.fingerprint != b.fingerprint] == [changed][: bool(changed)]
 
 
-@pytest.mark.parametrize("name", ["models/tiny.yaml", "data/scenes.yaml"])
-def test_fingerprints_change_with_fragments(copied: Path, name: str) -> None:
-    study = Study.load(copied / "scenes" / "study.yaml")
-    before = fingerprints(study)
-    file = copied / name
-    file.write_text(
-        file.read_text().replace("hidden_size: 64", "hidden_size: 32").replace("batch_size: 128", "batch_size: 64")
-    )
-    assert not set(before) & set(fingerprints(study))
-
-
-def test_comments_of_a_configuration_do_not_count(copied: Path) -> None:
-    study = Study.load(copied / "scenes" / "study.yaml")
-    before = fingerprints(study)
-    for name in ("scenes/sdr.yaml", "models/tiny.yaml", "scenes/image_teacher.yaml"):
-        (copied / name).write_text("# Other words.\n" + (copied / name).read_text())
-    assert fingerprints(study) == before
-
-
-def test_the_code_that_decides_a_result_is_part_of_every_fingerprint(
-    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("place", ["overlay", "option"])
+def test_method_outside_the_package_is_built_and_counts_in_every_fingerprint(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A loss of one's own, which the student's configuration names."""
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "loss_of_mine.py").write_text("class Method:\n    margin = 0.1\n")
-    file = copied / "models/tiny.yaml"
-    file.write_text(file.read_text().replace("sdr_lightning.methods.SDR", "loss_of_mine.Method"))
-    study = Study.load(copied / "scenes" / "study.yaml")
+    code = tmp_path / f"methods_of_mine_{place}.py"
+    code.write_text(
+        "from sdr_lightning.methods import Method\n\n\nclass Mine(Method):\n"
+        "    def __init__(self, margin: float = 0.1):\n        super().__init__({'mine': 1.0})\n\n"
+        "    def terms(self, pairs, local_rows=slice(None)):\n        return {}\n"
+    )
+    name = f"{code.stem}.Mine"
+    (tmp_path / "mine.yaml").write_text(json.dumps({"model": {"init_args": {"method": {"class_path": name}}}}))
+    in_overlay, in_option = (tmp_path / "mine.yaml",), {"model.init_args.method": name}
+    stage = StudyStage(config=in_overlay) if place == "overlay" else StudyStage(options=in_option)
+    study = with_method("mine", stage)
     before = plan(study, FOLDER)
     assert {job.code for job in (*before.cells, *before.teachers)} == {before.code}
-    (tmp_path / "loss_of_mine.py").write_text("class Method:\n    margin = 0.2\n")
+    assert before.methods["mine"].stages[0].weights == {"mine": 1}
+    assert not any(cell.needs_banks for cell in cells(before, method="mine"))
+    code.write_text(code.read_text().replace("0.1", "0.2"))
     after = plan(study, FOLDER)
     assert not {cell.fingerprint for cell in before.cells} & {cell.fingerprint for cell in after.cells}
     assert not {job.fingerprint for job in before.teachers} & {job.fingerprint for job in after.teachers}
-    assert not {bank.file for bank in before.banks} & {bank.file for bank in after.banks}
     assert before.fingerprint != after.fingerprint
 
 
-def test_commands() -> None:
-    lines = [shlex.split(line) for line in PLAN.commands().splitlines()]
+def test_commands_make_their_inputs_first() -> None:
+    two_stages = (StudyStage(weights={"itc": 1}, epochs=1), StudyStage(weights={"kd": 1}, epochs=1))
+    planned = plan(with_method("staged", *two_stages), FOLDER)
+    lines = [shlex.split(line) for line in planned.commands().splitlines()]
     assert {line[0] for line in lines} == {"sdr"}
-    assert Counter(line[1] for line in lines) == {"fit": 2 + 105, "extract": 14, "test": 105}
+    assert Counter(line[1] for line in lines) == {"fit": 2 + 105 + 2 * 21, "extract": 14, "test": 126}
     fits = [tuple(line[2:]) for line in lines if line[1] == "fit"]
-    assert set(fits) >= {cell.arguments for cell in PLAN.cells}
-    # The folder of a method's name with a comma and blanks is one word.
-    assert any("SDR, placebo teachers" in word for line in lines for word in line)
-
-
-def test_commands_make_what_they_use_before_they_use_it() -> None:
+    assert set(fits) >= {cell.arguments for cell in planned.cells}
     made: set[str] = set()
-    for line in (shlex.split(line) for line in PLAN.commands().splitlines()):
+    for line in lines:
         values = dict(zip(line[2::2], line[3::2], strict=True))
-        needed = [values.get("--ckpt_path"), *(values.get(name) for name in BANKS.values())]
-        assert {file for file in needed if file and "placebo" not in file} <= made
+        needed = [values.get("--ckpt_path"), values.get("--model.init_args.start_from")]
+        assert {file for file in (*needed, *(values.get(name) for name in BANKS.values())) if file} <= made
         if line[1] == "fit":
             made |= {f"{values['--run_dir']}/checkpoints/{name}.ckpt" for name in ("best", "final")}
         if line[1] == "extract":
-            made.add(values["--output"])
-
-
-def test_commands_make_the_placebo_banks() -> None:
-    lines = [shlex.split(line) for line in PLAN.commands().splitlines()]
-    words = {word for line in lines if line[1] != "fit" for word in line}
-    used = {option(cell, name) for cell in cells(PLAN, method="SDR, placebo teachers") for name in BANKS.values()}
-    assert used <= words
+            made |= {values["--output"], values["--placebo"]}
+        if line[1] == "test" and "/SDR/" in values["--run_dir"]:
+            assert str(STUDY.methods["SDR"].stages[0].config[0]) in line

@@ -1,26 +1,61 @@
-"""The folder of a study and what is said of its progress; whole studies run in tests/e2e."""
+"""The folder of a study, published cells, and the progress that is printed; tests/e2e runs whole studies."""
 
 import io
+import json
 import multiprocessing
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
-from sdr_lightning.studies import jobs
-from sdr_lightning.studies.plan import plan
+from sdr_lightning.paths import write_json
+from sdr_lightning.results.codec import to_json
+from sdr_lightning.results.schema import Data, Run
+from sdr_lightning.studies import jobs, runner
+from sdr_lightning.studies.plan import Cell, plan
 from sdr_lightning.studies.runner import Runner
-from sdr_lightning.studies.spec import Study
+from sdr_lightning.studies.spec import read_study
+from sdr_lightning.workers import Task
 
-SUITE = Study.load(Path(__file__).parents[2] / "experiments/scenes/study.yaml")
+STUDY = read_study(Path(__file__).parents[2] / "experiments/scenes/study.yaml")
 CELL = "cells/ITC/mismatch-0.3/seed-0"
+DATA = Data(name="scenes", splits={"train": "1", "val": "2", "test": "3"})
 
 
-def runner(folder: Path, console: Console | None = None) -> Runner:
-    return Runner(SUITE, plan(SUITE, folder), folder, 1, console)
+class FakeWorkers:
+    """Runs no process: tasks succeed at once, and cells leave their result."""
+
+    def __init__(self, count: int) -> None:
+        self.started: list[Task] = []
+        self.has_free = True
+
+    def __enter__(self) -> "FakeWorkers":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def call(self, name: str, *_: object) -> Any:
+        return DATA if name == "data" else ["image"]
+
+    def start(self, task: Task) -> None:
+        self.started.append(task)
+        self.has_free = False
+
+    def ended(self) -> list[Task]:
+        self.has_free = True
+        return self.started[-1:]
+
+
+def study_runner(folder: Path, console: Console | None = None) -> Runner:
+    return Runner(STUDY, plan(STUDY, folder), folder, 1, console)
+
+
+def result(cell: Cell, **changes: Any) -> Run:
+    values = {"code": cell.code, "fingerprint": cell.fingerprint, "data": DATA.splits} | changes
+    return Run(method=cell.method, imbalance=cell.imbalance, ratio=cell.ratio, seed=cell.seed, metrics={}, **values)
 
 
 @pytest.mark.parametrize(
@@ -28,18 +63,19 @@ def runner(folder: Path, console: Console | None = None) -> Runner:
     [
         ("study.json", "study.json exists and was not written by this command"),
         ("report.html", "report.html exists and was not written by this command"),
-        ("report.md", "report.md exists and was not written by this command"),
         ("figures/rsum.png", "rsum.png exists and was not written by this command"),
-        (f"{CELL}/notes.txt", r"seed-0 has no begun\.json, so no job of this study wrote it: move it away, or choose"),
-        (f"{CELL}/results.json", r"seed-0 has no begun\.json"),
+        (
+            f"{CELL}/results.json",
+            r"seed-0 has no begun\.json, so no job of this study wrote it: move it away, or choose",
+        ),
         ("teachers/image/notes.txt", r"image has no begun\.json"),
     ],
 )
-def test_a_file_of_another_origin_is_refused_before_the_work(tmp_path: Path, file: str, complaint: str) -> None:
+def test_foreign_file_is_refused_before_the_work(tmp_path: Path, file: str, complaint: str) -> None:
     (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / file).write_text("{}")
     with pytest.raises(ValueError, match=complaint):
-        runner(tmp_path).run()
+        study_runner(tmp_path).run()
     assert (tmp_path / file).read_text() == "{}"
     assert not multiprocessing.active_children()
 
@@ -48,17 +84,49 @@ def test_files_beside_those_of_a_study_are_left_alone(tmp_path: Path) -> None:
     for name in ("notes.txt", "cells/notes.txt", f"{CELL}/.begun-abc.json"):  # the last is of an interrupted start
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("mine")
-    runner(tmp_path)._check_folder()
+    study_runner(tmp_path)._check_folder()
 
 
-def test_a_log_tells_how_far_the_study_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "run_cell", lambda *_: None)
+@pytest.mark.parametrize("published", [False, True], ids=["folder", "published"])
+def test_finished_cells_do_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: bool) -> None:
+    """Those with the settings and the data of now, from the folder or from results.jsonl."""
+    workers = FakeWorkers(1)
+    monkeypatch.setattr(runner, "Workers", lambda _: workers)
+    monkeypatch.setattr(runner, "build_report", lambda folder: folder / "report.html")
+    running = study_runner(tmp_path, Console(file=io.StringIO()))
+    finished, other_settings, other_data, *_ = running.plan.cells
+    runs = [result(finished), result(other_settings, fingerprint="old"), result(other_data, data={"train": "0"})]
+    if published:
+        (tmp_path / "results.jsonl").write_text("".join(json.dumps(to_json(run)) + "\n" for run in runs))
+    else:
+        for cell, run in zip(running.plan.cells, runs, strict=False):
+            write_json(cell.result, to_json(run))
+            write_json(cell.folder / "begun.json", {})
+    running.run()
+    ran = [task.arguments[0] for task in workers.started if task.function is jobs.run_cell]
+    assert {cell.folder for cell in ran} == {cell.folder for cell in running.plan.cells if cell != finished}
+    order = [task.function.__name__ for task in workers.started]
+    assert order[:5] == ["run_features"] * 3 + ["run_teacher"] * 2
+    needs = [cell.needs_banks for cell in ran]
+    assert needs == sorted(needs)
+    assert max(i for i, name in enumerate(order) if name == "run_bank") < len(order) - sum(needs)
+    assert json.loads((tmp_path / "study.json").read_text())["code"] == running.plan.code
+
+
+def test_log_shows_cells_done_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = io.StringIO()
-    running = runner(tmp_path, Console(file=printed, width=60))
+    running = study_runner(tmp_path, Console(file=printed, width=60))
     running._cells_before = 10
-    work: list[Any] = [("image clean", lambda: None, ()), ("SDR, mismatch 0.3, seed 1", jobs.run_cell, ())]
+    tasks = [Task("image clean", jobs.run_bank), Task("SDR, mismatch 0.3, seed 1", jobs.run_cell)]
     monkeypatch.setattr(time, "monotonic", iter([100.0, *[116.0] * 1000]).__next__)  # 16 s for the first of 95 cells
-    with ThreadPoolExecutor(1) as pool:
-        running._phase(pool, "banks and cells", work)  # type: ignore[arg-type]
+    running._phase(FakeWorkers(1), "banks and cells", tasks)  # type: ignore[arg-type]
     assert "1/2 banks and cells: image clean\n" in printed.getvalue()
     assert "11/105 cells, 26 min left: SDR, mismatch 0.3, seed 1\n" in printed.getvalue()
+
+
+def test_first_failure_stops_the_study(tmp_path: Path) -> None:
+    workers = FakeWorkers(1)
+    tasks = [Task("first", jobs.run_cell, failure="ValueError: too small"), Task("second", jobs.run_cell)]
+    with pytest.raises(ValueError, match="first failed: ValueError: too small"):
+        study_runner(tmp_path)._phase(workers, "cells", tasks)  # type: ignore[arg-type]
+    assert workers.started == tasks[:1]
