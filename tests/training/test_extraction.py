@@ -135,7 +135,7 @@ def test_an_interrupted_extraction_goes_on_with_the_batches_that_are_left(
     whole = CountingTower("image", frozen)
     expected = bank(whole, module(tmp_path / "whole"))
     if event is kill:
-        monkeypatch.setattr(extraction, "_PART_S", 0.0)
+        monkeypatch.setattr(extraction, "_PART_SECONDS", 0.0)
     tower = meeting(CountingTower("image", frozen), 2, event)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises((Stopped, MemoryError)) as caught:

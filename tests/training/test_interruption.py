@@ -44,7 +44,7 @@ def test_a_signal_waits_for_the_end_of_a_block(number: signal.Signals) -> None:
     def work() -> None:
         with Interruption() as interruption:
             os.kill(os.getpid(), number)
-            seen.append(interruption.asked)
+            seen.append(interruption.received)
 
     with pytest.raises(Stopped) as caught:
         work()
@@ -70,7 +70,7 @@ def test_an_ignored_signal_stays_ignored() -> None:
     try:
         with Interruption() as interruption, stopped_by_signals():
             os.kill(os.getpid(), signal.SIGINT)
-        assert interruption.asked is None
+        assert interruption.received is None
     finally:
         signal.signal(signal.SIGINT, before)
 
