@@ -34,7 +34,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
         (("--checkpoint.monitor=val/r_sum",), "did you mean 'val/rsum'?"),
         (("--data.init_args.tokenizer.init_args.max_tokens=500",), "positions and max_tokens is 500"),
         (("--trainer.limit_train_batches=1e-4",), "increase the `limit_train_batches` argument"),
-        (("--trainer.use_distributed_sampler=true",), "use_distributed_sampler would divide the data twice"),
+        (("--trainer.use_distributed_sampler=true",), "use_distributed_sampler would divide the data a second time"),
         (("--trainer.barebones=true",), "barebones has neither logs nor checkpoints"),
         (("--model.init_args.method.init_args.weights", '{"itcc": 1}'), "did you mean 'itc'"),
         (

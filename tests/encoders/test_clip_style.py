@@ -209,7 +209,9 @@ def test_normalisation_that_nothing_says(clip, tmp_path, processor, given):
         source = {"weights": write(clip[0], tmp_path, **processor)}
     if processor and "std" in given:
         return  # one from here and one from there
-    with pytest.raises(ValueError, match="do not say how pixels are normalised: give image_tower's mean and std"):
+    with pytest.raises(
+        ValueError, match="pixel normalisation of the weights is unknown: set mean and std of the image_tower"
+    ):
         TransformersImageTower(**source, **given)
     TransformersImageTower(**source, **HOW)
 
@@ -302,7 +304,7 @@ def test_no_pooling_leaves_a_parameter_without_gradient(name, pooling):
 def test_pooling_that_the_model_does_not_have():
     settings = {"model_type": "distilbert", "vocab_size": 50, "dim": 16, "n_layers": 1, "n_heads": 2, "hidden_dim": 8}
     tower = TransformersTextTower(config=settings, pooling="own")
-    with pytest.raises(ValueError, match="DistilBertModel does not pool by itself: set pooling to mean or cls"):
+    with pytest.raises(ValueError, match="DistilBertModel has no pooler of its own: set pooling to mean or cls"):
         tower(captions())
     with pytest.raises(ValueError, match="pooling must be mean, cls or own, got 'max'"):
         TransformersImageTower(config=IMAGE_MODELS["vit"], pooling="max", **HOW)
@@ -334,7 +336,7 @@ def test_an_image_tower_needs_either_weights_or_config(clip):
 
 def test_image_weights_that_nobody_has(offline, tmp_path):
     for reference in ("nobody/has-this-model", str(tmp_path), str(tmp_path / "nothing")):
-        with pytest.raises(ValueError, match=r"^image tower .*pass image_tower.init_args.weights a local") as caught:
+        with pytest.raises(ValueError, match=r"^image tower .*set image_tower.init_args.weights to a local") as caught:
             TransformersImageTower(reference)
         assert repr(reference) in str(caught.value)
         assert "\n" not in str(caught.value)
@@ -342,7 +344,7 @@ def test_image_weights_that_nobody_has(offline, tmp_path):
 
 def test_sides_that_share_no_space_need_projections(clip):
     image, text = TransformersImageTower(clip[1]), TransformersTextTower(clip[1], pooling="own")
-    with pytest.raises(ValueError, match="towers of widths 24 and 16 share no space: give embedding_width"):
+    with pytest.raises(ValueError, match="towers of widths 24 and 16 share no space: set embedding_width"):
         DualEncoder(image, text, embedding_width=None)
     DualEncoder(image, text, embedding_width=8)
 

@@ -126,7 +126,7 @@ def test_without_a_width_the_towers_features_are_the_embeddings():
         expected = features / features.norm(dim=1, keepdim=True)
         torch.testing.assert_close(getattr(encoder, f"encode_{side}")(inputs), expected)
         assert isinstance(getattr(encoder, f"{side}_projection"), nn.Identity)
-    with pytest.raises(ValueError, match="towers of widths 16 and 20 share no space: give embedding_width"):
+    with pytest.raises(ValueError, match="towers of widths 16 and 20 share no space: set embedding_width"):
         DualEncoder(image_tower(), TransformersTextTower(config=BERT | {"hidden_size": 20}), None)
 
 

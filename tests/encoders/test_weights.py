@@ -136,4 +136,4 @@ def test_unreachable_says_what_where_and_why():
     assert isinstance(error, ValueError)
     assert "text tower 'a/b'" in str(error)
     assert "(OSError)" in str(error)
-    assert "pass text_tower.init_args.weights a local folder" in str(error)
+    assert "set text_tower.init_args.weights to a local folder" in str(error)

@@ -62,7 +62,7 @@ class ImageTower(Tower):
         super().__init__(frozen)
         self.width = self.tokens_width = width
         self.patch, self.pretrained, self.rows = nn.Linear(3 * 8 * 8, width), pretrained, list[int]()
-        self.freeze_if_asked()
+        self.apply_frozen()
 
     def settings(self) -> str:
         return "patches"
@@ -85,7 +85,7 @@ class TextTower(Tower):
         self.width = self.tokens_width = width
         self.words, self.mix = nn.Embedding(80, width), nn.Linear(width, width)
         self.pretrained, self.rows = pretrained, list[int]()
-        self.freeze_if_asked()
+        self.apply_frozen()
 
     def settings(self) -> str:
         return "words"

@@ -39,7 +39,7 @@ class CountingTower(Tower):
         generator = torch.Generator().manual_seed(seed)
         self.weight = nn.Parameter(torch.randn(100 if modality == "text" else 768, 4, generator=generator))
         self.rows: list[int] = []
-        self.freeze_if_asked()
+        self.apply_frozen()
 
     def settings(self) -> str:
         return "counting"
