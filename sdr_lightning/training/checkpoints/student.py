@@ -38,7 +38,7 @@ def load_student(checkpoint: dict[str, Any], module: RetrievalModule) -> None:
     """
     trained = checkpoint.get(_PROTOCOL, "clean")
     if trained != module.protocol:
-        raise ValueError(f"the checkpoint was trained under protocol {trained}: say --protocol {trained}")
+        raise ValueError(f"the checkpoint was trained under protocol {trained}: use --protocol {trained}")
     if module.trainer.state.fn == TrainerFn.FITTING:
         _check_teachers(checkpoint.get(_TEACHERS, {}), module)
         module.best_rsum = checkpoint.get(_BEST, 0.0)
