@@ -1,4 +1,4 @@
-"""A study on precomputed features alone: no image anywhere."""
+"""A study on precomputed features without images."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ SPLITS = {"train": "train", "dev": "val", "test": "test"}
 
 
 def write_features(folder: Path) -> int:
-    """Three noisy regions a scene, in the format of SCAN; returns their width."""
+    """Write three noisy regions per scene in the format of SCAN; return their width."""
     source = SceneSource(num_train=96, num_val=40, num_test=40, size=16)
     generator = np.random.default_rng(0)
     for name, split in SPLITS.items():
@@ -27,7 +27,7 @@ def write_features(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_study_on_features(tmp_path: Path, experiments: Path) -> None:
+def test_study_on_precomputed_features(tmp_path: Path, experiments: Path) -> None:
     width = write_features(tmp_path)
     tiny = yaml.safe_load((experiments / "models/tiny.yaml").read_text())
     text_tower = tiny["init_args"]["encoder"]["init_args"]["text_tower"]
@@ -60,7 +60,9 @@ def test_a_study_on_features(tmp_path: Path, experiments: Path) -> None:
         "student": "student.yaml",
         "teachers": {name: {"config": f"{name}.yaml", "pretrained": True} for name in ("image", "text")},
         "methods": {name: study["methods"][name] for name in ("ITC", "SDR")},
-        "imbalances": {"poor": [{"kind": "mismatch", "level": "caption"}, {"kind": "missing", "modality": "image"}]},
+        "imbalances": {
+            "corrupted": [{"kind": "mismatch", "level": "caption"}, {"kind": "missing", "modality": "image"}]
+        },
         "ratios": [0, 0.5],
         "seeds": [0],
     }
@@ -68,9 +70,9 @@ def test_a_study_on_features(tmp_path: Path, experiments: Path) -> None:
     succeeded(sdr("reproduce", tmp_path / "study.yaml", "--output", tmp_path / "out", cwd=tmp_path))
     results = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("cells/**/results.json")]
     assert len(results) == 4
-    poor = {result["method"]: result for result in results if result["ratio"] == 0.5}
-    assert poor["ITC"]["realised"]["sha256"] == poor["SDR"]["realised"]["sha256"]
-    assert [part["affected"] for part in poor["SDR"]["realised"]["imbalances"]] == [240, 48]
+    corrupted = {result["method"]: result for result in results if result["ratio"] == 0.5}
+    assert corrupted["ITC"]["realised"]["sha256"] == corrupted["SDR"]["realised"]["sha256"]
+    assert [part["affected"] for part in corrupted["SDR"]["realised"]["imbalances"]] == [240, 48]
     degrees = {r["ratio"]: r["realised"]["degree"]["mean"] for r in results if r["method"] == "SDR"}
     assert degrees[0] < degrees[0.5]
     assert (tmp_path / "out/report.html").is_file()
