@@ -24,7 +24,7 @@ class TinyTower(Tower):
         super().__init__(frozen)
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
-        self.freeze_if_asked()
+        self.apply_frozen()
 
     def settings(self):
         return "tiny"
