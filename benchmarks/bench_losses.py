@@ -169,6 +169,7 @@ def method_and_pairs(size: int, fused_width: int, device: torch.device) -> tuple
     return method, Pairs(
         *unit,
         torch.arange(size, device=device),
+        None,
         torch.randn(size, WIDTHS["image"], device=device),
         torch.randn(size, WIDTHS["text"], device=device),
         torch.randn(size, fused_width, device=device, requires_grad=True),

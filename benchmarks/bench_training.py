@@ -115,7 +115,7 @@ def banks(words: list[str], folder: Path) -> list[str]:
     split, method = cli.datamodule.split("train"), cli.model.method
     options = []
     for modality in ("image", "text"):
-        if getattr(method, f"needs_{modality}_teacher"):
+        if f"{modality}_teacher" in method.needs:
             width = cli.config.model.init_args.method.init_args[f"{modality}_teacher_width"] or 64
             ids = split.ids(modality)
             path = folder / f"{modality}.safetensors"

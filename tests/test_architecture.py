@@ -12,13 +12,14 @@ PACKAGE = Path(sdr_lightning.__file__).parent
 LAYERS = [
     {"types", "identity", "paths"},
     {"functional"},
-    {"losses", "encoders", "metrics"},
-    {"features"},
+    {"encoders", "metrics"},
+    {"features", "methods", "results"},
     {"data"},
     {"training"},
     {"configure"},
     {"reporting"},
-    {"study", "sweep"},
+    {"workers"},
+    {"studies", "sweeps"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}
@@ -51,7 +52,7 @@ def test_layers_import_downwards_only() -> None:
 
 def test_torch_distributed_is_used_in_one_place() -> None:
     users = [path for path in PACKAGE.rglob("*.py") if "all_gather" in path.read_text()]
-    assert users == [PACKAGE / "training/distributed.py"]
+    assert users == [PACKAGE / "training/distributed/collectives.py"]
 
 
 def test_import_and_help_load_nothing_heavy() -> None:

@@ -31,7 +31,7 @@ _OWN = {
     "config FILE": "a configuration; may be repeated, later ones go over earlier ones",
     "run_dir DIR": "folder of the run; made by date if left out",
     "ckpt_path FILE": "checkpoint to continue from or to test; of fit also last",
-    "protocol clean|paper": "clean: as configured; paper: as the public code does, see docs/method.md",
+    "protocol clean|paper": "clean: as configured; paper: as the public code does, see docs/sdr.md",
     "seed_everything INT": "of initialisation, order of batches and choice of imbalanced items (default: 0)",
 }
 _SECTIONS: dict[str, type] = {"model": RetrievalModule, "data": RetrievalDataModule}

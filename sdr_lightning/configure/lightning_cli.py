@@ -115,7 +115,7 @@ class SdrCLI(LightningCLI):
             "--protocol",
             type=ProtocolName,
             default="clean",
-            help="clean: as configured; paper: what the public code does is set over it, see docs/method.md",
+            help="clean: as configured; paper: what the public code does is set over it, see docs/sdr.md",
         )
         for modality in get_args(Modality):
             parser.add_class_arguments(TeacherFiles, f"{modality}_teacher")

@@ -75,7 +75,7 @@ class TrainingSampler(Sampler[Draw]):
     def __iter__(self) -> Iterator[Draw]:
         permutation = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         self.order, self.resumed_order = self.resumed_order, None
-        if self.order is None and self.epoch_order is not None:
+        if self.first_step == 0 and self.epoch_order is not None:  # within an epoch it was chosen before
             self.order = self._chosen(self.epoch_order, permutation)
         order = permutation if self.order is None else self.order
         for step in range(self.first_step, len(self)):

@@ -70,6 +70,10 @@ class Tower(nn.Module):
             if inputs.values.shape[1] != self.width:
                 raise ValueError(f"cached features are {inputs.values.shape[1]} wide, this tower's are {self.width}")
             return Encoded(inputs.values)
+        if isinstance(inputs, Tensor) and inputs.ndim == 2:
+            raise ValueError(
+                f"a (B, D) tensor is no input of a tower, got {tuple(inputs.shape)}: wrap features in CachedFeatures"
+            )
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
             return self.encode_inputs(inputs)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -173,23 +173,22 @@ class _Parts:
 
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Hold the lock of a bank, which another process may hold that computes it; the lock's file goes when the bank is there."""
+    """Hold the lock of a bank, or wait for the process that computes it; the lock file goes when the bank exists."""
     path = file.with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as lock:
-        with contextlib.suppress(OSError):  # a file system without locks
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                sys.stderr.write(f"waiting for another process, which computes the features {file}\n")
-                fcntl.flock(lock, fcntl.LOCK_EX)
+    lock = FileLock(path)
+    with contextlib.suppress(NotImplementedError):  # a file system without locks
         try:
-            yield
-        finally:
-            if file.is_file():
-                path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):
-                fcntl.flock(lock, fcntl.LOCK_UN)  # which forked workers would hold until they end
+            lock.acquire(blocking=False)
+        except Timeout:
+            sys.stderr.write(f"waiting for another process, which computes the features {file}\n")
+            lock.acquire()
+    try:
+        yield
+    finally:
+        if file.is_file():
+            path.unlink(missing_ok=True)
+        lock.release()
 
 
 def _kept(

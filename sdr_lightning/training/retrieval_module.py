@@ -57,7 +57,7 @@ class RetrievalModule(EpochTerms):
             The mean over processes, and so the gradient, is the same.
         start_from: a checkpoint of an earlier stage: training starts from its encoder, and from those parameters of its
             method that this method has too. ``$NAME`` and ``${NAME:-default}`` are filled in.
-        protocol: ``paper`` evaluates as the public code does, see docs/method.md; it is set by ``--protocol``.
+        protocol: ``paper`` evaluates as the public code does, see docs/sdr.md; it is set by ``--protocol``.
 
     Raises:
         ValueError: options that do not fit each other, the encoder or the method; the message names them.
@@ -94,7 +94,7 @@ class RetrievalModule(EpochTerms):
         self.test_queries: dict[str, Tensor] = {}
         self.val_embeddings: tuple[Tensor, Tensor] | None = None
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
-        self._steps_seen = -1
+        self._steps_seen = 0
         if encoder.fusion is not None:  # DDP refuses parameters without a gradient
             encoder.fusion.requires_grad_("fusion" in method.needs)
             encoder.fusion.head.requires_grad_("matching" in method.needs)
@@ -152,6 +152,10 @@ class RetrievalModule(EpochTerms):
         return self.optimisation.configure(self, newly_initialized)
 
     # --- Training
+
+    def on_train_start(self) -> None:
+        """Count optimiser steps from where training starts or continues."""
+        self._steps_seen = self.global_step
 
     def on_train_epoch_start(self) -> None:
         """Let the method begin an epoch; training that continues within an epoch does not come here."""
@@ -306,6 +310,11 @@ def _check_method(
         )
     if rerank is not None and rerank < 1:
         raise ValueError(f"rerank must be at least 1 candidate, got {rerank}")
+    if rerank is not None and "matching" not in method.needs:
+        raise ValueError(
+            f"rerank scores with the matching head, which {name} with these terms does not train: set rerank to null (for SDR: "
+            "or give itm a weight)"
+        )
     if local_loss and not method.supports_local_loss:
         raise ValueError(f"the terms of {name} do not decompose over rows: set local_loss to false")
     if not method.ranks_by_cosine and (rerank is not None or protocol == "paper"):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, ViTConfig, ViTModel
 
 from sdr_lightning.encoders import DualEncoder, TransformersImageTower, TransformersTextTower
-from sdr_lightning.types import Tokens
+from sdr_lightning.types import CachedFeatures, Tokens
 from tests.encoders.tiny import BERT, images, randomise, text_tower, tokens
 
 TEXT = {
@@ -269,7 +269,7 @@ def test_a_frozen_tower_learns_nothing(clip, projected):
     assert trained.pretrained
     assert all(module.training for module in trained.modules())
     cached = encoded.embedding
-    assert trained.encode(cached) == (cached, None, None)
+    assert trained.encode(CachedFeatures(cached)) == (cached, None, None)
 
 
 SMALL = {key: VISION[key] for key in VISION if key != "hidden_size"} | {"hidden_size": 16}

@@ -4,6 +4,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sdr_lightning.encoders import DualEncoder, Projection
+from sdr_lightning.types import CachedFeatures
 from tests.encoders.tiny import image_tower, images, text_tower, tokens
 
 
@@ -48,11 +49,12 @@ def test_an_embedding_is_the_normalised_projection_of_the_towers_feature():
 
 def test_cached_features_give_the_same_embeddings():
     encoder = make_encoder(True, True).eval()
-    cached_image, cached_text = encoder.image_tower(images()), encoder.text_tower(tokens())
+    cached_image = CachedFeatures(encoder.image_tower(images()))
+    cached_text = CachedFeatures(encoder.text_tower(tokens()))
     assert torch.equal(encoder.encode_image(cached_image), encoder.encode_image(images()))
     assert torch.equal(encoder.encode_text(cached_text), encoder.encode_text(tokens()))
     with pytest.raises(ValueError, match="cached features are 5 wide"):
-        encoder.encode_text(torch.zeros(2, 5))
+        encoder.encode_text(CachedFeatures(torch.zeros(2, 5)))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from sdr_lightning.encoders import (
     TransformersImageTower,
     TransformersTextTower,
 )
+from sdr_lightning.types import CachedFeatures
 from tests.encoders.tiny import BERT, image_tower, images, text_tower, tokens
 
 DEEP = BERT | {"num_hidden_layers": 3}
@@ -114,7 +115,7 @@ def test_embeddings_keep_the_towers_tokens():
         assert result.mask is tower.mask
         assert torch.equal(getattr(encoder, f"encode_{side}")(inputs), result.embedding)
         assert torch.equal(getattr(without, side)(inputs).embedding, result.embedding)  # fusion changes no embedding
-        assert getattr(encoder, side)(torch.randn(3, 16))[1:] == (None, None)
+        assert getattr(encoder, side)(CachedFeatures(torch.randn(3, 16)))[1:] == (None, None)
     assert not any(name.startswith("fusion") for name in without.state_dict())
 
 

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from sdr_lightning.encoders.precomputed import PrecomputedImageTower
+from sdr_lightning.types import CachedFeatures
 
 
 def tower(pooling: Any = "mean", **options: Any) -> PrecomputedImageTower:
@@ -79,7 +80,7 @@ def test_a_frozen_tower_learns_nothing_and_drops_nothing() -> None:
 
 def test_cached_features_pass_through() -> None:
     cached = torch.randn(3, 8)
-    assert tower()(cached) is cached
+    assert tower()(CachedFeatures(cached)) is cached
 
 
 def test_fingerprint_covers_settings_and_weights() -> None:

@@ -7,6 +7,7 @@ import timm
 import torch
 
 from sdr_lightning.encoders import PrecomputedImageTower, TimmImageTower
+from sdr_lightning.types import CachedFeatures
 from tests.encoders.tiny import RESNET, image_tower, images, randomise, text_tower, tokens
 
 SWIN = {"window_size": 2, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2)}
@@ -107,7 +108,7 @@ def test_bytes_and_floats_have_the_same_tokens(kind):
 
 def test_gradient_flows_through_tokens_and_through_vectors(kind):
     tower, pixels = timm_tower(kind), pictures(kind)
-    for part in ("vector", "tokens"):
+    for part in ("embedding", "tokens"):
         tower.zero_grad()
         getattr(tower.encode(pixels), part).square().sum().backward()
         first = next(tower.parameters())
@@ -124,7 +125,7 @@ def test_frozen_towers_give_tokens_without_gradient_and_cached_features_none(mak
     encoded = make().encode(inputs)
     assert encoded.tokens.requires_grad
     cached = torch.randn(3, 16)
-    again = make().encode(cached)
+    again = make().encode(CachedFeatures(cached))
     assert again.embedding is cached
     assert again.tokens is None
     assert again.mask is None

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from sdr_lightning.encoders import TimmImageTower, Tower, TransformersTextTower
-from sdr_lightning.types import Tokens
+from sdr_lightning.types import CachedFeatures, Tokens
 from tests.encoders.tiny import BERT, RESNET, image_tower, images, text_tower, tokens
 
 TOWERS = {"image": (image_tower, images), "text": (text_tower, tokens)}
@@ -45,12 +45,14 @@ def test_features_of_an_item_do_not_depend_on_the_batch(make_tower, inputs):
 @pytest.mark.parametrize("frozen", [False, True])
 def test_cached_features_pass_through(make_tower, frozen):
     cached = torch.randn(3, 16)
-    assert make_tower(frozen=frozen)(cached) is cached
+    assert make_tower(frozen=frozen)(CachedFeatures(cached)) is cached
 
 
 def test_cached_features_of_another_width_are_refused(make_tower):
     with pytest.raises(ValueError, match="cached features are 12 wide, this tower's are 16"):
-        make_tower()(torch.randn(3, 12))
+        make_tower()(CachedFeatures(torch.randn(3, 12)))
+    with pytest.raises(ValueError, match="wrap features in CachedFeatures"):
+        make_tower()(torch.randn(3, 16))
 
 
 def test_a_frozen_tower_stays_in_evaluation_mode(make_tower):

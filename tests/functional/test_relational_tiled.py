@@ -219,7 +219,9 @@ def test_the_objective_makes_no_matrix(distance):
     peaks = {}
     for size in (1024, 2048):
         image, text = (unit_rows(size, 4, seed).float().requires_grad_() for seed in range(2))
-        pairs = Pairs(image, text, torch.arange(size), unit_rows(size, 6, 2).float(), unit_rows(size, 3, 3).float())
+        pairs = Pairs(
+            image, text, torch.arange(size), None, unit_rows(size, 6, 2).float(), unit_rows(size, 3, 3).float()
+        )
         with Memory() as memory:
             module.total(module(pairs)).backward()
         assert memory.largest <= tile_size(torch.device("cpu")) ** 2

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from sdr_lightning.functional.contrastive import image_text_contrast, nt_xent
-from sdr_lightning.methods import SDR, TERMS
+from sdr_lightning.methods import SDR
+from sdr_lightning.methods.sdr import TERMS
 from sdr_lightning.types import Pairs
 
 DISTANCES = ["mae", "mse", "kl", "wasserstein", "weighted_wasserstein", "paper_cumsum", "rkd_distance", "rkd_angle"]
@@ -19,10 +20,10 @@ def random_pairs(of_embeddings: torch.dtype, of_teachers: torch.dtype | None = N
     image, text = F.normalize(image, dim=1), F.normalize(text, dim=1)
     embeddings = [tensor.to(of_embeddings) for tensor in (image, text, fused, image @ text[:2].T)]
     teachers = [tensor.to(of_teachers or of_embeddings) for tensor in (image_teacher, text_teacher)]
-    return Pairs(*embeddings[:2], torch.arange(count) // 2, *teachers, *embeddings[2:], torch.arange(count) % 2)
+    return Pairs(*embeddings[:2], torch.arange(count) // 2, None, *teachers, *embeddings[2:], torch.arange(count) % 2)
 
 
-def make_objective(**kwargs: object) -> SDR:
+def make_sdr(**kwargs: object) -> SDR:
     torch.manual_seed(0)
     relation = {"averaged": 1.0, "fused": 0.5, "image_text": 0.3}
     return SDR(dict.fromkeys(TERMS, 1.0), 4, 5, 3, relation=relation, **kwargs)
@@ -31,11 +32,11 @@ def make_objective(**kwargs: object) -> SDR:
 @pytest.mark.parametrize("teacher_mlps", [False, True], ids=["features", "mlps"])
 @pytest.mark.parametrize("distance", DISTANCES)
 def test_bfloat16_under_autocast_gives_the_terms_of_float32(distance, teacher_mlps) -> None:
-    module, pairs = make_objective(distance=distance, teacher_mlps=teacher_mlps), random_pairs(torch.bfloat16)
+    module, pairs = make_sdr(distance=distance, teacher_mlps=teacher_mlps), random_pairs(torch.bfloat16)
     pairs.image.requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = module(pairs)
-    exact = module(Pairs(*(t.float() if t.is_floating_point() else t for t in pairs)))
+    exact = module(Pairs(*(t.float() if t is not None and t.is_floating_point() else t for t in pairs)))
     assert terms.keys() == TERMS.keys()
     assert {value.dtype for value in terms.values()} == {torch.float32}
     torch.testing.assert_close(terms, exact, rtol=0, atol=0)
@@ -55,13 +56,13 @@ def test_bfloat16_under_autocast_gives_the_terms_of_float32(distance, teacher_ml
 )
 @pytest.mark.parametrize("distance", ["mae", "kl", "weighted_wasserstein", "rkd_angle"])
 def test_terms_have_the_embeddings_precision(of_embeddings, of_teachers, teacher_mlps, distance) -> None:
-    terms = make_objective(distance=distance, teacher_mlps=teacher_mlps)(random_pairs(of_embeddings, of_teachers))
+    terms = make_sdr(distance=distance, teacher_mlps=teacher_mlps)(random_pairs(of_embeddings, of_teachers))
     assert {value.dtype for value in terms.values()} == {of_embeddings}
 
 
 @pytest.mark.parametrize("teacher_mlps", [False, True], ids=["features", "mlps"])
 def test_a_module_in_bfloat16_still_sums_in_float32(teacher_mlps) -> None:
-    module = make_objective(teacher_mlps=teacher_mlps).bfloat16()
+    module = make_sdr(teacher_mlps=teacher_mlps).bfloat16()
     terms = module(random_pairs(torch.bfloat16))
     assert {value.dtype for value in terms.values()} == {torch.float32}
 

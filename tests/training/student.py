@@ -171,7 +171,12 @@ class FixedBatches(pl.LightningDataModule):
 
     def split(self, split: Split) -> Any:
         """Asked for the teachers' sources when training is continued, and for the captions that are equal."""
-        return SimpleNamespace(teacher_sources={}, content=lambda _: TEXT_CONTENT)
+        rows = sum(len(batch.image_index) for batch in self.batches)
+        table = SimpleNamespace(captions=[""] * rows)
+        return SimpleNamespace(teacher_sources={}, content=lambda _: TEXT_CONTENT, table=table)
+
+    def set_epoch_order(self, _: Any) -> None:
+        """The batches stay the same."""
 
     def train_dataloader(self) -> Any:
         return DataLoader(self.batches, batch_size=None, collate_fn=_itself)  # type: ignore[arg-type]

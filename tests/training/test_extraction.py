@@ -289,4 +289,4 @@ def test_what_is_kept_is_handed_out_instead_of_pixels(tmp_path: Path) -> None:
     pixels = split.images(np.arange(20))
     expected = tower(pixels)
     split.cache(bank(tower, data))
-    torch.testing.assert_close(split.images(np.arange(20)), expected)
+    torch.testing.assert_close(split.images(np.arange(20)).values, expected)

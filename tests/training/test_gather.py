@@ -82,7 +82,7 @@ def whole_gradients(setting: str, world_size: int) -> dict[str, dict[str, Tensor
     if module.positives == "image_or_text":
         index = torch.stack([index, torch.from_numpy(TEXT_CONTENT)[batch.pair_index]], dim=1)
     found: list[Matched] = []
-    if method.needs_fusion:
+    if "fusion" in method.needs:
         assert encoder.fusion is not None
         for first in range(0, len(index), size):
             if module.negatives == "global":
@@ -90,15 +90,16 @@ def whole_gradients(setting: str, world_size: int) -> dict[str, dict[str, Tensor
             else:
                 rows = slice(first, first + size)
                 pool = Pool(taken(image, rows), taken(text, rows), index[rows])
-            tau = method.negatives_temperature()
-            found.append(match(encoder.fusion, pool, size, tau, method.needs_matching))
-    logits = torch.cat([part.logits for part in found]) if method.needs_matching else None
-    labels = torch.cat([part.labels for part in found]) if method.needs_matching else None
+            tau = method.hard_negative_temperature()
+            found.append(match(encoder.fusion, pool, size, tau, "matching" in method.needs))
+    logits = torch.cat([part.logits for part in found]) if "matching" in method.needs else None
+    labels = torch.cat([part.labels for part in found]) if "matching" in method.needs else None
     fused = torch.cat([part.fused for part in found]) if found else None
     pairs = Pairs(
         image.embedding,
         text.embedding,
         index,
+        None,
         batch.image_teacher.double(),
         batch.text_teacher.double(),
         fused,

@@ -20,7 +20,7 @@ from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.training.teacher_module import TeacherModule
 from tests.training.student import BERT, EMBEDDING, WIDTH, WITH_MATCHING, ImageTower, TextTower, student
 
-SCALARS = {"method.temperature.value", "method.relation_temperature.value", "method.text_share.value"}
+SCALARS = {"method.temperature.value", "method.structure.temperature.value", "method.structure.text_share.value"}
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def public_name(name: str) -> str:
         "method.project_image_teacher.": "sig_vision_proj.",
         "method.project_text_teacher.": "sig_text_proj.",
         "method.temperature.value": "temp",
-        "method.relation_temperature.value": "temp2",
-        "method.text_share.value": "lamba",
+        "method.structure.temperature.value": "temp2",
+        "method.structure.text_share.value": "lamba",
     }
     layers = "encoder.fusion.layers."
     if name.startswith(layers):

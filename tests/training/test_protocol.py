@@ -79,7 +79,10 @@ OTHERWISE = [
 
 
 def test_the_switches_are_all_there_are() -> None:
-    assert set(SWITCHES) - {"data.init_args.train_on"} == set(PAPER) - {"checkpoint.protocol"}
+    assert set(SWITCHES) - {"data.init_args.train_on"} == set(PAPER) - {
+        "checkpoint.protocol",
+        "model.init_args.protocol",
+    }
 
 
 def test_paper_sets_every_switch_whatever_else_is_said(base: Callable[..., list[str]]) -> None:
@@ -87,7 +90,7 @@ def test_paper_sets_every_switch_whatever_else_is_said(base: Callable[..., list[
     assert {option: read(cli) for option, (_, _, read) in SWITCHES.items()} == {
         option: paper for option, (paper, _, _) in SWITCHES.items()
     }
-    assert cli.protocol == "paper"
+    assert cli.protocol == cli.model.protocol == "paper"
 
 
 def test_clean_sets_none(base: Callable[..., list[str]]) -> None:

@@ -89,7 +89,7 @@ def test_a_stage_starts_from_the_encoder_and_what_both_objectives_have(stage_1: 
     encoder = {name for name in started if name.startswith("encoder.")}
     assert encoder == {name for name in before if name.startswith("encoder.")}
     both = {"method.temperature.value"}
-    new = {"method.text_share.value", "method.relation_temperature.value"}
+    new = {"method.structure.text_share.value", "method.structure.temperature.value"}
     new |= {f"method.project_text_teacher.{kind}" for kind in ("weight", "bias")}
     assert set(started) == encoder | both | new
     for name in encoder | both:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from sdr_lightning.training.published import import_public_sdr
 from torch import Tensor
 
 from sdr_lightning.encoders import (
@@ -23,6 +22,7 @@ from sdr_lightning.encoders import (
 from sdr_lightning.methods import SDR
 from sdr_lightning.methods.parameters import TextShare
 from sdr_lightning.training import RetrievalModule
+from sdr_lightning.training.checkpoints.public_code import import_public_sdr
 from tests.encoders.tiny import images, tokens
 from tests.reference import public_sdr as public
 from tests.reference.public_sdr import Architecture
@@ -197,8 +197,8 @@ def test_the_teachers_mlps_arrive() -> None:
     imported = import_public_sdr(module, state)
     assert not imported.missing
     for mlp, name in (
-        (module.method.image_teacher_mlp, "img_wd_proj"),
-        (module.method.text_teacher_mlp, "text_wd_proj"),
+        (module.method.structure.image_teacher_mlp, "img_wd_proj"),
+        (module.method.structure.text_teacher_mlp, "text_wd_proj"),
     ):
         features = torch.randn(2, state[f"{name}.0.weight"].shape[1])
         theirs = public.linear(public.gelu(public.linear(features, state, f"{name}.0")), state, f"{name}.2")
@@ -248,7 +248,7 @@ KINDS: dict[str, tuple[Callable[[State], State], set[str], set[str]]] = {
     "of the first stage": (
         public.first_stage,
         set(),
-        {*PROJECTIONS, "method.relation_temperature.value", "method.text_share.value"},
+        {*PROJECTIONS, "method.structure.temperature.value", "method.structure.text_share.value"},
     ),
     "with more": (lambda state: state | SPARE, set(SPARE), set()),
 }
@@ -307,7 +307,7 @@ def test_an_objective_of_fewer_terms_leaves_the_rest_unused() -> None:
 def test_a_fixed_lambda_takes_the_checkpoints_value() -> None:
     module = student(terms=method(text_share=TextShare(0.5, "fixed")))
     import_public_sdr(module, public.random_state(TINY))
-    assert module.method.text_share().item() == 0.375
+    assert module.method.structure.text_share().item() == 0.375
 
 
 def one_tensor_by_two_names(state: State) -> State:

@@ -1,0 +1,224 @@
+"""What every method promises, and each method against an independent reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sdr_lightning.functional.mixture import low_component_posterior
+from sdr_lightning.methods import NCR, SDR, InfoNCE, Method, SigLIP
+from sdr_lightning.types import Pairs
+
+SIZE = 5
+
+
+def ncr(warming_up: bool, noisy: bool = True) -> NCR:
+    method = NCR()
+    method.setup(SIZE)
+    method.warming_up.fill_(warming_up)
+    method.with_noisy.fill_(noisy)
+    method.clean_probability.copy_(torch.tensor([1.0, 0.9, 0.2, 0.7, 0.1]))
+    return method
+
+
+METHODS: dict[str, Callable[[], Method]] = {
+    "InfoNCE": InfoNCE,
+    "SigLIP": SigLIP,
+    "SDR": lambda: SDR({"itc": 1, "kd": 2, "kdi": 1, "kdt": 1}),
+    "NCR, warm-up": lambda: ncr(True),
+    "NCR": lambda: ncr(False),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request: pytest.FixtureRequest) -> Method:
+    return METHODS[request.param]().double()
+
+
+def some_pairs(ids: Tensor | None = None) -> Pairs:
+    """Five pairs; those of the public code's numbers below."""
+    image = F.normalize(torch.arange(20, dtype=torch.float64).mul(1.7).sin().reshape(SIZE, 4), dim=1)
+    text = F.normalize(torch.arange(20, dtype=torch.float64).mul(2.3).cos().reshape(SIZE, 4), dim=1)
+    text = F.normalize(image + text, dim=1)
+    teachers = torch.arange(15, dtype=torch.float64).cos().reshape(SIZE, 3), torch.arange(15.0).sin().reshape(SIZE, 3)
+    index = torch.arange(SIZE)
+    return Pairs(image.requires_grad_(), text.requires_grad_(), index if ids is None else ids, index, *teachers)
+
+
+# --- The contract
+
+
+def test_terms_are_finite_scalars_with_gradient_to_both_embeddings(method: Method) -> None:
+    pairs = some_pairs()
+    terms = method(pairs)
+    assert all(value.ndim == 0 and bool(value.isfinite()) for value in terms.values())
+    assert set(method.weights) == set(terms)
+    method.total(terms).backward()
+    assert pairs.image.grad is not None
+    assert pairs.image.grad.abs().max() > 0
+    assert pairs.text.grad is not None
+    assert pairs.text.grad.abs().max() > 0
+
+
+def test_the_order_of_pairs_changes_nothing(method: Method) -> None:
+    pairs, order = some_pairs(torch.tensor([0, 1, 0, 2, 3])), torch.tensor([3, 0, 4, 1, 2])
+    moved = Pairs(*(None if tensor is None else tensor[order] for tensor in pairs))
+    torch.testing.assert_close(method(moved), method(pairs))
+
+
+def test_the_mean_over_local_rows_is_the_term_of_all_rows(method: Method) -> None:
+    assert method.supports_local_loss
+    pairs = some_pairs(torch.tensor([0, 1, 0, 2, 3]))
+    parts = [method(pairs, slice(row, row + 1)) for row in range(SIZE)]
+    for name, value in method(pairs).items():
+        torch.testing.assert_close(torch.stack([part[name] for part in parts]).mean(), value)
+
+
+def test_half_precision_embeddings_are_computed_in_float32(method: Method) -> None:
+    method, pairs = method.float(), some_pairs()
+    half = Pairs(*(t.bfloat16() if t is not None and t.is_floating_point() else t for t in pairs))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = method(half)
+    assert {value.dtype for value in found.values()} == {torch.float32}
+    exact = method(Pairs(*(t.float() if t is not None and t.is_floating_point() else t for t in half)))
+    torch.testing.assert_close(found, exact)
+
+
+def test_state_is_restored_from_a_state_dict(method: Method) -> None:
+    method(some_pairs())
+    other = type(method)(**({"weights": method.weights} if isinstance(method, SDR) else {})).double()
+    other.setup(SIZE)
+    other.load_state_dict(method.state_dict())
+    torch.testing.assert_close(other(some_pairs()), method(some_pairs()), rtol=0, atol=0)
+    torch.testing.assert_close(other.scalars(), method.scalars(), rtol=0, atol=0)
+
+
+def test_scalars_and_temperature_are_detached(method: Method) -> None:
+    assert all(not value.requires_grad for value in method.scalars().values())
+    tau = method.hard_negative_temperature()
+    assert float(tau) > 0
+    assert not (isinstance(tau, Tensor) and tau.requires_grad)
+
+
+# --- InfoNCE and SigLIP
+
+
+def test_infonce_equals_the_public_code_and_sdrs_matching_term() -> None:
+    """mlfoundations/open_clip at 89fb801f: ClipLoss at scale 1 / 0.07."""
+    found = InfoNCE()(some_pairs())["info_nce"]
+    assert found.item() == pytest.approx(4.0769901717812544, rel=1e-6)
+    shared = some_pairs(torch.tensor([0, 1, 0, 2, 3]))
+    torch.testing.assert_close(InfoNCE()(shared)["info_nce"], SDR({"itc": 1})(shared)["itc"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("scale", "bias", "expected"), [(10.0, -10.0, 4.188959640507443), (5.0, -1.0, 7.807465161426116)]
+)
+def test_siglip_equals_the_public_code(scale: float, bias: float, expected: float) -> None:
+    """mlfoundations/open_clip at 89fb801f: SigLipLoss."""
+    assert SigLIP(scale, bias)(some_pairs())["sigmoid"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_siglip_counts_captions_of_the_same_image_as_positives() -> None:
+    ids = torch.tensor([0, 1, 0, 2, 3])
+    pairs, expected = some_pairs(ids), 0.0
+    scores = (pairs.image @ pairs.text.T).tolist()
+    for i in range(SIZE):
+        for j in range(SIZE):
+            sign = 1 if ids[i] == ids[j] else -1
+            expected += math.log1p(math.exp(-sign * (10 * scores[i][j] - 10))) / SIZE
+    assert SigLIP()(pairs)["sigmoid"].item() == pytest.approx(expected, rel=1e-6)
+
+
+# --- NCR
+
+
+def test_ncrs_costs_and_predictions_equal_the_public_code() -> None:
+    """XLearning-SCU/2021-NeurIPS-NCR at 60256ba1: ContrastiveLoss in modes eval_loss, warmup (over 5) and predict."""
+    pairs, method = some_pairs(), ncr(True).double()
+    costs = [0.6634543517244935, 0.15265835995643684, 0.14708798611395568, 0.8325849488790684, 0.050912271259414776]
+    assert method._mean_cost(pairs).tolist() == pytest.approx(costs)
+    assert method(pairs)["triplet"].item() == pytest.approx(0.36933958358667385)
+    method.clean_probability.zero_()
+    labels, counts = method._soft_labels(pairs)
+    assert labels.tolist() == pytest.approx([0.0, 0.7085371947501717, 0.7244941401935925, 0.0, 1.0])
+    assert counts.tolist() == [1, 1, 1, 1, 1]
+
+
+def test_ncr_with_equal_labels_equals_the_public_code() -> None:
+    """The same commit, mode train, label 0.6 for every pair, over 5."""
+    method, pairs = ncr(False).double(), some_pairs()
+    method._soft_labels = lambda _: (torch.full((SIZE,), 0.6).double(), torch.ones(SIZE).double())  # type: ignore[method-assign]
+    assert method(pairs)["triplet"].item() == pytest.approx(0.6349405409628821, rel=1e-6)
+
+
+def slow_ncr(pairs: Pairs, probability: list[float], with_noisy: bool, margin: float = 0.2) -> float:
+    """The steps 3 and 4 of NCR's docstring, pair by pair."""
+    scores, ids = (pairs.image @ pairs.text.T).tolist(), pairs.image_index.tolist()
+    everyone = range(len(ids))
+
+    def hinges(i: int, margin: float) -> tuple[list[float], list[float]]:
+        others = [j for j in everyone if ids[j] != ids[i]]
+        to_text = [max(0.0, margin + scores[i][j] - scores[i][i]) for j in others]
+        return to_text, [max(0.0, margin + scores[j][i] - scores[i][i]) for j in others]
+
+    predicted = [min(margin, max(0.0, margin - sum(map(sum, hinges(i, margin))) / len(ids) / 2)) for i in everyone]
+    greatest = sorted(predicted)[-(len(ids) // 10 + 1) :]
+    total = 0.0
+    for i in everyone:
+        label = min(1.0, predicted[i] / (sum(greatest) / len(greatest)))
+        if probability[i] > 0.5:
+            label = probability[i] + (1 - probability[i]) * label
+        elif not with_noisy:
+            continue
+        total += sum(map(max, hinges(i, margin * (10**label - 1) / 9)))
+    return total / len(ids)
+
+
+@pytest.mark.parametrize("with_noisy", [False, True])
+def test_ncr_equals_a_pair_by_pair_reference(with_noisy: bool) -> None:
+    method, pairs = ncr(False, with_noisy).double(), some_pairs(torch.tensor([0, 1, 0, 2, 3]))
+    expected = slow_ncr(pairs, method.clean_probability.tolist(), with_noisy)
+    assert method(pairs)["triplet"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_ncr_tells_mismatched_pairs_apart_after_the_warm_up() -> None:
+    method = NCR(warmup_epochs=2, noisy_from=3)
+    method.setup(100)
+    losses = torch.cat([torch.linspace(0, 0.3, 60), torch.linspace(2, 2.3, 40)])
+    for epoch, (clean, warming_up, noisy) in enumerate(
+        [(1, True, False), (1, True, False), (0.6, False, False), (0.6, False, True)]
+    ):
+        method.begin_epoch(epoch, lambda _: losses)
+        assert method.scalars()["clean_share"].item() == pytest.approx(clean)
+        assert (bool(method.warming_up), bool(method.with_noisy)) == (warming_up, noisy)
+
+
+def test_ncr_needs_pair_indices() -> None:
+    with pytest.raises(ValueError, match="the batch must hold pair_index"):
+        NCR()(some_pairs()._replace(pair_index=None))
+
+
+def test_the_posterior_of_equal_values_is_one_and_of_bad_values_refused() -> None:
+    assert low_component_posterior(torch.ones(4)).tolist() == [1, 1, 1, 1]
+    with pytest.raises(ValueError, match="two finite values, got 2 of which 1 are"):
+        low_component_posterior(torch.tensor([1.0, math.nan]))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SigLIP(scale=0), "scale must be positive, got 0"),
+        (lambda: NCR(margin=0), "margin must be positive, got 0"),
+        (lambda: NCR(warmup_epochs=0), "at least 1 warm-up epoch"),
+        (lambda: NCR(threshold=1), r"threshold must be in \[0, 1\), got 1"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(make: Callable[[], Method], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make()
