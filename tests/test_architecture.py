@@ -18,6 +18,7 @@ LAYERS = [
     {"training"},
     {"configure", "workers"},
     {"reporting"},
+    {"workers"},
     {"studies", "sweeps"},
     {"cli"},
 ]

@@ -63,7 +63,8 @@ def test_workers_return_values_and_failures_and_replace_a_lost_process(tmp_path:
         assert workers.call("double", double, 5) == 10
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGKILL"])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])  # SIGTERM: tests/e2e/test_study.py
 def test_tasks_are_saved_and_end_with_the_pool(name: str, tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", _RUN, str(tmp_path)], stderr=subprocess.DEVNULL)
     while len(list(tmp_path.glob("*.pid"))) < 2:

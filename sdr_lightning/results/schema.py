@@ -160,7 +160,7 @@ class StudySpec:
         ratios: of each corruption, in [0, 1]; ratio 0 is run once for all corruptions.
         seeds: of initialisation, order of batches and choice of corrupted items.
         jobs: cells that run at a time.
-        protocol: ``clean``: every method trains for equally many epochs; or ``paper``, see docs/method.md.
+        protocol: ``clean``: every method trains for equally many epochs; or ``paper``, see docs/sdr.md.
         equal_epochs: False where the number of epochs is studied.
         notes: caveats for the report.
         file: the YAML file.

@@ -136,9 +136,10 @@ def test_reranking_in_two_processes_equals_one(fitted: Path, options: tuple[str,
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("weights", "rerank"), [('{"itc": 1, "itm": 2}', "8"), ('{"itc": 1}', "null")])
-def test_two_processes_train(weights: str, options: tuple[str, ...], tmp_path: Path) -> None:
+def test_two_processes_train(weights: str, rerank: str, options: tuple[str, ...], tmp_path: Path) -> None:
     """With all parameters in use, and with an unused fusion encoder."""
     more = ("--trainer.devices=2", "--trainer.strategy=ddp", "--model.init_args.negatives=global")
+    more += (f"--model.init_args.rerank={rerank}",)
     succeeded(sdr("fit", *options, WEIGHTS, weights, *more, "--run_dir", tmp_path / "run"))
     losses = epochs(tmp_path / "run", "train/itc")
     assert len(losses) == 3
