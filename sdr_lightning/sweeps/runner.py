@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from sdr_lightning.identity import sha256
 from sdr_lightning.paths import claim, read_json, write_json
-from sdr_lightning.reporting.curves import read_curves
+from sdr_lightning.reporting.figures.curves import read_curves
 from sdr_lightning.reporting.sweep import check_sweep_report
 from sdr_lightning.sweeps.spec import Sweep, engine
 from sdr_lightning.training.devices import shares

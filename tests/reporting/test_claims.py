@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from sdr_lightning.reporting.claims import claims, summarise
+from sdr_lightning.reporting.claims import compare_claims, summarise
 from sdr_lightning.reporting.quantities import RSUM
-from sdr_lightning.reporting.record_tables import caveats
+from sdr_lightning.reporting.notes import caveats
 from sdr_lightning.results.loading import load_study
 from sdr_lightning.results.schema import Condition, Study
 from tests.reporting.fake_study import PLACEBO, edit_json, folder, realised_of, write_study
@@ -29,7 +29,7 @@ def with_rsums(root: Path, differences: dict[str, tuple[float, ...]]) -> Study:
 
 def test_verdicts_in_all_directions(tmp_path: Path) -> None:
     study = with_rsums(tmp_path, {"none": (-5.0, -6.0, -5.5), "mismatch": (5.0, 6.0, 5.5)})
-    below, above = claims(study)["Cross-modal retrieval"]
+    below, above = compare_claims(study)["Cross-modal retrieval"]
     assert (below.verdict, above.verdict) == ("not supported", "supported")
     assert above.difference.mean == 5.5
     summary = " ".join(summarise(study))
@@ -48,7 +48,7 @@ def test_one_pair_decides_nothing(tmp_path: Path) -> None:
     for method, seed in (("SDR", 0), ("ITC", 1)):
         shutil.rmtree(folder(tmp_path, method, "mismatch", 0.6, seed))
     study = load_study(tmp_path)
-    comparison = claims(study)["Cross-modal retrieval"][1]
+    comparison = compare_claims(study)["Cross-modal retrieval"][1]
     assert comparison.condition == HARD
     assert comparison.difference.n == 1
     assert comparison.verdict == "undecided"
@@ -89,5 +89,5 @@ def test_the_degree_is_the_mean_over_seeds_that_measured_it(tmp_path: Path) -> N
 
 def test_claims_without_metrics_are_left_out(tmp_path: Path) -> None:
     study = load_study(write_study(tmp_path, ndcg=False))
-    assert list(claims(study)) == ["Cross-modal retrieval"]
+    assert list(compare_claims(study)) == ["Cross-modal retrieval"]
     assert RSUM.present(study)

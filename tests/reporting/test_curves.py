@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from sdr_lightning.reporting.curves import mean_curve, read_curves
+from sdr_lightning.reporting.figures.curves import mean_curve, read_curves
 
 
 def test_sparse_columns(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from sdr_lightning.cli.main import main
 from sdr_lightning.reporting.comparison import compare, tables
-from sdr_lightning.reporting.evaluations import in_order, load_evaluation, load_systems
+from sdr_lightning.reporting.evaluation_files import in_order, load_evaluation, load_systems
 from sdr_lightning.results.schema import RECALLS
 from tests.reporting.fake_evaluation import write_evaluation
 

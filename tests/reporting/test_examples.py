@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from sdr_lightning.reporting.examples import collect_examples
-from sdr_lightning.reporting.thumbnails import Thumbnails
+from sdr_lightning.reporting.figures.thumbnails import Thumbnails
 from sdr_lightning.results.loading import load_study
 from sdr_lightning.results.schema import Condition
 from tests.reporting.fake_study import CAPTIONS, edit_json, folder, write_study

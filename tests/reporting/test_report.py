@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from sdr_lightning.reporting import build_report, draw_run, plots
-from sdr_lightning.reporting.curves import read_curves
+from sdr_lightning.reporting.figures.curves import read_curves
 from sdr_lightning.reporting.quantities import RSUM
 from sdr_lightning.results.loading import load_study
 from tests.reporting.fake_study import PLACEBO, edit_json, folder, metrics_of, write_study

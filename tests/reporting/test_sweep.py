@@ -51,7 +51,7 @@ def test_ratios_make_curves_with_a_panel_a_kind_and_a_line_a_method(tmp_path: Pa
 def test_methods_and_seeds_alone_stand_side_by_side(tmp_path: Path) -> None:
     runs = [{"config": f"methods/{m}.yaml", SEED: seed} for m in ("sdr", "itc") for seed in range(3)]
     data = page_data(sweep(tmp_path, runs))
-    assert data["words"] == ["itc", "sdr"]
+    assert data["categories"] == ["itc", "sdr"]
     assert [(p["x"], p["mean"], p["n"]) for p in data["intervals"]["val/rsum"]] == [(0, 4, 3), (1, 1, 3)]
     assert (tmp_path / "sweep.png").is_file()
     assert len((tmp_path / "sweep.csv").read_text().splitlines()) == 7
@@ -66,7 +66,7 @@ def test_a_search_has_a_figure_a_number(tmp_path: Path) -> None:
 def test_seeds_alone_or_kinds_alone(varied: dict[str, Any], tmp_path: Path) -> None:
     base = {SEED: 0, KIND: "mismatch", "config": "x.yaml"}
     data = page_data(sweep(tmp_path, [base, base | varied]))
-    assert len(data["words"]) == 2
+    assert len(data["categories"]) == 2
 
 
 def test_nothing_differs(tmp_path: Path) -> None:

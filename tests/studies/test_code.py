@@ -56,7 +56,7 @@ def test_code_that_decides_a_result_counts(package: Path, file: str, old: str, n
         ("data/scenes.py", 'raise ValueError(f"', 'raise ValueError(f"Other words. '),
         ("data/tabular.py", "\nclass ", "\n_UNUSED = 1\n\n\nclass "),  # a reader that the study does not use
         ("data/__init__.py", "\n__all__", "\nfrom sdr_lightning.data.check import *\n\n__all__"),
-        ("reporting/plots.py", "WIDTH = 11.0", "WIDTH = 12.0"),
+        ("reporting/figures/style.py", "WIDTH = 11.0", "WIDTH = 12.0"),
         ("cli/main.py", "\ndef ", "\n_UNUSED = 1\n\n\ndef "),
         ("configure/complaints.py", "\ndef ", "\n_UNUSED = 1\n\n\ndef "),
     ],
