@@ -45,7 +45,7 @@ class StudyContents:
     """Text, tables and figures of a study report, independent of the output format."""
 
     study: Study
-    summary: str
+    summary: tuple[str, ...]
     provenance: str
     methods: Table
     imbalances: Table
@@ -69,7 +69,7 @@ def study_contents(study: Study) -> StudyContents:
     training = training_figure(study)
     return StudyContents(
         study=study,
-        summary=" ".join(summarise(study)),
+        summary=tuple(summarise(study)),
         provenance=notes.provenance_line(study),
         methods=study_tables.methods_table(study),
         imbalances=study_tables.imbalances_table(study),

@@ -1,4 +1,4 @@
-"""A study's folder with made-up numbers, as the study writes it."""
+"""Write the folder of a study with synthetic metrics."""
 
 import csv
 import json
@@ -57,12 +57,12 @@ def write_study(
     ndcg: bool = True,
     extras: bool = False,
 ) -> Path:
-    """Write a complete study; ``extras`` adds logs, examples, thumbnails and teachers."""
+    """Write a complete study; `extras` adds logs, examples, thumbnails and teachers."""
     write_json(
         root / "study.json",
         {
             "name": "scenes",
-            "title": "Does structure-aware distillation help when one modality is poor?",
+            "title": "Does structure-aware distillation help with corrupted training data?",
             "description": "Generated scenes; small encoders trained from random weights.",
             "data": {
                 "name": "Scenes",
@@ -76,11 +76,11 @@ def write_study(
             },
             "baseline": "ITC",
             "candidate": "SDR",
-            "methods": {m: {"description": METHODS[m][0], "weights": METHODS[m][1]} for m in methods},
+            "methods": {m: {"description": METHODS[m][0], "stages": [{"weights": METHODS[m][1]}]} for m in methods},
             "imbalances": {name: IMBALANCES[name] for name in imbalances},
             "ratios": list(ratios),
             "seeds": list(seeds),
-            "notes": ["The imbalance protocols are this project's own.", "One data set, made by a program."],
+            "notes": ["The imbalance protocols are not those of the paper.", "One synthetic data set."],
             "command": "sdr reproduce experiments/scenes/study.yaml",
             "wall_time_s": 11100.0,
         },
@@ -112,7 +112,7 @@ def edit_json(path: Path, **changes: object) -> None:
 
 
 def metrics_of(method: str, imbalance: str, ratio: float, seed: int, ndcg: bool = True) -> dict[str, float]:
-    """Metrics that depend on their arguments alone; rsum is the sum of the recalls."""
+    """Return deterministic metrics; rsum is the sum of the recalls."""
     draw = random.Random(f"{method} {imbalance} {ratio} {seed}")
     level = BASE[method] - SLOPE[method] * ratio * STEEPNESS[imbalance] + 6 * math.sin(7 * seed) + draw.gauss(0, 3)
     shares = {"R@1": 0.10, "R@5": 0.18, "R@10": 0.22}
@@ -156,7 +156,7 @@ def _write_run(root: Path, method: str, imbalance: str, ratio: float, seed: int,
 
 
 def realised_of(imbalance: str, ratio: float, seed: int, measured: bool) -> dict[str, Any]:
-    """What an imbalance came to, with its degree where a run could measure it."""
+    """Return the record of the applied corruption, with its degree if `measured`."""
     parts = [{"kind": imbalance, "affected": int(20000 * ratio), "of": 20000}] if ratio else []
     record: dict[str, Any] = {"imbalances": parts, "sha256": f"{seed}ab4" * 16}
     if measured:

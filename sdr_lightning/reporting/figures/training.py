@@ -53,6 +53,7 @@ def training_figure(study: Study) -> Figure | None:
             panel.set_xlabel("epoch")
             panel.xaxis.get_major_locator().set_params(integer=True)
         mark_empty(axes.ravel())
+        figure.align_ylabels()
         handles = {line.get_label(): line for panel in axes.flat for line in panel.get_lines()}
         methods = [method for method in study.methods if method in handles]
         figure.legend([handles[m] for m in methods], methods, loc="outside upper left", ncols=len(methods))

@@ -16,7 +16,7 @@ def study_markdown(contents: StudyContents) -> str:
         MARK,
         f"# {escape(study.title)}",
         escape(study.description),
-        escape(contents.summary),
+        bullets(contents.summary),
         escape(contents.provenance),
         markdown_table(contents.methods),
         markdown_table(contents.imbalances),

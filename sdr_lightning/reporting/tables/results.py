@@ -98,7 +98,7 @@ def means_tables(study: Study) -> tuple[Table, ...]:
             ndcg,
             (("", 1), *((f"{task}: {words}", len(CUTOFFS)) for task, words in TASKS.items())),
         ),
-        _means(study, "diagnostics", "Diagnostics", list(DIAGNOSTICS), (), best=False),
+        _means(study, "diagnostics", "Diagnostics", [q for q in DIAGNOSTICS if q.present(study)], (), best=False),
     )
     return tuple(table for table in tables if table is not None)
 
