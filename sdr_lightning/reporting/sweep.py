@@ -123,7 +123,7 @@ def build_sweep_report(folder: Path) -> Path:
         finished=len(finished),
         names=[name for name in (*axes.lines, axes.panel, *axes.x, axes.seed) if name],
         metrics=metrics,
-        data=json.dumps(data).replace("</", "<\\/"),
+        data=json.dumps(data).replace("<", "\\u003c"),
         short=_short,
         last=_last,
         colours=json.dumps(COLOURS),
