@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL
 from sdr_lightning.reporting.notes import caveats
+from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL
 from sdr_lightning.results.loading import load_study
 from sdr_lightning.results.schema import Condition
 from tests.reporting.fake_study import edit_json, folder, metrics_of, write_study
