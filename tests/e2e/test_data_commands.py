@@ -117,7 +117,7 @@ def test_clean_collection_passes(own: Path, ran: Run) -> None:
     printed = ran("data", "check", "--data", own)
     assert "own" in printed
     assert "training can start" in printed
-    assert "what was found" not in printed
+    assert "problems" not in printed
     assert [word for word in ("train", "val", "test") if word in printed] == ["train", "val", "test"]
 
 
@@ -143,7 +143,7 @@ def test_broken_collection_passes_without_unusable_images(own: Path, ran: Run) -
     leave_out = ("--data.init_args.source.init_args.leave_out", unusable)
     printed = ran("data", "check", "--data", own, *leave_out)
     assert "training can start" in printed
-    assert "what was found" not in printed
+    assert "problems" not in printed
     message = ran("data", "check", "--data", own, *leave_out, "--unusable", unusable, status=2)
     assert "is a file that this command reads" in message
     assert read_ids(unusable) == {"0.jpg", "3.jpg", "4.jpg"}
