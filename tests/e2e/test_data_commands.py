@@ -275,7 +275,7 @@ def test_make_and_show_print_the_same(
     printed = make(ran, scenes_file, file, "--kind", kind, "--ratio", ratio, *rest)
     assert meaning in printed
     assert realised in printed
-    assert f"imbalances_of      {100 * float(ratio):g} %" in printed
+    assert f"asked      {100 * float(ratio):g} %" in printed
     assert f"made for   scenes-0-32px-3 train ({TRAIN.fingerprint[:12]})" in printed
     assert hashlib.sha256(file.read_bytes()).hexdigest() in printed
     assert ran("noise", "show", file) == printed

@@ -156,9 +156,10 @@ def test_selection_on_test_requires_the_paper_protocol() -> None:
 
 
 def test_clean_protocol_rejects_selection_on_test(base: Callable[..., list[str]]) -> None:
-    options = ("--data.init_args.select_on=test", "--checkpoint.monitor=test/rsum", "--checkpoint.protocol=paper")
-    with pytest.raises(ValueError, match="test"):
-        build(base(*options))
+    select_on = "--data.init_args.select_on=test"
+    for options in ((select_on,), (select_on, "--checkpoint.monitor=test/rsum", "--checkpoint.protocol=paper")):
+        with pytest.raises(ValueError, match="under protocol clean models are selected on val/rsum, never on test"):
+            build(base(*options))
 
 
 @pytest.fixture(scope="module")
