@@ -27,7 +27,7 @@ def write_features(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_a_study_on_features(tmp_path: Path, experiments: Path) -> None:
+def test_study_on_features(tmp_path: Path, experiments: Path) -> None:
     width = write_features(tmp_path)
     tiny = yaml.safe_load((experiments / "models/tiny.yaml").read_text())
     text_tower = tiny["init_args"]["encoder"]["init_args"]["text_tower"]
