@@ -1,10 +1,10 @@
-"""Reading data as commonly done against this package's way, on one thread; both sides interleaved in one process.
+"""Data loading: decoding of files against the image cache, noise, and memory of workers.
 
-    python benchmarks/bench_data.py                     # on JPEG files and annotations that it makes itself
-    python benchmarks/bench_data.py --images FOLDER     # on the JPEG files of a folder
+    python benchmarks/bench_data.py                     # generated JPEG files and annotations
+    python benchmarks/bench_data.py --images FOLDER     # JPEG files of a folder
 
-Ratios of medians carry over between machines. Memory is that of the worker processes after an epoch over a collection of
-Flickr30K's size (29,000 images, 145,000 captions).
+One thread; both sides run alternately in one process. Compare ratios of medians, not times, between machines. Memory is
+that of the worker processes after an epoch over a collection of the size of Flickr30K (29,000 images, 145,000 captions).
 """
 
 import argparse
@@ -49,7 +49,7 @@ WORDS = [
 
 
 def make_photographs(folder: Path, count: int, size: tuple[int, int] = (500, 375)) -> list[str]:
-    """JPEG files with the statistics of photographs: smooth, with some detail."""
+    """Write smooth random JPEG files with some detail, which compress like photographs."""
     generator = np.random.default_rng(0)
     names = []
     for number in range(count):
@@ -62,7 +62,7 @@ def make_photographs(folder: Path, count: int, size: tuple[int, int] = (500, 375
 
 
 def interleaved(slow: Callable[[], object], fast: Callable[[], object], repeats: int) -> tuple[float, float]:
-    """Median seconds of both."""
+    """Return the median seconds of both functions, called alternately."""
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
         for side, run in enumerate((slow, fast)):
@@ -73,12 +73,12 @@ def interleaved(slow: Callable[[], object], fast: Callable[[], object], repeats:
 
 
 def timed(run: Callable[[], object], repeats: int = 3) -> float:
-    """Median seconds."""
+    """Return the median seconds of a function."""
     return interleaved(lambda: None, run, repeats)[1]
 
 
 def decode_and_resize(paths: Sequence[Path], side: int) -> list[np.ndarray]:
-    """The common way."""
+    """Decode and resize every file, as commonly done."""
     read = []
     for path in paths:
         with Image.open(path) as image:
@@ -111,7 +111,7 @@ def bench_images(folder: Path, names: list[str], cache: Path, repeats: int) -> N
 
 
 def make_annotations(folder: Path) -> KarpathySource:
-    """A collection of Flickr30K's size in Karpathy's schema, tokens included, of links to one small image."""
+    """Write annotations of the size of Flickr30K in Karpathy's schema; all images are links to one small file."""
     generator = np.random.default_rng(0)
     (folder / "images").mkdir()
     Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / "images" / "0.jpg")
@@ -134,23 +134,23 @@ def make_annotations(folder: Path) -> KarpathySource:
 
 
 def bench_tables(source: KarpathySource) -> CaptionTable:
-    """Seconds to read annotations and to apply noise to all of them."""
+    """Time reading annotations and applying noise to all captions."""
     arguments = (source.annotations, source.root, source.name)
     seconds = timed(lambda: KarpathySource(*arguments).table("train"))
     print(f"{'table of 145,000 captions from Karpathy JSON':48} {seconds:8.2f} s")
     table = source.table("train")
     mismatch = Imbalance("mismatch", 0.4, level="caption")
     applied, made = timed(lambda: imbalanced(table, [mismatch])), timed(lambda: NoiseTable.draw(table, mismatch))
-    print(f"{'mismatch of 40 % of the captions, made and applied':48} {applied:8.2f} s  (making it: {made:.2f} s)")
+    print(f"{'mismatch of 40 % of the captions, drawn and applied':48} {applied:8.2f} s  (drawing: {made:.2f} s)")
     for kind, entry in KINDS.items():
         if "text" in entry.modalities:
-            poor = Imbalance(kind, 1.0, modality="text")
-            print(f"{f'{kind} in every caption':48} {timed(lambda poor=poor: imbalanced(table, [poor]), 1):8.2f} s")
+            noise = Imbalance(kind, 1.0, modality="text")
+            print(f"{f'{kind} in every caption':48} {timed(lambda noise=noise: imbalanced(table, [noise]), 1):8.2f} s")
     return table
 
 
 def bench_memory(source: KarpathySource, cache: Path) -> None:
-    """Resident and private memory of workers after an epoch."""
+    """Measure resident and private memory of workers after an epoch."""
     print(f"\n{'workers':>8} {'RSS of the process':>20} {'RSS a worker':>14} {'of it private':>14}")
     for workers in (0, 2, 4):
         data = RetrievalDataModule(
@@ -179,7 +179,7 @@ def bench_memory(source: KarpathySource, cache: Path) -> None:
 
 
 def memory(pid: int) -> tuple[float, float]:
-    """Resident and private memory of a process in MB, from /proc."""
+    """Return resident and private memory of a process in MB, from /proc."""
     values = {}
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]:
         name, amount = line.split(":")

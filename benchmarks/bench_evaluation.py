@@ -1,8 +1,8 @@
-"""Evaluation as commonly written (sorting row by row, query by query) against this package's, on one thread.
+"""Evaluation metrics: common implementations with a loop over queries against those of this package.
 
     sdr bench evaluate
 
-Both sides run interleaved in one process; the ratio is what carries over between machines.
+One thread; both sides run alternately in one process. Compare ratios, not times, between machines.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from sdr_lightning.metrics.graded import ndcg_between
 
 
 def naive_recall(scores: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndarray) -> list[float]:
-    """R@1, 5, 10: argsort a row, look for the first positive."""
+    """Compute R@1, 5 and 10 with one argsort per query."""
     ranks = np.empty(len(scores))
     for query, row in enumerate(scores):
         order = np.argsort(-row, kind="stable")
@@ -31,7 +31,7 @@ def naive_recall(scores: np.ndarray, query_ids: np.ndarray, gallery_ids: np.ndar
 
 
 def problem(images: int, per_image: int, dimensions: int = 256) -> tuple[Tensor, Tensor, Tensor]:
-    """Embeddings of images and captions that match to a degree, and the image of each caption."""
+    """Return embeddings of noisily matching images and captions, and the image of each caption."""
     generator = torch.Generator().manual_seed(0)
     index = torch.arange(images).repeat_interleave(per_image)
     image = torch.randn(images, dimensions, generator=generator)
@@ -40,7 +40,7 @@ def problem(images: int, per_image: int, dimensions: int = 256) -> tuple[Tensor,
 
 
 def captions(count: int) -> list[str]:
-    """Captions of 6 to 18 words, the frequent ones far more frequent."""
+    """Return captions of 6 to 18 words with Zipf-distributed frequencies."""
     draw = np.random.default_rng(0)
     return [
         " ".join(f"w{word}" for word in np.minimum(draw.zipf(1.3, draw.integers(6, 19)), 5000)) for _ in range(count)
@@ -48,7 +48,7 @@ def captions(count: int) -> list[str]:
 
 
 def public_ndcg(scores: np.ndarray, relevance: np.ndarray, k: int, rows: Sequence[int]) -> float:
-    """NDCG@k of some queries the way public code goes about it: a scan of all relevance, two sorts and a loop for each."""
+    """Compute NDCG@k of some queries like public code: a scan of all relevance, two sorts and a loop per query."""
     values = []
     for row in rows:
         order = np.argsort(scores[row])[::-1]
@@ -74,7 +74,7 @@ def timed(run: Callable[[], object]) -> float:
 def compare(
     name: str, naive: Callable[[], object], ours: Callable[[], object], repeats: int, scale: float = 1.0
 ) -> None:
-    """Both sides interleaved; `scale` is how much of the work the naive side was spared."""
+    """Time both sides alternately; `scale` is the size of the whole problem over that of the naive side."""
     pairs = [(scale * timed(naive), timed(ours)) for _ in range(repeats)]
     note = "naive side measured on a sample of the queries" if scale > 1 else ""
     report(name, [theirs / mine for theirs, mine in pairs], statistics.median(mine for _, mine in pairs), note)
@@ -94,14 +94,14 @@ def recall(image: Tensor, text: Tensor, index: Tensor, repeats: int) -> None:
 
 
 def graded(image: Tensor, text: Tensor, index: Tensor, relevance: Relevance, repeats: int, sample: int) -> None:
-    """NDCG at 10, 20 and 50 of each of the four tasks; ours starts from embeddings, the naive side has its scores."""
+    """Time NDCG at 10, 20 and 50 of the four tasks, from embeddings; the naive side starts from scores."""
     spaces = {"image": normalize(image), "text": normalize(text)}
     whole = slice(0, sample)
     for task, query in (("i2i", "image"), ("t2t", "text"), ("i2it", "image"), ("t2it", "text")):
         galleries = ("image", "text") if "it" in task else (query,)
         scores = torch.cat([spaces[query][whole] @ spaces[gallery].T for gallery in galleries], 1).numpy()
         gains = torch.cat([relevance.rows(query, gallery, whole) for gallery in galleries], 1).numpy()
-        filler = np.zeros((len(spaces[query]), gains.shape[1]), np.float32)  # what the scan of all relevance goes over
+        filler = np.zeros((len(spaces[query]), gains.shape[1]), np.float32)  # for the scan of all relevance
         filler[:sample] = gains
 
         def naive(scores: np.ndarray = scores, filler: np.ndarray = filler) -> None:
@@ -111,7 +111,7 @@ def graded(image: Tensor, text: Tensor, index: Tensor, relevance: Relevance, rep
         def ours(query: str = query, galleries: tuple[str, ...] = galleries) -> None:
             ndcg_between(spaces, relevance, query, galleries)
 
-        ours()  # the ideal ranking depends on no model and is kept
+        ours()  # caches the ideal ranking, which does not depend on the model
         name = f"NDCG {task}, {len(image):,} images, {len(text):,} captions"
         compare(name, naive, ours, repeats, len(spaces[query]) / sample)
 
@@ -132,7 +132,7 @@ def whole(image: Tensor, text: Tensor, index: Tensor, relevance: Relevance, repe
 
 
 def rouge(images: int, sample: int) -> Relevance:
-    """ROUGE-L of the whole matrix, and the literal definition on a sample of its pairs."""
+    """Time ROUGE-L of all pairs, against the definition on a sample of pairs."""
     index = np.repeat(np.arange(images), 5)
     texts = captions(len(index))
     start = time.perf_counter()
@@ -162,7 +162,7 @@ def literal_rouge(candidate: list[str], references: list[list[str]], beta: float
 
 
 def common(first: list[str], second: list[str]) -> int:
-    """Length of the longest common subsequence."""
+    """Return the length of the longest common subsequence."""
     row = [0] * (len(second) + 1)
     for word in first:
         before = row
@@ -174,8 +174,8 @@ def common(first: list[str], second: list[str]) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3, help="of the sizes of Flickr30K; those of COCO are done once")
-    parser.add_argument("--skip-coco", action="store_true", help="only the sizes of Flickr30K")
+    parser.add_argument("--repeats", type=int, default=3, help="repeats for the size of Flickr30K; one for COCO")
+    parser.add_argument("--skip-coco", action="store_true", help="only the size of Flickr30K")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'':<52} {'ours':>13} {'ratio':>9}  (range)")

@@ -1,11 +1,12 @@
-"""The method as commonly computed against this package's way, on one thread; both sides interleaved in one process.
+"""Loss functions: dense and looped implementations against those of this package.
 
-    python benchmarks/bench_losses.py                # times; about a minute and a half on one core
-    python benchmarks/bench_losses.py --memory       # and peak memory at B = 8,192, each side in a process of its own
-    python benchmarks/bench_losses.py --step         # and the method's share of a training step at B = 64
-    python benchmarks/bench_losses.py --paper        # images/s, memory and TFLOP/s in bf16 of the paper's student, on a GPU
+    python benchmarks/bench_losses.py                # times; about 90 s on one core
+    python benchmarks/bench_losses.py --memory       # also peak memory at B = 8,192, each side in its own process
+    python benchmarks/bench_losses.py --step         # also the share of the loss in a training step at B = 64
+    python benchmarks/bench_losses.py --paper        # also images/s, memory and TFLOP/s of the paper's student in bf16 (GPU)
 
-Ratios of medians carry over between machines. Values are compared before anything is timed.
+One thread; both sides run alternately in one process, after their values were compared. Compare ratios of medians, not
+times, between machines.
 """
 
 import argparse
@@ -53,7 +54,7 @@ def compare(what: str, naive: Callable[[], object], ours: Callable[[], object], 
 
 
 class Batch:
-    """Random embeddings of a student and of its teachers, and lambda and tau2, which are learned as in the public scripts."""
+    """Random embeddings of a student and its teachers, with learnable lambda and tau2."""
 
     def __init__(self, size: int) -> None:
         torch.manual_seed(size)
@@ -108,7 +109,7 @@ def bench_negatives() -> None:
 
 
 def naive_wasserstein(values: Tensor, others: Tensor, weights: Tensor) -> Tensor:
-    """As SciPy does it, row by row in one batch: two sorts, two searches, two running sums."""
+    """Batched version of SciPy's algorithm: two sorts, two searches and two cumulative sums per row."""
     first, second = values * weights, others * weights
     union = torch.cat([first, second], dim=1).sort(dim=1).values
     gaps = []
@@ -136,7 +137,7 @@ def bench_wasserstein() -> None:
 
 
 def peak(which: str, size: int) -> float:
-    """Peak memory in MB that one call adds, in a process of its own."""
+    """Return the peak memory in MB of one call, in a new process."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_peak, (which, size))
 
@@ -152,7 +153,7 @@ def _peak(which: str, size: int) -> float:
 
 
 def high_water() -> float:
-    """Most memory that this process has held so far, in MB (Linux)."""
+    """Return the peak memory of this process in MB (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
@@ -179,7 +180,7 @@ def method_and_pairs(size: int, fused_width: int, device: torch.device) -> tuple
 
 
 def bench_step(size: int = 64) -> None:
-    """All seven terms against forward and backward of towers far smaller than the paper's: ViT-tiny at 224 px, 6-layer MiniLM."""
+    """Time all seven terms against forward and backward of small towers: ViT-tiny at 224 px and a 6-layer MiniLM."""
     from sdr_lightning.encoders import DualEncoder, TimmImageTower, TransformersTextTower
     from sdr_lightning.types import Tokens
 
@@ -207,7 +208,7 @@ def bench_step(size: int = 64) -> None:
 
 
 def bench_paper(size: int = 36, steps: int = 20) -> None:
-    """Forward, backward and step of the paper's student with all seven terms, random weights, bf16 autocast."""
+    """Time training steps of the paper's student with all seven terms, random weights and bf16 autocast."""
     from torch.utils.flop_counter import FlopCounterMode
 
     from sdr_lightning.encoders import DualEncoder, FusionEncoder, TimmImageTower, TransformersTextTower

@@ -1,12 +1,11 @@
-"""Seconds of a training step against the global batch size and the number of processes, on the CPUs of this machine.
+"""Time of a training step by global batch size and number of processes, on CPUs.
 
     sdr bench processes                                     # 1 and 2 processes of one thread; about four minutes
     sdr bench processes --processes 1 2 4 --batches 256 1024 [-- --model MODEL.yaml ...]
 
-Each number comes from `sdr fit` with gloo on generated scenes, as a user starts it; the settings take turns, round after round.
-A step is forward, gathering, method, backward with its averaging of gradients, and optimiser, without reading data. The
-last column is what W processes add to a step of one process with batch / W pairs: communication, and the method over all
-pairs instead of its own.
+Runs `sdr fit` with gloo on generated scenes; settings alternate over several rounds. A step is forward, gathering, loss,
+backward with averaging of gradients, and optimiser, without data loading. The last column is the additional time over one
+process with batch / W pairs: communication, and the loss over all pairs instead of batch / W.
 """
 
 import argparse
@@ -30,7 +29,7 @@ class StepTimer(pl.Callback):
     """Times the steps of the first process.
 
     Args:
-        output: JSON file for the seconds of each step.
+        output: JSON file to write the seconds of each step to.
     """
 
     def __init__(self, output: str) -> None:
@@ -49,7 +48,7 @@ class StepTimer(pl.Callback):
 
 
 def steps(processes: int, batch: int, local_loss: bool, more: list[str]) -> list[float]:
-    """Seconds of some steps of one training."""
+    """Return the seconds of the steps of one training, after warm-up."""
     root = Path(__file__).parents[1]
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "steps.json"

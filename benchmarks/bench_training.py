@@ -1,11 +1,11 @@
-"""What each speed option does to a whole training step, in one process, round after round.
+"""Effect of the speed options on a training step.
 
-    sdr bench training                                            # the tiny student of the scenes; a minute on one core
+    sdr bench training                                            # tiny student on scenes; a minute on one core
     sdr bench training --batch 16 --size 224 --variants plain bf16 compile -- --model MODEL.yaml [--config OVERLAY.yaml ...]
 
-Steps are those of `sdr fit` on generated scenes of any size, with random teachers' features: forward, method, backward and
-optimiser, without reading data. Each variant is options of `sdr fit`, laid over the model. Ratios are of medians, against
-the first variant. Memory: on a CPU what autograd keeps between the passes, on a GPU the peak of all that was allocated.
+Steps of `sdr fit` on generated scenes with random teacher features: forward, loss, backward and optimiser, without data
+loading. Variants alternate in one process over several rounds; each is a set of options of `sdr fit`. Ratios of medians are
+against the first variant. Memory: tensors saved by autograd on a CPU, peak allocated memory on a GPU.
 """
 
 import argparse
@@ -39,7 +39,7 @@ WITHOUT_BATCH_NORM = "experiments/models/tiny_vit_clip.yaml"
 
 
 class Case(pl.Callback):
-    """A student under some options, that trains a few steps at a time and times them."""
+    """A student with some options; trains a few steps at a time and times them."""
 
     def __init__(self, words: list[str]) -> None:
         cli = build(words)
@@ -60,7 +60,7 @@ class Case(pl.Callback):
         self.seconds.append(now() - self.started)
 
     def measure(self) -> None:
-        """Train a step that is looked into instead of timed."""
+        """Train one step to measure memory and FLOPs instead of time."""
         step, kept = self.module.training_step, Kept(self.module)
         counter = FlopCounterMode(display=False)
 
@@ -81,12 +81,12 @@ class Case(pl.Callback):
 
 
 class Kept(torch.autograd.graph.saved_tensors_hooks):
-    """Bytes that autograd keeps for the backward pass, parameters aside."""
+    """Counts the bytes saved by autograd for the backward pass, without parameters."""
 
     def __init__(self, module: torch.nn.Module) -> None:
         self.own = {p.untyped_storage().data_ptr() for p in module.parameters()}
         self.sizes: dict[int, int] = {}
-        self.alive: list[Tensor] = []  # so that no address is given twice
+        self.alive: list[Tensor] = []  # keeps tensors alive, so that addresses are unique
         super().__init__(self.keep, lambda tensor: tensor)
 
     def keep(self, tensor: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def now() -> float:
 
 
 def banks(words: list[str], folder: Path) -> list[str]:
-    """Random features in the place of teachers', as options."""
+    """Write banks of random teacher features and return the options that name them."""
     cli = build(words)
     cli.datamodule.setup("fit")
     split, method = cli.datamodule.split("train"), cli.model.method
@@ -130,10 +130,10 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32, help="side of the images, in pixels")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="the first is what others are compared with")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="the first is the reference of the ratios")
     options, rest = parser.parse_known_args()
     torch.set_num_threads(options.threads)
-    warnings.simplefilter("ignore")  # what Lightning says of a training that neither validates nor ends
+    warnings.simplefilter("ignore")  # Lightning warns about a training without validation and end
     on_gpu = torch.cuda.is_available()
     chosen = options.variants or [name for name in VARIANTS if on_gpu or name != "fp16"]
     if "fp16" in chosen and not on_gpu:
@@ -154,7 +154,7 @@ def main() -> None:
             variant: Case([*base, *(word.format(quarter=quarter) for word in VARIANTS[variant])]) for variant in chosen
         }
         for variant, case in cases.items():
-            case.train(3)  # the first allocate, and compile: once more for captions of other lengths
+            case.train(3)  # warm-up: allocation and compilation, once more for captions of other lengths
             if variant != "compile":
                 case.measure()
             case.seconds.clear()

@@ -22,8 +22,8 @@ from typing import Any
 from published import QUANTITIES, RESULTS, ROOT, files, filled, published
 
 from sdr_lightning.paths import read_json, write_text
-from sdr_lightning.reporting.claims import compare
-from sdr_lightning.reporting.curves import read_curves
+from sdr_lightning.reporting.claims import compare_with_baseline
+from sdr_lightning.reporting.figures.curves import read_curves
 from sdr_lightning.reporting.formatting import condition_label
 from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL
 from sdr_lightning.results.codec import to_json
@@ -123,7 +123,7 @@ def _configuration(name: str) -> Path:
 def _numbers(study: Study, condition: Condition) -> dict[str, Any]:
     comparisons = {}
     for key, quantity in _MEASURED.items():
-        comparison = compare(study, study.candidate, condition, quantity)
+        comparison = compare_with_baseline(study, study.candidate, condition, quantity)
         difference = comparison.difference
         comparisons[key] = {
             "baseline": quantity.interval(study, study.baseline, condition).mean,

@@ -1,4 +1,4 @@
-"""Stable identities: hashes that are the same on every machine, process and order of reading."""
+"""Hashes that are the same on every machine and in every process."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from numpy.typing import NDArray
 
 
 def stable_hash(*parts: object) -> int:
-    """A signed 64-bit hash of the parts' text; unlike ``hash`` it does not depend on the process."""
+    """Return a signed 64-bit hash of the parts' text; unlike ``hash``, it does not depend on the process."""
     digest = hashlib.blake2b("\x1f".join(map(str, parts)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little", signed=True)
 
 
 def stable_hashes(prefix: tuple[object, ...], items: Iterable[str]) -> NDArray[np.int64]:
-    """:func:`stable_hash` of ``(*prefix, item)`` for every item, (N,) int64."""
+    """Return :func:`stable_hash` of ``(*prefix, item)`` for every item, (N,) int64."""
     base = hashlib.blake2b("".join(f"{part}\x1f" for part in prefix).encode(), digest_size=8)
     hashes = []
     for item in items:
@@ -27,7 +27,7 @@ def stable_hashes(prefix: tuple[object, ...], items: Iterable[str]) -> NDArray[n
 
 
 def sha256(*parts: str | bytes) -> str:
-    """Hexadecimal SHA-256 of the parts, each ended by a separator."""
+    """Return the hexadecimal SHA-256 of the parts, each followed by a separator."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(part.encode() if isinstance(part, str) else part)

@@ -1,9 +1,8 @@
-"""Paths and outputs: references with environment variables, and files that are never half-written."""
+"""Paths with environment variables, atomic writing of files, and locks of folders."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import gc
 import json
 import math
@@ -13,7 +12,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
 
 if TYPE_CHECKING:
     FilePath = str
@@ -21,29 +22,30 @@ if TYPE_CHECKING:
 else:
 
     class FilePath(str):
-        """An option that names a file or folder; relative to the YAML file that it stands in.
+        """An option that names a file or folder, relative to the YAML file that contains it.
 
-        On the command line it is relative to the current folder. ``$NAME`` and ``${NAME:-default}`` are filled in from the
+        On the command line it is relative to the current folder. ``$NAME`` and ``${NAME:-default}`` are expanded from the
         environment when it is used.
         """
 
     class PathOrName(str):
-        """An option that names a file or folder as :class:`FilePath` does, or a model or dataset of the hub.
+        """An option that names a file or folder as :class:`FilePath`, or a model or dataset of the hub.
 
-        A word such as ``bert-base-uncased`` is a path where there is a file or folder of that name.
+        A name such as ``bert-base-uncased`` is a path if a file or folder of that name exists.
         """
 
 
 _VARIABLE = re.compile(r"\$(?:\{(?P<braced>\w+)(?::-(?P<default>[^}]*))?\}|(?P<plain>\w+))")
 _PACKAGE = "package:"
-_CLAIMED: dict[Path, IO[str]] = {}  # closed, and so given back, when the process ends in whatever way
+_CLAIMED: dict[Path, FileLock] = {}  # released by the operating system when the process ends
+_NO_LOCKS = {errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK}
 
 
 def expand(reference: str) -> str:
-    """Fill in ``$NAME``, ``${NAME}`` and ``${NAME:-default}`` from the environment, and ``~``.
+    """Expand ``$NAME``, ``${NAME}`` and ``${NAME:-default}`` from the environment, and ``~``.
 
     Raises:
-        ValueError: a variable without default is not set.
+        ValueError: a variable without default is not set or empty.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -63,13 +65,13 @@ def expand(reference: str) -> str:
 def anchored(reference: str, folder: Path, may_be_name: bool = False) -> str:
     """Make a relative path absolute.
 
-    Absolute paths, ``~``, ``package:...``, addresses and what begins with a variable stay as they are; the default of a
-    leading ``${NAME:-default}`` is anchored.
+    Absolute paths, ``~``, ``package:...``, URLs and paths that begin with a variable are returned unchanged; the default of a
+    leading ``${NAME:-default}`` is made absolute.
 
     Args:
-        reference: the path as it was written.
-        folder: what it is relative to.
-        may_be_name: leave what is not there, and does not begin with a dot, as the name of something else.
+        reference: the path as written.
+        folder: folder that it is relative to.
+        may_be_name: return a reference unchanged if it does not exist and does not begin with a dot.
     """
     if (found := _VARIABLE.match(reference)) is not None:
         if not found["default"]:
@@ -85,7 +87,7 @@ def anchored(reference: str, folder: Path, may_be_name: bool = False) -> str:
 
 
 def package_path(reference: str) -> str:
-    """Resolve ``package:NAME/SUBFOLDER`` to a folder inside an installed package; return anything else as it is.
+    """Resolve ``package:NAME/SUBFOLDER`` to a folder inside an installed package; return anything else unchanged.
 
     Raises:
         ValueError: the package is not installed.
@@ -102,10 +104,10 @@ def package_path(reference: str) -> str:
 
 
 def text_lines(path: Path) -> list[str]:
-    """The lines of a text file.
+    """Read the lines of a text file, split at newline characters only.
 
     Raises:
-        ValueError: no such file, or not UTF-8.
+        ValueError: the file is missing or not UTF-8.
     """
     try:
         return path.read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
@@ -116,17 +118,17 @@ def text_lines(path: Path) -> list[str]:
 
 
 def read_json(path: Path, expected: str) -> Any:
-    """A JSON file.
+    """Read a JSON file.
 
     Args:
         path: the file.
-        expected: what it should be, for the message.
+        expected: description of the expected content, for error messages.
 
     Raises:
-        ValueError: no such file, not UTF-8, or not JSON.
+        ValueError: the file is missing, not UTF-8, or not JSON.
     """
     collecting = gc.isenabled()
-    gc.disable()  # looking for cycles among millions of new objects takes three times as long as making them
+    gc.disable()  # with millions of objects, garbage collection takes three times as long as parsing
     try:
         return json.loads(path.read_bytes().decode("utf-8-sig"))
     except OSError as error:
@@ -139,27 +141,27 @@ def read_json(path: Path, expected: str) -> Any:
 
 
 def write_atomically(path: Path, write: Callable[[Path], None], exclusive: bool = False) -> None:
-    """Create or replace a file in one step: a reader sees the old file or the whole new one.
+    """Create or replace a file atomically: readers see either the old or the complete new file.
 
     Args:
-        path: the file; its folder is made.
-        write: writes the content to the temporary path it is given, in the same folder and with the same suffix.
-        exclusive: never replace a file, not even one that another process makes at the same moment.
+        path: the file; its folder is created.
+        write: writes the content to a temporary path in the same folder, with the same suffix.
+        exclusive: do not replace an existing file, even if another process creates it concurrently.
 
     Raises:
-        ValueError: an exclusive file that is there.
+        ValueError: `exclusive` is set and the file exists.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error  # not the name of the temporary file
+        raise OSError(error.errno, error.strerror, str(path)) from error  # instead of the temporary file's name
     os.close(handle)
     temporary = Path(name)
     try:
         write(temporary)
         with temporary.open("rb") as written:
-            os.fsync(written.fileno())  # the name must not outlive a power cut that the content does not
+            os.fsync(written.fileno())  # the content must be on disk before the file is renamed
         temporary.chmod(0o644)
         if exclusive:
             os.link(temporary, path)
@@ -174,17 +176,17 @@ def write_atomically(path: Path, write: Callable[[Path], None], exclusive: bool 
 def check_output(
     path: Path, reads: Iterable[str | Path | None] = (), is_own: Callable[[Path], bool] = lambda _: False
 ) -> None:
-    """Refuse an output that would replace a file that the command reads, or one that the command did not write.
+    """Check that an output does not replace a file that the command reads, or a file of another origin.
 
     Call it before the work starts.
 
     Args:
         path: the output file.
-        reads: files that the command reads; None is passed over.
-        is_own: whether an existing file is an earlier output of the same command; by default none is.
+        reads: files that the command reads; None is ignored.
+        is_own: whether an existing file is an earlier output of the same command; false by default.
 
     Raises:
-        ValueError: names the file and what to do.
+        ValueError: the output would replace such a file, or cannot be written.
     """
     for file in reads:
         if file is not None and path.resolve() == Path(file).resolve():
@@ -197,10 +199,10 @@ def check_output(
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder that can neither be written to nor made.
+    """Check that a folder can be created or written to.
 
     Raises:
-        ValueError: names the folder that is in the way.
+        ValueError: it cannot; with the existing path that prevents it.
     """
     existing = next(parent for parent in (folder.resolve(), *folder.resolve().parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK):
@@ -209,28 +211,31 @@ def check_folder(folder: Path) -> None:
 
 
 def claim(folder: Path) -> None:
-    """Hold a folder for this process alone, until the process ends; make it if there is none.
+    """Lock a folder for this process until the process ends; create it if missing.
+
+    Forked children do not inherit the lock. On a file system without locks, nothing is locked.
 
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process has locked it.
     """
     folder = folder.resolve()
     if folder in _CLAIMED:
         return
     folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / ".lock").open("a")  # a file of that name stays as it is
+    lock = FileLock(folder / ".lock", thread_local=False, fallback_to_soft=False)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock.acquire(blocking=False)
+    except Timeout as error:
+        raise ValueError(f"another process works in {folder}: wait for it, or stop it") from error
     except OSError as error:
-        lock.close()
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise ValueError(f"another process works in {folder}: wait for it, or stop it") from error
-        return  # a file system without locks
+        if error.errno not in _NO_LOCKS:
+            raise
+        return
     _CLAIMED[folder] = lock
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a value as indented JSON, atomically; numbers that are not finite, which JSON does not have, as null."""
+    """Write a value atomically as indented JSON; numbers that are not finite become null."""
     write_text(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
@@ -243,7 +248,7 @@ def _finite(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str, exclusive: bool = False) -> None:
-    """Write a text file in UTF-8, atomically; see :func:`write_atomically`."""
+    """Write a text file atomically in UTF-8; see :func:`write_atomically`."""
 
     def write(part: Path) -> None:
         part.write_text(text, encoding="utf-8")

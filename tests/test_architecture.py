@@ -16,7 +16,7 @@ LAYERS = [
     {"features", "methods", "results"},
     {"data"},
     {"training"},
-    {"configure"},
+    {"configure", "workers"},
     {"reporting"},
     {"workers"},
     {"studies", "sweeps"},

@@ -10,9 +10,8 @@ import pytest
 from sdr_lightning.paths import check_output, expand, package_path, read_json, text_lines, write_atomically, write_json
 
 
-@pytest.mark.parametrize(
-    ("reference", "expanded"),
-    [
+def test_expand(monkeypatch: pytest.MonkeyPatch) -> None:
+    for reference, expanded in [
         ("/data/images", "/data/images"),
         ("plain", "plain"),
         ("$ROOT/x", "/r/x"),
@@ -29,21 +28,19 @@ from sdr_lightning.paths import check_output, expand, package_path, read_json, t
         ("${UNSET:-~/x}", "/home/me/x"),
         ("/a/~/x", "/a/~/x"),
         ("cost: 5$", "cost: 5$"),
-    ],
-)
-def test_expand(reference: str, expanded: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ROOT": "/r", "NAME": "n", "EMPTY": "", "HOME": "/home/me"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("UNSET", raising=False)
-    assert expand(reference) == expanded
+    ]:
+        for name, value in {"ROOT": "/r", "NAME": "n", "EMPTY": "", "HOME": "/home/me"}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.delenv("UNSET", raising=False)
+        assert expand(reference) == expanded
 
 
-@pytest.mark.parametrize("reference", ["$UNSET/x", "${UNSET}/x", "a/${ROOT:-b}/$UNSET"])
-def test_a_variable_that_is_not_set_is_named(reference: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("UNSET", raising=False)
-    with pytest.raises(ValueError, match=r"needs the environment variable UNSET, .*export UNSET=") as caught:
-        expand(reference)
-    assert repr(reference) in str(caught.value)
+def test_a_variable_that_is_not_set_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    for reference in ["$UNSET/x", "${UNSET}/x", "a/${ROOT:-b}/$UNSET"]:
+        monkeypatch.delenv("UNSET", raising=False)
+        with pytest.raises(ValueError, match=r"needs the environment variable UNSET, .*export UNSET=") as caught:
+            expand(reference)
+        assert repr(reference) in str(caught.value)
 
 
 def test_a_value_is_not_expanded_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,9 +57,9 @@ def test_a_reference_into_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert package_path("package:some_weights") == str(package)
 
 
-@pytest.mark.parametrize("reference", ["/data/x", "hub/name", "packages:x", "x/package:y", ""])
-def test_anything_else_is_returned_as_it_is(reference: str) -> None:
-    assert package_path(reference) == reference
+def test_other_references_are_returned_unchanged() -> None:
+    for reference in ["/data/x", "hub/name", "packages:x", "x/package:y", ""]:
+        assert package_path(reference) == reference
 
 
 def test_a_package_that_is_not_installed() -> None:
@@ -74,7 +71,7 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def test_a_file_is_written_in_one_step(tmp_path: Path) -> None:
+def test_file_is_written_atomically(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file.json"
     seen: list[Path] = []
 
@@ -91,7 +88,7 @@ def test_a_file_is_written_in_one_step(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
 
 
-def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -> None:
+def test_reader_sees_the_old_file_until_writing_ends(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")
 
@@ -105,9 +102,10 @@ def test_a_reader_sees_the_old_file_until_the_new_one_is_whole(tmp_path: Path) -
     assert names(tmp_path) == ["file"]
 
 
-@pytest.mark.parametrize("error", [OSError, ValueError, KeyboardInterrupt])
-@pytest.mark.parametrize("exists", [True, False])
-def test_a_failure_leaves_nothing_behind(tmp_path: Path, error: type[BaseException], exists: bool) -> None:
+@pytest.mark.parametrize(("error", "exists"), [(OSError, True), (ValueError, False), (KeyboardInterrupt, True)])
+def test_failed_write_keeps_the_old_file_and_no_temporary_file(
+    tmp_path: Path, error: type[BaseException], exists: bool
+) -> None:
     path = tmp_path / "file.txt"
     if exists:
         path.write_text("old")
@@ -150,20 +148,17 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path: Path) -> None
     assert names(tmp_path) == ["file.json"]
 
 
-@pytest.mark.parametrize(
-    ("content", "lines"),
-    [
+def test_lines_of_a_text_file(tmp_path: Path) -> None:
+    for content, lines in [
         (b"a\nb\n", ["a", "b"]),
         (b"a\nb", ["a", "b"]),
         (b"a\n\nb\n\n", ["a", "", "b", ""]),
         ("é\u2028\x85 猫\n".encode(), ["é\u2028\x85 猫"]),  # of all that Unicode calls a line break, one is one here
         (b"\xef\xbb\xbfa\n", ["a"]),
         (b"", [""]),
-    ],
-)
-def test_lines_of_a_text_file(tmp_path: Path, content: bytes, lines: list[str]) -> None:
-    (tmp_path / "file.txt").write_bytes(content)
-    assert text_lines(tmp_path / "file.txt") == lines
+    ]:
+        (tmp_path / "file.txt").write_bytes(content)
+        assert text_lines(tmp_path / "file.txt") == lines
 
 
 def test_lines_of_what_is_no_text_file(tmp_path: Path) -> None:
@@ -182,16 +177,15 @@ def test_reading_json(tmp_path: Path) -> None:
     assert read_json(tmp_path / "file.json", "anything") == value
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1, 2", b"[1] [2]", b"{'a': 1}", b'"caf\xe9"', b"\x1f\x8b\x08"])
-def test_what_is_no_json(tmp_path: Path, content: bytes) -> None:
-    path = tmp_path / "file.json"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=f"{path} is not JSON in UTF-8: "):
-        read_json(path, "anything")
+def test_malformed_json_is_refused(tmp_path: Path) -> None:
+    for content in [b"", b"{", b"[1, 2", b"[1] [2]", b"{'a': 1}", b'"caf\xe9"', b"\x1f\x8b\x08"]:
+        path = tmp_path / "file.json"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path} is not JSON in UTF-8: "):
+            read_json(path, "anything")
 
 
-@pytest.mark.parametrize("content", ["[]", "no json"])
-@pytest.mark.parametrize("collecting", [True, False])
+@pytest.mark.parametrize(("content", "collecting"), [("[]", True), ("no json", False), ("no json", True)])
 def test_reading_json_leaves_the_garbage_collector_as_it_was(tmp_path: Path, content: str, collecting: bool) -> None:
     (tmp_path / "file.json").write_text(content)
     before = gc.isenabled()

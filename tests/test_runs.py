@@ -1,4 +1,4 @@
-"""``sdr runs`` over the folders of runs, and of a study's cells and teachers."""
+"""``sdr runs`` on folders of runs, study cells and teachers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ GIT = {"git": {"commit": "0123456789", "dirty": False}, "data": {"train": {"sha2
 
 
 def folder(path: Path, imbalance: Any, metrics: str = "", **files: Any) -> Path:
-    """A run's folder with its configuration, curves, and whatever it came to."""
+    """Write the folder of a run."""
     path.mkdir(parents=True)
     (path / "config.yaml").write_text(yaml.safe_dump({"data": {"init_args": {"imbalance": imbalance}}, "seed": 0}))
     (path / "run.json").write_text(json.dumps(GIT))
@@ -43,47 +43,42 @@ def runs(tmp_path: Path) -> Path:
 
 
 def listed(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, str]:
-    """What is shown of each run, or of each option and metric, behind its name."""
+    """Return the printed text by its first word: a run, an option or a metric."""
     assert run([str(argument) for argument in arguments]) == 0
     lines = [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()]
     return {line[0]: " ".join(line[1].split()) for line in lines if len(line) == 2}
 
 
-def test_what_each_run_came_to(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_state_epochs_metrics_and_cost_of_each_run_are_listed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = {
         name: text.split(maxsplit=2)[2] for name, text in listed(capsys, runs).items() if "/" in name or name == "plain"
     }
     assert shown == {
         "plain": "finished 4 150 7 s 1,234 MiB 01234567",
-        "cells/a": "finished 3 120 2.25 61 s 01234567",  # of the epoch that was selected
+        "cells/a": "finished 3 120 2.25 61 s 01234567",  # at the selected epoch
         "cells/a/stage-1": "finished 3 01234567",
         "cells/b": "unfinished 01234567",
         "teachers/text": "finished 2 12 s 01234567",
     }
 
 
-@pytest.mark.parametrize(
-    ("condition", "found"),
-    [
-        ("imbalance.ratio=0.3", {"plain", "cells/a", "cells/a/stage-1", "cells/b"}),
-        ("imbalance.ratio=0.6", {"cells/b"}),
-        ("imbalance.1.ratio=0.3", {"cells/b"}),
-        ("kind=blur", {"cells/b"}),
-    ],
-)
-def test_an_imbalance_is_found_alone_and_in_a_list(
-    condition: str, found: set[str], runs: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    names = listed(capsys, runs, "--where", condition)
-    assert {name for name in names if name == "plain" or "/" in name} == found
+def test_where_finds_an_imbalance_alone_or_in_a_list(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for condition, expected in {
+        "imbalance.ratio=0.3": {"plain", "cells/a", "cells/a/stage-1", "cells/b"},
+        "imbalance.ratio=0.6": {"cells/b"},
+        "imbalance.1.ratio=0.3": {"cells/b"},
+        "kind=blur": {"cells/b"},
+    }.items():
+        names = listed(capsys, runs, "--where", condition)
+        assert {name for name in names if name == "plain" or "/" in name} == expected, condition
 
 
 def test_metrics_of_cells_are_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compared = listed(capsys, runs / "cells/a", runs / "teachers/text")
     assert (compared["val/rsum"], compared["test/rsum"], compared["test/NDCG@10"]) == ("120", "99.5", "61.5")
-    assert "test/i2t_MdR" not in compared  # it has no value
+    assert "test/i2t_MdR" not in compared  # undefined
 
 
-def test_the_best_come_first(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sort_lists_the_highest_first(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = list(listed(capsys, runs, "--sort", "val/rsum"))
     assert names.index("plain") < names.index("cells/a") < names.index("cells/b")

@@ -1,4 +1,4 @@
-"""``sdr bench``: the speed claims, both sides on this machine."""
+"""``sdr bench``: run the benchmarks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ BENCHMARKS = {
 
 
 def run(arguments: list[str]) -> int:
-    """Run a benchmark of the checkout; what follows its name goes to it."""
+    """Run a benchmark of the checkout; further arguments are those of the benchmark."""
     if not arguments or arguments[0] not in BENCHMARKS:
-        raise ValueError(f"which benchmark? sdr bench {' | '.join(BENCHMARKS)} [--help]")
+        found = arguments[0] if arguments else "none"
+        raise ValueError(f"unknown benchmark {found!r}, expected: sdr bench {' | '.join(BENCHMARKS)} [--help]")
     script = Path(__file__).parents[2] / "benchmarks" / BENCHMARKS[arguments[0]]
     if not script.is_file():
         raise ValueError(f"no benchmark at {script}: sdr bench needs a checkout, installed with pip install -e")

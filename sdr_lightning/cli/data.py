@@ -1,4 +1,4 @@
-"""``sdr data``: whether a collection is complete and right, and caches that make it fast."""
+"""``sdr data``: check a data set for errors, and cache decoded images and tokens."""
 
 from __future__ import annotations
 
@@ -21,31 +21,35 @@ from sdr_lightning.paths import check_output, expand
 
 
 def run(arguments: list[str]) -> int:
-    """Check or prepare; see ``sdr data check --help``."""
+    """Run ``sdr data check`` or ``sdr data prepare``; return the exit status."""
     if "--data.help" in arguments:
         print(help_text("data", arguments))
         return 0
     parser = ArgumentParser(
         prog="sdr data",
-        description="Further options (such as --data.init_args.source.init_args.skip_missing true) go to the data; "
+        description="Options of the data, such as --data.init_args.source.init_args.skip_missing true, are also accepted; "
         "--data.help lists them.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    checking = commands.add_parser("check", help="find everything that is wrong with a collection, at once")
-    checking.add_argument("--fast", action="store_true", help="see only whether images are there, do not read them")
-    checking.add_argument("--unusable", type=Path, help="write the ids of images that are missing or cannot be read")
-    preparing = commands.add_parser("prepare", help="keep decoded images and tokens on disk; may be interrupted")
+    checking = commands.add_parser("check", help="report all errors of a data set")
+    checking.add_argument("--fast", action="store_true", help="check that image files exist, without reading them")
+    checking.add_argument("--unusable", type=Path, help="file for the ids of missing or unreadable images")
+    preparing = commands.add_parser("prepare", help="cache decoded images and tokens; resumes if interrupted")
     for command in (checking, preparing):
-        command.add_argument("--data", required=True, metavar="FILE", help="a configuration of data")
-    own, rest = for_the_data(arguments)
+        command.add_argument("--data", required=True, metavar="FILE", help="data configuration")
+    own, rest = split_data_options(arguments)
     options = parser.parse_args(own)
     data = build_data(["--data", options.data, *rest])
     console = Console()
     return _prepare(data, console) if options.command == "prepare" else _check(data, console, options)
 
 
-def for_the_data(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Tell a command's own options from those of the data, ``--data.NAME VALUE`` or ``--data.NAME=VALUE``."""
+def split_data_options(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Separate the options of a command from those of the data, ``--data.NAME VALUE`` or ``--data.NAME=VALUE``.
+
+    Returns:
+        Options of the command, options of the data.
+    """
     own: list[str] = []
     rest: list[str] = []
     words = iter(arguments)
@@ -84,7 +88,7 @@ def _check(data: RetrievalDataModule, console: Console, options: Namespace) -> i
 def _show(findings: Findings, name: str, console: Console) -> None:
     if findings.sizes:
         sizes = Table(title=name, title_justify="left", title_style="bold")
-        for heading in ("split", "images", "captions", "captions an image", "known split"):
+        for heading in ("split", "images", "captions", "captions per image", "published size"):
             sizes.add_column(heading, justify="left" if heading == "split" else "right")
         for size in findings.sizes:
             spread = str(size.fewest) if size.fewest == size.most else f"{size.fewest} to {size.most}"
@@ -95,9 +99,9 @@ def _show(findings: Findings, name: str, console: Console) -> None:
     if not findings.problems:
         return
     ordered = sorted(findings.problems, key=lambda problem: not problem.fatal)
-    problems = Table(title="what was found", title_justify="left", title_style="bold")
-    for heading in ("", "split", "how many", "what"):
-        problems.add_column(heading, justify="right" if heading == "how many" else "left")
+    problems = Table(title="problems", title_justify="left", title_style="bold")
+    for heading in ("", "split", "count", "problem"):
+        problems.add_column(heading, justify="right" if heading == "count" else "left")
     for problem in ordered:
         state = "[bold red]error[/bold red]" if problem.fatal else "note"
         problems.add_row(state, problem.split, f"{problem.number:,} of {problem.of:,}", problem.what)
@@ -111,7 +115,7 @@ def _show(findings: Findings, name: str, console: Console) -> None:
 
 
 def _prepare(data: RetrievalDataModule, console: Console) -> int:
-    for split in data.source.splits:  # a problem is told before any work is done
+    for split in data.source.splits:  # report errors before starting
         data.source.table(split)
     data.prepare_data()
     for split in data.source.splits:

@@ -1,4 +1,4 @@
-"""``sdr evaluate``: the whole evaluation of any model, from its embeddings or its scores."""
+"""``sdr evaluate``: compute all metrics of any model from embeddings or scores."""
 
 from __future__ import annotations
 
@@ -17,17 +17,14 @@ from torch import Tensor
 
 from sdr_lightning.data.annotations import read_annotations
 from sdr_lightning.data.table import SPLITS
-from sdr_lightning.functional.ndcg import top_gains
-from sdr_lightning.functional.ranking import Ties, rank_scores
-from sdr_lightning.functional.search import chunks
-from sdr_lightning.metrics.cross_modal import summarise_both
+from sdr_lightning.functional.ranking import Ties
 from sdr_lightning.metrics.evaluation import (
     Evaluation,
-    checked,
+    checked_embeddings,
     cross_modal_folds,
     evaluate_queries,
+    num_scores,
     undefined,
-    work,
 )
 from sdr_lightning.metrics.extended import extended_positives
 from sdr_lightning.metrics.files import (
@@ -40,10 +37,11 @@ from sdr_lightning.metrics.files import (
     record_path,
     save_evaluation,
 )
-from sdr_lightning.metrics.graded import EXPONENTIAL_AT, Siblings, means, queries_of
+from sdr_lightning.metrics.graded import Siblings
 from sdr_lightning.metrics.judgements import agreement, read_judgements
 from sdr_lightning.metrics.paper_protocol import evaluate_published, first_five
 from sdr_lightning.metrics.relevance import Relevance
+from sdr_lightning.metrics.scores import evaluate_scores
 from sdr_lightning.metrics.structure import diagnostics, preserved
 from sdr_lightning.paths import check_output
 from sdr_lightning.training.tracking.record import git, versions
@@ -53,7 +51,11 @@ _ROWS = 256
 
 
 def run(arguments: list[str]) -> int:
-    """Evaluate; see ``sdr evaluate --help``."""
+    """Evaluate; return the exit status. See ``sdr evaluate --help``.
+
+    Raises:
+        ValueError: options are incompatible, or a file is missing, malformed or of other items.
+    """
     options = _parser().parse_args(arguments)
     if options.output is not None:
         _check_output(options)
@@ -81,7 +83,7 @@ def run(arguments: list[str]) -> int:
     if options.diagnostics or options.image_teacher is not None or options.text_teacher is not None:
         evaluation.metrics.update(_structure(options, embeddings, pairing))
     if options.judgements is not None or options.extended:
-        evaluation.metrics.update(_people(options, embeddings, pairing))
+        evaluation.metrics.update(_human_judgements(options, embeddings, pairing))
     queries = pairing.text_image
     if options.protocol == "paper":
         queries = queries[first_five(queries, sizes[0])]
@@ -97,72 +99,86 @@ def run(arguments: list[str]) -> int:
 
 
 class _Pairing(NamedTuple):
-    text_image: Tensor  # (C,) the image of each caption
+    text_image: Tensor  # (C,) row of the image of each caption
     captions: Sequence[str] | None = None
     images: Sequence[str] | None = None
-    file_rows: Tensor | None = None  # where each caption is in the files, if they are not in the order of the captions
+    file_rows: Tensor | None = None  # (C,) row of each caption in the input arrays; None if equal
 
     def by_image(self, texts: Tensor) -> Tensor:
-        """Rows of captions in the order of the captions here."""
+        """Reorder the rows of an input array to the order of the captions."""
         return texts if self.file_rows is None else texts[self.file_rows]
 
 
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="sdr evaluate",
-        description="Cross-modal retrieval, and given relevance single-modal and mixed retrieval, of any model. Arrays are "
-        ".npy files of numbers; embeddings are L2-normalised here.",
+        description="Compute cross-modal retrieval metrics of any model and, with --relevance, NDCG of single-modal and mixed "
+        "retrieval. Arrays are numeric .npy files; embeddings are L2-normalised.",
     )
     parser.add_argument("--image-embeddings", type=Path, metavar="NPY", help="(N, d)")
     parser.add_argument("--text-embeddings", type=Path, metavar="NPY", help="(C, d)")
     parser.add_argument(
-        "--scores", type=Path, nargs="+", metavar="NPY", help="(N, C) image to text, and (C, N) where it differs"
+        "--scores", type=Path, nargs="+", metavar="NPY", help="(N, C) image to text; optionally (C, N) text to image"
     )
-    parser.add_argument("--annotations", type=Path, metavar="JSON", help="whose images and captions, in this order")
-    parser.add_argument("--split", choices=SPLITS, default="test", help="of the annotations (default: test)")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="JSON", help="images and captions of the rows, in this order"
+    )
+    parser.add_argument("--split", choices=SPLITS, default="test", help="split of the annotations (default: test)")
     parser.add_argument(
         "--caption-order",
         choices=["image", "file"],
-        help="rows of captions: image by image (default), or as the annotations list them; the same unless captions of "
-        "different images are interleaved there, as in COCO's own files",
+        help="order of caption rows: image by image (default), or as in the annotations. They differ if captions of "
+        "different images are interleaved there, as in COCO's files",
     )
-    parser.add_argument("--captions-per-image", type=int, metavar="K", help="captions k to k + K - 1 are of one image")
-    parser.add_argument("--text-to-image", type=Path, metavar="NPY", help="(C,) the row of each caption's image")
-    parser.add_argument("--relevance", type=Path, metavar="FILE", help="(C, N), from sdr relevance or TERN's raw file")
     parser.add_argument(
-        "--protocol", choices=["clean", "paper"], default="clean", help="paper: as the public code does"
+        "--captions-per-image", type=int, metavar="K", help="every K consecutive captions belong to one image"
+    )
+    parser.add_argument("--text-to-image", type=Path, metavar="NPY", help="(C,) row of the image of each caption")
+    parser.add_argument(
+        "--relevance", type=Path, metavar="FILE", help="(C, N), from sdr relevance, or the raw file of TERN"
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=["clean", "paper"],
+        default="clean",
+        help="paper: as in the authors' public code (default: clean)",
     )
     parser.add_argument(
         "--ties",
         choices=get_args(Ties),
         default="index",
-        help="which equal scores count as ahead in recall and ranks: those of a lower index (default), or all",
+        help="which equally scored items rank first in recall and ranks: lower index (default), or all (pessimistic)",
     )
     parser.add_argument(
-        "--siblings", choices=get_args(Siblings), default="keep", help="in t2t and t2it (default: keep)"
+        "--siblings",
+        choices=get_args(Siblings),
+        default="keep",
+        help="other captions of the query's image in t2t and t2it (default: keep)",
     )
-    parser.add_argument("--folds", type=int, metavar="K", help="also the mean over K disjoint folds (COCO 1K: 5)")
+    parser.add_argument(
+        "--folds", type=int, metavar="K", help="also recall averaged over K disjoint folds (COCO 1K: 5)"
+    )
     parser.add_argument("--diagnostics", action="store_true", help="also alignment, uniformity and hubness")
     for modality in ("image", "text"):
         parser.add_argument(
             f"--{modality}-teacher",
             type=Path,
             metavar="NPY",
-            help=f"features of the same {modality}s: also k-NN overlap and CKA of the embeddings with them",
+            help=f"teacher features of the same {modality}s: also k-NN overlap and CKA with the embeddings",
         )
     parser.add_argument(
-        "--judgements", type=Path, metavar="TXT", help="also agreement with Flickr8k's human judgements"
+        "--judgements", type=Path, metavar="TXT", help="also correlation with the human judgements of Flickr8k"
     )
-    parser.add_argument("--extended", action="store_true", help="also ECCV Caption and CxC, on COCO's test split")
-    parser.add_argument("--device", default="cpu", help="where to compute (default: cpu)")
+    parser.add_argument("--extended", action="store_true", help="also ECCV Caption and CxC, for the test split of COCO")
+    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument(
-        "--output", type=Path, metavar="JSON", help="metrics.json; metrics.queries.npz is put beside it"
+        "--output", type=Path, metavar="JSON", help="metrics.json; also writes metrics.queries.npz next to it"
     )
     return parser
 
 
 def _check_output(options: Namespace) -> None:
-    """Refuse an output before the work starts."""
+    """Check the outputs before the computation."""
     if options.output.suffix != ".json":
         raise ValueError(f"--output should end with .json, got {options.output}")
     reads = [*_inputs(options), options.judgements, options.relevance]
@@ -173,20 +189,20 @@ def _check_output(options: Namespace) -> None:
 
 
 def _check_options(options: Namespace) -> None:
-    """Refuse options that do not go together, or that would change no number."""
+    """Check that options are compatible and have an effect."""
     has_embeddings = options.image_embeddings is not None or options.text_embeddings is not None
     if options.scores is not None and has_embeddings and options.protocol == "clean":
         raise ValueError("protocol clean evaluates embeddings or scores, got both: leave out one, or --protocol paper")
     if options.protocol == "paper" and not has_embeddings:
         raise ValueError("protocol paper needs --image-embeddings and --text-embeddings, with or without --scores")
     if options.protocol == "paper" and (options.folds is not None or options.siblings != "keep"):
-        raise ValueError("protocol paper knows no --folds or --siblings: it does what the public code does")
+        raise ValueError("protocol paper knows no --folds or --siblings: leave them out")
     if options.folds is not None and not has_embeddings:
         raise ValueError("--folds needs embeddings, not scores")
     if options.siblings != "keep" and (options.relevance is None or not has_embeddings):
-        raise ValueError("--siblings is about NDCG of t2t and t2it, which needs embeddings and --relevance")
+        raise ValueError("--siblings applies to NDCG of t2t and t2it, which needs embeddings and --relevance")
     if options.caption_order is not None and options.annotations is None:
-        raise ValueError("--caption-order is about the captions of --annotations, which are not given")
+        raise ValueError("--caption-order applies to --annotations, which are not given")
 
 
 def _inputs(options: Namespace) -> list[Path]:
@@ -210,7 +226,7 @@ def _embeddings(options: Namespace, notes: list[str]) -> tuple[Tensor, Tensor] |
         norms = torch.linalg.vector_norm(some[: 2**12].double(), dim=1)
         if bool(((norms - 1).abs() > 1e-2).any()):
             notes.append(
-                f"{name} embeddings have lengths from {norms.min():.4g} to {norms.max():.4g}; they are normalised"
+                f"{name} embeddings have norms from {norms.min():.4g} to {norms.max():.4g}; they are normalised"
             )
     return images.to(options.device), texts
 
@@ -243,15 +259,15 @@ def _pairing(options: Namespace, images: int, texts: int, notes: list[str]) -> _
         if found != (images, texts):
             raise ValueError(
                 f"the {options.split} split of {options.annotations} has {found[0]} images and {found[1]} captions, the arrays "
-                f"have {images} and {texts}: they must be of the same split, all of it, in its order"
+                f"have {images} and {texts}: give arrays of all items of the split, in its order"
             )
         file_rows = None
         if options.caption_order == "file":
             file_rows = torch.from_numpy(annotations.file_rows)
         elif options.caption_order is None and not annotations.are_grouped:
             notes.append(
-                f"{options.annotations} does not list its captions image by image, but rows of captions are taken to be so: if "
-                "yours are in the order of the file, give --caption-order file; if in any other, give --text-to-image instead"
+                f"{options.annotations} does not list its captions image by image, but rows of captions are assumed to be: for "
+                "rows in the order of the file give --caption-order file, for any other order give --text-to-image"
             )
         index = torch.from_numpy(table.caption_image.copy())
         return _Pairing(index, list(table.caption_ids), list(table.image_ids), file_rows)
@@ -283,10 +299,10 @@ def _evaluate(
         return evaluate_published(images, texts, index, relevance, *(scores or ()), ties=options.ties)
     if embeddings is None:
         assert scores is not None
-        return _evaluate_scores(*scores, index, relevance, options.ties)
+        return evaluate_scores(*scores, index, relevance, options.ties)
     images, texts = embeddings
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("evaluating", total=work(len(images), len(texts), relevance is not None))
+        task = progress.add_task("evaluating", total=num_scores(len(images), len(texts), relevance is not None))
         evaluation = evaluate_queries(
             images,
             texts,
@@ -303,10 +319,10 @@ def _evaluate(
 
 
 def _structure(options: Namespace, embeddings: tuple[Tensor, Tensor] | None, pairing: _Pairing) -> dict[str, float]:
-    """The shape of the common space, and how much of the teachers' is left in it."""
+    """Diagnostics of the embedding space, and its agreement with the teachers."""
     if embeddings is None:
         raise ValueError("--diagnostics, --image-teacher and --text-teacher need embeddings, not scores")
-    images, texts, index = checked(*embeddings, pairing.text_image)
+    images, texts, index = checked_embeddings(*embeddings, pairing.text_image)
     metrics = diagnostics(images, texts, index) if options.diagnostics else {}
     for modality, own, path in (("image", images, options.image_teacher), ("text", texts, options.text_teacher)):
         if path is None:
@@ -314,44 +330,26 @@ def _structure(options: Namespace, embeddings: tuple[Tensor, Tensor] | None, pai
         features = torch.from_numpy(load_array(path, "a teacher's features (items, D)", 2))
         if len(features) != len(own):
             raise ValueError(
-                f"{path} holds features of {len(features)} items, expected those of the {len(own)} {modality}s in their order"
+                f"{path} holds features of {len(features)} items, expected {len(own)}, one for each of the {modality}s in order"
             )
         features = (pairing.by_image(features) if modality == "text" else features).to(own.device)
         metrics |= {f"{modality}_teacher_{name}": value for name, value in preserved(own, features).items()}
     return metrics
 
 
-def _people(options: Namespace, embeddings: tuple[Tensor, Tensor] | None, pairing: _Pairing) -> dict[str, float]:
-    """Agreement with what people said beyond which caption was written for which image."""
+def _human_judgements(
+    options: Namespace, embeddings: tuple[Tensor, Tensor] | None, pairing: _Pairing
+) -> dict[str, float]:
+    """Agreement with human judgements and extended positives."""
     if embeddings is None or pairing.images is None or pairing.captions is None:
         raise ValueError("--judgements and --extended need embeddings and --annotations, which name the items")
-    images, texts, index = checked(*embeddings, pairing.text_image)
+    images, texts, index = checked_embeddings(*embeddings, pairing.text_image)
     metrics: dict[str, float] = {}
     if options.judgements is not None:
         metrics |= agreement(read_judgements(options.judgements), images, texts, pairing.images, index)
     if options.extended:
         metrics |= extended_positives(images, texts, pairing.images, pairing.captions, index)
     return metrics
-
-
-def _evaluate_scores(i2t: Tensor, t2i: Tensor, index: Tensor, relevance: Relevance | None, ties: Ties) -> Evaluation:
-    rows = torch.arange(len(i2t))
-    rankings = rank_scores(i2t, rows, index, ties=ties), rank_scores(t2i, index, rows, ties=ties)
-    metrics = summarise_both(*rankings)
-    queries = {"i2t_rank": rankings[0].ranks, "t2i_rank": rankings[1].ranks}
-    if relevance is not None:
-        for task, scores in (("i2t", i2t), ("t2i", t2i)):
-            query, gallery = ("image", "text") if task == "i2t" else ("text", "image")
-            parts: dict[str, list[Tensor]] = {}
-            for part in chunks(len(scores), _ROWS):
-                gains = relevance.rows(query, gallery, part)  # type: ignore[arg-type]
-                found = queries_of(task, top_gains(scores[part], gains, max(*_KS, EXPONENTIAL_AT)), _KS)
-                for name, values in found.items():
-                    parts.setdefault(name, []).append(values)
-            graded = {name: torch.cat(values) for name, values in parts.items()}
-            queries |= graded
-            metrics |= means(graded)
-    return Evaluation(metrics, queries)
 
 
 def _meta(

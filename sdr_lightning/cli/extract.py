@@ -1,4 +1,4 @@
-"""``sdr extract``: a teacher's feature bank for a student's data."""
+"""``sdr extract``: write the feature bank of a teacher for a student's data."""
 
 from __future__ import annotations
 
@@ -23,18 +23,16 @@ def run(arguments: list[str]) -> int:
         return 0
     parser = ArgumentParser(
         prog="sdr extract",
-        description="Run a teacher over a student's data, imbalance included, and write its features keyed by id. "
-        "Further options (such as --data.init_args.imbalance.kind) go to the student's configuration.",
+        description="Encode a student's data, with its corruption applied, by a teacher and write the features by item id. "
+        "Further options (such as --data.init_args.imbalance.kind) are options of the student.",
     )
-    parser.add_argument("--config", action="append", required=True, help="the student's configuration; may be repeated")
-    parser.add_argument(
-        "--teacher", action="append", required=True, help="the teacher's configuration; may be repeated"
-    )
-    parser.add_argument("--ckpt_path", help="the teacher's checkpoint; without one its tower is used as configured")
-    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["train"], help="which splits (default: train)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="where to compute")
-    parser.add_argument("--output", type=Path, required=True, help="the bank, FILE.safetensors")
-    parser.add_argument("--placebo", type=Path, help="also write a bank of random features, for a control")
+    parser.add_argument("--config", action="append", required=True, help="student configuration; may be repeated")
+    parser.add_argument("--teacher", action="append", required=True, help="teacher configuration; may be repeated")
+    parser.add_argument("--ckpt_path", help="teacher checkpoint; default: the weights of its configuration")
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["train"], help="splits (default: train)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to compute on")
+    parser.add_argument("--output", type=Path, required=True, help="feature bank to write, FILE.safetensors")
+    parser.add_argument("--placebo", type=Path, help="also write a bank of random features, as a control")
     options, rest = parser.parse_known_args(arguments)
     with exit_when_stopped(), stopped_by_signals():
         return _extract(options, rest)
@@ -46,7 +44,7 @@ def _extract(options: Namespace, rest: list[str]) -> int:
         if output is not None:
             check_output(output, reads, is_bank)
     if options.output == options.placebo:
-        raise ValueError(f"--output and --placebo both name {options.output}: give the two banks two names")
+        raise ValueError(f"--output and --placebo are both {options.output}: choose two different files")
     data = student_data([*(word for config in options.config for word in ("--config", config)), *rest])
     tower = teacher_tower([word for config in options.teacher for word in ("--config", config)], options.ckpt_path)
     bank = extract_bank(tower, data, options.splits, torch.device(options.device))

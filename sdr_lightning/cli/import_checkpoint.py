@@ -1,4 +1,4 @@
-"""``sdr import-checkpoint``: weights that other code trained, as a checkpoint of this one."""
+"""``sdr import-checkpoint``: convert checkpoints of other code."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def run(arguments: list[str]) -> int:
     """Import a checkpoint; see ``sdr import-checkpoint --help``."""
     parser = ArgumentParser(
         prog="sdr import-checkpoint",
-        description="Read a checkpoint of other code, without unpickling anything but tensors, and write it as one that "
-        "sdr test reads. Every key is reported. Further options go to the student's configuration.",
+        description="Read a checkpoint of other code, with weights_only, and write a checkpoint for sdr test. Every key is "
+        "reported. Further options are options of the student.",
     )
-    parser.add_argument("file", type=Path, help="the checkpoint")
-    parser.add_argument("--from", dest="origin", required=True, choices=["public-sdr"], help="whose checkpoint it is")
-    parser.add_argument("--config", action="append", required=True, help="the student's configuration; may be repeated")
-    parser.add_argument("--output", type=Path, required=True, help="the checkpoint to write, FILE.ckpt")
+    parser.add_argument("file", type=Path, help="checkpoint to read")
+    parser.add_argument("--from", dest="origin", required=True, choices=["public-sdr"], help="origin of the checkpoint")
+    parser.add_argument("--config", action="append", required=True, help="student configuration; may be repeated")
+    parser.add_argument("--output", type=Path, required=True, help="checkpoint to write, FILE.ckpt")
     options, rest = parser.parse_known_args(arguments)
     check_output(options.output, [options.file, *options.config], _is_imported)
     state = read_state(options.file)
     module = build([*(word for config in options.config for word in ("--config", config)), *rest]).model
     if not isinstance(module, RetrievalModule):
-        raise ValueError(f"the configuration makes a {type(module).__name__}, expected a RetrievalModule")
+        raise ValueError(f"the model of the configuration is a {type(module).__name__}, expected a RetrievalModule")
     imported = import_public_sdr(module, state)
     for key, theirs in imported.used.items():
         print(f"used     {theirs} -> {key}")
@@ -50,7 +50,7 @@ def run(arguments: list[str]) -> int:
         "protocol": "paper",
         _ORIGIN: options.origin,
     }
-    content = BytesIO()  # torch.save takes no file name that starts with a dot and has no suffix
+    content = BytesIO()  # torch.save rejects file names such as .name, used for atomic writes
     torch.save(checkpoint, content)
 
     def write(part: Path) -> None:
@@ -65,8 +65,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _is_imported(path: Path) -> bool:
-    """Whether this command wrote a file."""
+    """Whether a file was written by this command."""
     try:
         return _ORIGIN in torch.load(path, map_location="meta", weights_only=True)
-    except Exception:  # a foreign file makes torch raise almost anything
+    except Exception:  # torch raises many types
         return False

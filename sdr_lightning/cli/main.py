@@ -1,4 +1,4 @@
-"""Entry point of ``sdr``; it imports what a command needs when the command is given."""
+"""Entry point of ``sdr``. The modules of a command are imported when it runs."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from sdr_lightning import __version__
 
 HELP = """usage: sdr COMMAND [options]
 
-Image-text retrieval when one modality is poor.
+Image-text retrieval with corrupted training data: structure-aware distillation from unimodal teachers.
 
-Train and evaluate (every option of a YAML file is also an option here; --help after a command lists them):
+Training and evaluation (every key of a YAML file is also an option; COMMAND --help lists them):
   sdr fit       --config FILE [--run_dir DIR]              train a student or a teacher
-  sdr validate  --config FILE --ckpt_path FILE             recall on the validation split
-  sdr test      --config FILE --ckpt_path FILE             the whole evaluation, on the test split
+  sdr validate  --config FILE --ckpt_path FILE             compute recall on the validation split
+  sdr test      --config FILE --ckpt_path FILE             compute all metrics on the test split
   sdr evaluate  --image-embeddings NPY --text-embeddings NPY --annotations FILE --output metrics.json
-                                                           the same of any model, from its embeddings or scores
-  sdr relevance --annotations FILE --output NPY            graded relevance of captions and images (ROUGE-L)
-  sdr extract   --config FILE --teacher FILE --output FILE write a teacher's feature bank
+                                                           compute all metrics of any model from embeddings or scores
+  sdr relevance --annotations FILE --output NPY            compute graded relevance of captions and images (ROUGE-L)
+  sdr extract   --config FILE --teacher FILE --output FILE write the features of a teacher
   sdr import-checkpoint FILE --from public-sdr --config FILE --output FILE
-                                                           weights that the paper's public code trained
+                                                           convert weights of the authors' public code
 
-Data and what is wrong with it:
-  sdr data check   --data FILE                             is what is on disk complete and right?
-  sdr data prepare --data FILE                             keep decoded images and tokens; continues where it stopped
-  sdr noise make   --data FILE --kind KIND --ratio R ...   choose the items of an imbalance, as a file
-  sdr noise show   FILE                                    what a noise table or a published index does
+Data and corruption:
+  sdr data check   --data FILE                             check a data set for errors
+  sdr data prepare --data FILE                             cache decoded images and tokens; resumes if interrupted
+  sdr noise make   --data FILE --kind KIND --ratio R ...   choose the items of a corruption, and write them to a file
+  sdr noise show   FILE                                    describe a noise table or a published index
 
 Studies:
-  sdr reproduce SUITE.yaml [--dry_run] [--jobs N]          teachers, every cell, report; continues where it stopped
-  sdr sweep     SWEEP.yaml [--jobs N] [--resume]           a W&B sweep's file, run on this machine
+  sdr reproduce SUITE.yaml [--dry_run] [--jobs N]          run teachers, all cells and the report; resumes if interrupted
+  sdr sweep     SWEEP.yaml [--jobs N] [--resume]           run the sweep of a W&B sweep file on this machine
   sdr runs      [FOLDER] [--where OPTION=VALUE]            list, filter and compare runs
-  sdr report    FOLDER                                     report.html and report.md of a study or sweep; of a run, its curves
-  sdr report    metrics.json metrics.json ...              evaluations side by side, with intervals
+  sdr report    FOLDER                                     write the report of a study or sweep, or the curves of a run
+  sdr report    metrics.json metrics.json ...              compare evaluations, with confidence intervals
   sdr bench     evaluate | data | losses | training | processes
-                                                           the speed claims, both sides on this machine
+                                                           measure the speed claims on this machine
 
   sdr --version | --help
 """
@@ -47,10 +47,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: the command and its options; those of the process when None.
+        arguments: command and options; ``sys.argv`` if None.
 
     Returns:
-        Exit status: 0 when all went well, 1 when the work failed, 2 when the request was wrong, 130 when interrupted.
+        Exit status: 0 on success, 1 on failure, 2 on invalid arguments or input, 130 on interruption.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
@@ -80,10 +80,10 @@ def _guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
         message = str(error)
         if isinstance(error, OSError) and error.filename is not None and error.strerror:
             message = f"cannot use {error.filename}: {error.strerror}"
-        if message.startswith("Caught "):  # a worker's error comes with its traceback
+        if message.startswith("Caught "):  # an error in a worker includes its traceback
             message = message.rpartition("Error: ")[2]
         print(f"sdr {arguments[0]}: error: {' '.join(message.split())}", file=sys.stderr)
-        print("(SDR_TRACEBACK=1 shows where)", file=sys.stderr)
+        print("(set SDR_TRACEBACK=1 for the traceback)", file=sys.stderr)
         return 2
 
 
@@ -94,7 +94,7 @@ def _lightning(arguments: list[str]) -> int:
         print(help_text(arguments[0], arguments[1:]))
         return 0
     from sdr_lightning.configure import run
-    from sdr_lightning.reporting.tracked import publish
+    from sdr_lightning.reporting.wandb_summary import publish
 
     publish(run(arguments))
     return 0

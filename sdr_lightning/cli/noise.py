@@ -1,4 +1,4 @@
-"""``sdr noise``: which items an imbalance changes, as a file, and what such a file does."""
+"""``sdr noise``: write and describe noise tables, the files that list the items of a corruption."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import hashlib
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sdr_lightning.cli.data import for_the_data
+from sdr_lightning.cli.data import split_data_options
 from sdr_lightning.configure import build_data
 from sdr_lightning.configure.help import help_text
 from sdr_lightning.data.imbalance import KINDS, Imbalance, NoiseTable, is_noise_table, read_noise
@@ -17,33 +17,33 @@ _BAR = 40  # characters of the longest bar
 
 
 def run(arguments: list[str]) -> int:
-    """Make or show a noise table; see ``sdr noise make --help``."""
+    """Run ``sdr noise make`` or ``sdr noise show``; return the exit status."""
     if "--data.help" in arguments:
         print(help_text("noise", arguments))
         return 0
     parser = ArgumentParser(
         prog="sdr noise",
-        description="Further options (such as --data.init_args.source.init_args.skip_missing true) go to the data; "
+        description="Options of the data, such as --data.init_args.source.init_args.skip_missing true, are also accepted; "
         "--data.help lists them.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    making = commands.add_parser("make", help="choose the items of an imbalance and write them down")
-    making.add_argument("--data", required=True, metavar="FILE", help="a configuration of data")
+    making = commands.add_parser("make", help="choose the items of a corruption and write a noise table")
+    making.add_argument("--data", required=True, metavar="FILE", help="data configuration")
     making.add_argument("--split", choices=SPLITS, default="train")
     making.add_argument("--kind", choices=[kind for kind in KINDS if kind != "none"], required=True)
-    making.add_argument("--modality", choices=["image", "text", "pair"], help="of the kind missing")
-    making.add_argument("--level", choices=["image", "caption"], help="what is chosen")
-    making.add_argument("--ratio", type=float, required=True, help="share that is chosen, in [0, 1]")
-    making.add_argument("--severity", type=int, default=5, help="1 to 5, of kinds that have degrees")
+    making.add_argument("--modality", choices=["image", "text", "pair"], help="modality, for kind missing")
+    making.add_argument("--level", choices=["image", "caption"], help="items that are chosen")
+    making.add_argument("--ratio", type=float, required=True, help="fraction of items, in [0, 1]")
+    making.add_argument("--severity", type=int, default=5, help="1 to 5, for kinds with a severity (default: 5)")
     making.add_argument("--seed", type=int, default=0)
     making.add_argument(
-        "--output", type=Path, required=True, help=".npz, or .npy for a mismatch in the published form of its level"
+        "--output", type=Path, required=True, help="noise table (.npz), or published mismatch index of the level (.npy)"
     )
-    showing = commands.add_parser("show", help="what a noise table or a published index does")
-    showing.add_argument("file", type=Path, help=".npz of sdr noise make, or a published .npy")
-    showing.add_argument("--data", metavar="FILE", help="the data it is for, to be sure of the captions of each image")
+    showing = commands.add_parser("show", help="describe a noise table or a published index")
+    showing.add_argument("file", type=Path, help=".npz of sdr noise make, or published .npy")
+    showing.add_argument("--data", metavar="FILE", help="data configuration, to verify the captions of each image")
     showing.add_argument("--split", choices=SPLITS, default="train")
-    own, rest = for_the_data(arguments)
+    own, rest = split_data_options(arguments)
     options = parser.parse_args(own)
     if options.command == "make":
         return _make(options, rest)
@@ -74,7 +74,7 @@ def _show(options: Namespace, rest: list[str]) -> int:
 
 
 def describe(noise: NoiseTable, file: Path) -> list[str]:
-    """A noise table in words, line by line."""
+    """Describe a noise table, line by line."""
     imbalance = noise.imbalance
     items = "images" if imbalance.level == "image" else "captions"
     facts = {

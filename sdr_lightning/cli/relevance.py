@@ -1,4 +1,4 @@
-"""``sdr relevance``: graded relevance between captions and images, as a file."""
+"""``sdr relevance``: compute graded relevance between captions and images."""
 
 from __future__ import annotations
 
@@ -17,18 +17,23 @@ from sdr_lightning.paths import check_output
 
 
 def run(arguments: list[str]) -> int:
-    """Write relevance; see ``sdr relevance --help``."""
+    """Write relevance; return the exit status. See ``sdr relevance --help``."""
     parser = ArgumentParser(
         prog="sdr relevance",
-        description="ROUGE-L of every caption against the captions of every image, (C, N), as .npy with a record beside it.",
+        description="ROUGE-L between every caption and the captions of every image, (C, N), as .npy with a .json record.",
     )
     parser.add_argument(
-        "--annotations", type=Path, required=True, metavar="JSON", help="Karpathy's, a list, or COCO-style"
+        "--annotations", type=Path, required=True, metavar="JSON", help="in the format of Karpathy or COCO, or a list"
     )
-    parser.add_argument("--split", choices=SPLITS, default="test", help="of the annotations (default: test)")
-    parser.add_argument("--tokenizer", choices=get_args(Tokenizer), default="stripped", help="tern keeps punctuation")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="split of the annotations (default: test)")
+    parser.add_argument(
+        "--tokenizer",
+        choices=get_args(Tokenizer),
+        default="stripped",
+        help="tern keeps punctuation (default: stripped)",
+    )
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="float16 halves the file")
-    parser.add_argument("--workers", type=int, default=1, help="threads; -1 is all cores")
+    parser.add_argument("--workers", type=int, default=1, help="number of threads; -1 for all cores")
     parser.add_argument("--output", type=Path, required=True, metavar="NPY")
     options = parser.parse_args(arguments)
     if options.output.suffix != ".npy":

@@ -1,4 +1,4 @@
-"""``sdr report``: the report of a study or sweep, the curves of one run, or evaluations side by side."""
+"""``sdr report``: report of a study or sweep, training curves of a run, or comparison of evaluations."""
 
 from __future__ import annotations
 
@@ -13,35 +13,46 @@ from sdr_lightning.results.loading import load_study
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-    from sdr_lightning.reporting.table import Table
+    from sdr_lightning.reporting.tables.table import Table
 
-DESCRIPTION = """Write report.html and report.md into a study's folder, sweep.html, sweep.png and sweep.csv into a sweep's (of
-sdr sweep, or of runs that W&B kept offline), or training.png into a run's. Of evaluations
-that sdr evaluate --output wrote: print their metrics with 95 % intervals and the differences to a baseline."""
+DESCRIPTION = """Write report.html and report.md into the folder of a study; sweep.html, sweep.png and sweep.csv into that
+of a sweep (of sdr sweep, or of offline W&B runs); or training.png into that of a run. For files of sdr evaluate --output:
+print metrics with 95 % intervals and differences to a baseline."""
 
-_UNBOUNDED = 10_000  # columns, to ask how wide a table would like to be
+_UNBOUNDED = 10_000  # columns: a width that no table exceeds
 
 
 def run(arguments: list[str]) -> int:
-    """Write a report or compare evaluations; see ``sdr report --help``."""
+    """Write a report or compare evaluations; see ``sdr report --help``.
+
+    Returns:
+        The exit status 0.
+
+    Raises:
+        ValueError: the arguments or a file are invalid.
+    """
     parser = ArgumentParser(prog="sdr report", description=DESCRIPTION)
     parser.add_argument(
         "inputs",
         nargs="+",
         metavar="FOLDER | [NAME=]FILE[,FILE...]",
-        help="folder of a study, such as runs/scenes, or of a run; or one or more evaluations, with one file per seed",
+        help="folder of a study (such as runs/scenes), sweep or run; or evaluations, one file per seed",
     )
-    parser.add_argument("--baseline", metavar="NAME", help="the system others are compared with (default: the first)")
+    parser.add_argument(
+        "--baseline", metavar="NAME", help="system that the others are compared with (default: the first)"
+    )
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="also write comparison.html and comparison.md")
-    parser.add_argument("--replicates", type=int, metavar="N", help="draws of the bootstrap (default: 2000)")
+    parser.add_argument("--replicates", type=int, metavar="N", help="bootstrap replicates (default: 2000)")
     options = parser.parse_args(arguments)
     folders = [name for name in options.inputs if Path(name).is_dir()]
     if folders and len(options.inputs) > 1:
-        raise ValueError(f"{folders[0]} is a folder: give one folder, or files that sdr evaluate --output wrote")
+        raise ValueError(f"{folders[0]} is a folder: give one folder, or files of sdr evaluate --output")
     if folders or (len(options.inputs) == 1 and not _is_evaluation(options.inputs[0])):
         given = [name for name in ("baseline", "output", "replicates") if getattr(options, name) is not None]
         if given:
-            raise ValueError(f"--{given[0]} is for evaluations, and {options.inputs[0]} is a folder of a study or run")
+            raise ValueError(
+                f"--{given[0]} applies to evaluations only, and {options.inputs[0]} is not one: leave it out"
+            )
         return _report(Path(options.inputs[0]))
     return _compare(options.inputs, options.baseline, options.output, options.replicates)
 
@@ -78,14 +89,21 @@ def _compare(inputs: list[str], baseline: str | None, output: Path | None, repli
     from rich.measure import Measurement
 
     from sdr_lightning.functional.bootstrap import REPLICATES
-    from sdr_lightning.reporting.comparison import check_comparison, compare, notes, summary, tables, write_comparison
-    from sdr_lightning.reporting.evaluations import load_systems
+    from sdr_lightning.reporting.comparison import (
+        check_comparison,
+        compare_systems,
+        notes,
+        summary,
+        tables,
+        write_comparison,
+    )
+    from sdr_lightning.reporting.evaluation_files import load_systems
 
     if output is not None and output.is_file():
-        raise ValueError(f"--output names a folder, and {output} is a file")
+        raise ValueError(f"--output must be a folder, but {output} is a file")
     if output is not None:
         check_comparison(output)
-    comparison = compare(load_systems(inputs), baseline, REPLICATES if replicates is None else replicates)
+    comparison = compare_systems(load_systems(inputs), baseline, REPLICATES if replicates is None else replicates)
     if output is not None:
         write_comparison(comparison, output)
     console = Console()
@@ -94,7 +112,7 @@ def _compare(inputs: list[str], baseline: str | None, output: Path | None, repli
         shown = _rich(table)
         width = Measurement.get(console, console.options.update(width=_UNBOUNDED), shown).maximum
         if not console.is_terminal:
-            console.width = max(console.width, width)  # a file or a pipe has no edge
+            console.width = max(console.width, width)  # no wrapping in files and pipes
         elif width > console.width:
             shown = _rich(table, between="\n")
         console.print()
@@ -108,7 +126,7 @@ def _compare(inputs: list[str], baseline: str | None, output: Path | None, repli
 
 
 def _rich(table: Table, between: str = " ") -> RichTable:
-    """The table for a terminal; `between` stands between a number and its interval."""
+    """Convert a table for the terminal, with `between` separating value and interval."""
     from rich import box
     from rich.table import Table as RichTable
     from rich.text import Text

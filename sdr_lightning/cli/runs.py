@@ -1,4 +1,4 @@
-"""``sdr runs``: list, filter and compare the runs on this machine."""
+"""``sdr runs``: list, filter and compare runs."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from rich.console import Console
 from rich.table import Table
 
 from sdr_lightning.paths import read_json
-from sdr_lightning.reporting.curves import read_curves
+from sdr_lightning.reporting.figures.curves import read_curves
 from sdr_lightning.reporting.sweep import flat
 from sdr_lightning.results.fields import Fields
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a run, a cell of a study, or a teacher of a study came to.
+    """Result of a finished run, study cell or teacher.
 
     Attributes:
-        metrics: of the epoch that was kept, and of a test as ``test/...``.
-        epochs: how many it was trained for.
-        wall_time_s: of the training; of a cell, of its test too.
-        memory_mib: the most it held; None where it is not known.
+        metrics: metrics of the selected epoch; those of a test as ``test/...``.
+        epochs: number of training epochs.
+        wall_time_s: duration of the training in seconds, for a cell including its test.
+        memory_mib: peak memory in MiB; None if unknown.
     """
 
     metrics: dict[str, float]
@@ -39,15 +39,15 @@ class Outcome:
 
 
 @dataclass(frozen=True)
-class Run:
-    """A run's folder, read.
+class RunFolder:
+    """Contents of the folder of a run.
 
     Attributes:
-        folder: relative to where runs were looked for, or as it was given.
-        options: the configuration by dotted names; the parts of a list by their number.
-        record: of ``run.json``.
-        outcome: what it came to; None while it is not finished.
-        started: when its configuration was written.
+        folder: path relative to the folder that is searched, or as given.
+        options: configuration by dotted name; items of a list by their index.
+        record: contents of ``run.json``.
+        outcome: the result; None if unfinished.
+        started: modification time of the configuration.
     """
 
     folder: str
@@ -58,7 +58,7 @@ class Run:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Those of the outcome."""
+        """Metrics of the outcome; empty if unfinished."""
         return {} if self.outcome is None else self.outcome.metrics
 
 
@@ -66,35 +66,39 @@ def run(arguments: list[str]) -> int:
     """List or compare runs; see ``sdr runs --help``."""
     parser = ArgumentParser(
         prog="sdr runs",
-        description="List the runs below a folder with what they came to. Two or more run folders are compared instead: the "
-        "options they differ in, and their metrics.",
+        description="List the runs in a folder with their results. For two or more run folders, show the options in which they "
+        "differ, and their metrics.",
     )
-    parser.add_argument("folders", nargs="*", type=Path, default=[Path("runs")], help="where to look (default: runs)")
+    parser.add_argument(
+        "folders", nargs="*", type=Path, default=[Path("runs")], help="folder to search (default: runs)"
+    )
     parser.add_argument(
         "--where",
         action="append",
         default=[],
         metavar="OPTION=VALUE",
-        help="only runs whose configuration has this, such as data.init_args.batch_size=128; a suffix of the name will do",
+        help="only runs with this value, such as data.init_args.batch_size=128; the end of the name is enough",
     )
-    parser.add_argument("--sort", default="started", metavar="METRIC", help="started, or a metric such as val/rsum")
+    parser.add_argument(
+        "--sort", default="started", metavar="METRIC", help="started (default), or a metric such as val/rsum"
+    )
     options = parser.parse_args(arguments)
     folders = options.folders
     if len(folders) > 1:
         if options.where or options.sort != "started":
-            raise ValueError("--where and --sort are for the runs of one folder, and several were given")
+            raise ValueError("--where and --sort apply to one folder, got several: leave them out")
         return _compare([_read(folder, str(folder)) for folder in folders])
     if not folders[0].is_dir():
-        raise ValueError(f"no folder at {folders[0]}: name the one that holds runs")
+        raise ValueError(f"no folder at {folders[0]}: give a folder that contains runs")
     found = []
     for path in sorted(folders[0].rglob("run.json")):
         try:
             found.append(_read(path.parent, str(path.parent.relative_to(folders[0]))))
-        except ValueError as error:  # such as a run that is just starting again
+        except ValueError as error:  # such as a run that is being restarted
             print(f"sdr runs: {error}", file=sys.stderr)
     for condition in options.where:
         name = condition.partition("=")[0]
-        if found and not any(_is(name, key) for run in found for key in run.options):
+        if found and not any(_matches(name, key) for run in found for key in run.options):
             raise ValueError(f"no run has an option {name!r}: --where takes the end of a name, such as batch_size=128")
     chosen = [run for run in found if all(_has(run, condition) for condition in options.where)]
     if options.sort == "started":
@@ -106,7 +110,7 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
-def _read(folder: Path, name: str) -> Run:
+def _read(folder: Path, name: str) -> RunFolder:
     record = read_json(folder / "run.json", "the record of a run, which sdr fit writes")
     configuration = folder / "config.yaml"
     try:
@@ -116,11 +120,11 @@ def _read(folder: Path, name: str) -> Run:
             f"{configuration} cannot be read ({type(error).__name__}): expected a run's configuration"
         ) from error
     started = datetime.fromtimestamp(configuration.stat().st_mtime)
-    return Run(name, options, record, _outcome(folder), started)
+    return RunFolder(name, options, record, _outcome(folder), started)
 
 
 def _outcome(folder: Path) -> Outcome | None:
-    """Read what was written last: ``results.json`` of a run or a cell, ``teacher.json``, or, of a stage, its cell's."""
+    """Read ``results.json`` or ``teacher.json``; a stage is finished if its cell has ``results.json``."""
     found = [path for path in (folder / "results.json", folder / "teacher.json") if path.is_file()]
     is_stage = folder.name.startswith("stage-") and (folder.parent / "results.json").is_file()
     if not found and not is_stage:
@@ -141,7 +145,7 @@ def _outcome(folder: Path) -> Outcome | None:
 
 
 def _numbered(value: Any) -> Any:
-    """A configuration in which the parts of a list go by their number; a list of one is that one."""
+    """Replace lists of mappings by mappings from index to item, and lists of one item by the item."""
     if isinstance(value, dict):
         return {key: _numbered(part) for key, part in value.items()}
     if isinstance(value, list) and value and all(isinstance(part, dict) for part in value):
@@ -150,24 +154,24 @@ def _numbered(value: Any) -> Any:
     return value
 
 
-def _has(run: Run, condition: str) -> bool:
+def _has(run: RunFolder, condition: str) -> bool:
     name, equals, value = condition.partition("=")
     if not equals or not name:
         raise ValueError(f"--where takes OPTION=VALUE, got {condition!r}")
     try:
-        wanted: Any = float(value)  # 1e-4 is a number to people, and to YAML a word
+        wanted: Any = float(value)  # YAML reads 1e-4 as a string
     except ValueError:
         wanted = yaml.safe_load(value)
-    return any(found == wanted for key, found in run.options.items() if _is(name, key))
+    return any(found == wanted for key, found in run.options.items() if _matches(name, key))
 
 
-def _is(name: str, option: str) -> bool:
-    """Whether a name is an option's or its end, with or without the numbers of the parts of lists."""
+def _matches(name: str, option: str) -> bool:
+    """Return whether a name equals an option or its end, with or without list indices."""
     plain = re.sub(r"\.\d+(?=\.)", "", option)
     return any(full == name or full.endswith(f".{name}") for full in (option, plain))
 
 
-def _list(runs: Sequence[Run], sort: str) -> None:
+def _list(runs: Sequence[RunFolder], sort: str) -> None:
     metrics = ["val/rsum", "train/loss"]
     if sort not in ("started", *metrics):
         metrics.insert(0, sort)
@@ -191,16 +195,16 @@ def _list(runs: Sequence[Run], sort: str) -> None:
     _print(table)
 
 
-def _compare(runs: Sequence[Run]) -> int:
+def _compare(runs: Sequence[RunFolder]) -> int:
     names = sorted({name for run in runs for name in run.options} - {"run_dir"})
     differing = [name for name in names if len({yaml.safe_dump(run.options.get(name)) for run in runs}) > 1]
     table = Table("", *(run.folder for run in runs), box=None, header_style="bold")
     for name in [name for name in differing if not name.endswith(("default_root_dir", "save_dir"))]:
         table.add_row(name, *(str(run.options.get(name, "")) for run in runs))
-    for what in ("commit", "data"):
-        values = [run.record["git"]["commit"] if what == "commit" else _data(run) for run in runs]
+    for name in ("commit", "data"):
+        values = [run.record["git"]["commit"] if name == "commit" else _data(run) for run in runs]
         if len(set(values)) > 1:
-            table.add_row(what, *(str(value)[:12] for value in values))
+            table.add_row(name, *(str(value)[:12] for value in values))
     table.add_section()
     for metric in sorted({name for run in runs for name in run.metrics}):
         table.add_row(metric, *(f"{run.metrics[metric]:.4g}" if metric in run.metrics else "" for run in runs))
@@ -208,12 +212,12 @@ def _compare(runs: Sequence[Run]) -> int:
     return 0
 
 
-def _data(run: Run) -> str:
+def _data(run: RunFolder) -> str:
     return " ".join(str(split["sha256"]) for split in run.record["data"].values())
 
 
 def _print(table: Table) -> None:
     console = Console()
     if not console.is_terminal:
-        console.width = 10_000  # a file or a pipe has no edge
+        console.width = 10_000  # no wrapping in files and pipes
     console.print(table)

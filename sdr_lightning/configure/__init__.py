@@ -1,4 +1,4 @@
-"""From YAML and options to objects: the students, teachers and data that a configuration describes."""
+"""Building students, teachers and data from YAML files and command line options."""
 
 from sdr_lightning.configure.build import build_data, build_method, student_data
 from sdr_lightning.configure.lightning_cli import build, run

@@ -1,4 +1,4 @@
-"""Arguments of the command line, before the parser sees them."""
+"""Preprocessing of command line arguments."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-# The parser turns the value of an option that is nested in two classes into text, so that null becomes the word None.
+# jsonargparse converts the value of an option nested in two classes to a string, so that null becomes "None".
 _NESTED = re.compile(r"--(?P<outer>[\w.]+?\.init_args|data|model)\.(?P<inner>(?!init_args\.)\w+\..+)")
 
 
 def with_nulls(arguments: Sequence[str]) -> list[str]:
-    """Rewrite options whose value is or holds ``null`` so that it survives any depth of nesting.
+    """Rewrite options whose value is or contains ``null``, so that the parser keeps it at any depth of nesting.
 
     >>> with_nulls(["--data.init_args.source.init_args.leave_out", "null"])
     ['--data.init_args', '{"source": {"init_args": {"leave_out": null}}}']

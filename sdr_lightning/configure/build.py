@@ -1,4 +1,4 @@
-"""Parts of a configuration, built alone."""
+"""Building single parts of a configuration."""
 
 from __future__ import annotations
 
@@ -19,14 +19,17 @@ from sdr_lightning.configure.teacher import NOT_THE_MODEL
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.methods.base import Method
 
-_PLAIN = dict[str, object] | list[object] | str | int | float | bool | None  # a section that is not looked at
+_ANY_VALUE = dict[str, object] | list[object] | str | int | float | bool | None  # type of ignored sections
 
 
 def student_data(arguments: list[str]) -> RetrievalDataModule:
-    """The data module that a student's options describe.
+    """Build the data module of a student.
+
+    Args:
+        arguments: options of ``sdr fit``.
 
     Raises:
-        ValueError: the options do not fit.
+        ValueError: invalid options.
     """
     data = build(arguments).datamodule
     assert isinstance(data, RetrievalDataModule)
@@ -37,11 +40,11 @@ def build_data(arguments: Sequence[str]) -> RetrievalDataModule:
     """Build the data module of a configuration.
 
     Args:
-        arguments: ``--data FILE`` and options such as ``--data.init_args.source.init_args.skip_missing true``. The
-            file configures data alone, or a whole run, of which the data section is taken.
+        arguments: ``--data FILE`` and options such as ``--data.init_args.source.init_args.skip_missing true``. The file is a
+            data configuration, or that of a whole run with a data section.
 
     Raises:
-        ValueError: no file, or options that do not fit, in one line.
+        ValueError: an unreadable file or invalid options, in one line.
 
     Example:
         >>> data = build_data(["--data", "experiments/data/scenes.yaml", "--data.init_args.batch_size", "16"])
@@ -54,7 +57,7 @@ def build_data(arguments: Sequence[str]) -> RetrievalDataModule:
     parser.add_subclass_arguments(RetrievalDataModule, "data", required=True)
     sections = _sections(file)
     for name in sections - {"data"}:
-        parser.add_argument(f"--{name}", type=_PLAIN)
+        parser.add_argument(f"--{name}", type=_ANY_VALUE)
     with one_line_errors():
         parsed = parser.parse_args(["--config" if sections else "--data", str(file), *with_nulls(options)])
         data = parser.instantiate(parsed).data
@@ -72,7 +75,7 @@ def _file_and_options(arguments: Sequence[str]) -> tuple[Path, list[str]]:
 
 
 def _sections(file: Path) -> set[str]:
-    """The sections of a whole run's configuration; none of data alone."""
+    """Return the sections of the configuration of a whole run; empty for a data configuration."""
     try:
         document = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -87,25 +90,23 @@ def _sections(file: Path) -> set[str]:
 
 
 def build_method(arguments: Sequence[str]) -> Method:
-    """Build only the method that options of ``sdr fit`` describe.
-
-    The random generators are left as they are.
+    """Build only the method of a configuration. The state of random generators is unchanged.
 
     Args:
-        arguments: as ``sdr fit`` takes them: ``--config FILE``, ``--model.init_args.method.init_args.weights ...``.
+        arguments: options of ``sdr fit``: ``--config FILE``, ``--model.init_args.method.init_args.weights ...``.
 
     Raises:
-        ValueError: options that do not fit, a model without a method, or values that the method refuses, in one line.
+        ValueError: invalid options, a model without a method, or values that the method rejects, in one line.
     """
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(pl.LightningModule, "model", required=True)
     for name in (*NOT_THE_MODEL, "seed_everything"):
-        parser.add_argument(f"--{name}", type=_PLAIN)
+        parser.add_argument(f"--{name}", type=_ANY_VALUE)
     only = ArgumentParser(exit_on_error=False)
     only.add_subclass_arguments(Method, "method", required=True)
     with one_line_errors(), isolate_rng():
-        model = parser.parse_args(with_nulls(_of_the_model(arguments))).model
+        model = parser.parse_args(with_nulls(_model_options(arguments))).model
         if "method" not in model.init_args:
             raise ValueError(
                 f"{model.class_path} trains without a method: expected a sdr_lightning.training.RetrievalModule"
@@ -115,8 +116,8 @@ def build_method(arguments: Sequence[str]) -> Method:
     return method
 
 
-def _of_the_model(arguments: Sequence[str]) -> list[str]:
-    """The options that configure the model, from options that each have a value."""
+def _model_options(arguments: Sequence[str]) -> list[str]:
+    """Select the options of the model; every option must have a value."""
     kept: list[str] = []
     words = iter(arguments)
     for word in words:

@@ -1,4 +1,4 @@
-"""Every key of a configuration, with what it is set to and what it does, from signatures and docstrings."""
+"""Help for configuration keys: value, type and description, from signatures and docstrings."""
 
 from __future__ import annotations
 
@@ -23,40 +23,39 @@ from sdr_lightning.training.retrieval_module import RetrievalModule
 
 _COMMAND = """usage: sdr {command} --config FILE [--config FILE ...] [--KEY VALUE ...]
 
-Every key of a YAML file is an option, and later ones go over earlier ones. With --config FILE --help the keys of that
-experiment are shown with the values they have there. --model.help, --data.help and --trainer.help show one section, and
---data.help CLASS one class.
+Every key of a YAML file is an option; later values override earlier ones. --config FILE --help shows the keys of that
+experiment with their values. --model.help, --data.help and --trainer.help show one section, --data.help CLASS one class.
 """
 _OWN = {
-    "config FILE": "a configuration; may be repeated, later ones go over earlier ones",
-    "run_dir DIR": "folder of the run; made by date if left out",
-    "ckpt_path FILE": "checkpoint to continue from or to test; of fit also last",
-    "protocol clean|paper": "clean: as configured; paper: as the public code does, see docs/sdr.md",
-    "seed_everything INT": "of initialisation, order of batches and choice of imbalanced items (default: 0)",
+    "config FILE": "configuration; may be repeated, later ones override earlier ones",
+    "run_dir DIR": "folder of the run (default: named by date)",
+    "ckpt_path FILE": "checkpoint to test or to resume from; for fit also last",
+    "protocol clean|paper": "clean: as configured; paper: as in the authors' public code, see docs/sdr.md",
+    "seed_everything INT": "seed of initialisation, batch order and choice of corrupted items (default: 0)",
 }
 _SECTIONS: dict[str, type] = {"model": RetrievalModule, "data": RetrievalDataModule}
 _ROLE = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`")  # a cross reference of the documentation
 
 
 def is_help(arguments: Sequence[str]) -> bool:
-    """Whether options ask for help."""
+    """Return whether the arguments contain a help option."""
     asked = ("-h", "--help", "--model.help", "--data.help", "--trainer.help")
     return any(word.partition("=")[0] in asked for word in arguments)
 
 
 def help_text(command: str, arguments: Sequence[str]) -> str:
-    """The help of a command that takes a configuration.
+    """Return the help text of a command that takes a configuration.
 
     Args:
-        command: such as ``fit``.
-        arguments: its options, one of which asks for help.
+        command: name of the command, such as ``fit``.
+        arguments: its arguments, including a help option.
 
     Returns:
-        Of ``--help`` all keys, of ``--data.help`` and the like those of one section; with the values of the configurations
-        that ``--config`` and ``--data`` name.
+        All keys for ``--help``, those of one section for ``--data.help`` and the like, with the values of ``--config`` and
+        ``--data`` files.
 
     Raises:
-        ValueError: a configuration that cannot be read, or a class that is not there.
+        ValueError: a configuration cannot be read, or a class does not exist.
     """
     words = [part for word in arguments for part in ([word] if not word.startswith("--") else word.split("=", 1))]
     section = next((word[2:-5] for word in words if word.endswith(".help")), None)
@@ -77,12 +76,16 @@ def help_text(command: str, arguments: Sequence[str]) -> str:
     if section is None:
         lines += [
             "",
-            "checkpoint: which weights are kept",
+            "checkpoint: selection of the weights to keep",
             *_keys(BestCheckpoint, "checkpoint", settings.get("checkpoint", {})),
         ]
         for modality in ("image", "text"):
             name = f"{modality}_teacher"
-            lines += ["", f"{name}: run over the student's data", *_keys(TeacherFiles, name, settings.get(name, {}))]
+            lines += [
+                "",
+                f"{name}: teacher to run on the data of the student",
+                *_keys(TeacherFiles, name, settings.get(name, {})),
+            ]
         lines += ["", "trainer: Lightning's Trainer, see --trainer.help"]
         names = " ".join(f"--trainer.{name}" for name in inspect.signature(Trainer).parameters)
         lines += textwrap.wrap(names, _width(), initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
@@ -90,7 +93,7 @@ def help_text(command: str, arguments: Sequence[str]) -> str:
 
 
 def _settings(words: Sequence[str]) -> dict[str, Any]:
-    """What the configurations that are named hold, fragments put in their places."""
+    """Merge the configurations of the arguments, with referenced fragments inserted."""
     merged: dict[str, Any] = {}
     for option, value in pairwise(words):
         if option in ("-c", "--config"):
@@ -131,12 +134,12 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 
 
 def _object(expected: type, prefix: str, value: Any, meaning: str = "") -> Iterator[str]:
-    """A key that holds an object of a class: which class, and the keys of that."""
+    """Describe a key that holds an object: its class and the keys of the class."""
     given = value if isinstance(value, dict) else {}
     chosen = _imported(given["class_path"]) if "class_path" in given else expected
     kinds = sorted(kind.__name__ for kind in _below(expected))
     if chosen is expected and kinds:
-        choice = f"one of {', '.join(kinds)} ({expected.__module__.rpartition('.')[0]}), or a class of your own"
+        choice = f"one of {', '.join(kinds)} ({expected.__module__.rpartition('.')[0]}), or your own class"
         yield from _entry(f"{prefix}.class_path (required)", f"{meaning} {choice}")
         return
     yield from _entry(f"{prefix}: {chosen.__name__}", meaning)
@@ -145,7 +148,7 @@ def _object(expected: type, prefix: str, value: Any, meaning: str = "") -> Itera
 
 
 def _keys(kind: Any, prefix: str, values: dict[str, Any]) -> Iterator[str]:
-    """The parameters of a class as options, with their values."""
+    """Describe the parameters of a class as options, with their values."""
     meanings = _meanings(kind)
     hints = get_type_hints(kind.__init__)
     for name, parameter in inspect.signature(kind).parameters.items():
@@ -162,7 +165,7 @@ def _keys(kind: Any, prefix: str, values: dict[str, Any]) -> Iterator[str]:
 
 
 def _kind(hint: Any, annotation: str) -> str:
-    """The type of an option for a reader: the values of a Literal, or the annotation as it is written."""
+    """Format the type of an option: the values of a Literal, or the annotation."""
     literals = [value for part in (hint, *get_args(hint)) if get_origin(part) is Literal for value in get_args(part)]
     if literals:
         return f"[{' | '.join(map(str, literals))}]"
@@ -192,7 +195,7 @@ def _is_ours(kind: Any) -> bool:
 
 
 def _below(kind: Any) -> list[type]:
-    """The classes below one that can be made."""
+    """Return the concrete subclasses of a class."""
     found: list[type] = []
     for subclass in kind.__subclasses__():
         found += [subclass] if not inspect.isabstract(subclass) else []

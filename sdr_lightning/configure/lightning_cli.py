@@ -1,4 +1,4 @@
-"""LightningCLI with this project's defaults: ``sdr fit``, ``sdr validate``, ``sdr test``, and everything built from YAML."""
+"""LightningCLI with the defaults of this project: ``sdr fit``, ``sdr validate`` and ``sdr test``."""
 
 from __future__ import annotations
 
@@ -44,36 +44,36 @@ from sdr_lightning.training.trainer_options import CheckGalleryAndMonitors, chec
 from sdr_lightning.types import Modality
 
 _TRAINER_DEFAULTS = {
-    "num_sanity_val_steps": 0,  # a few batches are not a gallery
-    "use_distributed_sampler": False,  # the data module's samplers know the ranks
-    "log_every_n_steps": 1_000_000,  # metrics are logged by epoch
+    "num_sanity_val_steps": 0,  # recall needs the whole gallery
+    "use_distributed_sampler": False,  # the samplers of the data module divide the data
+    "log_every_n_steps": 1_000_000,  # metrics are logged once per epoch
     "enable_model_summary": False,
 }
-_INSIDES = (
+_IGNORED_WARNINGS = (
     ".*`srun` command is available.*",
     ".*args parameter is intended to run from within Python.*",
-    ".*have no `validation_step`.*",  # teachers: the last epoch is the teacher
+    ".*have no `validation_step`.*",  # teachers are not validated
     ".*tensorboardX.*",
     ".*does not have many workers.*",
     ".*exists and is not empty.*",
     ".*smaller than the logging interval.*",
     ".*dirpath has changed.*",
     ".*isinstance.treespec, LeafSpec.*",
-    ".*callbacks used to create the checkpoint.*",  # the rule of selection is the protocol's
-    ".*could not find the monitored key.*",  # said at the end, see after_fit
-    ".*Detected call of .lr_scheduler.step.*",  # the scaler of fp16 leaves the first steps out
-    ".*torch.distributed.nn.functional.* is deprecated.*",  # by Lightning
-    ".*sync_dist=True.*",  # metrics are made of what was gathered: they are the same in all processes
-    ".*in eval mode at the start of training.*",  # frozen towers, and towers know their mode
+    ".*callbacks used to create the checkpoint.*",  # the protocol sets the monitor of BestCheckpoint
+    ".*could not find the monitored key.*",  # reported by after_fit
+    ".*Detected call of .lr_scheduler.step.*",  # the gradient scaler of fp16 skips the first steps
+    ".*torch.distributed.nn.functional.* is deprecated.*",  # used by Lightning
+    ".*sync_dist=True.*",  # metrics are computed from gathered tensors, equal in all processes
+    ".*in eval mode at the start of training.*",  # frozen towers
 )
 
 
 class SdrCLI(LightningCLI):
-    """LightningCLI over any student or teacher and the data module.
+    """LightningCLI for students and teachers.
 
     Args:
-        arguments: a command with its options, or options alone when ``run`` is False.
-        run: whether to run the command; otherwise model, data and trainer are built and nothing else.
+        arguments: a command with its options; options only if ``run`` is False.
+        run: run the command; otherwise only build model, data and trainer.
     """
 
     def __init__(self, arguments: list[str], run: bool = True) -> None:
@@ -98,35 +98,35 @@ class SdrCLI(LightningCLI):
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
-        """The Lightning commands that are offered."""
-        offered = LightningCLI.subcommands()
-        return {name: offered[name] for name in ("fit", "validate", "test")}
+        """Return the supported Lightning commands."""
+        commands = LightningCLI.subcommands()
+        return {name: commands[name] for name in ("fit", "validate", "test")}
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
-        """Parsers raise instead of exiting, so that a mistake is told in one line."""
+        """Build a parser that raises instead of exiting, so that errors are shown in one line."""
         return super().init_parser(**{**kwargs, "exit_on_error": False, "allow_abbrev": False})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the run's folder and the checkpoint rule, and give the data module the seed."""
+        """Add options of run folder, protocol, teachers and checkpoints, and link the seed of the data module."""
         parser.add_argument(
-            "--run_dir", type=FilePath | None, default=None, help="folder of this run; made by date if left out"
+            "--run_dir", type=FilePath | None, default=None, help="run folder; named by date if left out"
         )
         parser.add_argument(
             "--protocol",
             type=ProtocolName,
             default="clean",
-            help="clean: as configured; paper: what the public code does is set over it, see docs/sdr.md",
+            help="clean: as configured; paper: override with the settings of the public code, see docs/sdr.md",
         )
         for modality in get_args(Modality):
             parser.add_class_arguments(TeacherFiles, f"{modality}_teacher")
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
         parser.link_arguments("seed_everything", "data.init_args.seed")
-        if not self._runs:  # options of a command, which a run's config.yaml has
+        if not self._runs:  # options of commands that a run's config.yaml contains
             for name in ("ckpt_path", "weights_only"):
                 parser.add_argument(f"--{name}", default=None, help="not used here")
 
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: Lightning would let a checkpoint's hyper-parameters silently override what the user says."""
+        """Do nothing: Lightning would let hyper-parameters of a checkpoint silently override the options."""
 
     @property
     def settings(self) -> Any:
@@ -134,9 +134,9 @@ class SdrCLI(LightningCLI):
         return self.config[self.subcommand] if self.subcommand else self.config
 
     def before_instantiate_classes(self) -> None:
-        """Choose the run's folder and make it the default place of everything."""
+        """Set the run folder and apply the protocol."""
         settings = self.settings
-        self.run_dir = _as_typed(settings.run_dir) if settings.run_dir else dated_folder(self.subcommand or "run")
+        self.run_dir = _relative(settings.run_dir) if settings.run_dir else dated_folder(self.subcommand or "run")
         if self.subcommand == "fit" and (self.run_dir / "config.yaml").exists() and not settings.get("ckpt_path"):
             raise ValueError(
                 f"{self.run_dir} already holds a run: choose another --run_dir, or continue with --ckpt_path last"
@@ -151,10 +151,11 @@ class SdrCLI(LightningCLI):
                 logger.init_args.save_dir = str(self.run_dir)
 
     def _apply_protocol(self, settings: Any) -> None:
-        """Set what the paper protocol decides, whatever else is said.
+        """Override options by those of the paper protocol.
 
         Raises:
-            ValueError: the paper protocol for something else than a student.
+            ValueError: the clean protocol with selection on test, or the paper protocol for a model that is no student or has
+                no optimisation.
         """
         self.protocol: ProtocolName = settings.protocol
         settings.checkpoint.protocol = self.protocol
@@ -162,7 +163,7 @@ class SdrCLI(LightningCLI):
             if settings.data.init_args.get("select_on") == "test":
                 raise ValueError(
                     "under protocol clean models are selected on val/rsum, never on test: leave data.init_args.select_on out, "
-                    "or say --protocol paper"
+                    "or use --protocol paper"
                 )
             return
         if not _is_student(settings.model.class_path):
@@ -173,7 +174,7 @@ class SdrCLI(LightningCLI):
             settings[option] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """Build the trainer, which writes metrics.csv in the run's folder whatever other loggers are configured."""
+        """Build the trainer, with ``metrics.csv`` as an additional logger."""
         configured = self._get(self.config_init, "trainer.logger")
         if configured is not False:
             others = [] if configured in (None, True) else configured if isinstance(configured, list) else [configured]
@@ -183,19 +184,17 @@ class SdrCLI(LightningCLI):
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
-        """Leave the checkpoint rule out where checkpoints are switched off.
+        """Add and check callbacks.
 
         Raises:
-            ValueError: options that a run cannot be made with.
+            ValueError: unsupported trainer options.
         """
         if config.get("barebones"):
             raise ValueError(
                 "trainer.barebones has neither logs nor checkpoints: sdr bench training measures bare steps"
             )
         if config.get("use_distributed_sampler"):
-            raise ValueError(
-                "trainer.use_distributed_sampler would divide the data twice: leave it out, the data module divides it"
-            )
+            raise ValueError("trainer.use_distributed_sampler would divide the data a second time: leave it out")
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, BestCheckpoint)]
         trainer = super()._instantiate_trainer(config, [CacheFeatures(self._teachers()), *callbacks])
@@ -203,37 +202,35 @@ class SdrCLI(LightningCLI):
         return trainer
 
     def _teachers(self) -> dict[Modality, Callable[[], Tower]]:
-        """What builds the teachers that ``--image_teacher`` and ``--text_teacher`` name."""
+        """Return functions that build the teachers of ``--image_teacher`` and ``--text_teacher``."""
         files = {modality: self._get(self.config_init, f"{modality}_teacher") for modality in get_args(Modality)}
         return {
             modality: partial(found.tower, modality) for modality, found in files.items() if found.config is not None
         }
 
     def before_fit(self) -> None:
-        """Refuse to continue from nothing, and leave a finished run as it is."""
+        """Resolve ``--ckpt_path last``; exit if the run is finished."""
         if self.settings.get("ckpt_path") is not None and self.run_dir.is_dir() and self.trainer.is_global_zero:
-            claim(self.run_dir)  # before it is read what there is to continue from
+            claim(self.run_dir)  # lock the folder before reading it
         if self.settings.get("ckpt_path") == "last":
-            self._leave_if_finished()
+            self._exit_if_finished()
             self.config_init[self.subcommand]["ckpt_path"] = str(last_checkpoint(self.run_dir / "checkpoints"))
 
-    def _leave_if_finished(self) -> None:
+    def _exit_if_finished(self) -> None:
         path = self.run_dir / "results.json"
         done = read_json(path, "results of a run").get("training") if path.is_file() else None
         trainer = self.trainer
         if done is not None and (
             done["epochs"] >= (trainer.max_epochs or 0) > 0 or done["steps"] >= trainer.max_steps > 0
         ):
-            print(f"{self.run_dir} is finished, {done['epochs']} epochs; a greater --trainer.max_epochs goes on")
+            print(f"{self.run_dir} is finished, {done['epochs']} epochs; raise --trainer.max_epochs to train longer")
             raise SystemExit(0)
 
     def write_record(self) -> None:
-        """Write the configuration as resolved, and what the run is made with, into the run's folder."""
+        """Write the resolved configuration and the record into the run folder."""
         settings = resolved(self.settings)
-        settings.run_dir, settings.ckpt_path = (
-            FilePath(self.run_dir.resolve()),
-            None,
-        )  # --ckpt_path last is the user's to say
+        settings.run_dir = FilePath(self.run_dir.resolve())
+        settings.ckpt_path = None  # resuming is requested on the command line only
         text = self._parser(self.subcommand).dump(settings, skip_none=False)
         is_new = self.settings.get("ckpt_path") is None
         record = self.folder.write_record(text, self.arguments, self.datamodule, exclusive=is_new)
@@ -241,12 +238,12 @@ class SdrCLI(LightningCLI):
             tracked.begin(yaml.safe_load(text), record)
 
     def tracked(self) -> list[WandbRun]:
-        """The W&B runs among the trainer's loggers."""
+        """Return the W&B runs among the loggers of the trainer."""
         return [logger for logger in self.trainer.loggers if isinstance(logger, WandbRun)]
 
     @contextlib.contextmanager
     def tracking(self) -> Iterator[None]:
-        """End the W&B runs with the status that the process exits with, if the block fails."""
+        """If the block fails, end the W&B runs with the exit status of the process."""
         try:
             with one_line_errors():
                 yield
@@ -260,18 +257,18 @@ class SdrCLI(LightningCLI):
             tracked.finish(status)
 
     def _run_subcommand(self, subcommand: str) -> None:
-        """Run the command; signals stop it with one line, and W&B learns how it ended."""
+        """Run the command; handle signals and end W&B runs on failure."""
         with stopped_by_signals(), self.tracking():
             super()._run_subcommand(subcommand)
 
     def before_test(self) -> None:
-        """Refuse to test untrained weights by accident."""
+        """Require a checkpoint."""
         if self.settings.get("ckpt_path") is None:
             raise ValueError("sdr test needs --ckpt_path, the checkpoint to test")
-        self.config_init[self.subcommand]["verbose"] = False  # Lightning's table repeats every number per data loader
+        self.config_init[self.subcommand]["verbose"] = False  # Lightning's table repeats all metrics per loader
 
     def after_fit(self) -> None:
-        """Say where the run is."""
+        """Write the results of the training and print a summary."""
         if not self.trainer.is_global_zero:
             return
         if report := self.trainer.profiler.summary():  # type: ignore[attr-defined]
@@ -281,10 +278,10 @@ class SdrCLI(LightningCLI):
             print(f"fast_dev_run finished in {seconds:.0f} s; nothing was measured or written")
             return
         checkpoint = self.folder.write_training(self.trainer, seconds)
-        kept = f"checkpoint {checkpoint}" if checkpoint else f"no best checkpoint was kept: {self._why_none_kept()}"
+        kept = f"checkpoint {checkpoint}" if checkpoint else f"no best checkpoint was kept: {self._no_best_reason()}"
         print(f"finished in {seconds:.0f} s; run folder {self.run_dir}, {kept}")
 
-    def _why_none_kept(self) -> str:
+    def _no_best_reason(self) -> str:
         keeper = best_checkpoint(self.trainer)
         if keeper is None:
             return "trainer.enable_checkpointing is false"
@@ -294,7 +291,7 @@ class SdrCLI(LightningCLI):
         return f"{keeper.monitor} was never measured" + (f"; {last} is of the last step" if last.is_file() else "")
 
     def after_test(self) -> None:
-        """Write and show the results."""
+        """Write and print the results of the test."""
         if self.trainer.is_global_zero and isinstance(self.model, RetrievalModule):
             under = self.folder.write_test(self.model, self.datamodule, self.settings.ckpt_path)
             for part in under.get("test", {"imbalances": []})["imbalances"]:
@@ -313,10 +310,10 @@ def run(arguments: list[str]) -> SdrCLI:
         arguments: the command and its options.
 
     Returns:
-        The command line interface, with the model and trainer as the command left them.
+        The command line interface, with model and trainer after the command.
 
     Raises:
-        ValueError: options or files that do not fit, in one line.
+        ValueError: invalid options or files, in one line.
         SystemExit: with status 143 after SIGTERM, 130 after Ctrl-C.
     """
     with one_line_errors(), exit_when_stopped():
@@ -324,17 +321,17 @@ def run(arguments: list[str]) -> SdrCLI:
 
 
 def build(arguments: list[str]) -> SdrCLI:
-    """Build model, data and trainer from options, and run nothing.
+    """Build model, data and trainer from options without running a command.
 
     Raises:
-        ValueError: options or files that do not fit, in one line.
+        ValueError: invalid options or files, in one line.
     """
     with one_line_errors():
         return SdrCLI(arguments, run=False)
 
 
 class _WriteRecord(pl.Callback):
-    """Writes a run's record once data and model were found to fit, so that a refused run leaves none."""
+    """Writes the record of a run after data and model were checked, so that rejected runs leave no files."""
 
     def __init__(self, cli: SdrCLI) -> None:
         self.cli = cli
@@ -344,8 +341,8 @@ class _WriteRecord(pl.Callback):
             in_first_process(trainer, self.cli.write_record)
 
 
-def _as_typed(folder: str) -> Path:
-    """A folder below the current one by its short name."""
+def _relative(folder: str) -> Path:
+    """Expand variables, and make paths below the current folder relative."""
     path = Path(expand(folder))
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
@@ -357,11 +354,11 @@ def _is_student(class_path: str) -> bool:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what Lightning, jsonargparse and transformers say about their own insides, keep what they say about the run."""
+    """Suppress warnings of Lightning, jsonargparse and transformers that do not concern the user."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        for message in _INSIDES:
+        for message in _IGNORED_WARNINGS:
             warnings.filterwarnings("ignore", message=message)
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # between Lightning, jsonargparse and torch
+        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of dependencies
         yield

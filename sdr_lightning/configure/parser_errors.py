@@ -1,4 +1,4 @@
-"""A parser's complaint in one line, with the nearest right name."""
+"""Reduce errors of the argument parser to one line, with a suggestion for misspelled names."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KEY = re.compile(r'Parser key "(?P<key>[\w.]+)"')
 _VALUE = re.compile(r"Given value: (?P<value>.*)")
 _TYPE = re.compile(r"^Expected a (?P<type><class '[\w.]+'>|typing\.Literal\[.*\])(\. Got value: (?P<value>.*))?$")
 _FRAME = re.compile(r"NoneType'>$|^Subtypes: |^Errors:|^Does not validate|^Given value|^Parser key|^Problem with")
-# What is said of the other form of a value that may be one object or a list of them.
+# Messages about the alternative type of a value that may be one object or a list.
 _OTHER_FORM = re.compile(
     r"^Expected a <class '(list|dict|bool|collections\.abc\.Iterable)'>$|^Not a valid subclass of|^Subclass types expect"
     r"|^a (class path|dict) "
@@ -39,7 +39,7 @@ _TOP = [*_SECTIONS, "model", "data", "seed_everything", "run_dir", "ckpt_path", 
 
 @contextlib.contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Turn the complaints of a parser, and Lightning's about Trainer options, into a ``ValueError`` of one line."""
+    """Raise parser errors, and errors of Lightning's Trainer options, as a ``ValueError`` of one line."""
     try:
         yield
     except (MisconfigurationException, ModuleNotFoundError) as error:
@@ -52,37 +52,37 @@ def one_line_errors() -> Iterator[None]:
         raise ValueError(f"the checkpoint is of another model: {' '.join(str(error).split())[:300]}") from error
 
 
-def one_line(complaint: str) -> str:
-    """Say what is wrong in one line.
+def one_line(message: str) -> str:
+    """Reduce an error message to its cause.
 
     Args:
-        complaint: the message of jsonargparse, often many lines of nested attempts; a single line stays as it is
+        message: message of jsonargparse, often with several lines about nested types. A single line is returned unchanged,
             unless it is about an unknown option.
 
     Returns:
-        The innermost cause; for an unknown key, with the nearest known ones of whatever refused it.
+        The innermost cause; for an unknown key, with the most similar known keys.
     """
     for pattern in _UNKNOWN:
-        found = pattern.search(complaint)
+        found = pattern.search(message)
         if found:
-            owners = _CLASS.findall(complaint[: found.start()])
+            owners = _CLASS.findall(message[: found.start()])
             group = f"{found['group']}." if "group" in pattern.groupindex else ""
             return _unknown(group + found["name"], owners[-1] if owners else None)
-    if "\n" not in complaint:
-        return complaint
-    causes = [line for line in (raw.strip(" -") for raw in complaint.splitlines()) if line and not _FRAME.search(line)]
+    if "\n" not in message:
+        return message
+    causes = [line for line in (raw.strip(" -") for raw in message.splitlines()) if line and not _FRAME.search(line)]
     causes = [line for line in causes if not _OTHER_FORM.search(line)] or causes
-    cause = causes[-1] if causes else " ".join(complaint.split())
-    keys = _KEY.findall(complaint)
+    cause = causes[-1] if causes else " ".join(message.split())
+    keys = _KEY.findall(message)
     if (expected := _TYPE.match(cause)) is not None:
-        value = expected if expected["value"] else _VALUE.search(complaint)
+        value = expected if expected["value"] else _VALUE.search(message)
         cause = f"expected {_readable(expected['type'])}" + (f", got {value['value']!r}" if value else "")
         cause = f"{keys[-1]}: {cause}" if keys else cause
     return cause
 
 
 def _readable(kind: str) -> str:
-    """A type as a person would say it: the values of a Literal, the name of a class.
+    """Format a type: the values of a Literal, or the name of a class.
 
     >>> _readable("typing.Literal['image', 'text']"), _readable("<class 'int'>")
     ("one of 'image', 'text'", 'int')
@@ -109,7 +109,7 @@ def _unknown_option(parts: list[str]) -> str:
 
 
 def _hint(parts: list[str], target: Callable[..., Any]) -> str:
-    """Walk down the name as far as it is known, and suggest for the first part that is not."""
+    """Suggest names for the first unknown part of a dotted name."""
     parameters = inspect.signature(target, eval_str=True).parameters
     if parts[0] in parameters and len(parts) > 1:
         return _hint(parts[1:], parameters[parts[0]].annotation)

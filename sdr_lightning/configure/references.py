@@ -1,4 +1,4 @@
-"""How the parser reads options that name files: a relative path in a YAML file is relative to that file."""
+"""Parsing of paths in options: relative paths in a YAML file are relative to that file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _reader(kind: type, may_be_name: bool) -> Callable[[Any], str]:
     def read(value: Any) -> str:
         if not isinstance(value, str):
             raise ValueError(f"expected a path, got {value!r}")
-        # While the parser reads a YAML file, the folder of that file is the current one.
+        # While parsing a YAML file, jsonargparse changes to its folder.
         return kind(anchored(value, Path.cwd(), may_be_name))  # type: ignore[no-any-return]
 
     return read
@@ -31,7 +31,7 @@ register_type(PathOrName, str, _reader(PathOrName, may_be_name=True), type_check
 
 
 def resolved(settings: Namespace) -> Namespace:
-    """A copy of parsed options in which every path has its variables filled in; a variable that is not set stays."""
+    """Copy parsed options and expand the environment variables in paths; unset variables are kept."""
     copy = settings.clone()
     for key, value in list(copy.items()):
         copy[key] = _resolved(value)
@@ -46,6 +46,6 @@ def _resolved(value: Any) -> Any:
     if isinstance(value, FilePath | PathOrName):
         try:
             return type(value)(expand(value))
-        except ValueError:  # of a part that is not used
+        except ValueError:  # unset variables of a part that is not used
             return value
     return value

@@ -1,4 +1,4 @@
-"""The folder of a run: what is written there, and when."""
+"""Files of a run folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.training.tracking.metrics_csv import MetricsCSV
 from sdr_lightning.training.tracking.record import environment, git, peak_memory, versions
 
-_WRITTEN = (
+_RUN_FILES = (
     "run.json",
     "results.json",
     "metrics.json",
@@ -37,26 +37,26 @@ _WRITTEN = (
 
 
 class RunFolder:
-    """Writes what a run was made with, and what came of it.
+    """Writes the configuration, record and results of a run.
 
     Args:
         path: the folder.
-        protocol: the run's.
+        protocol: protocol of the run.
     """
 
     def __init__(self, path: Path, protocol: ProtocolName) -> None:
         self.path, self.protocol = path, protocol
 
     def check(self) -> None:
-        """Refuse a folder that cannot be written to, or that holds files which a run would replace and no run wrote.
+        """Check that the folder is writable and holds no files of the same names that are not from a run.
 
         Raises:
-            ValueError: names what is in the way.
+            ValueError: it is not writable, or holds such a file.
         """
         check_folder(self.path)
-        there = [name for name in _WRITTEN if (self.path / name).exists()]
-        if there and not any(_is_record(self.path / name) for name in ("run.json", "results.json")):
-            raise ValueError(f"{self.path} holds {there[0]}, which no run wrote: choose another --run_dir")
+        existing = [name for name in _RUN_FILES if (self.path / name).exists()]
+        if existing and not any(_is_record(self.path / name) for name in ("run.json", "results.json")):
+            raise ValueError(f"{self.path} holds {existing[0]}, which no run wrote: choose another --run_dir")
 
     def write_record(
         self, configuration: str, options: Sequence[str], data: RetrievalDataModule, exclusive: bool
@@ -64,16 +64,16 @@ class RunFolder:
         """Write ``config.yaml``, ``run.json`` and ``noise/``.
 
         Args:
-            configuration: as resolved.
-            options: as they were given.
+            configuration: the resolved configuration, as YAML.
+            options: the options as given on the command line.
             data: set up for the run.
-            exclusive: the run is a new one: refuse a folder that has one.
+            exclusive: fail if the folder holds a run already.
 
         Returns:
             The record.
 
         Raises:
-            ValueError: the folder holds another run.
+            ValueError: ``exclusive`` is set and the folder holds a run.
         """
         claim(self.path)
         write_text(self.path / "config.yaml", configuration, exclusive=exclusive)
@@ -84,10 +84,14 @@ class RunFolder:
         return record
 
     def write_training(self, trainer: pl.Trainer, seconds: float) -> str | None:
-        """Write ``results.json``: the epoch that was kept, and what the training took.
+        """Write ``results.json`` with the metrics of the selected epoch, time and peak memory.
+
+        Args:
+            trainer: after training.
+            seconds: wall time of the run.
 
         Returns:
-            The checkpoint of that epoch, or None where none was kept.
+            The checkpoint of the selected epoch, or None if none was saved.
         """
         keeper = best_checkpoint(trainer)
         log = next((logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)), None)
@@ -111,12 +115,12 @@ class RunFolder:
         return checkpoint
 
     def write_test(self, module: RetrievalModule, data: RetrievalDataModule, checkpoint: str) -> dict[str, Any]:
-        """Write ``results.json`` and ``metrics.json`` of a test, the latter as ``sdr evaluate`` writes it.
+        """Write ``results.json`` and ``metrics.json`` of a test, the latter in the format of ``sdr evaluate``.
 
-        Metrics that are undefined are null in both, and named under ``notes`` in the latter.
+        Undefined metrics are null in both files, and listed under ``notes`` in ``metrics.json``.
 
         Returns:
-            What the test data is under.
+            The corruption of validation and test data, see ``RetrievalDataModule.evaluated_under``.
         """
         self._write_noise(data)
         under = data.evaluated_under()
@@ -149,20 +153,20 @@ class RunFolder:
         return under
 
     def _write_results(self, results: dict[str, Any]) -> None:
-        """Write what came of a training or of a test beside what came of the other."""
+        """Merge the results of a training or a test into ``results.json``."""
         path = self.path / "results.json"
         before = read_json(path, "results of a run") if path.is_file() else {}
         write_json(path, {**before, **results, **environment()})
 
     def _write_noise(self, data: RetrievalDataModule) -> None:
-        """Keep which items each imbalance changed, so that the very same noise can be read again, here or elsewhere."""
+        """Save the noise tables of all corruptions, so that the same noise can be applied again."""
         for name, split in data.splits.items():
             for number, part in enumerate(split.realised.parts):
                 part.save(self.path / "noise" / f"{name}-{number}-{part.imbalance.kind}.npz")
 
 
 def _is_record(path: Path) -> bool:
-    """Whether a run wrote a file of JSON: what it was made with is in it."""
+    """Whether a JSON file was written by a run."""
     try:
         found = read_json(path, "a run's record")
     except ValueError:
@@ -171,14 +175,14 @@ def _is_record(path: Path) -> bool:
 
 
 def dated_folder(command: str) -> Path:
-    """A folder for a run that names none: by date, the same for all processes of a run.
+    """Choose a run folder named by date, for runs without ``--run_dir``. Processes started by DDP use the same folder.
 
     Raises:
-        ValueError: processes that were started side by side, which would each choose its own.
+        ValueError: torchrun or srun started several processes, which cannot agree on a folder.
     """
     if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
         raise ValueError("the processes that torchrun or srun started must share a folder: give --run_dir")
     by_date = f"runs/{command}/{time.strftime('%Y%m%d-%H%M%S')}"
     folder = next(name for n in count(1) if not Path(name := by_date if n == 1 else f"{by_date}-{n}").exists())
-    sys.argv.append(f"--run_dir={folder}")  # for the processes that DDP starts
+    sys.argv.append(f"--run_dir={folder}")  # passed on to the processes that DDP starts
     return Path(folder)

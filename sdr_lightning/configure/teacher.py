@@ -1,4 +1,4 @@
-"""Teachers that a student's run brings along: their towers, built from the files that trained them."""
+"""Building the towers of teachers from their configurations and checkpoints."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ NOT_THE_MODEL = (
     "ckpt_path",
     "weights_only",
 )
-"""The sections and options of ``sdr fit`` besides the model and the seed."""
+"""Sections and options of ``sdr fit`` besides the model and the seed."""
 
 
 @dataclass(frozen=True)
 class TeacherFiles:
-    """A teacher that is run over the student's data, as far as the method distils it; goes before a bank of its features.
+    """Files of a teacher whose features are computed on the student's data. Takes precedence over a feature bank.
 
-    ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
+    ``$NAME`` and ``${NAME:-default}`` are expanded from the environment.
 
     Args:
-        config: the configuration that ``sdr fit`` trained the teacher with, or would; None for no teacher.
-        ckpt_path: its checkpoint; None for a tower that is used as it is configured.
+        config: the teacher's configuration for ``sdr fit``; None for no teacher.
+        ckpt_path: the teacher's checkpoint; None to use the tower with its initial weights.
 
     Raises:
         ValueError: a checkpoint without a configuration.
@@ -54,13 +54,13 @@ class TeacherFiles:
             raise ValueError(f"a teacher's ckpt_path, {self.ckpt_path}, needs its config beside it")
 
     def tower(self, modality: Modality) -> Tower:
-        """The teacher's tower, frozen.
+        """Build the teacher's frozen tower.
 
         Args:
-            modality: which one it should be of.
+            modality: the expected modality.
 
         Raises:
-            ValueError: no such files, not a teacher, or one of the other modality.
+            ValueError: missing files, a configuration of no teacher, or a teacher of the other modality.
         """
         config = expand(str(self.config))
         if not Path(config).is_file():
@@ -73,12 +73,14 @@ class TeacherFiles:
 
 
 def teacher_tower(arguments: Sequence[str], checkpoint: str | None) -> Tower:
-    """The tower of the teacher that options describe, with the weights of its checkpoint if there is one.
+    """Build the tower of a teacher. The state of random generators is unchanged.
 
-    The random generators are left as they are.
+    Args:
+        arguments: options of ``sdr fit`` for the teacher.
+        checkpoint: path of its checkpoint, or None.
 
     Raises:
-        ValueError: the configuration is not a teacher's, or the checkpoint is not of this teacher.
+        ValueError: the model is not a TeacherModule, or the checkpoint is missing or does not fit.
     """
     parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config")
@@ -91,14 +93,16 @@ def teacher_tower(arguments: Sequence[str], checkpoint: str | None) -> Tower:
         torch.manual_seed(options.seed_everything)
         module = parser.instantiate(options).model
     if not isinstance(module, TeacherModule):
-        raise ValueError(f"the teacher's configuration makes a {type(module).__name__}, expected a TeacherModule")
+        raise ValueError(
+            f"the model of the teacher's configuration is a {type(module).__name__}, expected a TeacherModule"
+        )
     if checkpoint is not None:
         if not Path(checkpoint).is_file():
             raise ValueError(f"no checkpoint at {checkpoint}: train the teacher with sdr fit")
         try:
             state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
             module.load_state_dict(state)
-        except Exception as error:  # torch raises whatever it stumbles over
-            why = " ".join(str(error).split())[:300]
-            raise ValueError(f"{checkpoint} is not a checkpoint of this teacher: {why}") from error
+        except Exception as error:  # torch raises many types
+            reason = " ".join(str(error).split())[:300]
+            raise ValueError(f"{checkpoint} is not a checkpoint of this teacher: {reason}") from error
     return module.tower

@@ -1,4 +1,4 @@
-"""Captioned images: collections, imbalance, and the data module that serves them."""
+"""Captioned image collections, their corruptions (imbalances), and the data module."""
 
 from sdr_lightning.data.coco import CocoSource
 from sdr_lightning.data.huggingface import HuggingFaceSource

@@ -1,4 +1,4 @@
-"""Images and captions of one split from an annotation file alone, whichever of the known formats it is in."""
+"""Images and captions of one split, read from an annotation file in any of the supported formats."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from sdr_lightning.paths import read_json
 
 
 class Annotations(NamedTuple):
-    """The captions of a split, and how the file orders them.
+    """The captions of a split and their order in the file.
 
     Attributes:
-        table: images as the file lists them, captions image by image.
-        file_rows: (C,) int64, the place of each caption of the table among the split's captions in the file.
+        table: images in the order of the file, captions image by image.
+        file_rows: (C,) int64, the position of each caption of the table among the split's captions in the file.
     """
 
     table: CaptionTable
@@ -30,20 +30,23 @@ class Annotations(NamedTuple):
 
     @property
     def are_grouped(self) -> bool:
-        """Whether the file itself lists the captions image by image."""
+        """Whether the file lists the captions image by image."""
         return bool((np.diff(self.file_rows) == 1).all())
 
 
 def read_annotations(path: Path, split: Split) -> Annotations:
-    """The captions of a split, and which image each is of; no image is looked for.
+    """Read the captions of a split and their images' ids; image files are not required.
 
     Args:
-        path: Karpathy's JSON (which names the splits), a list of ``{"image", "caption"}`` or a COCO-style file (each of which
-            is one split).
-        split: which split.
+        path: Karpathy's JSON (which names the splits), or a list of ``{"image", "caption"}`` or a COCO-style file (which hold
+            one split).
+        split: the split.
+
+    Returns:
+        The captions and their order in the file.
 
     Raises:
-        ValueError: the file is absent, malformed, in none of these formats, or without the split.
+        ValueError: the file is missing, malformed, in an unknown format, or lacks the split.
     """
     document = read_json(path, "an annotation file")
     name = path.stem.removeprefix("dataset_")
@@ -56,7 +59,7 @@ def read_annotations(path: Path, split: Split) -> Annotations:
         records = read_karpathy(path)
     else:
         raise ValueError(
-            f"{path} is in no known format: expected Karpathy's JSON, a list of objects with 'image' and 'caption', or a "
+            f"{path} is in an unknown format: expected Karpathy's JSON, a list of objects with 'image' and 'caption', or a "
             "COCO-style file"
         )
     if split not in records:
@@ -71,15 +74,13 @@ def read_annotations(path: Path, split: Split) -> Annotations:
 
 
 def _images_of_captions(document: Any, table: CaptionTable) -> list[str]:
-    """The image of each caption, in the order of the file; the document is known to be well-formed."""
+    """Return the image of each caption in the order of the file; the document has been validated."""
     if isinstance(document, list):
         captions = [[entry["caption"]] if isinstance(entry["caption"], str) else entry["caption"] for entry in document]
         return [posixpath.normpath(entry["image"]) for entry, own in zip(document, captions, strict=True) for _ in own]
     if "annotations" in document:
         place = dict(zip((image["id"] for image in document["images"]), table.image_ids, strict=True))
-        used = set(table.caption_ids)  # rejected captions are not
+        used = set(table.caption_ids)  # without rejected captions
         images = ((place[entry["image_id"]], entry["id"]) for entry in document["annotations"])
         return [image for image, number in images if f"{image}#{number}" in used]
-    return [
-        table.image_ids[row] for row in table.caption_image.tolist()
-    ]  # Karpathy's captions are in their image's entry
+    return [table.image_ids[row] for row in table.caption_image.tolist()]  # Karpathy: captions are grouped by image

@@ -1,4 +1,4 @@
-"""Whether a collection on disk is complete and right: everything that is wrong with it, at once."""
+"""Check of a collection on disk: all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from sdr_lightning.data.table import CaptionTable, Split
 
 
 class SplitSize(NamedTuple):
-    """How large a split is.
+    """Size of a split.
 
     Attributes:
-        split: which split.
+        split: the split.
         images: number of images.
         captions: number of captions.
-        fewest: captions of the image with the fewest.
-        most: captions of the image with the most.
-        expected: images and captions of the known split; None where the collection is not known.
+        fewest: smallest number of captions of an image.
+        most: largest number of captions of an image.
+        expected: published numbers of images and captions; None for an unknown collection.
     """
 
     split: Split
@@ -40,12 +40,12 @@ class SplitSize(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """What a check found.
+    """Results of a check.
 
     Attributes:
-        sizes: of the splits that can be read.
-        problems: everything that is wrong, or worth knowing.
-        unusable: ids of images that are missing or cannot be read.
+        sizes: sizes of the readable splits.
+        problems: errors and notes.
+        unusable: ids of images that are missing or unreadable.
     """
 
     sizes: list[SplitSize]
@@ -59,15 +59,18 @@ class Findings(NamedTuple):
 
 
 def check(data: RetrievalDataModule, decode: bool, progress: Callable[[Split, int, int], object]) -> Findings:
-    """Check everything that training and evaluation would read.
+    """Check everything that training and evaluation read.
 
     Args:
         data: the data module.
-        decode: read every image; otherwise only see whether it is there.
-        progress: called with a split, the images done and the images there are.
+        decode: decode every image; otherwise only check that it exists.
+        progress: callback with the split, the number of images done and the total number.
+
+    Returns:
+        Sizes, problems and ids of unusable images.
 
     Raises:
-        ValueError: the annotations cannot be read at all.
+        ValueError: the annotations cannot be read.
     """
     findings = Findings([], [], [])
     for split in data.source.splits:
@@ -145,7 +148,7 @@ def _no_tokenizer(data: RetrievalDataModule) -> str | None:
 
 
 def _tokens(data: RetrievalDataModule, table: CaptionTable) -> list[Problem]:
-    """What the text tower does not get to see of the captions."""
+    """Report truncated captions and unknown words."""
     if _no_tokenizer(data) is not None:
         return []
     wording = data.train_wording if table.split == "train" else data.evaluation_wording
@@ -217,10 +220,10 @@ def _decode(
 
 
 def _look(images: Images, row: int) -> tuple[str, ...]:
-    """Read an image as training does, at an eighth of the size where the format allows it, and name what is converted.
+    """Decode an image as in training, at an eighth of the size if the format supports it, and name the conversions.
 
     Raises:
-        ValueError: training could not read it; says why.
+        ValueError: the image cannot be decoded; with the reason.
     """
     if not isinstance(images, ImageFiles):
         _ = images[row]
@@ -229,10 +232,9 @@ def _look(images: Images, row: int) -> tuple[str, ...]:
         with Image.open(images.path(row)) as image:
             kinds = [image.mode] if image.mode != "RGB" else []
             kinds += ["turned by EXIF"] if orientation(image) != 1 else []
-            image.draft(
-                image.mode, (max(1, image.width // 8), max(1, image.height // 8))
-            )  # JPEG: the whole stream, fewer pixels
+            eighth = max(1, image.width // 8), max(1, image.height // 8)
+            image.draft(image.mode, eighth)  # JPEG: reads the whole stream, but computes fewer pixels
             _ = to_rgb(image)
-    except Exception as error:  # what a decoder raises over a broken file depends on its format
+    except Exception as error:  # decoders raise different exceptions for broken files
         raise ValueError(reason(error)) from error
     return tuple(kinds)

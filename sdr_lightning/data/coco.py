@@ -13,22 +13,25 @@ from sdr_lightning.paths import FilePath, expand, read_json
 
 
 class CocoSource(FolderSource):
-    """JSON with ``images`` and, apart from them, ``annotations`` that refer to them by ``image_id``.
+    """JSON with a list of ``images`` and a list of ``annotations`` that refer to them by ``image_id``.
 
-    Images are known by folder and file name, captions by image and ``id``.
+    Image ids are folder and file name; caption ids are image id and annotation ``id``.
 
     Args:
-        name: of the collection.
-        images: the folder that ``folders`` are in.
-        annotations: the file of each split; ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
-        folders: the folder of each split's images; the name of the split where none is given.
-        validation_share: share of the training images that becomes the validation split where ``annotations`` names none,
-            in [0, 1); drawn by a hash of folder and file name.
-        keep_rejected: keep captions that are marked ``is_rejected`` (VizWiz: spam).
-        keep_precanned: keep captions that are marked ``is_precanned`` (VizWiz: "Quality issues are too severe ...").
-        skip_missing: leave out images that are not in the folder, instead of refusing the collection.
-        skip_empty: leave out empty captions.
-        leave_out: a text file with the ids of images to leave out, one a line.
+        name: name of the collection.
+        images: folder that contains ``folders``.
+        annotations: file of each split; ``$NAME`` and ``${NAME:-default}`` are expanded from the environment.
+        folders: image folder of each split; the name of the split by default.
+        validation_share: share of the training images used as validation split if ``annotations`` has none, in [0, 1);
+            chosen by a hash of folder and file name.
+        keep_rejected: keep captions marked ``is_rejected`` (VizWiz: spam).
+        keep_precanned: keep captions marked ``is_precanned`` (VizWiz: "Quality issues are too severe ...").
+        skip_missing: skip images whose files are missing, instead of raising an error.
+        skip_empty: skip empty captions.
+        leave_out: text file with the ids of images to skip, one per line.
+
+    Raises:
+        ValueError: an unknown split, or a validation_share together with a validation file or without a training file.
     """
 
     def __init__(
@@ -51,13 +54,13 @@ class CocoSource(FolderSource):
         if validation_share and "val" in annotations:
             raise ValueError(f"{name} names a validation file and a validation_share: drop one of the two")
         if validation_share and "train" not in annotations:
-            raise ValueError(f"{name} names a validation_share and no training file to take it from")
+            raise ValueError(f"{name} names a validation_share and no training file to take it from: add the file")
         self.annotations, self.folders, self.validation_share = annotations, folders or {}, validation_share
         flags = {"is_rejected": keep_rejected, "is_precanned": keep_precanned}
         self.unwanted = [flag for flag, keep in flags.items() if not keep]
 
     def read(self) -> Records:
-        """The records of the splits that have files."""
+        """Read the records of the splits that have files."""
         found = {
             split: self._read(Path(expand(self.annotations[split])), self.folders.get(split, split))
             for split in SPLITS
@@ -88,7 +91,7 @@ class CocoSource(FolderSource):
             caption = _caption(path, number, entry)
             if entry["image_id"] not in captions:
                 raise ValueError(
-                    f"{path}: annotations[{number}] is of the image {entry['image_id']!r}, which is not there"
+                    f"{path}: annotations[{number}] is of the image {entry['image_id']!r}, which is not under 'images'"
                 )
             if not any(entry.get(flag) for flag in self.unwanted):
                 captions[entry["image_id"]].append((caption, str(entry["id"])))

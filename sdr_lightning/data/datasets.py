@@ -1,4 +1,4 @@
-"""Datasets over a split that return whole batches: pairs, items of one modality, and two views for teachers."""
+"""Datasets over a split that return whole batches: pairs, items of one modality, or two views for teachers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdr_lightning.types import RetrievalBatch, UnimodalBatch
 
 
 class Draw(NamedTuple):
-    """The rows of a batch, and the epoch that augmentation depends on."""
+    """Rows of a batch, and the epoch, which seeds the augmentation."""
 
     epoch: int
     rows: Rows
@@ -46,8 +46,8 @@ class PairDataset(BatchDataset):
 
     Args:
         split: the split.
-        transform: random augmentation of the images; None for none.
-        seed: of the augmentation.
+        transform: random augmentation of the images, or None.
+        seed: seed of the augmentation.
     """
 
     def __init__(self, split: PreparedSplit, transform: Transform | None, seed: int) -> None:
@@ -70,7 +70,7 @@ class PairDataset(BatchDataset):
 
 
 class ImageDataset(BatchDataset):
-    """The images, without augmentation."""
+    """Images without augmentation."""
 
     def __len__(self) -> int:
         return len(self.split.table.image_ids)
@@ -81,7 +81,7 @@ class ImageDataset(BatchDataset):
 
 
 class CaptionDataset(BatchDataset):
-    """The captions."""
+    """Captions."""
 
     def __len__(self) -> int:
         return len(self.split.table.captions)
@@ -92,12 +92,12 @@ class CaptionDataset(BatchDataset):
 
 
 class ImageViewDataset(BatchDataset):
-    """Two augmented views of each image: (2 B) images, view 0 of all, then view 1 of all.
+    """Two augmented views of each image. A batch holds 2 B images: the first views, then the second views.
 
     Args:
         split: the split.
-        transform: random augmentation; without one the two views would be equal.
-        seed: of the augmentation.
+        transform: random augmentation; required, because the two views would be equal without it.
+        seed: seed of the augmentation.
 
     Raises:
         ValueError: no augmentation.
@@ -119,11 +119,11 @@ class ImageViewDataset(BatchDataset):
 
 
 class SiblingCaptionDataset(BatchDataset):
-    """Two different captions of each image: (2 B) captions, the first of all, then the second of all.
+    """Two different captions of each image. A batch holds 2 B captions: the first ones, then the second ones.
 
     Args:
-        split: the split; images with a single caption are left out.
-        seed: of the choice of captions.
+        split: the split; images with a single caption are skipped.
+        seed: seed of the choice of captions.
 
     Raises:
         ValueError: no image has two captions.
@@ -142,10 +142,10 @@ class SiblingCaptionDataset(BatchDataset):
         return len(self.siblings)
 
     def __getitem__(self, draw: Draw) -> UnimodalBatch:
-        rows = np.stack([self._two(draw.epoch, int(image)) for image in draw.rows], axis=1).reshape(-1)
+        rows = np.stack([self._draw_two(draw.epoch, int(image)) for image in draw.rows], axis=1).reshape(-1)
         index = torch.from_numpy(rows)
         return UnimodalBatch(self.split.texts(rows), index, self.split.caption_image[index])
 
-    def _two(self, epoch: int, image: int) -> Rows:
+    def _draw_two(self, epoch: int, image: int) -> Rows:
         generator = np.random.default_rng([self.seed, epoch, image])
         return generator.choice(self.siblings[image], size=2, replace=False)

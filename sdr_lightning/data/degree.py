@@ -1,4 +1,4 @@
-"""How imbalanced a split *is*: what each modality says about the other, as the teachers see them."""
+"""Measured degree of imbalance of a split: how well each modality predicts the other in the teachers' feature spaces."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sdr_lightning.functional.information import information_imbalance
 
 
 class Degree(NamedTuple):
-    """The measured degree of imbalance, each about 0 (one modality tells the other) to 1 (it says nothing about it).
+    """Measured degree of imbalance; each value is about 0 (fully predictive) to 1 (independent).
 
     Attributes:
         image_to_text: information imbalance from images to texts: how badly similar images predict similar texts.
-        text_to_image: from texts to images.
+        text_to_image: information imbalance from texts to images.
     """
 
     image_to_text: float
@@ -24,33 +24,33 @@ class Degree(NamedTuple):
 
     @property
     def mean(self) -> float:
-        """The mean of both: one axis for every kind of imbalance."""
+        """Mean of both directions."""
         return (self.image_to_text + self.text_to_image) / 2
 
 
 def measure_degree(
     image: Tensor, text: Tensor, caption_image: Tensor, neighbours: int = 5, points: int = 2000, seed: int = 0
 ) -> Degree:
-    """Measure the degree of imbalance of pairs.
+    """Measure the degree of imbalance between paired images and captions.
 
-    A point is an image with the mean of the (normalised) features of the captions that it is paired with; images without
-    captions are passed over. The measure is the information imbalance of Glielmo et al. (2022), see
-    :func:`~sdr_lightning.functional.information.information_imbalance`; it is not symmetric, so it also says which
-    modality is the poorer.
+    Each point is an image together with the mean normalised feature of its captions; images without captions are skipped. The
+    measure is the information imbalance of Glielmo et al. (2022), see
+    :func:`~sdr_lightning.functional.information.information_imbalance`. It is not symmetric, so it shows which modality is
+    less informative.
 
     Args:
-        image: (N, D_I) features of images as they are shown.
-        text: (C, D_T) features of captions as they are worded.
-        caption_image: (C,) int64 image that each caption is paired with.
-        neighbours: k of the measure; fewer where there are fewer other images.
-        points: at most this many images, drawn at random.
-        seed: of the draw.
+        image: (N, D_I) features of the images, after corruption.
+        text: (C, D_T) features of the captions, after corruption.
+        caption_image: (C,) int64 image paired with each caption.
+        neighbours: k of the measure; reduced if there are fewer other images.
+        points: maximum number of images, sampled at random.
+        seed: random seed of the sample.
 
     Returns:
         Both directions. No gradient.
 
     Raises:
-        ValueError: fewer than two images with captions.
+        ValueError: fewer than two images have captions.
     """
     sums = text.new_zeros(len(image), text.shape[1]).index_add(0, caption_image, normalize(text, dim=1))
     captioned = torch.bincount(caption_image, minlength=len(image)).nonzero()[:, 0]

@@ -1,4 +1,4 @@
-"""Splits for collections that have none: drawn by a hash, so that an image stays where it is as others come and go."""
+"""Splits for collections without splits: assigned by a hash of the image id, independent of the other images."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from sdr_lightning.identity import stable_hashes
 
 
 def held_out(image_ids: Sequence[str], shares: Mapping[Split, float], seed: int) -> list[Split]:
-    """Draw a split for every image.
+    """Assign a split to every image by a hash of its id.
 
     Args:
-        image_ids: N ids; equal ids get the same split, so that no image's captions are divided.
-        shares: share of the images in each split but ``train``, which gets the rest; each in [0, 1), together below 1.
-        seed: of the draw.
+        image_ids: N ids; equal ids get the same split, so the captions of an image stay together.
+        shares: expected share of each split except ``train``, which gets the rest; each in [0, 1), sum below 1.
+        seed: random seed.
 
     Returns:
-        N splits; the realised shares differ from the asked ones by chance.
+        N splits; the actual shares vary around the expected ones.
 
     Raises:
-        ValueError: shares that leave nothing to train on.
+        ValueError: a share is out of range, or the shares leave no training images.
     """
     if any(not 0 <= share < 1 for share in shares.values()) or sum(shares.values()) >= 1:
         raise ValueError(f"the shares held out must be in [0, 1) and leave something to train on, got {dict(shares)}")

@@ -1,4 +1,4 @@
-"""Collections that Hugging Face ``datasets`` reads: parquet and webdataset tars, from the hub or from disk."""
+"""Collections read with Hugging Face ``datasets``: parquet files and webdataset tars, from the hub or from disk."""
 
 from __future__ import annotations
 
@@ -25,29 +25,32 @@ from sdr_lightning.paths import FilePath, PathOrName, expand
 
 
 class HuggingFaceSource(RecordSource):
-    """Rows of :func:`datasets.load_dataset`, through a mapping of columns.
+    """Rows of :func:`datasets.load_dataset` with a mapping of columns.
 
-    Rows with the same id are one image, so a row per image and a row per caption both work; rows with the same id and
-    different images are refused. Webdataset keys that occur in several shards are told apart by the shard's name. Captions are
-    known by image and number. Columns may be nested: ``json.captions``.
+    Rows with the same id are the same image, so both a row per image and a row per caption are supported; rows with the same
+    id and different images are an error. Webdataset keys that occur in several shards are prefixed with the shard's name.
+    Caption ids are image id and number. Columns may be nested, e.g. ``json.captions``.
 
     Args:
         path: a hub name, or a folder of ``.parquet`` or ``.tar`` files named after their splits. ``$NAME`` and
-            ``${NAME:-default}`` are filled in from the environment.
-        name: of the collection; part of every fingerprint.
-        revision: commit of the hub's repository; pin it, so that the data cannot change under a study.
-        id_column: what tells images apart, such as a file name or a COCO id; never a position.
-        image_column: the image; None for annotations alone, with ``image_folder`` and ``image_path``.
-        caption_column: the captions, a list or a single one; None to take captions and splits from ``karpathy``.
-        splits: the names that make up each split there.
-        streaming: read rows as they come instead of converting the files to Arrow first, which takes as much disk again.
-            Images are then read through the pixel cache alone: set the data module's ``cached_size``.
-        image_folder: the folder of the images of an annotation-only collection.
-        image_path: path of an image below that folder, made from columns: ``{filepath}/{filename}``.
+            ``${NAME:-default}`` are expanded from the environment.
+        name: name of the collection; part of every fingerprint.
+        revision: commit of the hub repository; set it, so that the data cannot change.
+        id_column: column that identifies an image, e.g. a file name or a COCO id; not a position.
+        image_column: column of the images; None for annotations only, with ``image_folder`` and ``image_path``.
+        caption_column: column of the captions, lists or single captions; None to read captions and splits from ``karpathy``.
+        splits: names of the parts of each split in the data set.
+        streaming: read rows in sequence instead of converting the files to Arrow, which doubles the disk space. Images are
+            then only available through the pixel cache: set the data module's ``cached_size``.
+        image_folder: image folder of an annotation-only collection.
+        image_path: path of an image below that folder, a format string of columns: ``{filepath}/{filename}``.
         karpathy: a Karpathy JSON file to join by file name (``id_column``), for collections without splits.
-        skip_missing: leave out images that the folder, or the joined file's collection, does not hold.
-        skip_empty: leave out empty captions.
-        leave_out: a text file with the ids of images to leave out, one a line.
+        skip_missing: skip images that are missing in the folder or in the rows, instead of raising an error.
+        skip_empty: skip empty captions.
+        leave_out: text file with the ids of images to skip, one per line.
+
+    Raises:
+        ValueError: the options are incompatible, or ``splits`` has an unknown split.
     """
 
     def __init__(
@@ -82,12 +85,10 @@ class HuggingFaceSource(RecordSource):
         if wrong:
             raise ValueError(f"splits maps {wrong[0]!r}, expected some of {', '.join(SPLITS)}")
         self._rows_read: dict[Split, Any] = {}
-        self._repeats: dict[
-            Split, dict[int, int]
-        ] = {}  # rows of an image after its first, with the number of the first
+        self._repeats: dict[Split, dict[int, int]] = {}  # from each repeated row of an image to its first row
 
     def read(self) -> Records:
-        """The records of all splits in the mapping."""
+        """Read the records of all splits in the mapping."""
         if self.karpathy is not None:
             return self._joined(read_karpathy(Path(expand(self.karpathy))))
         samples = {split: self._samples(split) for split in SPLITS if split in self.names}
@@ -103,14 +104,14 @@ class HuggingFaceSource(RecordSource):
         return records
 
     def missing(self, references: Sequence[str]) -> dict[str, str]:
-        """Files that are not in the folder, or images of the joined file that the rows lack."""
+        """Return missing files of the folder, or images of the joined file without a row."""
         if self.folder is None:
             return {reference: reference for reference in references if reference.startswith(_NO_ROW)}
         root = Path(expand(self.folder))
         return {name: str(root / name) for name in references if not (root / name).is_file()}
 
     def images_of(self, split: Split, references: Strings) -> Images:
-        """The images in the rows, or the files of the folder."""
+        """Return the images of the rows, or the files of the folder."""
         if self.folder is not None:
             return ImageFiles(Path(expand(self.folder)), references)
         assert self.image_column is not None
@@ -133,10 +134,10 @@ class HuggingFaceSource(RecordSource):
         return samples
 
     def _check_repeats(self, split: Split, names: Sequence[str]) -> None:
-        """Find the rows of an image after its first.
+        """Find repeated rows of an image and compare their images; those of streamed rows are compared while streaming.
 
         Raises:
-            ValueError: rows of one id with different images; of streamed rows, once they are streamed.
+            ValueError: rows with the same id have different images.
         """
         first: dict[str, int] = {}
         repeats = {n: first[name] for n, name in enumerate(names) if first.setdefault(name, n) != n}
@@ -147,7 +148,7 @@ class HuggingFaceSource(RecordSource):
                 same.check(number, cell)
 
     def _cells(self, split: Split) -> Iterator[Any]:
-        """The image of each row as an Arrow scalar, which reads nothing of it."""
+        """Yield the image of each row as an Arrow scalar, without reading its content."""
         assert self.image_column is not None
         rows = self._rows(split)
         top = _top_column(rows.column_names, self.image_column)
@@ -170,7 +171,7 @@ class HuggingFaceSource(RecordSource):
     def _name(self, number: int, row: dict[str, Any]) -> str:
         name = _cell(row, self.id_column)
         if name is None:
-            raise ValueError(f"row {number} has nothing under {self.id_column!r}")
+            raise ValueError(f"row {number} has nothing under {self.id_column!r}: expected the image's id")
         return str(name)
 
     def _path(self, row: dict[str, Any]) -> str:
@@ -190,7 +191,7 @@ class HuggingFaceSource(RecordSource):
                 )
         if self.image_column is None:
             return rows
-        undecoded = rows.decode(False) if self.streaming else rows  # removing a column of a stream decodes it first
+        undecoded = rows.decode(False) if self.streaming else rows  # otherwise a stream decodes a column to remove it
         return undecoded.remove_columns([_top_column(rows.column_names, self.image_column)])
 
     def _rows(self, split: Split) -> Any:
@@ -201,13 +202,13 @@ class HuggingFaceSource(RecordSource):
 
 
 class RowImages(Images):
-    """Images in the rows of a data set, decoded when they are asked for.
+    """Images in the rows of a data set, decoded on access.
 
     Args:
         rows: a :class:`datasets.Dataset`.
-        column: of the image.
-        numbers: N numbers of rows.
-        collection: hash of where the rows came from: files and their state, or a hub's revision; and of the split.
+        column: column of the images.
+        numbers: (N,) int64 row numbers.
+        collection: hash of the data set: the files and their state, or the hub revision; and the split.
     """
 
     def __init__(self, rows: Any, column: str, numbers: NDArray[np.int64], collection: int) -> None:
@@ -222,19 +223,19 @@ class RowImages(Images):
             return _pixels(self.rows[number], self.column)
 
     def identity(self, row: int) -> int:
-        """Hash of where the rows came from, and of the row."""
+        """Return a hash of the data set and the row."""
         return stable_hash(self.collection, self.numbers[row])
 
 
 class StreamedImages(RowImages):
-    """Images of rows that come one after another: to be read in their order, into the pixel cache.
+    """Images of streamed rows, which are read in sequence to fill the pixel cache.
 
     Args:
         rows: a :class:`datasets.IterableDataset`.
-        column: of the image.
-        numbers: N numbers of rows.
+        column: column of the images.
+        numbers: (N,) int64 row numbers.
         collection: as in :class:`RowImages`.
-        repeats: rows of an image after its first, with the number of the first; their images must be equal.
+        repeats: mapping from each repeated row of an image to its first row; their images must be equal.
     """
 
     one_after_another = True
@@ -247,17 +248,17 @@ class StreamedImages(RowImages):
 
     def __getitem__(self, row: int) -> Pixels:
         raise ValueError(
-            "a streamed collection's images are read through the pixel cache alone: set data.init_args.cached_size"
+            "images of a streamed collection are only available through the pixel cache: set data.init_args.cached_size"
         )
 
     def stream(self) -> Iterator[tuple[int, Pixels]]:
-        """All images, in the order of the rows.
+        """Yield all images in the order of the rows.
 
         Raises:
-            ValueError: an image that cannot be read, or rows of one id with different images.
+            ValueError: an image cannot be read, or rows with the same id have different images.
         """
         place = {number: row for row, number in enumerate(self.numbers.tolist())}
-        undecoded = self.rows.decode(False)  # or a broken image would end the stream without saying which
+        undecoded = self.rows.decode(False)  # otherwise a broken image ends the stream without its row number
         same = _SameImages(self.repeats)
         for number, row in enumerate(undecoded):
             same.check(number, _cell(row, self.column))
@@ -269,21 +270,21 @@ class StreamedImages(RowImages):
 
 _NO_ROW = "no row for "
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.\w+$")
-_COMPARED = 4096  # bytes at both ends of an encoded image
+_COMPARED = 4096  # bytes compared at both ends of an encoded image
 
 
 class _Sample(NamedTuple):
     key: str
-    shard: str  # of a webdataset whose keys are the ids
+    shard: str  # set for a webdataset whose keys are the ids
     reference: str
     captions: Sequence[str | None]
 
 
 class _SameImages:
-    """Refuses rows of one id with different images.
+    """Checks that rows with the same id have the same image.
 
     Args:
-        repeats: rows of an image after its first, with the number of the first.
+        repeats: mapping from each repeated row of an image to its first row.
     """
 
     def __init__(self, repeats: Mapping[int, int]) -> None:
@@ -291,10 +292,10 @@ class _SameImages:
         self.seen: dict[int, tuple[Any, ...]] = {}
 
     def check(self, number: int, cell: Any) -> None:
-        """Take the encoded image of the next row.
+        """Check the encoded image of the next row.
 
         Raises:
-            ValueError: another image than that of the first row of its id; names both rows.
+            ValueError: it differs from the image of the first row with the same id; with both row numbers.
         """
         if number in self.firsts:
             self.seen[number] = _signature(cell)
@@ -306,28 +307,28 @@ class _SameImages:
 
 
 def _signature(cell: Any) -> tuple[Any, ...]:
-    """Length and both ends of an encoded image, or the path of one that is elsewhere.
+    """Return the length and both ends of an encoded image, or its path if it is stored elsewhere.
 
     Args:
-        cell: Arrow scalar, or what it holds: bytes, or a struct of bytes and path.
+        cell: Arrow scalar or its value: bytes, or a struct of bytes and path.
     """
     import pyarrow as pa
 
     if cell is None or not getattr(cell, "is_valid", True):
         return ()
     content = cell["bytes"] if isinstance(cell, dict) or hasattr(cell, "keys") else cell
-    if hasattr(content, "as_buffer"):  # of an Arrow scalar: without a copy
+    if hasattr(content, "as_buffer"):  # Arrow scalar: avoids a copy
         content = content.as_buffer()
     if content is None:
         return (str(cell["path"]),)
-    if not isinstance(content, bytes | pa.Buffer):  # no image; told when it is decoded
+    if not isinstance(content, bytes | pa.Buffer):  # not an image: reported when it is decoded
         return (str(content),)
     view = memoryview(content)
     return len(view), bytes(view[:_COMPARED]), bytes(view[-_COMPARED:])
 
 
 def _top_column(names: Sequence[str], column: str) -> str:
-    """The column that a dotted name begins with, the longest there is (columns may have dots themselves); empty if none."""
+    """Return the longest column name that a dotted name begins with (column names may contain dots); empty if none."""
     return max((name for name in names if column == name or column.startswith(f"{name}.")), key=len, default="")
 
 
@@ -363,7 +364,7 @@ def _pixels(row: dict[str, Any], column: str) -> Pixels:
 def _decoding(number: int, column: str) -> Iterator[None]:
     try:
         yield
-    except Exception as error:  # what a decoder raises over a broken image depends on its format
+    except Exception as error:  # decoders raise different exceptions for broken images
         raise ValueError(
             f"row {number} of the column {column!r} holds no readable image: {reason(error)}; name its image in leave_out"
         ) from error
@@ -383,7 +384,7 @@ def _reading(what: str, but: tuple[type[Exception], ...] = ()) -> Iterator[None]
 
 
 def _identity(path: str, revision: str | None) -> int:
-    """Hash of a hub's name and revision, or of a folder and its files' names, sizes and times of modification."""
+    """Return a hash of a hub name and revision, or of a folder and its files' names, sizes and modification times."""
     files = [file for file in sorted(Path(path).rglob("*")) if file.suffix in (".parquet", ".tar")]
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return stable_hash(DECODER_VERSION, Path(path).resolve() if states else path, revision, states)
@@ -405,8 +406,8 @@ def _load(path: str, revision: str | None, names: list[str], streaming: bool) ->
             parts = [load_dataset(path, revision=revision, split=name, streaming=streaming) for name in names]
     except (DatasetNotFoundError, ConnectionError) as error:
         raise ValueError(
-            f"the data set {path!r} is neither a local folder nor to be had from the hub ({type(error).__name__}): "
-            "download it where there is a network and pass its folder as data.init_args.source.init_args.path"
+            f"the data set {path!r} is neither a local folder nor available from the hub ({type(error).__name__}): "
+            "download it on a machine with network access and pass its folder as data.init_args.source.init_args.path"
         ) from error
     return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
 
@@ -418,15 +419,15 @@ def _files(folder: Path, name: str) -> tuple[str, list[str]]:
         )  # train, train-00000-of-00002, train_3
         files = sorted(str(file) for file in folder.rglob(f"{name}*{suffix}") if shard.fullmatch(file.name))
         if files:
-            _refuse_missing_shards(folder, files)
+            _check_shards(folder, files)
             for file in files if kind == "webdataset" else []:
                 _check_tar(file)
             return kind, files
     raise ValueError(f"no files for the split {name!r} in {folder}: expected {name}.parquet, {name}-*.parquet or .tar")
 
 
-def _refuse_missing_shards(folder: Path, files: Sequence[str]) -> None:
-    """Refuse an incomplete download: ``train-00001-of-00002.parquet`` says how many shards there are."""
+def _check_shards(folder: Path, files: Sequence[str]) -> None:
+    """Raise a ValueError for an incomplete download: names such as ``train-00001-of-00002.parquet`` give the total."""
     for total in {int(found[2]) for file in files if (found := _SHARD.search(file))}:
         there = {int(found[1]) for file in files if (found := _SHARD.search(file)) and int(found[2]) == total}
         missing = [number for number in range(total) if number not in there]
@@ -437,21 +438,21 @@ def _refuse_missing_shards(folder: Path, files: Sequence[str]) -> None:
 
 
 def _check_member(member: tarfile.TarInfo) -> None:
-    """Refuse members that ``datasets`` would pass over in silence."""
+    """Raise an error for members that ``datasets`` would silently skip."""
     name = member.name.rpartition("/")[2]
     if member.islnk() or member.issym():
         raise tarfile.ReadError(
             f"its member {member.name} is a link (tar --hard-dereference --dereference writes files)"
         )
     if name.startswith("__"):
-        raise tarfile.ReadError(f"its member {member.name} begins with __, and would be passed over: rename it")
+        raise tarfile.ReadError(f"its member {member.name} begins with __, and would be skipped: rename it")
 
 
 def _check_tar(file: str) -> None:
-    """Refuse a tar that is read to a part only: tarfile passes over whatever follows a damaged header in silence.
+    """Check that a tar can be read completely: tarfile silently skips everything behind a damaged header.
 
     Raises:
-        ValueError: damaged, cut short, or followed by other data; names the file.
+        ValueError: the file is damaged, truncated, or followed by other data; with its name.
     """
     try:
         with Path(file).open("rb") as stream, tarfile.open(fileobj=stream, mode="r:*") as tar:
@@ -460,9 +461,9 @@ def _check_tar(file: str) -> None:
             if tar.fileobj is stream:  # not compressed
                 stream.seek(tar.offset)
                 if len(first := stream.read(tarfile.BLOCKSIZE)) < tarfile.BLOCKSIZE:
-                    raise tarfile.ReadError("it has no end mark, so it was cut short")
+                    raise tarfile.ReadError("it has no end mark, so it is truncated")
                 for block in chain([first], iter(lambda: stream.read(2**20), b"")):
                     if block.strip(b"\0"):
-                        raise tarfile.ReadError(f"what follows byte {tar.offset} is no member of the archive")
+                        raise tarfile.ReadError(f"the data after byte {tar.offset} is no member of the archive")
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise ValueError(f"{file} cannot be read: {error}; copy or write it again") from error

@@ -1,4 +1,4 @@
-"""Text files with the ids of images, one a line: what ``sdr data check --unusable`` writes and ``leave_out`` reads."""
+"""Text files with image ids, one per line: written by ``sdr data check --unusable``, read by ``leave_out``."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ _HEADER = "# ids of unusable images, written by sdr data check"
 
 
 def write_ids(path: Path, ids: Iterable[str]) -> None:
-    """Write ids, atomically; one that would not survive as a line (line breaks, outer blanks) is written as a JSON string."""
+    """Write ids atomically; an id with line breaks or outer spaces is written as a JSON string."""
     write_text(path, "".join(f"{line}\n" for line in (_HEADER, *map(_line, ids))))
 
 
 def read_ids(path: Path) -> set[str]:
-    """The ids in a file of :func:`write_ids`, or in a plain list of one id a line; blank lines are passed over.
+    """Read ids from a file written by :func:`write_ids` or from a plain list of one id per line; skip blank lines.
 
     Raises:
-        ValueError: no such file, or not UTF-8.
+        ValueError: the file is missing or not UTF-8.
     """
     lines = (line.strip() for line in text_lines(path))
     return {_id(line) for line in lines if line and line != _HEADER}
 
 
 def is_id_list(path: Path) -> bool:
-    """Whether :func:`write_ids` wrote a file."""
+    """Whether a file was written by :func:`write_ids`."""
     return path.is_file() and path.read_bytes().startswith(_HEADER.encode())
 
 
@@ -41,5 +41,5 @@ def _id(line: str) -> str:
         return line
     try:
         return str(json.loads(line))
-    except json.JSONDecodeError:  # an id that begins with a quotation mark
+    except json.JSONDecodeError:  # not JSON, but an id that begins with a quotation mark
         return line

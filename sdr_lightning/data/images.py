@@ -1,4 +1,4 @@
-"""Images by row: files on disk, decoded on access, and the conversion of every image to upright RGB."""
+"""Images by row, decoded on access, and their conversion to upright RGB."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Features = NDArray[np.float32]
 
 
 DECODER_VERSION = 2
-"""Part of every image's identity: raise it when the same file is decoded to other pixels, so that caches are filled again."""
+"""Part of every image's identity: increment it when decoding changes, so that caches are refilled."""
 
 _WHITE = (255, 255, 255, 255)
-_TURNS = {  # of the EXIF orientation
+_TRANSPOSES = {  # by EXIF orientation
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -36,11 +36,11 @@ _TURNS = {  # of the EXIF orientation
 
 
 class Images(ABC):
-    """The images of a split by row: each (H, W, 3) uint8 RGB, or (R, D) float32 features computed elsewhere.
+    """The images of a split by row: (H, W, 3) uint8 RGB pixels, or (R, D) float32 precomputed features.
 
     Attributes:
-        one_after_another: rows cannot be asked for one by one, only streamed.
-        are_features: whether they are features.
+        one_after_another: whether rows can only be streamed, without random access.
+        are_features: whether the images are precomputed features.
     """
 
     one_after_another = False
@@ -48,31 +48,31 @@ class Images(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of images."""
+        """Return the number of images."""
 
     @abstractmethod
     def __getitem__(self, row: int) -> AnyImage:
-        """One image.
+        """Return one image.
 
         Raises:
-            ValueError: it cannot be read; the message names it.
+            ValueError: the image cannot be read; with its name.
         """
 
     @abstractmethod
     def identity(self, row: int) -> int:
-        """A signed 64-bit hash that changes when the stored image does."""
+        """Return a signed 64-bit hash that changes when the stored image changes."""
 
     def stream(self) -> Iterator[tuple[int, AnyImage]]:
-        """All rows with their images, in whichever order is cheap."""
+        """Yield all rows with their images, in the order that is cheapest to read."""
         for row in range(len(self)):
             yield row, self[row]
 
 
 class InMemory(Images):
-    """Images that are already decoded.
+    """Decoded images in memory.
 
     Args:
-        pixels: N images.
+        pixels: N images, each (H, W, 3) uint8.
     """
 
     def __init__(self, pixels: Sequence[Pixels]) -> None:
@@ -85,16 +85,16 @@ class InMemory(Images):
         return self.pixels[row]
 
     def identity(self, row: int) -> int:
-        """Hash of shape and pixels."""
+        """Return a hash of shape and pixels."""
         return stable_hash(self.pixels[row].shape, self.pixels[row].tobytes())
 
 
 class ImageFiles(Images):
-    """Image files by row, decoded to RGB when they are asked for.
+    """Image files, decoded to RGB on access.
 
     Args:
         root: the folder.
-        names: N paths below it.
+        names: N paths relative to it.
     """
 
     def __init__(self, root: Path, names: Strings) -> None:
@@ -108,25 +108,25 @@ class ImageFiles(Images):
         return decode(self.path(row))
 
     def path(self, row: int) -> Path:
-        """Where an image is."""
+        """Return the path of an image."""
         return self.root / self.names[row]
 
     def identity(self, row: int) -> int:
-        """Hash of the folder, the file's name below it, its size and its time of modification."""
-        status = os.stat(self.path(row))  # noqa: PTH116 (tens of thousands)
+        """Return a hash of the folder, and of the file's name, size and modification time."""
+        status = os.stat(self.path(row))  # noqa: PTH116 (called for tens of thousands of files)
         return stable_hash(DECODER_VERSION, self._folder, self.names[row], status.st_size, status.st_mtime_ns)
 
 
 def decode(path: Path) -> Pixels:
-    """Read one image as upright RGB.
+    """Decode an image file to upright RGB, see :func:`to_rgb`.
 
     Raises:
-        ValueError: the file is not an image, is cut short, or has values of unknown range; the message names it.
+        ValueError: the file is not an image, is truncated, or has values of unknown range; with its name.
     """
     try:
         with Image.open(path) as image:
             return to_rgb(image)
-    except Exception as error:  # what a decoder raises over a broken file depends on its format
+    except Exception as error:  # decoders raise different exceptions for broken files
         raise ValueError(
             f"cannot read the image {path}: {reason(error)}; replace the file, or name its id in the source's leave_out "
             "(sdr data check --unusable FILE lists all such ids)"
@@ -134,7 +134,7 @@ def decode(path: Path) -> Pixels:
 
 
 def reason(error: Exception) -> str:
-    """What went wrong, in one line: the message of an expected error, with the type of any other."""
+    """Return the message of an error in one line, with the type of an unexpected error."""
     message = " ".join(str(error).split())
     return message if isinstance(error, OSError | ValueError) and message else f"{type(error).__name__}: {message}"
 
@@ -142,18 +142,18 @@ def reason(error: Exception) -> str:
 def to_rgb(image: Image.Image) -> Pixels:
     """Convert an image to upright RGB.
 
-    EXIF orientation is applied, transparent pixels are laid on white, 16-bit greys keep their upper eight bits, and floats
-    in [0, 1] are scaled to [0, 255]. Of several frames the first is taken.
+    EXIF orientation is applied, transparent pixels are blended with white, 16-bit grey values keep their upper eight bits,
+    and floats in [0, 1] are scaled to [0, 255]. Only the first frame is used.
 
     Returns:
         (H, W, 3) uint8.
 
     Raises:
-        ValueError: 32-bit integers, whose range is unknown, or floats outside [0, 1].
+        ValueError: the image holds 32-bit integers, whose range is unknown, or floats outside [0, 1].
     """
-    image.load()  # before the orientation is asked for: some decoders apply it themselves, and a PNG may have it at its end
-    turn = _TURNS.get(orientation(image))
-    upright = image if turn is None else image.transpose(turn)
+    image.load()  # before reading the orientation: some decoders apply it themselves, and a PNG may store it at its end
+    transpose = _TRANSPOSES.get(orientation(image))
+    upright = image if transpose is None else image.transpose(transpose)
     upright = _eight_bits(upright, image.format)
     if upright.has_transparency_data or upright.mode in ("La", "RGBa"):
         colours = _with_alpha(upright)
@@ -162,16 +162,16 @@ def to_rgb(image: Image.Image) -> Pixels:
 
 
 def orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) where there is none or the EXIF block is malformed."""
+    """Return the EXIF orientation, 1 to 8; 1 (upright) if it is missing or malformed."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a malformed block raises anything; the pixels can still be read
+    except Exception:  # a malformed block can raise any exception; the pixels are still readable
         return 1
-    return found if found in _TURNS else 1
+    return found if found in _TRANSPOSES else 1
 
 
 def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
-    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):  # both scale to 16 bits
+    if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):  # 16-bit range
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode == "I":
         low, high = image.getextrema()
@@ -187,6 +187,6 @@ def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
 
 
 def _with_alpha(image: Image.Image) -> Image.Image:
-    if image.mode == "La":  # premultiplied; there is no direct way to RGBA
+    if image.mode == "La":  # premultiplied alpha: no direct conversion to RGBA
         image = image.convert("LA")
     return image if image.mode == "RGBA" else image.convert("RGBA")

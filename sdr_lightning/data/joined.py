@@ -1,4 +1,4 @@
-"""Several splits as one, for published protocols that train on more than the training split."""
+"""Concatenation of splits, for published protocols that train on more than the training split."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from sdr_lightning.data.table import CaptionTable
 
 
 def join_tables(tables: Sequence[CaptionTable]) -> CaptionTable:
-    """The images and captions of several splits, one after another, under the first one's name.
+    """Concatenate the images and captions of several splits, under the name of the first.
 
     Args:
-        tables: of one collection.
+        tables: splits of one collection.
 
     Raises:
-        ValueError: an id that occurs in two of them.
+        ValueError: an id occurs in two splits.
     """
     if len(tables) == 1:
         return tables[0]
@@ -33,7 +33,7 @@ def join_tables(tables: Sequence[CaptionTable]) -> CaptionTable:
 
 
 def join_images(parts: Sequence[Images]) -> Images:
-    """The images of several splits, in the order of :func:`join_tables`."""
+    """Concatenate the images of several splits, in the order of :func:`join_tables`."""
     return parts[0] if len(parts) == 1 else _Joined(parts)
 
 

@@ -1,4 +1,4 @@
-"""Karpathy's annotation files with an image folder: Flickr8k, Flickr30K, MS-COCO."""
+"""Karpathy's annotation files with an image folder: Flickr8k, Flickr30K and MS-COCO."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ _SPLIT_OF: dict[str, Split] = {"train": "train", "restval": "train", "val": "val
 
 
 class KarpathySource(FolderSource):
-    """Annotations in Karpathy's JSON schema and the images that they name.
+    """Annotations in Karpathy's JSON schema, with an image folder.
 
-    Images are known by their file name, captions by their ``sentid``; ``restval`` counts as training data.
+    Image ids are file names, caption ids are ``sentid``; ``restval`` is part of the training split.
 
     Args:
-        annotations: the JSON file; ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
-        images: the folder that the file names (with ``filepath`` where an entry has one) are relative to.
-        name: of the collection; the file's name without ``dataset_`` when None.
-        skip_missing: leave out images that are not in the folder, instead of refusing the collection.
-        skip_empty: leave out empty captions.
-        leave_out: a text file with the ids of images to leave out, one a line.
+        annotations: the JSON file; ``$NAME`` and ``${NAME:-default}`` are expanded from the environment.
+        images: folder of the images; paths below it are ``filepath/filename`` or ``filename``.
+        name: name of the collection; the file's name without ``dataset_`` when None.
+        skip_missing: skip images whose files are missing, instead of raising an error.
+        skip_empty: skip empty captions.
+        leave_out: text file with the ids of images to skip, one per line.
     """
 
     def __init__(
@@ -41,21 +41,21 @@ class KarpathySource(FolderSource):
         self.annotations = annotations
 
     def read(self) -> Records:
-        """The records of all splits that occur in the file."""
+        """Read the records of all splits in the file."""
         return read_karpathy(Path(expand(self.annotations)))
 
 
 def read_karpathy(path: Path) -> Records:
-    """Read an annotation file.
+    """Read an annotation file in Karpathy's schema.
 
     Args:
         path: the JSON file.
 
     Returns:
-        Records by split, each with ``filepath/filename`` as its reference.
+        Records by split, with ``filepath/filename`` as reference.
 
     Raises:
-        ValueError: the file is absent or malformed; names the entry.
+        ValueError: the file is missing or malformed; with the entry.
     """
     document = read_json(path, "Karpathy's JSON")
     if not isinstance(document, dict) or not isinstance(document.get("images"), list):

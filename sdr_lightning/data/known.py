@@ -1,4 +1,4 @@
-"""How large the known splits are."""
+"""Published sizes of known splits."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ KNOWN_SIZES: dict[str, dict[Split, tuple[int, int | None]]] = {
     "coco": {"train": (113_287, 566_747), "val": (5_000, 25_010), "test": (5_000, 25_010)},
     "vizwiz": {"test": (7_750, None)},
 }
-"""Images and captions of Karpathy's splits, by the name of the collection; captions where every copy has the same. VizWiz is
-tested on its published validation images, because the captions of its test images are hidden."""
+"""Numbers of images and captions of Karpathy's splits by collection; None if the number of captions differs between copies.
+The VizWiz test split is the published validation split, because the captions of the published test split are hidden."""

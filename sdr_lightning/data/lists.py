@@ -1,4 +1,4 @@
-"""The annotation lists of the public SDR code, which are ALBEF's."""
+"""Annotation lists of the public SDR code, in the format of ALBEF."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from sdr_lightning.paths import FilePath, expand, read_json
 
 
 class ListSource(FolderSource):
-    """JSON lists of ``{"image": path, "caption": text or list of texts}``, one file or several a split.
+    """JSON lists of ``{"image": path, "caption": text or list of texts}``, one or several files per split.
 
-    Training files have an entry per caption, evaluation files an entry per image; either form is read in either place.
-    Images are known by their path, captions by image and number.
+    Published training files have one entry per caption, evaluation files one per image; both forms are accepted for every
+    split. Image ids are paths, caption ids are image id and number.
 
     Args:
-        name: of the collection.
-        images: the folder that the paths are relative to.
-        train: files of the training split; ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
+        name: name of the collection.
+        images: folder that the paths are relative to.
+        train: files of the training split; ``$NAME`` and ``${NAME:-default}`` are expanded from the environment.
         val: files of the validation split.
         test: files of the test split.
-        skip_missing: leave out images that are not in the folder, instead of refusing the collection.
-        skip_empty: leave out empty captions.
-        leave_out: a text file with the ids of images to leave out, one a line.
+        skip_missing: skip images whose files are missing, instead of raising an error.
+        skip_empty: skip empty captions.
+        leave_out: text file with the ids of images to skip, one per line.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class ListSource(FolderSource):
         self.files = {split: names for split, names in files.items() if names}
 
     def read(self) -> Records:
-        """The records of the splits that have files."""
+        """Read the records of the splits that have files."""
         return {split: _read([Path(expand(name)) for name in names]) for split, names in self.files.items()}
 
 
@@ -68,4 +68,4 @@ def _checked(where: str, entry: Any) -> tuple[str, list[str | None]]:
     captions = [captions] if isinstance(captions, str) else captions
     if not isinstance(captions, list) or not all(isinstance(caption, str) for caption in captions):
         raise ValueError(f"{where} ({entry['image']}) has no text and no list of texts under 'caption'")
-    return posixpath.normpath(entry["image"]), captions or [None]  # ./a.jpg is a.jpg
+    return posixpath.normpath(entry["image"]), captions or [None]  # ./a.jpg becomes a.jpg

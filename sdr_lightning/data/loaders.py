@@ -1,4 +1,4 @@
-"""Loaders of whole batches, one of which continues in mid-epoch."""
+"""Data loaders of whole batches, one of which resumes within an epoch."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ Loader = DataLoader[RetrievalBatch | UnimodalBatch]
 
 
 class BatchLoader(Loader):
-    """Hands out what a data set makes of each draw of a sampler.
+    """Loads one batch per draw of the sampler.
 
-    It has a generator of its own, so that going over data leaves torch's alone and does not change what a model draws.
+    It uses its own random generator, so that iterating does not change torch's global one.
 
     Args:
-        dataset: asked for a batch at a time.
-        sampler: asks for whole batches.
-        workers: worker processes; 0 reads in the training process.
+        dataset: returns a batch per draw.
+        sampler: yields one draw per batch.
+        workers: number of worker processes; 0 to read in the main process.
     """
 
     def __init__(self, dataset: BatchDataset, sampler: Sampler[Draw], workers: int) -> None:
@@ -34,18 +34,18 @@ class BatchLoader(Loader):
             batch_size=None,
             sampler=sampler,
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=_identity,
             persistent_workers=workers > 0,
             generator=torch.Generator(),
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=_ignore_signals,
         )
 
 
 class ResumableLoader(BatchLoader):
-    """Knows how many batches of the epoch it has handed out, and can go on from there.
+    """A loader of training batches that can resume within an epoch.
 
     Attributes:
-        limit: how many batches of an epoch are asked for, where that is fewer than there are.
+        limit: maximum number of batches per epoch.
     """
 
     sampler: TrainingSampler
@@ -57,7 +57,7 @@ class ResumableLoader(BatchLoader):
         self._first_step = 0
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        # A generator: nothing is read before the first batch is asked for, when Lightning has set the epoch.
+        # A generator, so that nothing is read before Lightning has set the epoch.
         self._position, self._first_step = self._first_step, 0
         self.sampler.first_step = self._position
         for batch in super().__iter__():
@@ -66,14 +66,11 @@ class ResumableLoader(BatchLoader):
 
     @property
     def exhausted(self) -> bool:
-        """Whether the epoch's last batch has been handed out."""
+        """Whether the last batch of the epoch was returned."""
         return self._position >= min(len(self.sampler), self.limit)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the position in the epoch, and the order of the epoch if it is not the sampler's own.
-
-        Lightning keeps it in checkpoints.
-        """
+        """Return the position in the epoch, and its order if a method changed it. Lightning saves it in checkpoints."""
         if self.exhausted:
             return {"position": 0}
         order = self.sampler.order
@@ -81,17 +78,17 @@ class ResumableLoader(BatchLoader):
         return {"position": self._position, **chosen}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next epoch start where the state was taken."""
+        """Resume the next iteration at the saved position."""
         self._first_step = state["position"]
         order = state.get("order")
         self.sampler.resumed_order = None if order is None else order.numpy()
 
 
-def _leave_signals_to_the_main_process(_: int) -> None:
-    """Ctrl-C and SIGTERM often go to all processes of a job; the main one saves its work and then ends its workers."""
+def _ignore_signals(_: int) -> None:
+    """Ignore Ctrl-C and SIGTERM in workers; the main process saves its work first and then stops them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch

@@ -1,4 +1,4 @@
-"""The LightningDataModule: one for every collection, imbalance and kind of batch."""
+"""The LightningDataModule of all collections, corruptions and kinds of batches."""
 
 from __future__ import annotations
 
@@ -34,39 +34,37 @@ from sdr_lightning.types import Modality
 
 
 class RetrievalDataModule(pl.LightningDataModule):
-    """Captioned images, clean or imbalanced, as batches of pairs or of one modality.
+    """Captioned images, clean or corrupted, as batches of pairs or of one modality.
 
     Args:
         source: the collection.
-        tokenizer: of the text tower.
+        tokenizer: tokenizer of the text tower.
         batch_size: *global* batch size; each of W processes gets batch_size / W pairs.
-        image_size: side of the images that the image tower sees, in pixels; None for collections of features.
-        batches: what a training batch holds: ``pairs`` for a student; ``image_views`` or ``sibling_captions`` for a
-            teacher, who sees one modality alone.
-        augmentation: of training images.
-        imbalance: what is wrong with the data: one specification or several, applied in order; None for nothing. Each
-            touches the training split only, unless it names others.
-        image_bank: the image teacher's feature bank, read when the student's method needs it; ``$NAME`` and
-            ``${NAME:-default}`` are filled in.
-        text_bank: the text teacher's feature bank, likewise.
-        evaluation_batch_size: items a process encodes at a time outside training.
-        test_folds: also test within this many disjoint folds of the test images, averaged (COCO 1K: 5); None for none.
-        workers: worker processes that read data; 0 reads in the training process.
-        cached_size: side of decoded images that are kept on disk and memory-mapped, instead of decoding files at every
-            epoch; ``sdr data prepare`` or the first run writes them. None to decode.
-        cache: folder for decoded images, tokens, relevance and features of frozen towers; ``cache`` in the current folder when
+        image_size: side of the input images in pixels; None for collections of features.
+        batches: content of training batches: ``pairs`` for a student; ``image_views`` or ``sibling_captions`` for a teacher.
+        augmentation: augmentation of training images.
+        imbalance: corruption of the data: one specification or several, applied in order; None for clean data. Applies to the
+            training split only, unless it names other splits.
+        image_bank: feature bank of the image teacher, read if the method needs it; ``$NAME`` and ``${NAME:-default}`` are
+            expanded.
+        text_bank: feature bank of the text teacher, likewise.
+        evaluation_batch_size: batch size per process outside training.
+        test_folds: also report the mean over this many disjoint folds of the test images (COCO 1K: 5); None for none.
+        workers: number of worker processes; 0 to read in the main process.
+        cached_size: side of decoded images in a memory-mapped cache on disk, written by ``sdr data prepare`` or the first run;
+            None to decode files in every epoch.
+        cache: folder for decoded images, tokens, relevance and features of frozen towers; ``cache`` in the current folder if
             None.
-        seed: of shuffling and augmentation; follows ``seed_everything``.
-        train_on: the splits that training pairs come from.
-        select_on: the split that validation measures and checkpoints are selected on. ``test`` is what the public code
-            does, and makes test scores optimistic.
-        strip_punctuation: lower captions' case and drop their punctuation before they become tokens, as the public code
-            does.
-        train_words: training captions are cut after this many words; None to leave them whole.
-        evaluation_words: captions of validation and test likewise.
+        seed: seed of shuffling and augmentation; linked to ``seed_everything``.
+        train_on: splits used for training.
+        select_on: split used for validation and model selection. ``test``, as in the public code, gives optimistic test
+            scores.
+        strip_punctuation: lower-case captions and remove punctuation before tokenisation, as in the public code.
+        train_words: truncate training captions to this number of words; None for no limit.
+        evaluation_words: truncate validation and test captions, likewise.
 
     Raises:
-        ValueError: from :meth:`setup`: data that is absent or malformed.
+        ValueError: invalid options; from :meth:`setup`, missing or malformed data.
     """
 
     def __init__(
@@ -118,24 +116,24 @@ class RetrievalDataModule(pl.LightningDataModule):
         self._epoch_order: EpochOrder | None = None
 
     def prepare_data(self) -> None:
-        """Write decoded images that are not kept yet; Lightning calls it in one process of a machine."""
+        """Fill the cache of decoded images; called by Lightning in one process per machine."""
         if self.cached_size is not None:
             stage = self.trainer.state.fn if self.trainer is not None else None
             for split in self.source.splits if stage is None else self._needed(stage.value):
-                self._keep(split, self._images(split), self.cached_size)
+                self._cache_images(split, self._images(split), self.cached_size)
 
     def setup(self, stage: str) -> None:
         """Read the splits that a stage needs."""
         for split in self._needed(stage):
             self.split(split)
         if stage == "fit":
-            self.train_dataloader()  # refuses a batch size that does not fit before features are extracted
+            self.train_dataloader()  # checks the batch size before features are extracted
 
     def attach_teacher(self, modality: Modality) -> None:
-        """Hand out a teacher's features with every training pair; the student's module asks for those it distils.
+        """Add the features of a teacher's bank to every training pair.
 
         Raises:
-            ValueError: no bank is configured or found, or it is a bank of other data.
+            ValueError: no bank is configured or found, or it belongs to other data.
         """
         path = self.banks[modality]
         if path is None:
@@ -146,12 +144,12 @@ class RetrievalDataModule(pl.LightningDataModule):
         self.split("train").attach_teacher(FeatureBank.load(Path(expand(path)), modality))
 
     def split(self, split: Split) -> PreparedSplit:
-        """A split as it is read here, prepared once."""
+        """Return a prepared split; prepared at the first call."""
         if split not in self.splits:
             table, images = self.table(split), self._images(split)
             self.refuse(split, images)
             if self.cached_size is not None:
-                images = self._keep(split, images, self.cached_size)
+                images = self._cache_images(split, images, self.cached_size)
             self.splits[split] = PreparedSplit(
                 table,
                 images,
@@ -164,14 +162,14 @@ class RetrievalDataModule(pl.LightningDataModule):
         return self.splits[split]
 
     def table(self, split: Split) -> CaptionTable:
-        """The clean captions of a split; of all splits that are trained on, as ``train``."""
+        """Return the clean captions of a split. ``train`` joins all splits of ``train_on``."""
         return join_tables([self.source.table(part) for part in self._parts(split)])
 
     def refuse(self, split: Split, images: Images) -> None:
-        """Refuse settings that do not go with a split's images.
+        """Check that the settings fit the images of a split.
 
         Raises:
-            ValueError: pixels without a size, features with one, pixel noise on features, or a stream that is not kept.
+            ValueError: pixels without a size, features with a size, pixel corruption of features, or a stream without cache.
         """
         if images.are_features:
             pixel_kinds = {part.kind for part in self.imbalances if part.modality == "image" and split in part.splits}
@@ -185,34 +183,42 @@ class RetrievalDataModule(pl.LightningDataModule):
             raise ValueError("a streamed collection is read through its cache alone: set data.init_args.cached_size")
 
     def evaluated_under(self) -> dict[str, Any]:
-        """What is wrong with the validation and test data that were read, by split; empty where they are clean."""
+        """Return the corruption of the validation and test splits that were read, by split; empty if clean."""
         records = {name: self.splits[name].record() for name in ("val", "test") if name in self.splits}
         return {name: record for name, record in records.items() if record["imbalances"]}
 
     def relevance(self, split: Split) -> Relevance:
-        """Graded relevance between the items of a split."""
+        """Return the graded relevance between the items of a split."""
         return self.source.relevance(split, self.cache)
 
     def items(
         self, split: Split, modality: Modality, rank: int = 0, world_size: int = 1, rows: Rows | None = None
     ) -> Loader:
-        """Every image or every caption of a split once, or those of some rows; over all ranks, all of them here by default."""
+        """Load each image or caption of a split once.
+
+        Args:
+            split: the split.
+            modality: images or captions.
+            rank: rank of this process.
+            world_size: number of processes that the items are divided over.
+            rows: (n,) rows of the items to load; None for all.
+        """
         prepared = self.split(split)
         dataset = datasets.ImageDataset(prepared) if modality == "image" else datasets.CaptionDataset(prepared)
         wanted = np.arange(len(dataset)) if rows is None else rows
         return self._loader(dataset, EvaluationSampler(wanted, self.evaluation_batch_size, rank, world_size))
 
     def ordered_pairs(self, rank: int = 0, world_size: int = 1) -> Loader:
-        """Return all training pairs in order, without augmentation, in batches that the processes share."""
+        """Load all training pairs in order, without augmentation; whole batches are divided over the processes."""
         dataset = datasets.PairDataset(self.split("train"), None, self.seed)
         return self._loader(dataset, OrderedSampler(len(dataset), self.batch_size, rank, world_size))
 
     def set_epoch_order(self, epoch_order: EpochOrder) -> None:
-        """Let a function choose the order of the training pairs, see :meth:`sdr_lightning.methods.Method.epoch_order`."""
+        """Set the order of the training pairs, see :meth:`sdr_lightning.methods.Method.epoch_order`."""
         self._epoch_order = epoch_order
 
     def train_dataloader(self) -> Loader:
-        """Shuffled global batches, this rank's share."""
+        """Load shuffled training batches, the share of this process."""
         prepared = self.splits["train"]
         transform = None if self.image_size is None else augmentation(self.augmentation, self.image_size)
         dataset: BatchDataset
@@ -226,11 +232,11 @@ class RetrievalDataModule(pl.LightningDataModule):
         return ResumableLoader(dataset, sampler, self.workers)
 
     def val_dataloader(self) -> Sequence[Loader]:
-        """The images, then the captions, of the split that checkpoints are selected on."""
+        """Return loaders of the images and of the captions of the split used for model selection."""
         return [self.items(self.select_on, modality, *self._place()) for modality in ("image", "text")]
 
     def test_dataloader(self) -> Sequence[Loader]:
-        """The images, then the captions, of the test split."""
+        """Return loaders of the images and of the captions of the test split."""
         return [self.items("test", "image", *self._place()), self.items("test", "text", *self._place())]
 
     def _needed(self, stage: str) -> tuple[Split, ...]:
@@ -248,8 +254,8 @@ class RetrievalDataModule(pl.LightningDataModule):
     def _images(self, split: Split) -> Images:
         return join_images([self.source.images(part) for part in self._parts(split)])
 
-    def _keep(self, split: Split, images: Images, side: int) -> PixelCache:
-        """The decoded images of a split, written where they are not kept yet."""
+    def _cache_images(self, split: Split, images: Images, side: int) -> PixelCache:
+        """Write the missing decoded images of a split and return the cache."""
         folder = cache_folder(self.cache, self.source.name, side)
         console = Console(stderr=True)
         columns = (*Progress.get_default_columns(), TimeElapsedColumn())

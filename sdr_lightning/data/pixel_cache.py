@@ -1,8 +1,7 @@
-"""Decoded images on disk, memory-mapped: one file that worker processes share, filled once, safe to interrupt."""
+"""Cache of decoded images on disk: one memory-mapped file, shared by worker processes and safe to interrupt."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from sdr_lightning.data.images import Images, Pixels
@@ -22,36 +22,36 @@ _PIXELS, _IDENTITIES = "pixels.u8", "identities.npy"
 
 
 class PixelCache(Images):
-    """Images of one size, from a file that :func:`fill` wrote.
+    """Images of one size, from a cache written by :func:`fill`.
 
-    Every image is found by the identity of its source (a file's name, size and time of modification), so one that has
-    changed since, or was never written, is not used: the cache is refused until it is filled again.
+    An image is found by the identity of its source (a file's name, size and modification time). A changed image therefore
+    counts as missing until the cache is filled again.
 
     Args:
         folder: the cache's folder.
-        images: the source; its identities are compared, its pixels are not read.
-        side: S, side of the kept images.
+        images: the source images; only their identities are read.
+        side: S, side of the cached images in pixels.
 
     Attributes:
         side: S.
 
     Raises:
-        ValueError: images that are not in the cache.
+        ValueError: some images are not in the cache.
     """
 
     def __init__(self, folder: Path, images: Images, side: int) -> None:
         self._identities = identities(images)
-        kept = _kept(folder, side)
-        order = np.argsort(kept, kind="stable")
-        place = np.searchsorted(kept, self._identities, sorter=order)
+        stored = _stored_identities(folder, side)
+        order = np.argsort(stored, kind="stable")
+        place = np.searchsorted(stored, self._identities, sorter=order)
         slots = order[np.minimum(place, max(len(order) - 1, 0))] if len(order) else np.empty(0, dtype=np.int64)
-        absent = len(images) if not len(order) else int((kept[slots] != self._identities).sum())
+        absent = len(images) if not len(order) else int((stored[slots] != self._identities).sum())
         if absent:
             raise ValueError(
                 f"{absent} of {len(images)} images are not in the cache {folder}: run sdr data prepare on this data"
             )
         self.side, self._slots = side, slots
-        self._file, self._shape = folder / _PIXELS, (len(kept), side, side, 3)
+        self._file, self._shape = folder / _PIXELS, (len(stored), side, side, 3)
         self._pixels = self._mapped()
 
     def __len__(self) -> int:
@@ -61,11 +61,11 @@ class PixelCache(Images):
         return np.array(self._pixels[self._slots[row]])
 
     def identity(self, row: int) -> int:
-        """Of the source."""
+        """Return the identity of the source image."""
         return int(self._identities[row])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pixels": None}  # a map is pickled as all that it maps
+        return {**self.__dict__, "_pixels": None}  # pickling a memory map would copy its content
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -76,108 +76,107 @@ class PixelCache(Images):
 
 
 def cache_folder(root: Path, collection: str, side: int) -> Path:
-    """Where the images of a collection are kept at one size, all splits together."""
+    """Return the folder of a collection's images at one size, for all splits."""
     return root / "images" / f"{collection}-{side}px"
 
 
 def identities(images: Images) -> NDArray[np.int64]:
-    """(N,) int64 identity of every image."""
+    """Return the (N,) int64 identities of all images."""
     return np.fromiter((images.identity(row) for row in range(len(images))), dtype=np.int64, count=len(images))
 
 
 def fill(folder: Path, images: Images, side: int, progress: Callable[[int], object], threads: int | None = None) -> int:
-    """Write every image that is not in a cache yet.
+    """Write all images that are not yet in a cache.
 
-    Images are appended in chunks, and a chunk's identities are kept only once its pixels are on disk: after an interruption
-    or on a full disk what is there is whole, and the next call goes on behind it. One process fills at a time.
+    Images are appended in chunks; the identities of a chunk are written after its pixels are on disk. After an interruption
+    or a full disk, the cache is consistent, and the next call continues. A lock file lets one process write at a time.
 
     Args:
-        folder: the cache's folder; made when it is not there.
-        images: the source.
-        side: S, side of the kept images; (S, S, 3) uint8 each.
-        progress: called with the number of images that were finished, at once for those that were there before.
-        threads: that decode; as many as there are cores by default.
+        folder: the cache's folder; created if missing.
+        images: the source images.
+        side: S, side of the cached images in pixels; each is (S, S, 3) uint8.
+        progress: callback with the number of images finished; first called with the number of images already cached.
+        threads: number of decoding threads; the number of cores by default.
 
     Returns:
         Number of images written.
 
     Raises:
         ValueError: an image cannot be read, or the images are features.
-        OSError: the disk is full, which is found out before anything is written if it can be.
+        OSError: the disk is full; if possible, raised before anything is written.
     """
     wanted = identities(images)
-    if np.isin(wanted, _kept(folder, side)).all():  # nothing is written, so the folder may be read-only
+    if np.isin(wanted, _stored_identities(folder, side)).all():  # nothing to write: the folder may be read-only
         progress(len(wanted))
         return 0
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        kept, size = _kept(folder, side), side * side * 3
-        todo = ~np.isin(wanted, kept)
+    with FileLock(folder / "lock"):
+        stored, size = _stored_identities(folder, side), side * side * 3
+        todo = ~np.isin(wanted, stored)
         progress(int((~todo).sum()))
-        if not todo.any():  # another process was faster
+        if not todo.any():  # another process has written the images in the meantime
             return 0
         free, needed = shutil.disk_usage(folder).free, int(todo.sum()) * size
         if needed > free:
             raise OSError(f"{folder} needs {needed / 1e9:.1f} GB and the disk has {free / 1e9:.1f} GB free")
         try:
-            _append(folder, kept, size, wanted, _shrunk(images, todo, side, threads), progress)
+            _append(folder, stored, size, wanted, _resized(images, todo, side, threads), progress)
         except OSError as error:
-            raise OSError(f"{folder} is not complete: {error}; the next time it goes on where it stopped") from error
+            raise OSError(f"{folder} is not complete: {error}; the next run continues from here") from error
     return int(todo.sum())
 
 
 def _append(
     folder: Path,
-    kept: NDArray[np.int64],
+    stored: NDArray[np.int64],
     size: int,
     wanted: NDArray[np.int64],
-    shrunk: Iterator[tuple[int, Pixels]],
+    resized: Iterator[tuple[int, Pixels]],
     progress: Callable[[int], object],
 ) -> None:
     rows: list[int] = []
     with (folder / _PIXELS).open("ab") as file:
-        file.truncate(len(kept) * size)  # what an interruption left behind its last whole chunk
+        file.truncate(len(stored) * size)  # remove an incomplete chunk of an interrupted run
 
-        def keep() -> None:
-            nonlocal kept
+        def commit() -> None:
+            nonlocal stored
             file.flush()
             os.fsync(file.fileno())
-            kept = np.concatenate([kept, wanted[rows]])
-            write_atomically(folder / _IDENTITIES, lambda part: np.save(part, kept))
+            stored = np.concatenate([stored, wanted[rows]])
+            write_atomically(folder / _IDENTITIES, lambda part: np.save(part, stored))
             progress(len(rows))
             rows.clear()
 
-        for row, pixels in shrunk:
+        for row, pixels in resized:
             file.write(pixels.tobytes())
             rows.append(row)
             if len(rows) == _CHUNK:
-                keep()
+                commit()
         if rows:
-            keep()
+            commit()
 
 
-def _kept(folder: Path, side: int) -> NDArray[np.int64]:
-    """Identities of the images in the file of pixels, in their order."""
+def _stored_identities(folder: Path, side: int) -> NDArray[np.int64]:
+    """Return the identities of the images in the pixel file, in order."""
     listed, pixels = folder / _IDENTITIES, folder / _PIXELS
     if not listed.is_file() or not pixels.is_file():
         return np.empty(0, dtype=np.int64)
-    whole = pixels.stat().st_size // (side * side * 3)
-    kept: NDArray[np.int64] = np.load(listed, allow_pickle=False)[:whole]
-    return kept
+    complete = pixels.stat().st_size // (side * side * 3)
+    stored: NDArray[np.int64] = np.load(listed, allow_pickle=False)[:complete]
+    return stored
 
 
-def _shrunk(images: Images, todo: NDArray[np.bool_], side: int, threads: int | None) -> Iterator[tuple[int, Pixels]]:
-    def shrink(pixels: Pixels) -> Pixels:
+def _resized(images: Images, todo: NDArray[np.bool_], side: int, threads: int | None) -> Iterator[tuple[int, Pixels]]:
+    def resize(pixels: Pixels) -> Pixels:
         if pixels.dtype != np.uint8:
             raise ValueError("features are not cached: they are read from their own file")
         return to_input(pixels, side).permute(1, 2, 0).numpy()
 
     if images.one_after_another:
-        yield from ((row, shrink(image)) for row, image in images.stream() if todo[row])
+        yield from ((row, resize(image)) for row, image in images.stream() if todo[row])
         return
     rows = np.flatnonzero(todo).tolist()
     with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
         for start in range(0, len(rows), _CHUNK):
             chunk = rows[start : start + _CHUNK]
-            yield from zip(chunk, pool.map(lambda row: shrink(images[row]), chunk), strict=True)
+            yield from zip(chunk, pool.map(lambda row: resize(images[row]), chunk), strict=True)

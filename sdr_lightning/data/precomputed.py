@@ -1,4 +1,4 @@
-"""Collections of which only features are at hand: regions of a detector, or one vector an image."""
+"""Collections of precomputed image features: detector regions, or one vector per image."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from sdr_lightning.paths import FilePath, expand, text_lines
 class PrecomputedSource(RecordSource):
     """A folder in the ``*_precomp`` format of SCAN and its successors.
 
-    ``{split}_ims.npy`` holds (N, R, D) features of regions, or (N, D) features of images; ``{split}_caps.txt`` one caption a
-    line, each image's captions together, in the order of the images. Where there is a row per caption (5 N rows), each
-    image's first row is taken. With ``{split}_image_of_caption.npy``, (C,) rows of images, any number of captions goes.
-    Images are known by split and row: the format knows no names, so leaks cannot be seen.
+    ``{split}_ims.npy`` holds (N, R, D) features of regions or (N, D) features of images. ``{split}_caps.txt`` holds one
+    caption per line, grouped by image in the order of the images. If there is one feature row per caption (5 N rows), the first
+    row of each image is used. ``{split}_image_of_caption.npy``, (C,) image rows, allows any number of captions per image.
+    Image ids are split and row; the format has no names, so leaks between splits cannot be detected.
 
     Args:
-        name: of the collection.
-        folder: the folder; ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
-        splits: the name that each split has in the file names.
-        captions_per_image: captions of each image, where no ``image_of_caption`` file says.
-        skip_empty: leave out empty captions.
-        leave_out: a text file with the ids of images to leave out, one a line.
+        name: name of the collection.
+        folder: the folder; ``$NAME`` and ``${NAME:-default}`` are expanded from the environment.
+        splits: the name of each split in the file names.
+        captions_per_image: captions per image, if there is no ``image_of_caption`` file.
+        skip_empty: skip empty captions.
+        leave_out: text file with the ids of images to skip, one per line.
+
+    Raises:
+        ValueError: captions_per_image is below 1.
     """
 
     def __init__(
@@ -50,7 +53,7 @@ class PrecomputedSource(RecordSource):
         self.names = splits or {"train": "train", "val": "dev", "test": "test"}
 
     def read(self) -> Records:
-        """The records of the splits whose features are there."""
+        """Read the records of the splits that have a feature file."""
         found = {split: self._read(split) for split in SPLITS if self._file(split, "ims.npy").is_file()}
         if not found:
             raise ValueError(
@@ -59,7 +62,7 @@ class PrecomputedSource(RecordSource):
         return found
 
     def images_of(self, split: Split, references: Strings) -> Images:
-        """The features, memory-mapped."""
+        """Return the features, memory-mapped."""
         path = self._file(split, "ims.npy")
         return FeatureRows(path, np.fromiter((int(row) for row in references), dtype=np.int64, count=len(references)))
 
@@ -81,7 +84,7 @@ class PrecomputedSource(RecordSource):
         return records
 
     def _pairing(self, split: Split, rows: int, captions: int) -> tuple[NDArray[np.int64], int]:
-        """The image of each caption, and how many rows of features an image has."""
+        """Return the image of each caption and the number of feature rows per image."""
         path = self._file(split, "image_of_caption.npy")
         if path.is_file():
             image_of = np.asarray(load_array(path))
@@ -101,18 +104,21 @@ class PrecomputedSource(RecordSource):
         )
 
     def _repeats(self, split: Split, per_image: int) -> bool:
-        """Whether an image's rows are the same, as far as the first and the last image show."""
+        """Whether the feature rows of an image are equal; only the first and the last image are checked."""
         array = load_array(self._file(split, "ims.npy"))
         groups = (array[:per_image], array[-per_image:])
         return all(np.array_equal(group, np.broadcast_to(group[0], group.shape)) for group in groups)
 
 
 class FeatureRows(Images):
-    """Rows of an array on disk, memory-mapped: worker processes share it.
+    """Rows of a memory-mapped array, shared by worker processes.
 
     Args:
-        path: an ``.npy`` file, (M, R, D) or (M, D).
-        rows: N rows.
+        path: an ``.npy`` file with floats, (M, R, D) or (M, D).
+        rows: (N,) int64 rows of the array.
+
+    Raises:
+        ValueError: the file is missing, or not an array of floats of this shape.
     """
 
     are_features = True
@@ -130,27 +136,27 @@ class FeatureRows(Images):
     def __getitem__(self, row: int) -> Features:
         features = np.array(self.array[self.rows[row]], dtype=np.float32)
         if not np.isfinite(features).all():
-            raise ValueError(f"row {self.rows[row]} of {self.path} holds NaN or infinity")
+            raise ValueError(f"row {self.rows[row]} of {self.path} holds NaN or infinity, expected finite features")
         return features.reshape(-1, features.shape[-1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "array": None}  # a map is pickled as all that it maps
+        return {**self.__dict__, "array": None}  # pickling a memory map would copy its content
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self.array = load_array(self.path)
 
     def identity(self, row: int) -> int:
-        """Hash of the file's path, size and time of modification, and the row."""
+        """Return a hash of the file's path, size and modification time, and of the row."""
         status = self.path.stat()
         return stable_hash(self.path.resolve(), status.st_size, status.st_mtime_ns, int(self.rows[row]))
 
 
 def load_array(path: Path) -> NDArray[Any]:
-    """Memory-map an ``.npy`` file; nothing pickled is read.
+    """Memory-map an ``.npy`` file without pickled content.
 
     Raises:
-        ValueError: no such file, or not a plain array.
+        ValueError: the file is missing, or not a plain array of at least one dimension.
     """
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)

@@ -1,4 +1,4 @@
-"""What every reader reads a collection into, and what can be wrong with it."""
+"""Records of images with captions, into which every reader reads a collection, and their validation."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import numpy as np
 from sdr_lightning.data.table import CaptionTable, Split
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_LOST = "\ufffd"  # stands for a character that was lost
+_LOST = "\ufffd"  # replacement character
 
 
 class Record(NamedTuple):
     """One image with its captions.
 
     Attributes:
-        image_id: unique in the collection.
-        reference: where the image is: a path below the image folder, or the number of a row.
-        captions: any number of them.
-        caption_ids: as many ids, unique in the collection.
+        image_id: id, unique in the collection.
+        reference: location of the image: a path below the image folder, or a row number.
+        captions: any number of captions.
+        caption_ids: their ids, unique in the collection.
     """
 
     image_id: str
@@ -40,16 +40,16 @@ Records = Mapping[Split, Sequence[Record]]
 
 
 class Problem(NamedTuple):
-    """Something that is wrong with a split.
+    """A problem of a split.
 
     Attributes:
-        split: which split.
-        what: a noun phrase, such as ``missing images``.
-        number: how many there are.
-        of: among how many.
-        first: up to five of them.
+        split: the split.
+        what: description, such as ``images are missing``.
+        number: number of items affected.
+        of: total number of items.
+        first: up to five affected items.
         remedy: what to do.
-        fatal: whether training would fail; otherwise it is only worth knowing.
+        fatal: whether training would fail; otherwise the problem is a note.
     """
 
     split: str
@@ -65,30 +65,30 @@ class Problem(NamedTuple):
 
 
 def numbered(image_id: str, count: int) -> list[str]:
-    """Caption ids ``image#0``, ``image#1`` ... for formats that give captions none."""
+    """Return caption ids ``image#0``, ``image#1``, ... for formats without caption ids."""
     return [f"{image_id}#{k}" for k in range(count)]
 
 
 def one_line(caption: str) -> str:
-    """A caption without line breaks, repeated blanks and lone surrogates (half an emoji becomes U+FFFD)."""
+    """Replace line breaks and repeated spaces by one space, and lone surrogates by U+FFFD."""
     return _SURROGATE.sub(_LOST, " ".join(caption.split()))
 
 
 def captions_in(cell: Any, where: str, column: str) -> list[str]:
-    """The captions in one cell: a text, a list of texts, or a list that was written as text.
+    """Return the captions in one cell: a text, a list of texts, or the printed form of a list.
 
-    Tables that went through CSV hold lists as text: ``['a', 'b']`` (Python), ``["a", "b"]`` (JSON) or ``['a' 'b']`` (numpy).
+    Tables converted to CSV hold printed lists: ``['a', 'b']`` (Python), ``["a", "b"]`` (JSON) or ``['a' 'b']`` (numpy).
 
     Args:
-        cell: of a caption column.
-        where: names the row in messages.
-        column: its name.
+        cell: value of a caption column.
+        where: name of the row, for error messages.
+        column: name of the column.
 
     Returns:
-        The captions; none for None and for an empty list.
+        The captions; empty for None and for an empty list.
 
     Raises:
-        ValueError: neither a text nor a list of texts.
+        ValueError: the cell is neither a text nor a list of texts.
 
     >>> captions_in("['a dog', 'a puppy']", "row 1", "caption")
     ['a dog', 'a puppy']
@@ -102,7 +102,7 @@ def captions_in(cell: Any, where: str, column: str) -> list[str]:
 
 
 def _written_list(text: str) -> list[str | None] | None:
-    """The items of a list of texts that was written as text, None for a missing one; None for any other text."""
+    """Parse a printed list of texts, with None for missing items; return None for any other text."""
     text = text.strip()
     if not (text.startswith("[") and text.endswith("]")):
         return None
@@ -115,7 +115,7 @@ def _written_list(text: str) -> list[str | None] | None:
 
 
 def _python_list(text: str) -> list[Any] | None:
-    """A list as Python or numpy prints it, without commas too."""
+    """Parse a list as printed by Python, or by numpy without commas."""
     layout = (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)
     items: list[Any] = []
     try:
@@ -133,7 +133,7 @@ def _python_list(text: str) -> list[Any] | None:
 
 
 def without_empty(record: Record) -> Record:
-    """A record without its empty captions."""
+    """Return a record without its empty captions."""
     kept = [k for k, caption in enumerate(record.captions) if caption]
     return record._replace(
         captions=[record.captions[k] for k in kept], caption_ids=[record.caption_ids[k] for k in kept]
@@ -141,7 +141,7 @@ def without_empty(record: Record) -> Record:
 
 
 def grouped(rows: Sequence[tuple[str, str, str | None]]) -> list[Record]:
-    """Records from rows of (image id, reference, caption or None), in the order in which the images first occur."""
+    """Group rows of (image id, reference, caption or None) into records, in order of the first row of each image."""
     captions: dict[str, list[str]] = {}
     references: dict[str, str] = {}
     for image_id, reference, caption in rows:
@@ -151,7 +151,7 @@ def grouped(rows: Sequence[tuple[str, str, str | None]]) -> list[Record]:
 
 
 def tabulate(name: str, split: Split, records: Sequence[Record]) -> CaptionTable:
-    """Records as columns."""
+    """Convert records to a table of columns."""
     return CaptionTable(
         name,
         split,
@@ -163,15 +163,15 @@ def tabulate(name: str, split: Split, records: Sequence[Record]) -> CaptionTable
 
 
 def find_problems(split: Split, records: Sequence[Record], collection: Records) -> list[Problem]:
-    """What is wrong with the records of a split, pixels aside.
+    """Find problems with the records of a split; pixels are not read.
 
     Args:
-        split: which split.
-        records: of the split, as they would be used.
-        collection: all records of all splits, to see leaks.
+        split: the split.
+        records: the records of the split that are used.
+        collection: all records of all splits, to detect leaks.
 
     Returns:
-        Problems: no records at all, repeated ids, images that are in two splits, empty captions, images without captions.
+        Problems: no records, repeated ids, images in two splits, empty captions, lost characters, images without captions.
     """
     images, captions = len(records), sum(len(record.captions) for record in records)
     if not records:

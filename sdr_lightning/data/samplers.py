@@ -1,4 +1,4 @@
-"""Samplers: which rows each process reads at each step."""
+"""Samplers of the rows that each process reads at each step."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from torch.utils.data import Sampler
 from sdr_lightning.data.datasets import Draw
 
 EpochOrder = Callable[[int, Tensor, int], Tensor]
-"""Epoch, random permutation of the rows and global batch size to the order of an epoch."""
+"""Maps epoch, random permutation of the rows and global batch size to the order of an epoch."""
 
 
 class TrainingSampler(Sampler[Draw]):
     """Shuffled global batches, divided over the processes.
 
-    The order is a function of seed and epoch, and of ``epoch_order``. Process r of W takes every W-th row of each global batch,
-    so the union over processes is the same for any number of them. The incomplete last batch of an epoch is left out.
+    The order depends on seed, epoch and ``epoch_order`` only. Process r of W takes every W-th row of each global batch, so the
+    global batches are the same for any number of processes. An incomplete last batch is dropped.
 
     Args:
         size: number of rows.
-        batch_size: rows of a *global* batch.
-        seed: of the order.
-        rank: of this process.
+        batch_size: *global* batch size.
+        seed: seed of the order.
+        rank: rank of this process.
         world_size: number of processes.
-        epoch_order: chooses the rows of an epoch from their random permutation; None for the permutation itself.
+        epoch_order: maps the random permutation of an epoch to its order; None for the permutation itself.
 
     Attributes:
-        first_step: the step that the next iteration starts at.
-        resumed_order: the order of the next iteration, where training continues within an epoch of a chosen order.
-        order: (n,) the order of the current epoch where ``epoch_order`` changed the permutation; None otherwise.
+        first_step: first step of the next iteration.
+        resumed_order: order of the next iteration when training resumes within an epoch; None otherwise.
+        order: (n,) order of the current epoch if ``epoch_order`` changed the permutation; None otherwise.
 
     Raises:
-        ValueError: a batch larger than the data, or one that the processes cannot share evenly.
+        ValueError: the batch size is larger than the data, or not a multiple of the number of processes.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class TrainingSampler(Sampler[Draw]):
         self.order: NDArray[np.int64] | None = None
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the order; Lightning calls it at the start of each epoch."""
+        """Set the epoch; called by Lightning at the start of each epoch."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -76,22 +76,20 @@ class TrainingSampler(Sampler[Draw]):
         permutation = np.random.default_rng([self.seed, self.epoch]).permutation(self.size)
         self.order, self.resumed_order = self.resumed_order, None
         if self.first_step == 0 and self.epoch_order is not None:  # within an epoch it was chosen before
-            self.order = self._chosen(self.epoch_order, permutation)
+            self.order = self._checked_order(self.epoch_order, permutation)
         order = permutation if self.order is None else self.order
         for step in range(self.first_step, len(self)):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
             yield Draw(self.epoch, batch[self.rank :: self.world_size])
 
-    def _chosen(self, epoch_order: EpochOrder, permutation: NDArray[np.int64]) -> NDArray[np.int64] | None:
-        """The order of the epoch, or None if it is the permutation.
+    def _checked_order(self, epoch_order: EpochOrder, permutation: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Return the order of the epoch, or None if it equals the permutation.
 
         Raises:
-            ValueError: too few rows, rows that do not exist, or another type.
+            ValueError: too few rows, rows out of range, or another dtype.
         """
-        found, needed = (
-            epoch_order(self.epoch, torch.from_numpy(permutation), self.batch_size),
-            len(self) * self.batch_size,
-        )
+        found = epoch_order(self.epoch, torch.from_numpy(permutation), self.batch_size)
+        needed = len(self) * self.batch_size
         if found.dtype != torch.int64 or found.ndim != 1 or len(found) < needed:
             raise ValueError(
                 f"epoch_order must return at least {needed} int64 rows, got {tuple(found.shape)} {found.dtype}: an epoch keeps "
@@ -106,12 +104,12 @@ class TrainingSampler(Sampler[Draw]):
 
 
 class OrderedSampler(Sampler[Draw]):
-    """All rows in order, in whole batches that the processes share: process r of W takes every W-th batch.
+    """All rows in order, in whole batches; process r of W takes every W-th batch.
 
     Args:
         size: number of rows.
-        batch_size: rows of a batch; the last may have fewer.
-        rank: of this process.
+        batch_size: rows per batch; the last batch may have fewer.
+        rank: rank of this process.
         world_size: number of processes.
 
     Raises:
@@ -135,12 +133,12 @@ class OrderedSampler(Sampler[Draw]):
 
 
 class EvaluationSampler(Sampler[Draw]):
-    """Every row exactly once over all ranks, in batches; nothing is repeated to even out the ranks.
+    """Every row exactly once over all processes, without padding to equal numbers of rows.
 
     Args:
         rows: (n,) the rows.
-        batch_size: rows of a batch of one rank.
-        rank: of this process.
+        batch_size: batch size per process.
+        rank: rank of this process.
         world_size: number of processes.
 
     Raises:

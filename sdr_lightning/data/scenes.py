@@ -1,7 +1,7 @@
-"""Scenes: the embedded data set. Drawn objects, five captions each, and a scene graph that knows the truth.
+"""Scenes: a generated data set of drawn objects with five captions each and scene graphs.
 
-A scene is a pure function of (seed, index). Its graph (shape, colour, size and place of every object) decides the split,
-so no test graph ever occurs in training, and it gives *true* graded relevance between any two items.
+A scene is a pure function of (seed, index). Its graph (shape, colour, size and place of every object) determines the split,
+so test graphs never occur in training, and gives true graded relevance between any two items.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _TRAIN_SHARE = 80  # of 100 graphs, 10 each for val and test
 
 
 class SceneObject(NamedTuple):
-    """One object of a scene; a value is None where a caption does not tell it, never in a scene's own graph."""
+    """One object of a scene; a value is None if a caption does not mention it, but never in the scene's own graph."""
 
     shape: str | None
     colour: str | None
@@ -68,14 +68,14 @@ class SceneObject(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """A drawn scene with what each of its captions tells.
+    """A drawn scene with its captions.
 
     Attributes:
-        index: of the scene under its seed.
+        index: index of the scene under its seed.
         objects: the scene graph, ordered by place.
         pixels: (S, S, 3) uint8.
         captions: five captions.
-        told: for each caption, the part of the graph that it tells.
+        told: for each caption, the part of the graph that it mentions.
     """
 
     index: int
@@ -86,13 +86,13 @@ class Scene:
 
 
 def draw_scene(seed: int, index: int, size: int = 32, max_objects: int = 3) -> Scene:
-    """Make one scene.
+    """Generate one scene.
 
     Args:
-        seed: of the collection.
-        index: of the scene.
+        seed: seed of the collection.
+        index: index of the scene.
         size: S, side of the image in pixels.
-        max_objects: a scene has 2 to this many objects.
+        max_objects: maximum number of objects; the minimum is 2.
 
     Returns:
         The scene, the same on every machine.
@@ -109,7 +109,7 @@ def draw_scene(seed: int, index: int, size: int = 32, max_objects: int = 3) -> S
 
 
 def graph_split(objects: tuple[SceneObject, ...]) -> Split:
-    """The split that a scene graph belongs to, whatever index it comes up at."""
+    """Return the split of a scene graph; it depends on the graph only."""
     share = stable_hash("scene split", *objects) % 100
     if share < _TRAIN_SHARE:
         return "train"
@@ -117,7 +117,7 @@ def graph_split(objects: tuple[SceneObject, ...]) -> Split:
 
 
 def vocabulary() -> list[str]:
-    """Every word that a caption can hold, sorted."""
+    """Return all words of captions, sorted."""
     phrases = [*_OPENINGS, *_JOINTS, *_UNNAMED, *_AT, *PLACES, "a"]
     phrases += [word for group in (SHAPES, COLOURS, SIZES) for words in group.values() for word in words]
     return sorted({word for phrase in phrases for word in phrase.split()})
@@ -126,19 +126,19 @@ def vocabulary() -> list[str]:
 class SceneSource(Source):
     """Generated captioned scenes with true graded relevance.
 
-    Scenes are taken in order of index; one whose graph came up before is passed over. The first n training scenes are the
-    same however many are asked for, so teachers may see more scenes than students do.
+    Scenes are taken in order of index, skipping repeated graphs. The first n training scenes do not depend on `num_train`, so
+    teachers can be trained on more scenes than students.
 
     Args:
-        seed: of the collection.
+        seed: seed of the collection.
         num_train: number of training scenes.
         num_val: number of validation scenes.
         num_test: number of test scenes.
         size: side of the images in pixels.
-        max_objects: a scene has 2 to this many objects, at most 9.
+        max_objects: maximum number of objects per scene, from 2 to 9; the minimum is 2.
 
     Raises:
-        ValueError: a number that is not positive, objects that do not fit, or more scenes than there are graphs.
+        ValueError: a number is not positive, max_objects is out of range, or there are fewer graphs than scenes.
     """
 
     relevance_description = (
@@ -162,11 +162,11 @@ class SceneSource(Source):
         self._arguments = (seed, num_train, num_val, num_test, size, max_objects)
 
     def scenes(self, split: Split) -> list[Scene]:
-        """The scenes of a split, in order of index."""
+        """Return the scenes of a split, in order of index."""
         return _collection(*self._arguments)[split]
 
     def table(self, split: Split) -> CaptionTable:
-        """Scene ``i`` has the image id ``i`` and the caption ids ``i.0`` to ``i.4``."""
+        """Return images and captions; scene ``i`` has the image id ``i`` and the caption ids ``i.0`` to ``i.4``."""
         scenes = self.scenes(split)
         return CaptionTable(
             self.name,
@@ -178,11 +178,11 @@ class SceneSource(Source):
         )
 
     def images(self, split: Split) -> Images:
-        """The drawn images."""
+        """Return the drawn images."""
         return InMemory([scene.pixels for scene in self.scenes(split)])
 
     def relevance(self, split: Split, cache: Path) -> Relevance:
-        """Weighted Jaccard similarity of facts; cheap, so nothing is cached."""
+        """Return the weighted Jaccard similarity of facts; cheap, so not cached."""
         scenes = self.scenes(split)
         return FactRelevance(
             fact_counts([scene.objects for scene in scenes]),
@@ -191,16 +191,16 @@ class SceneSource(Source):
 
 
 def fact_counts(graphs: Sequence[tuple[SceneObject, ...]]) -> NDArray[np.int64]:
-    """How often each fact holds in each graph.
+    """Count each fact in each graph.
 
-    A fact is a told value of one object (its shape, its colour, its size, its place) or a told pair of values of one
-    object, which binds them: a red circle beside a blue square is not a blue circle beside a red square.
+    A fact is a value of one object (shape, colour, size or place) or a pair of values of one object. Pairs bind the values: a
+    red circle beside a blue square differs from a blue circle beside a red square.
 
     Args:
         graphs: n graphs or parts of graphs.
 
     Returns:
-        (n, F) int64.
+        (n, F) int64 counts.
     """
     columns = {fact: column for column, fact in enumerate(_all_facts())}
     counts = np.zeros((len(graphs), len(columns)), dtype=np.int64)
@@ -258,7 +258,7 @@ def _pick(values: Sequence[str] | dict[str, tuple[str, ...]], generator: np.rand
 
 
 def _paint(objects: tuple[SceneObject, ...], size: int, generator: np.random.Generator) -> Pixels:
-    # The same ground everywhere: one that differed from scene to scene would tell scenes apart without their graphs.
+    # The background is constant, so that scenes can only be distinguished by their graphs.
     image = Image.new("RGB", (size, size), _GROUND)
     canvas = ImageDraw.Draw(image)
     cell = size / 3

@@ -1,4 +1,4 @@
-"""What a collection must offer to be used: a table per split, images by row, and graded relevance."""
+"""Interface of a collection: a table of captions per split, images by row, and graded relevance."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class Source(ABC):
     """A captioned image collection.
 
     Attributes:
-        name: of the collection; part of every fingerprint.
-        relevance_description: one sentence that says what the graded relevance is.
+        name: name of the collection; part of every fingerprint.
+        relevance_description: one sentence that defines the graded relevance.
     """
 
     name: str
@@ -36,53 +36,52 @@ class Source(ABC):
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """The splits there are."""
+        """The available splits."""
         return SPLITS
 
     @abstractmethod
     def table(self, split: Split) -> CaptionTable:
-        """Images and captions of a split, clean.
+        """Return the images and captions of a split, without corruption.
 
         Raises:
-            ValueError: the collection on disk is absent, incomplete or malformed.
+            ValueError: the collection on disk is missing, incomplete or malformed.
         """
 
     @abstractmethod
     def images(self, split: Split) -> Images:
-        """The images of a split by row, decoded when they are asked for."""
+        """Return the images of a split by row, decoded on access."""
 
     def problems(self, split: Split) -> list[Problem]:
-        """What is wrong with a split, pixels aside; a generated collection has nothing wrong with it."""
+        """Return the problems of a split, without reading pixels; none for a generated collection."""
         return []
 
     def absent(self, split: Split) -> list[str]:
-        """Ids of the images of a split that are not there."""
+        """Return the ids of missing images of a split."""
         return []
 
     def there(self, split: Split) -> tuple[Sequence[str], Images]:
-        """Ids and images of a split that are there, even where a problem keeps the split from being used."""
+        """Return ids and images of the existing images of a split, even if a problem makes the split unusable."""
         return self.table(split).image_ids, self.images(split)
 
     def relevance(self, split: Split, cache: Path) -> Relevance:
-        """Graded relevance between the items of a split: ROUGE-L unless the collection knows better.
+        """Return the graded relevance between the items of a split, ROUGE-L by default.
 
         Args:
-            split: which split.
-            cache: folder for what is dear to compute.
+            split: the split.
+            cache: folder for expensive results.
         """
         table = self.table(split)
         return RougeLRelevance(table.captions, table.caption_image, len(table.image_ids), cache=cache)
 
 
 class RecordSource(Source):
-    """A collection that a reader reads into records.
+    """A collection that is read into records.
 
     Args:
-        name: of the collection.
-        skip_missing: leave out images that are not there, instead of refusing the collection.
-        skip_empty: leave out empty captions.
-        leave_out: a text file with the ids of images to leave out, one a line, such as ``sdr data check --unusable``
-            writes.
+        name: name of the collection.
+        skip_missing: skip images whose files are missing, instead of raising an error.
+        skip_empty: skip empty captions.
+        leave_out: text file with the ids of images to skip, one per line, as written by ``sdr data check --unusable``.
     """
 
     def __init__(
@@ -92,30 +91,30 @@ class RecordSource(Source):
 
     @abstractmethod
     def read(self) -> Records:
-        """All records of all splits there are.
+        """Read all records of all splits.
 
         Raises:
-            ValueError: the files are absent or malformed; names the file and the entry.
+            ValueError: a file is missing or malformed; with the file and the entry.
         """
 
     @abstractmethod
     def images_of(self, split: Split, references: Strings) -> Images:
-        """The images that references point to."""
+        """Return the images of references."""
 
     def missing(self, references: Sequence[str]) -> dict[str, str]:
-        """Which images are not there, each with where it was looked for; formats that carry their images miss none."""
+        """Return missing references with the locations searched; empty for formats that contain their images."""
         return {}
 
     @property
     def splits(self) -> tuple[Split, ...]:
-        """The splits that the reader found."""
+        """The splits found by the reader."""
         return tuple(split for split in SPLITS if split in self._readings)
 
     def table(self, split: Split) -> CaptionTable:
-        """Images and captions of a split.
+        """Return the images and captions of a split.
 
         Raises:
-            ValueError: the first problem there is with the split: how many items it concerns, the first five, and what to do.
+            ValueError: the split has a fatal problem; with the number of items affected, the first five, and a remedy.
         """
         reading = self._reading(split)
         if reading.table is None:
@@ -123,24 +122,24 @@ class RecordSource(Source):
         return reading.table
 
     def images(self, split: Split) -> Images:
-        """The images of a split.
+        """Return the images of a split.
 
         Raises:
-            ValueError: what :meth:`table` would say.
+            ValueError: as :meth:`table`.
         """
         self.table(split)
         return self.images_of(split, self._reading(split).references)
 
     def problems(self, split: Split) -> list[Problem]:
-        """Everything wrong with a split, pixels aside."""
+        """Return the problems of a split, without reading pixels."""
         return self._reading(split).problems
 
     def absent(self, split: Split) -> list[str]:
-        """Ids of the images of a split that are not there."""
+        """Return the ids of missing images of a split."""
         return self._reading(split).absent
 
     def there(self, split: Split) -> tuple[Sequence[str], Images]:
-        """Ids and images of a split that are there, even where a problem keeps the split from being used."""
+        """Return ids and images of the existing images of a split, even if a problem makes the split unusable."""
         reading = self._reading(split)
         return reading.ids, self.images_of(split, reading.references)
 
@@ -151,7 +150,7 @@ class RecordSource(Source):
 
     @cached_property
     def _readings(self) -> dict[Split, _Reading]:
-        # The records themselves are dropped: thousands of objects that forked workers would copy one by one.
+        # The records are not kept: forked workers would copy their many objects one by one.
         left_out: set[str] = set()
         if self.leave_out is not None:
             left_out = read_ids(Path(expand(self.leave_out)))
@@ -170,9 +169,9 @@ class RecordSource(Source):
             ]
             for split, records in read.items()
         }
-        return {split: self._judge(split, records, collection) for split, records in collection.items()}
+        return {split: self._validated(split, records, collection) for split, records in collection.items()}
 
-    def _judge(self, split: Split, records: Sequence[Record], collection: Records) -> _Reading:
+    def _validated(self, split: Split, records: Sequence[Record], collection: Records) -> _Reading:
         missing = self.missing([record.reference for record in records])
         kept = [r for r in records if r.reference not in missing] if self.skip_missing else records
         problems = find_problems(split, kept, collection)
@@ -194,22 +193,22 @@ class RecordSource(Source):
 class _Reading(NamedTuple):
     problems: list[Problem]
     absent: list[str]
-    table: CaptionTable | None  # None where a problem is fatal
-    ids: Strings  # of the images that are there, like the references
+    table: CaptionTable | None  # None if a problem is fatal
+    ids: Strings  # of existing images, as are the references
     references: Strings
 
 
 class FolderSource(RecordSource):
     """A collection whose images are files below a folder.
 
-    A name is found in whichever Unicode normalisation the folder has it.
+    File names match regardless of their Unicode normalisation.
 
     Args:
-        name: of the collection.
-        images: the folder; ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
-        skip_missing: leave out images that are not in the folder, instead of refusing the collection.
-        skip_empty: leave out empty captions.
-        leave_out: a text file with the ids of images to leave out, one a line.
+        name: name of the collection.
+        images: the folder; ``$NAME`` and ``${NAME:-default}`` are expanded from the environment.
+        skip_missing: skip images whose files are missing, instead of raising an error.
+        skip_empty: skip empty captions.
+        leave_out: text file with the ids of images to skip, one per line.
     """
 
     def __init__(
@@ -222,25 +221,25 @@ class FolderSource(RecordSource):
     ) -> None:
         super().__init__(name, skip_missing, skip_empty, leave_out)
         self.root = images
-        self._spelled: dict[str, str] = {}  # references whose file is in the folder under another normalisation
+        self._renormalised: dict[str, str] = {}  # from references to file names in another Unicode normalisation
 
     def missing(self, references: Sequence[str]) -> dict[str, str]:
-        """Files that are not in the folder."""
+        """Return references to missing files."""
         root = expand(self.root)
-        paths = {reference: os.path.join(root, reference) for reference in references}  # noqa: PTH118 (tens of thousands)
+        paths = {reference: os.path.join(root, reference) for reference in references}  # noqa: PTH118 (speed)
         absent = {reference: path for reference, path in paths.items() if not os.path.isfile(path)}  # noqa: PTH113
-        self._spelled |= _spelled_otherwise(Path(root), [name for name in absent if not name.isascii()])
-        return {reference: path for reference, path in absent.items() if reference not in self._spelled}
+        self._renormalised |= _find_renormalised(Path(root), [name for name in absent if not name.isascii()])
+        return {reference: path for reference, path in absent.items() if reference not in self._renormalised}
 
     def images_of(self, split: Split, references: Strings) -> Images:
-        """The files of the references."""
-        if self._spelled:
-            references = Strings(self._spelled.get(reference, reference) for reference in references)
+        """Return the image files of references."""
+        if self._renormalised:
+            references = Strings(self._renormalised.get(reference, reference) for reference in references)
         return ImageFiles(Path(expand(self.root)), references)
 
 
-def _spelled_otherwise(root: Path, names: Sequence[str]) -> dict[str, str]:
-    """Files that are below a folder under another Unicode normalisation of their name: as macOS and Linux write it."""
+def _find_renormalised(root: Path, names: Sequence[str]) -> dict[str, str]:
+    """Find files whose names have another Unicode normalisation, e.g. after copying between macOS and Linux."""
     listings: dict[Path, dict[str, Path]] = {}
     found: dict[str, str] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""A split as training and evaluation read it: under its imbalance, with tokens, teachers' features and caches in place."""
+"""A split as used by training and evaluation: corrupted, tokenised, with teacher features and caches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Rows = NDArray[np.int64]
 
 
 class _Features(NamedTuple):
-    """A bank's features, left where they are, and where in it each row of the split is."""
+    """The features of a bank, not copied, and the position of each row of the split in them."""
 
     features: Tensor
     positions: Tensor
@@ -40,21 +40,24 @@ class _Features(NamedTuple):
 
 
 class PreparedSplit:
-    """One split under a stack of imbalances.
+    """One split with its corruptions applied.
 
     Args:
-        clean: its captions.
-        images: its images.
-        tokenizer: of the text tower.
-        image_size: S, side of the images handed out; None for a collection of features.
-        imbalances: what is wrong with it; those of other splits are passed over.
-        cache: folder that kept tokens are looked for in.
-        wording: what is done to captions before they become tokens.
+        clean: captions of the split, without corruption.
+        images: images of the split.
+        tokenizer: tokenizer of the text tower.
+        image_size: S, side of the returned images in pixels; None for a collection of features.
+        imbalances: corruptions, applied in order; those of other splits are ignored.
+        cache: folder with cached tokens.
+        wording: normalisation of captions before tokenisation.
 
     Attributes:
-        table: the captions as they are paired and worded under the imbalances.
-        realised: what the imbalances came to.
-        teacher_sources: which tower, or placebo, each attached teacher's features are of.
+        table: the captions and their pairing after corruption.
+        realised: what the corruptions changed.
+        teacher_sources: fingerprint of the tower, or placebo, of each attached teacher.
+
+    Raises:
+        ValueError: a corruption does not fit the split, or the tokenizer's mask token is not ``[MASK]``.
     """
 
     def __init__(
@@ -87,11 +90,11 @@ class PreparedSplit:
         self._placebo = False
 
     def ids(self, modality: Modality) -> Sequence[str]:
-        """Ids of the images or of the captions, by row."""
+        """Return the ids of the images or captions, by row."""
         return self.table.image_ids if modality == "image" else self.table.caption_ids
 
     def content(self, modality: Modality) -> NDArray[np.int64]:
-        """(n,) int64 hash of each item's content under the imbalances, by row; of an image, also of its file's state."""
+        """Return (n,) int64 hashes of the items' content after corruption, by row; for images including the file's state."""
         if modality == "text":
             return self.table.text_content
         return self._state.image_content ^ self._identities
@@ -101,7 +104,7 @@ class PreparedSplit:
         return identities(self._images)
 
     def input_description(self, modality: Modality) -> str:
-        """What the items are turned into before a tower sees them."""
+        """Describe the preprocessing between the stored items and a tower's input."""
         if modality == "text":
             worded = "" if self._wording == Wording() else f" {self._wording}"
             return f"tokens {self._tokenizer.fingerprint}{worded}"
@@ -109,40 +112,40 @@ class PreparedSplit:
         return f"{self.image_size} px" + (f" from {kept} px" if kept not in (None, self.image_size) else "")
 
     def cache(self, bank: FeatureBank) -> None:
-        """Hand out a frozen tower's features from now on, instead of pixels or tokens.
+        """Return a frozen tower's features from now on, instead of pixels or tokens.
 
         Raises:
-            ValueError: a bank of other items, see :meth:`FeatureBank.positions`.
+            ValueError: the bank is of other items, see :meth:`FeatureBank.positions`.
         """
         self._cached[bank.modality] = self._found(bank)
 
     def attach_teacher(self, bank: FeatureBank) -> None:
-        """Hand out a teacher's features with every pair.
+        """Return a teacher's features with every pair from now on.
 
         Raises:
-            ValueError: a bank of other items, see :meth:`FeatureBank.positions`.
+            ValueError: the bank is of other items, see :meth:`FeatureBank.positions`.
         """
         self._teacher[bank.modality] = self._found(bank)
         self.teacher_sources[bank.modality] = bank.source
         self._placebo = self._placebo or bank.is_placebo
 
     def original(self, row: int) -> AnyImage:
-        """One image as the collection has it: in its own size, or the pixel cache's, and without noise."""
+        """Return one image without corruption, in its original size or that of the pixel cache."""
         return self._images[row]
 
     def images(self, rows: Rows, transform: Transform | None = None, key: tuple[int, ...] = ()) -> ImageInputs:
-        """Images of some rows.
+        """Return the images of some rows.
 
         Args:
             rows: (B,) image rows.
-            transform: a random augmentation, applied after noise; None for none.
-            key: what the augmentation is a function of, together with the row.
+            transform: random augmentation, applied after corruption; None for none.
+            key: determines the augmentation, together with the row.
 
         Returns:
             (B, 3, S, S) uint8 pixels, (B, R, D) float32 features of a collection of features, or cached features.
 
         Raises:
-            ValueError: an augmentation of images whose features are cached.
+            ValueError: an augmentation is given, but the features are cached.
         """
         if "image" in self._cached:
             if transform is not None:
@@ -154,18 +157,18 @@ class PreparedSplit:
         return torch.stack([self._image(int(row), transform, key) for row in rows])
 
     def texts(self, rows: Rows) -> TextInputs:
-        """Tokens of some captions, or cached features."""
+        """Return the tokens of some captions, or cached features."""
         if "text" in self._cached:
             return CachedFeatures(self._cached["text"].at(rows))
         return take(self._tokens, torch.from_numpy(rows))
 
     def teacher(self, modality: Modality, rows: Rows) -> Tensor | None:
-        """(B, D) teacher features of some rows, or None where no bank is attached."""
+        """Return (B, D) teacher features of some rows, or None if no bank is attached."""
         features = self._teacher.get(modality)
         return None if features is None else features.at(rows)
 
     def record(self) -> dict[str, Any]:
-        """What the imbalances came to, for a run's record; with the measured degree where two real teachers are attached."""
+        """Return what the corruptions changed, for a run's record; with the measured degree if two teachers are attached."""
         record = self.realised.record()
         if len(self._teacher) == 2 and not self._placebo:
             image, text = (self._teacher[modality].all() for modality in get_args(Modality))
@@ -180,8 +183,8 @@ class PreparedSplit:
         stored = self._images[row]
         if stored.dtype != np.uint8:
             return torch.from_numpy(self._state.image(row, stored))
-        assert self.image_size is not None  # the data module refuses pixels without a size
-        if self._state.changes_image(row):  # at the size that the model sees, whatever the image's own
+        assert self.image_size is not None  # checked by the data module
+        if self._state.changes_image(row):  # corrupt at the input size, independent of the original size
             small = to_input(stored, self.image_size).permute(1, 2, 0).numpy()
             stored = self._state.image(row, small)
         if transform is None:

@@ -1,4 +1,4 @@
-"""Many strings in two arrays."""
+"""Strings packed into two arrays."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ import numpy as np
 
 
 class Strings(Sequence[str]):
-    """An immutable list of strings, packed: UTF-8 bytes and offsets.
+    """An immutable list of strings, stored as UTF-8 bytes and offsets.
 
-    A list holds a Python object per string, and reading one writes its reference count, so every forked worker ends up
-    with a copy of the whole list. Arrays stay shared.
+    Reading an item of a Python list changes its reference count, so forked workers end up with copies of the whole list.
+    Arrays stay shared.
 
     Args:
         items: N strings.
 
     Raises:
-        UnicodeEncodeError: a string with a lone surrogate, half a character.
+        UnicodeEncodeError: a string has a lone surrogate.
     """
 
     def __init__(self, items: Iterable[str]) -> None:
@@ -32,7 +32,7 @@ class Strings(Sequence[str]):
 
     @staticmethod
     def holds(item: str) -> bool:
-        """Whether a string can be kept: one with a lone surrogate, half a character, cannot."""
+        """Whether a string can be stored, i.e. has no lone surrogate."""
         try:
             item.encode()
         except UnicodeEncodeError:
@@ -41,12 +41,12 @@ class Strings(Sequence[str]):
 
     @cached_property
     def sha256(self) -> str:
-        """Hexadecimal SHA-256 of the strings and of where each ends."""
+        """Hexadecimal SHA-256 of the strings and their boundaries."""
         return hashlib.sha256(self._offsets.tobytes() + self._bytes.tobytes()).hexdigest()
 
     @cached_property
     def repeated(self) -> str | None:
-        """A string that occurs more than once; None where all differ."""
+        """A string that occurs more than once; None if all differ."""
         return next((item for item, count in Counter(self).items() if count > 1), None)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""One split of a captioned image collection, as columns."""
+"""Table of the images and captions of one split."""
 
 from __future__ import annotations
 
@@ -21,15 +21,18 @@ SPLITS: tuple[Split, ...] = ("train", "val", "test")
 class CaptionTable:
     """Images and captions of one split, any number of captions per image.
 
-    Ids and captions may be given as any sequences and are kept as :class:`Strings`, which worker processes share.
+    Ids and captions are stored as :class:`Strings`, which worker processes share.
 
     Attributes:
-        name: of the collection; part of every content hash.
-        split: which split.
+        name: name of the collection; part of every content hash.
+        split: the split.
         image_ids: N ids, unique in the collection.
         captions: C captions.
         caption_ids: C ids, unique in the collection.
-        caption_image: (C,) int64, row of the image that caption c is paired with.
+        caption_image: (C,) int64, row of the image paired with each caption.
+
+    Raises:
+        ValueError: an id is repeated, the lengths differ, a row is out of range, or there are no images or captions.
     """
 
     name: str
@@ -60,12 +63,12 @@ class CaptionTable:
 
     @cached_property
     def image_content(self) -> NDArray[np.int64]:
-        """(N,) int64 hash of what each image is: the collection and the image's id."""
+        """(N,) int64 hashes of collection and image id."""
         return stable_hashes(("image", self.name), self.image_ids)
 
     @cached_property
     def text_content(self) -> NDArray[np.int64]:
-        """(C,) int64 hash of what each caption says."""
+        """(C,) int64 hashes of the captions."""
         return stable_hashes(("text",), self.captions)
 
     @cached_property

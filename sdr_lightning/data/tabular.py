@@ -1,4 +1,4 @@
-"""A user's own collection: a table in CSV, TSV, JSONL or Parquet, and an image folder."""
+"""Custom collections: a table in CSV, TSV, JSONL or Parquet, and an image folder."""
 
 from __future__ import annotations
 
@@ -35,24 +35,27 @@ _SPLIT_OF: dict[str, Split] = {
 class TabularSource(FolderSource):
     """Rows with the path of an image and one or several captions.
 
-    Rows of the same image are put together, so a row per caption, a column per caption and a list of captions (in CSV and TSV
-    written as ``['a', 'b']``) all work. Images are known by their path, captions by image and number. Empty cells of further
-    caption columns are no captions.
+    Rows of the same image are merged, so one row per caption, one column per caption, and lists of captions (``['a', 'b']`` in
+    CSV and TSV) are all supported. Image ids are paths, caption ids are image id and number. Empty cells are ignored if another
+    caption column has a caption.
 
     Args:
-        name: of the collection.
-        table: the file: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``; ``$NAME`` and ``${NAME:-default}`` are filled in.
-        images: the folder that the paths are relative to.
-        image_column: the path of the image.
-        caption_columns: where the captions are.
-        split_column: ``train``, ``val`` or ``test`` (``dev``, ``validation`` ... are understood); when None, images are
-            drawn into splits by a hash of their path and ``split_seed``.
-        val_share: share of the images that are drawn for validation.
-        test_share: share of the images that are drawn for the test.
-        split_seed: of the draw.
-        skip_missing: leave out images that are not in the folder, instead of refusing the collection.
-        skip_empty: leave out empty captions.
-        leave_out: a text file with the ids of images to leave out, one a line.
+        name: name of the collection.
+        table: the file: ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``; ``$NAME`` and ``${NAME:-default}`` are expanded.
+        images: folder that the paths are relative to.
+        image_column: column of the image paths.
+        caption_columns: columns of the captions.
+        split_column: column with ``train``, ``val`` or ``test`` (or ``dev``, ``validation``, ...). When None, splits are
+            assigned by a hash of the path and ``split_seed``.
+        val_share: share of the images assigned to validation.
+        test_share: share of the images assigned to the test split.
+        split_seed: random seed of the assignment.
+        skip_missing: skip images whose files are missing, instead of raising an error.
+        skip_empty: skip empty captions.
+        leave_out: text file with the ids of images to skip, one per line.
+
+    Raises:
+        ValueError: caption_columns is empty or a single text.
     """
 
     def __init__(
@@ -78,7 +81,7 @@ class TabularSource(FolderSource):
         self.shares: dict[Split, float] = {"val": val_share, "test": test_share}
 
     def read(self) -> Records:
-        """The records of all splits."""
+        """Read the records of all splits."""
         path = Path(expand(self.file))
         rows = read_rows(path, self.image_column)
         if not rows:
@@ -93,7 +96,7 @@ class TabularSource(FolderSource):
                 value = _split(where, _cell(where, row, self.split_column, "split_column"))
                 split_of.setdefault(image, []).append(value)
         records = grouped(captions)
-        if self.split_column is not None:  # an image that rows put into two splits stays in both, to be found as a leak
+        if self.split_column is not None:  # an image in two splits stays in both, and is reported as a leak
             return {
                 split: [record for record in records if split in split_of[record.image_id]]
                 for split in SPLITS
@@ -121,26 +124,29 @@ class TabularSource(FolderSource):
             raise ValueError(
                 f"{where} names the image {image!r}, which has a lone surrogate, half a character: correct it"
             )
-        return posixpath.normpath(image)  # ./a.jpg is a.jpg
+        return posixpath.normpath(image)  # ./a.jpg becomes a.jpg
 
     def _captions(self, where: str, row: dict[str, Any]) -> Sequence[str | None]:
         cells = []
         for column in self.caption_columns:
             cell = _cell(where, row, column, "caption_columns")
             cells.append([""] if cell is None else captions_in(cell, where, column))
-        told = [texts for texts in cells if any(text.strip() for text in texts)]
-        return [text for texts in told or cells[:1] for text in texts] or [None]
+        filled = [texts for texts in cells if any(text.strip() for text in texts)]
+        return [text for texts in filled or cells[:1] for text in texts] or [None]
 
 
 def read_rows(path: Path, image_column: str) -> list[dict[str, Any]]:
-    """The rows of a table.
+    """Read the rows of a table.
 
     Args:
         path: the table.
-        image_column: where the images are, to recognise rows that a cell has swallowed.
+        image_column: column of the image paths, used to detect rows inside a quoted cell.
+
+    Returns:
+        One dictionary per row, from column names to values.
 
     Raises:
-        ValueError: no such file, another suffix, not UTF-8, or a line that cannot be read (which).
+        ValueError: the file is missing, has another suffix, is not UTF-8, or has a malformed line (with its number).
     """
     readers: dict[str, Callable[[Path], list[dict[str, Any]]]] = {
         ".csv": partial(_read_csv, image_column=image_column),
@@ -162,7 +168,7 @@ def _read_csv(path: Path, image_column: str) -> list[dict[str, Any]]:
     text = path.read_bytes().decode("utf-8-sig")
     if path.suffix == ".csv":
         return _parse_csv(path, text, image_column, delimiter=",")
-    try:  # TSV has no quotation marks by definition, but most programs write them
+    try:  # TSV has no quoting by definition, but most programs write quotation marks
         return _parse_csv(path, text, image_column, delimiter="\t")
     except ValueError as error:
         try:
@@ -173,12 +179,12 @@ def _read_csv(path: Path, image_column: str) -> list[dict[str, Any]]:
 
 def _parse_csv(path: Path, text: str, image_column: str, **dialect: Any) -> list[dict[str, Any]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True, **dialect)
-    rows: dict[int, dict[str, Any]] = {}  # by the line they begin in
+    rows: dict[int, dict[str, Any]] = {}  # by their first line
     line = 1
     try:
         columns = [name.strip() for name in reader.fieldnames or []]
         reader.fieldnames = columns
-        _refuse_repeated(path, columns)
+        _check_unique_columns(path, columns)
         if len(columns) == 1 and ";" in columns[0] and dialect["delimiter"] == ",":
             raise ValueError(
                 f"{path} has cells separated by semicolons, expected commas (or tabs, in a .tsv): convert it"
@@ -194,22 +200,22 @@ def _parse_csv(path: Path, text: str, image_column: str, **dialect: Any) -> list
         where = f"{path}, the row that begins in line {line + 1}"
         raise ValueError(f"{where}: {error}; close or double its quotation marks") from error
     if image_column in columns:
-        _refuse_swallowed(path, rows, image_column, columns, dialect["delimiter"])
+        _check_no_quoted_rows(path, rows, image_column, columns, dialect["delimiter"])
     return list(rows.values())
 
 
-def _refuse_repeated(path: Path, columns: Sequence[str]) -> None:
+def _check_unique_columns(path: Path, columns: Sequence[str]) -> None:
     repeated = [name for name, count in Counter(columns).items() if count > 1]
     if repeated:
         raise ValueError(f"{path} has two columns {repeated[0]!r}: rename one (caption_columns may name several)")
 
 
-def _refuse_swallowed(
+def _check_no_quoted_rows(
     path: Path, rows: dict[int, dict[str, Any]], image_column: str, columns: Sequence[str], delimiter: str
 ) -> None:
-    """Refuse a quoted cell that holds whole rows, because a quotation mark at its beginning was meant as text.
+    """Raise a ValueError for a quoted cell that contains rows, because a quotation mark in the text was not doubled.
 
-    A line of a cell is taken for a row if it has as many cells, and in the place of the image the name of an image file.
+    A line inside a cell counts as a row if it has as many cells as the header and an image file name in the image column.
     """
     names = [str(row[image_column]).strip() for row in rows.values()]
     endings = {posixpath.splitext(name)[1].lower() for name in names} | _IMAGE_ENDINGS
@@ -222,8 +228,8 @@ def _refuse_swallowed(
                 name = cells[place] if len(cells) >= len(columns) else ""
                 if posixpath.splitext(name)[1].lower() in endings - {""} and (has_blanks or " " not in name):
                     raise ValueError(
-                        f"{path}, line {number}: the cell {cell[:40]!r} holds whole rows: double the quotation marks that are "
-                        "text, and quote the cell; or take the line breaks out of a caption that is one"
+                        f"{path}, line {number}: the cell {cell[:40]!r} holds whole rows: double the quotation marks in its "
+                        "text and quote the cell; or, if it is one caption, remove its line breaks"
                     )
 
 
@@ -232,7 +238,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     with path.open(encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             try:
-                row = json.loads(line, object_pairs_hook=_without_repeats) if line.strip() else {}
+                row = json.loads(line, object_pairs_hook=_unique_keys) if line.strip() else {}
             except (json.JSONDecodeError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number} is not JSON: {error}") from error
             except ValueError as error:
@@ -244,7 +250,7 @@ def _read_jsonl(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):
         raise ValueError(f"an object has one key twice, its keys are {', '.join(key for key, _ in pairs)}")
@@ -259,7 +265,7 @@ def _read_parquet(path: Path) -> list[dict[str, Any]]:
         table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
         raise ValueError(f"{path} is not a parquet file: {error}") from error
-    _refuse_repeated(path, table.column_names)
+    _check_unique_columns(path, table.column_names)
     rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 

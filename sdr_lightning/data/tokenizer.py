@@ -1,4 +1,4 @@
-"""Captions to token indices."""
+"""Tokenizers: from captions to token ids."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ from sdr_lightning.types import Tokens
 
 
 class Tokenizer(ABC):
-    """A tokenizer of transformers with a limit on the length, made when it is first used.
+    """A ``transformers`` tokenizer with a length limit, created on first use.
 
     Args:
-        max_tokens: captions are cut at this many tokens, special ones included.
+        max_tokens: captions are truncated to this many tokens, including special tokens.
+
+    Raises:
+        ValueError: max_tokens is below 3.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -33,15 +36,15 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def make(self) -> Any:
-        """The fast tokenizer.
+        """Create the fast tokenizer.
 
         Raises:
-            ValueError: it cannot be had.
+            ValueError: it cannot be loaded.
         """
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The fast tokenizer, padding on the right, which is what trimming a batch relies on."""
+        """The fast tokenizer, with padding on the right as required by :func:`trimmed`."""
         made = self.make()
         made.padding_side = "right"
         return made
@@ -53,20 +56,20 @@ class Tokenizer(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that decides the tokens."""
+        """SHA-256 of everything that determines the tokens."""
         settings = json.loads(self.tokenizer.backend_tokenizer.to_str())
-        settings |= {"padding": None, "truncation": None}  # as the last call left them
+        settings |= {"padding": None, "truncation": None}  # these depend on the last call
         return sha256(json.dumps(settings, sort_keys=True), str(self.max_tokens))
 
     def __call__(self, captions: Iterable[str]) -> Tokens:
-        """Tokenise C captions into (C, L) ids and mask, padded to the longest."""
+        """Tokenise C captions into (C, L) int64 ids and mask, padded to the longest caption."""
         encoded = self.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         return Tokens(encoded["input_ids"], encoded["attention_mask"])
 
     def losses(self, captions: Sequence[str]) -> tuple[list[int], list[int]]:
-        """Rows of the captions that are cut at ``max_tokens``, and of those with words that the vocabulary lacks."""
+        """Return the rows of captions that are truncated, and of captions with unknown words."""
         marks = {self.tokenizer.cls_token_id, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id}
         unknown_id = self.tokenizer.unk_token_id
         cut, unknown = [], []
@@ -82,12 +85,12 @@ class Tokenizer(ABC):
 
 
 class PretrainedTokenizer(Tokenizer):
-    """The tokenizer that a pretrained text tower was trained with.
+    """The tokenizer of a pretrained text tower.
 
     Args:
         weights: a folder, a hub name, ``package:NAME/FOLDER``, or a WordPiece ``vocab.txt`` (lower case).
-            ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
-        max_tokens: captions are cut at this many tokens, special ones included.
+            ``$NAME`` and ``${NAME:-default}`` are expanded from the environment.
+        max_tokens: captions are truncated to this many tokens, including special tokens.
     """
 
     def __init__(self, weights: PathOrName, max_tokens: int = 60) -> None:
@@ -95,7 +98,7 @@ class PretrainedTokenizer(Tokenizer):
         self.weights = weights
 
     def make(self) -> Any:
-        """The tokenizer of the weights."""
+        """Load the tokenizer of the weights."""
         from transformers import AutoTokenizer, BertTokenizerFast
 
         reference = package_path(expand(self.weights))
@@ -108,17 +111,17 @@ class PretrainedTokenizer(Tokenizer):
 
 
 class SceneTokenizer(Tokenizer):
-    """One token a word, over the words that scene captions are made of.
+    """A word-level tokenizer with the vocabulary of scene captions.
 
     Args:
-        max_tokens: captions are cut at this many tokens, special ones included.
+        max_tokens: captions are truncated to this many tokens, including special tokens.
     """
 
     def __init__(self, max_tokens: int = 40) -> None:
         super().__init__(max_tokens)
 
     def make(self) -> Any:
-        """A word-level tokenizer."""
+        """Create the word-level tokenizer."""
         from tokenizers import Tokenizer as FastTokenizer
         from tokenizers.models import WordLevel
         from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -133,16 +136,16 @@ class SceneTokenizer(Tokenizer):
 
 
 def tokenised(tokenizer: Tokenizer, captions: Sequence[str], cache: Path, write: bool = False) -> Tokens:
-    """Tokens of captions, from the cache where they were kept.
+    """Tokenise captions, or read their tokens from the cache.
 
     Args:
         tokenizer: the tokenizer.
         captions: C captions.
-        cache: folder.
-        write: whether to keep them.
+        cache: the cache's folder.
+        write: whether to write new tokens to the cache.
 
     Returns:
-        (C, L) ids and mask.
+        (C, L) int64 ids and mask.
     """
     file = cache / "tokens" / f"{sha256(tokenizer.fingerprint, *captions)[:24]}.safetensors"
     if file.is_file():
@@ -155,18 +158,18 @@ def tokenised(tokenizer: Tokenizer, captions: Sequence[str], cache: Path, write:
 
 
 def trimmed(tokens: Tokens) -> Tokens:
-    """Cut the padding that no caption of the batch needs.
+    """Remove padding beyond the longest caption of a batch.
 
     Args:
         tokens: (B, L).
 
     Returns:
-        (B, L') with L' the longest caption of the batch.
+        (B, L') with L' the length of the longest caption.
     """
     longest = int(tokens.attention_mask.sum(dim=1).max())
     return Tokens(tokens.input_ids[:, :longest], tokens.attention_mask[:, :longest])
 
 
 def take(tokens: Tokens, rows: torch.Tensor) -> Tokens:
-    """The captions of some rows, trimmed."""
+    """Select the captions of some rows, trimmed."""
     return trimmed(Tokens(tokens.input_ids[rows], tokens.attention_mask[rows]))

@@ -1,4 +1,4 @@
-"""From decoded images to model inputs, and augmentation that is a function of (seed, epoch, item)."""
+"""Conversion of decoded images to model inputs, and augmentation that depends on (seed, epoch, item) only."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Transform = Callable[[Tensor], Tensor]
 
 
 def to_input(pixels: Pixels, size: int) -> Tensor:
-    """Resize to a square (bicubic, the aspect ratio gives way, as ALBEF and X-VLM do).
+    """Resize to a square with bicubic interpolation, ignoring the aspect ratio, as in ALBEF and X-VLM.
 
     Args:
         pixels: (H, W, 3) uint8.
-        size: S.
+        size: S, side in pixels.
 
     Returns:
         (3, S, S) uint8.
@@ -34,13 +34,16 @@ def to_input(pixels: Pixels, size: int) -> Tensor:
 
 
 def augmentation(kind: Augmentation, size: int) -> Transform | None:
-    """Build a random transform of (3, H, W) uint8 images to (3, S, S); None where there is nothing random.
+    """Build a random augmentation.
 
     Args:
-        kind: ``paper``: random resized crop (0.5 to 1, bicubic), flip, RandAugment (2, 7), as in the public code;
-            ``weak``: translation by an eighth, brightness and contrast, a little noise, which leave shapes, colours and
-            places what they are.
-        size: S.
+        kind: ``none``; ``paper``: random resized crop (scale 0.5 to 1, bicubic), flip and RandAugment (2, 7), as in the public
+            code; ``weak``: translation by up to an eighth, brightness, contrast and noise, which preserve shapes, colours and
+            places.
+        size: S, side of the output in pixels.
+
+    Returns:
+        A transform of (3, H, W) uint8 images to (3, S, S) uint8; None for ``none``.
     """
     from torchvision.transforms import v2
 
@@ -59,8 +62,8 @@ def augmentation(kind: Augmentation, size: int) -> Transform | None:
 
 
 def seeded(transform: Transform, image: Tensor, *key: int) -> Tensor:
-    """Apply a random transform with a generator state that the key alone decides; the state is put back as it was."""
-    generator = torch.default_generator  # the CPU's alone: torch.manual_seed would reset the accelerator's as well
+    """Apply a random transform with the CPU generator seeded by a key; the generator's state is restored."""
+    generator = torch.default_generator  # torch.manual_seed would also reset the accelerator's generator
     state = generator.get_state()
     generator.manual_seed(hash(key))
     try:

@@ -1,4 +1,4 @@
-"""What is done to captions before they become tokens."""
+"""Normalisation of captions before tokenisation."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# The characters that ALBEF, X-VLM and the public code of the TIP 2024 paper take out, and those they make spaces of.
+# Characters that ALBEF, X-VLM and the public code of the TIP 2024 paper remove, and those they replace by spaces.
 _DROPPED = re.compile(r"""[,.'!?"()*#:;~]""")
 _SPACED = re.compile(r"[-/]")
 
 
 @dataclass(frozen=True)
 class Wording:
-    """Punctuation and length of captions, as the text tower reads them; the words of record stay what they are.
+    """Normalisation of captions for the text tower; relevance and records use the original captions.
 
     Attributes:
-        strip_punctuation: lower the case, drop punctuation and split at hyphens and slashes, as the public code does.
-        max_words: captions are cut after this many words; None to leave them whole.
+        strip_punctuation: convert to lower case, remove punctuation and split at hyphens and slashes, as in the public code.
+        max_words: captions are truncated to this many words; no limit when None.
+
+    Raises:
+        ValueError: max_words is below 1.
     """
 
     strip_punctuation: bool = False
@@ -28,7 +31,7 @@ class Wording:
             raise ValueError(f"captions need at least 1 word, got a limit of {self.max_words}")
 
     def __call__(self, captions: Sequence[str]) -> Sequence[str]:
-        """Reword captions; the very same sequence where nothing is to be done.
+        """Normalise captions; return the same object if nothing is to be done.
 
         >>> Wording(True, 4)(["A well-known man, in Paris."])
         ['a well known man']
@@ -40,5 +43,5 @@ class Wording:
     def _one(self, caption: str) -> str:
         if self.strip_punctuation:
             caption = _SPACED.sub(" ", _DROPPED.sub("", caption.lower())).replace("<person>", "person")
-            caption = caption.replace("[mask]", "[MASK]")  # of an imbalance that masks words
+            caption = caption.replace("[mask]", "[MASK]")  # from the corruption mask_words
         return " ".join(caption.split()[: self.max_words])

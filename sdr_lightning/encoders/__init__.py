@@ -1,4 +1,4 @@
-"""Towers that turn images and captions into features, and the encoders that join them."""
+"""Image and text towers, the dual encoder and the fusion encoder."""
 
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.encoders.fusion import FusionEncoder

@@ -1,4 +1,4 @@
-"""The dual encoder: two towers, two projections, one space; and the fusion encoder over both, if there is one."""
+"""The dual encoder: two towers with projections to a common space, and an optional fusion encoder."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from sdr_lightning.types import Encoded, ImageInputs, TextInputs
 
 
 class DualEncoder(nn.Module):
-    """Image and text towers with projections to a common space, compared by cosine.
+    """Image and text towers with projections to a common space, compared by cosine similarity.
 
     Args:
         image_tower: encodes images.
         text_tower: encodes captions.
-        embedding_width: d, the width of the common space; None where the towers' features are in one already.
-        hidden_width: width of the projections' middle layer; None for linear projections, as in the paper.
-        dropout: share of the projections' inputs and hidden units dropped in training, in [0, 1).
-        normalise_features: put a LayerNorm between tower and projection.
-        fusion: tells whether a caption belongs to an image, from the towers' tokens; None for a dual encoder alone.
-        compile: compile the towers by ``torch.compile``; the first steps take minutes.
-        activation_checkpointing: keep the activations between the towers' layers alone, and compute those within a layer
-            again in the backward pass: less memory for more time.
+        embedding_width: d, the width of the common space; None for no projections, if the towers share a space already.
+        hidden_width: width of the hidden layer of the projections; None for linear projections, as in the paper.
+        dropout: dropout of the projections' inputs and hidden units, in [0, 1).
+        normalise_features: apply a LayerNorm before each projection.
+        fusion: fusion encoder over the tokens of both towers; None for a dual encoder only.
+        compile: compile the towers with ``torch.compile``; the first steps take minutes.
+        activation_checkpointing: recompute the activations within each layer of the towers in the backward pass, which saves
+            memory and costs time.
 
     Raises:
-        ValueError: towers of different widths without a projection, a fusion encoder that does not fit the towers, or a
-            tower without activation checkpointing.
+        ValueError: towers of different widths without projections, a fusion encoder that does not fit the towers, or a tower
+            without activation checkpointing.
     """
 
     def __init__(
@@ -54,60 +54,60 @@ class DualEncoder(nn.Module):
             )
         elif image_tower.width != text_tower.width:
             raise ValueError(
-                f"towers of widths {image_tower.width} and {text_tower.width} share no space: give embedding_width"
+                f"towers of widths {image_tower.width} and {text_tower.width} share no space: set embedding_width"
             )
         self.fusion = fusion
         if fusion is not None:
             _check_fusion(fusion, image_tower, text_tower)
         for tower in (image_tower, text_tower):
-            if activation_checkpointing and not tower.frozen:  # a frozen tower keeps none
+            if activation_checkpointing and not tower.frozen:  # a frozen tower stores no activations
                 tower.checkpoint_activations()
             if compile:
                 tower.compile()
 
     def image(self, images: ImageInputs) -> Encoded:
-        """Embed images, and keep their tokens.
+        """Embed images.
 
         Args:
             images: (B, 3, H, W) pixels, (B, R, D) region features, or cached features of the image tower.
 
         Returns:
-            (B, d) L2-normalised embeddings, and the image tower's tokens.
+            (B, d) L2-normalised embeddings, and the tokens of the image tower.
         """
         encoded = self.image_tower.encode(images)
         return encoded._replace(embedding=F.normalize(self.image_projection(encoded.embedding), dim=1))
 
     def text(self, texts: TextInputs) -> Encoded:
-        """Embed captions, and keep their tokens.
+        """Embed captions.
 
         Args:
             texts: tokens of B captions, or cached features of the text tower.
 
         Returns:
-            (B, d) L2-normalised embeddings, and the text tower's tokens with their mask.
+            (B, d) L2-normalised embeddings, and the tokens of the text tower with their mask.
         """
         encoded = self.text_tower.encode(texts)
         return encoded._replace(embedding=F.normalize(self.text_projection(encoded.embedding), dim=1))
 
     def encode_image(self, images: ImageInputs) -> Tensor:
-        """(B, d) L2-normalised embeddings, see :meth:`image`."""
+        """Return (B, d) L2-normalised image embeddings, see :meth:`image`."""
         return self.image(images).embedding
 
     def encode_text(self, texts: TextInputs) -> Tensor:
-        """(B, d) L2-normalised embeddings, see :meth:`text`."""
+        """Return (B, d) L2-normalised text embeddings, see :meth:`text`."""
         return self.text(texts).embedding
 
     def frozen_towers(self) -> dict[str, Tower]:
-        """The towers that are frozen, by the name they have in this module."""
+        """Return the frozen towers by attribute name."""
         towers = {"image_tower": self.image_tower, "text_tower": self.text_tower}
         return {name: tower for name, tower in towers.items() if tower.frozen}
 
     def cached_towers(self) -> dict[str, Tower]:
-        """The frozen towers whose features may be computed once: all, unless a fusion encoder reads tokens."""
+        """Return the frozen towers whose features may be cached: all, or none if a fusion encoder reads tokens."""
         return self.frozen_towers() if self.fusion is None else {}
 
     def newly_initialized_parameters(self) -> list[str]:
-        """Names of the parameters that no pretrained weights were loaded into."""
+        """Return the names of parameters without pretrained weights."""
         towers = {"image_tower.": self.image_tower, "text_tower.": self.text_tower}
         pretrained = [prefix for prefix, tower in towers.items() if tower.pretrained]
         names = [name for name, _ in self.named_parameters() if not name.startswith((*pretrained, "fusion."))]

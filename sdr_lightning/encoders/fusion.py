@@ -1,10 +1,10 @@
-"""The fusion encoder: caption tokens that look at image tokens, and the head that tells whether the two belong together.
+"""The fusion encoder: cross-attention from caption tokens to image tokens, and the matching head.
 
 References:
     [0] Yang et al., "Rebalanced Vision-Language Retrieval Considering Structure-Aware Distillation", TIP 2024, and its
-        public code; after X-VLM (Zeng et al., ICML 2022) and ALBEF (Li et al., NeurIPS 2021): layers 6-11 of BERT with
-        cross-attention, bidirectional.
-    [1] Devlin et al., "BERT", NAACL 2019: the layer, normalised after each residual sum.
+        public code; after X-VLM (Zeng et al., ICML 2022) and ALBEF (Li et al., NeurIPS 2021): bidirectional layers 6-11 of
+        BERT with cross-attention.
+    [1] Devlin et al., "BERT", NAACL 2019: post-norm Transformer layers.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sdr_lightning.encoders.transformer import model_config, pretrained_model
 from sdr_lightning.paths import PathOrName
 from sdr_lightning.types import Encoded
 
-# A layer's own names, and BERT's, which the public code's checkpoints share.
+# Parameter names of FusionLayer, and those of BERT and the public code.
 _BERT_NAMES = {
     "self_attention.query": "attention.self.query",
     "self_attention.key": "attention.self.key",
@@ -38,7 +38,7 @@ _BERT_NAMES = {
 
 
 class Context(NamedTuple):
-    """What one layer's cross-attention reads of N images.
+    """Keys and values of N images for the cross-attention of one layer.
 
     Attributes:
         keys: (N, heads, T, width / heads).
@@ -50,26 +50,26 @@ class Context(NamedTuple):
 
 
 class FusionEncoder(nn.Module):
-    """Transformer layers over a caption's tokens with cross-attention to an image's tokens, and a matching head ([0]).
+    """Transformer layers over caption tokens with cross-attention to image tokens, and a matching head ([0]).
 
-    The layers are those of a BERT from ``first_layer`` on, with its weights where it has them; cross-attention, which BERT
-    lacks, starts from random weights, and so does the head. The fused token is the first one. Keys and values of an image
-    are computed once, however many captions look at it.
+    The layers are those of BERT from ``first_layer`` on, with its pretrained weights. Cross-attention and head, which BERT does
+    not have, start from random weights. The fused token is the first one. Keys and values of an image are computed once for
+    all its captions.
 
     Args:
         image_width: W, the width of the image tower's tokens.
-        weights: BERT's: a folder, a hub name, or ``package:NAME/FOLDER``; None for random weights. ``$NAME`` and
-            ``${NAME:-default}`` are filled in from the environment.
-        config: with random weights, the arguments of BERT's configuration (and ``model_type: bert``).
-        first_layer: the first of BERT's layers that fuses; 6 in the paper.
+        weights: BERT weights: a folder, a hub name, or ``package:NAME/FOLDER``; None for random weights. ``$NAME`` and
+            ``${NAME:-default}`` are expanded from the environment.
+        config: with random weights, the arguments of BERT's configuration and ``model_type: bert``.
+        first_layer: first BERT layer of the fusion encoder; 6 in the paper.
 
     Attributes:
-        width: of the caption's tokens, and of the fused token.
-        image_width: of the image's tokens.
-        pretrained: whether the layers start from BERT's weights.
+        width: width of the caption tokens and of the fused token.
+        image_width: width of the image tokens.
+        pretrained: whether the layers start from BERT weights.
 
     Raises:
-        ValueError: neither weights nor config, a model that is not a BERT, no layer left, or weights that cannot be had.
+        ValueError: neither weights nor config, a model other than BERT, a first layer out of range, or unavailable weights.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class FusionEncoder(nn.Module):
         super().__init__()
         reference, settings = model_config("fusion encoder", weights, config)
         if settings.model_type != "bert":
-            raise ValueError(f"the fusion encoder is made of a BERT's layers, got a {settings.model_type}")
+            raise ValueError(f"the fusion encoder is made of BERT layers, got model_type {settings.model_type}")
         if not 0 <= first_layer < settings.num_hidden_layers:
             raise ValueError(f"first_layer must be from 0 to {settings.num_hidden_layers - 1}, got {first_layer}")
         self.width, self.image_width = int(settings.hidden_size), image_width
@@ -103,23 +103,23 @@ class FusionEncoder(nn.Module):
         self.apply(_bert_initialisation(settings.initializer_range))
         if reference is not None:
             self._load_bert(reference, settings, first_layer)
-        self.head = nn.Sequential(  # of the public code, as it initialises it
+        self.head = nn.Sequential(  # architecture and initialisation of the public code
             nn.Linear(self.width, 2 * self.width), nn.LayerNorm(2 * self.width), nn.GELU(), nn.Linear(2 * self.width, 2)
         )
 
     def newly_initialized_parameters(self) -> list[str]:
-        """Names of the parameters that no pretrained weights were loaded into."""
+        """Return the names of parameters without pretrained weights."""
         names = [name for name, _ in self.named_parameters()]
         return [n for n in names if not self.pretrained or "cross_" in n or n.startswith("head.")]
 
     def contexts(self, image_tokens: Tensor) -> list[Context]:
-        """Keys and values of images, for each layer.
+        """Compute the keys and values of images for each layer.
 
         Args:
             image_tokens: (N, T, W).
 
         Returns:
-            One context a layer; gradient flows to the tokens.
+            One context per layer. Gradient flows to the tokens.
         """
         return [layer.cross_attention.context(image_tokens) for layer in self._stack()]
 
@@ -128,14 +128,14 @@ class FusionEncoder(nn.Module):
 
         Args:
             text: tokens (P, L, width) and mask of P captions.
-            contexts: of N images.
-            rows: (P,) int64, which of the N images each caption looks at; None where all look at the only one.
+            contexts: outputs of :meth:`contexts` for N images.
+            rows: (P,) int64, image of each caption among the N; None if N is 1.
 
         Returns:
-            (P, width), the fused tokens. Gradient flows to both sides.
+            (P, width) fused tokens. Gradient flows to captions and images.
 
         Raises:
-            ValueError: captions without tokens, or tokens of another width.
+            ValueError: the captions have no tokens, or tokens of another width.
         """
         hidden = text.tokens
         if hidden is None or hidden.shape[2] != self.width:
@@ -167,17 +167,17 @@ class FusionEncoder(nn.Module):
 
 
 class FusionLayer(nn.Module):
-    """Self-attention, cross-attention and two linear maps, each followed by a residual sum and a LayerNorm ([1]).
+    """Self-attention, cross-attention and feed-forward network, each with residual connection and LayerNorm ([1]).
 
     Args:
-        width: of the caption's tokens.
-        image_width: of the image's tokens.
-        heads: of both attentions.
-        hidden_width: between the two linear maps.
-        dropout: of what is added to the residual.
-        attention_dropout: of attention weights.
-        epsilon: of the LayerNorms.
-        activation: between the two linear maps, by transformers' name for it.
+        width: width of the caption tokens.
+        image_width: width of the image tokens.
+        heads: number of heads of both attentions.
+        hidden_width: hidden width of the feed-forward network.
+        dropout: dropout before each residual connection.
+        attention_dropout: dropout of attention weights.
+        epsilon: epsilon of the LayerNorms.
+        activation: activation of the feed-forward network, by its name in transformers.
     """
 
     def __init__(
@@ -225,13 +225,16 @@ class FusionLayer(nn.Module):
 
 
 class Attention(nn.Module):
-    """Scaled dot-product attention with several heads.
+    """Multi-head scaled dot-product attention.
 
     Args:
-        width: of the queries and of the result.
-        context_width: of what is attended to.
-        heads: number of heads, which divides the width.
-        dropout: of attention weights.
+        width: width of queries and outputs; a multiple of ``heads``.
+        context_width: width of the tokens attended to.
+        heads: number of heads.
+        dropout: dropout of attention weights.
+
+    Raises:
+        ValueError: the width is not a multiple of the number of heads.
     """
 
     def __init__(self, width: int, context_width: int, heads: int, dropout: float) -> None:
@@ -244,11 +247,11 @@ class Attention(nn.Module):
         self.output = nn.Linear(width, width)
 
     def context(self, tokens: Tensor) -> Context:
-        """Keys and values of (N, T, context_width) tokens."""
+        """Compute keys and values of (N, T, context_width) tokens."""
         return Context(self._split(self.key(tokens)), self._split(self.value(tokens)))
 
     def forward(self, hidden: Tensor, context: Context, mask: Tensor | None) -> Tensor:
-        """Attend from (P, L, width) to P contexts, where the mask is True."""
+        """Attend from (P, L, width) to P contexts, at positions where the mask is True."""
         attended = F.scaled_dot_product_attention(
             self._split(self.query(hidden)),
             context.keys,
@@ -260,12 +263,12 @@ class Attention(nn.Module):
         return result
 
     def _split(self, projected: Tensor) -> Tensor:
-        """(N, T, width) to (N, heads, T, width / heads)."""
+        """Reshape (N, T, width) to (N, heads, T, width / heads)."""
         return projected.view(*projected.shape[:2], self.heads, -1).transpose(1, 2)
 
 
 def bert_name(name: str) -> str:
-    """The name that BERT, and the public code, give to a layer's parameter.
+    """Return the name of a parameter of :class:`FusionLayer` in BERT and in the public code.
 
     >>> bert_name("cross_attention.key.weight")
     'crossattention.self.key.weight'

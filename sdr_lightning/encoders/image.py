@@ -1,4 +1,4 @@
-"""Image towers: any model of timm, and the vision encoders of transformers."""
+"""Image towers: timm models, and vision encoders of transformers."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ from sdr_lightning.types import Encoded
 
 
 class TimmImageTower(Tower):
-    """A timm model without its classifier; pixels are normalised inside, so data need not know of it.
+    """A timm model without its classifier. Normalises pixels itself.
 
     Args:
-        name: a timm architecture, such as ``swin_base_patch4_window12_384`` or ``mobilenetv2_100``.
-        weights: None for random weights; ``hub`` for timm's own, downloaded; else a state dict on disk
-            (``.safetensors``, or a torch file, read without unpickling objects). ``$NAME`` and ``${NAME:-default}``
-            are filled in from the environment.
+        name: timm architecture, such as ``swin_base_patch4_window12_384`` or ``mobilenetv2_100``.
+        weights: None for random weights; ``hub`` to download timm's weights; else the path of a state dict
+            (``.safetensors``, or a torch file, loaded with ``weights_only``). ``$NAME`` and ``${NAME:-default}`` are expanded
+            from the environment.
         model_args: further arguments of ``timm.create_model``, such as ``img_size``.
-        mean: per-channel mean of the inputs in [0, 1]; timm's own for this architecture when None.
-        std: per-channel standard deviation; timm's own when None.
-        channels_last: keep pixels and kernels with channels as the last dimension in memory, which convolutions are fastest
-            with; False for channels first.
+        mean: per-channel mean of pixels in [0, 1]; timm's default for the architecture if None.
+        std: per-channel standard deviation; timm's default if None.
+        channels_last: use the channels-last memory format, which is faster for convolutions.
         frozen: see :class:`~sdr_lightning.encoders.tower.Tower`.
 
     Raises:
-        ValueError: an unknown architecture, weights that do not fit or cannot be had.
+        ValueError: an unknown architecture, or weights that do not fit or are unavailable.
     """
 
     modality = "image"
@@ -58,7 +57,7 @@ class TimmImageTower(Tower):
         arguments = {"num_classes": 0, **(model_args or {})}
         if arguments["num_classes"] != 0 or arguments.get("global_pool") == "":
             raise ValueError(
-                f"a tower gives one feature vector an image: drop num_classes and global_pool from {model_args}"
+                f"a tower returns one pooled feature vector per image: remove num_classes and global_pool from {model_args}"
             )
         self.architecture = f"{name.split('.')[0]} {sorted(arguments.items())}"
         try:
@@ -70,7 +69,7 @@ class TimmImageTower(Tower):
                 raise
             raise ValueError(
                 f"timm's weights for {name!r} cannot be downloaded ({type(error).__name__}): "
-                "pass image_tower.init_args.weights the path of a state dict"
+                "set image_tower.init_args.weights to the path of a state dict"
             ) from error
         if weights not in (None, "hub"):
             load_state(self.model, Path(weights), ignore=("classifier.", "head.", "fc."), convert=_timm_layout)
@@ -82,17 +81,21 @@ class TimmImageTower(Tower):
         self.register_buffer("std", torch.tensor(std or config["std"]).view(1, 3, 1, 1), persistent=False)
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.model.to(memory_format=self._layout)
-        self.freeze_if_asked()
+        self.apply_frozen()
 
     def checkpoint_activations(self) -> None:
-        """By timm."""
+        """Enable timm's activation checkpointing.
+
+        Raises:
+            ValueError: the architecture does not support it.
+        """
         try:
             self.model.set_grad_checkpointing(True)
         except (AssertionError, AttributeError, NotImplementedError) as error:
             raise ValueError(f"{self.architecture.split()[0]} of timm has no activation checkpointing") from error
 
     def settings(self) -> str:
-        """The architecture with its arguments, and the normalisation."""
+        """Return the architecture with its arguments, and the normalisation."""
         return f"{self.architecture} mean={self.mean.flatten().tolist()} std={self.std.flatten().tolist()}"
 
     def encode_inputs(self, inputs: Tensor) -> Encoded:
@@ -102,14 +105,14 @@ class TimmImageTower(Tower):
             inputs: (B, 3, H, W), uint8 in [0, 255] or floats in [0, 1].
 
         Returns:
-            (B, D) pooled features, and as tokens (B, 1 + N, D) the pooled one and then the grid's N, row by row, as in
-            the public code; without the pooled one where the network makes it wider than the grid's. A network of several
-            scales has no tokens.
+            (B, D) pooled features, and (B, 1 + N, D) tokens: the pooled features, then the N grid features row by row, as in
+            the public code. The pooled features are left out where their width differs from that of the grid. Multi-scale
+            networks have no tokens.
         """
         pixels = _normalised(inputs, self.mean, self.std).contiguous(memory_format=self._layout)
         features: Any = self.model.forward_features(pixels)
         pooled: Tensor = self.model.forward_head(features, pre_logits=True)
-        if not isinstance(features, Tensor):  # networks of several scales have no one grid
+        if not isinstance(features, Tensor):  # multi-scale networks
             return Encoded(pooled)
         grid = _grid(features, self.model)
         if self.width == self.tokens_width:
@@ -118,20 +121,20 @@ class TimmImageTower(Tower):
 
 
 class TransformersImageTower(Tower):
-    """A vision encoder of transformers, alone or out of a CLIP-style pair of encoders.
+    """A vision encoder of transformers, standalone or part of a CLIP-style model.
 
     Args:
-        weights: a folder, a hub name, or ``package:NAME/FOLDER`` inside an installed package; None for random weights.
-            ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
-        config: with random weights, the architecture: ``model_type`` and the arguments of its configuration.
-        pooling: the model's ``own``, the first token, ``cls``, or the ``mean`` over the tokens.
-        projected: pass the pooled features through the pair's own projection to its common space.
-        mean: per-channel mean of the inputs in [0, 1]; the model's own (``preprocessor_config.json``) when None.
-        std: per-channel standard deviation; the model's own when None.
+        weights: a folder, a hub name, or ``package:NAME/FOLDER`` in an installed package; None for random weights.
+            ``$NAME`` and ``${NAME:-default}`` are expanded from the environment.
+        config: with random weights, ``model_type`` and the arguments of its configuration.
+        pooling: the model's ``own`` pooler, the first token (``cls``), or the ``mean`` over tokens.
+        projected: apply the CLIP-style model's projection to the pooled features.
+        mean: per-channel mean of pixels in [0, 1]; that of the model's ``preprocessor_config.json`` if None.
+        std: per-channel standard deviation; that of ``preprocessor_config.json`` if None.
         frozen: see :class:`~sdr_lightning.encoders.tower.Tower`.
 
     Raises:
-        ValueError: neither weights nor config, weights that cannot be had, or a normalisation that is not known.
+        ValueError: neither weights nor config, unavailable weights, or an unknown normalisation.
     """
 
     modality = "image"
@@ -157,21 +160,21 @@ class TransformersImageTower(Tower):
             mean, std = mean or own.mean, std or own.std
         self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
-        self.freeze_if_asked()
+        self.apply_frozen()
 
     def checkpoint_activations(self) -> None:
-        """By transformers."""
+        """Enable the activation checkpointing of transformers."""
         self.encoder.checkpoint_activations()
 
     def settings(self) -> str:
-        """The configuration of the model, without where it came from, the pooling and the normalisation."""
+        """Return pooling, configuration (without its provenance) and normalisation."""
         return f"{self.encoder.settings()} mean={self.mean.flatten().tolist()} std={self.std.flatten().tolist()}"
 
     def encode_inputs(self, inputs: Tensor) -> Encoded:
         """Encode images.
 
         Args:
-            inputs: (B, 3, H, W), uint8 in [0, 255] or floats in [0, 1], of the size that the model was made for.
+            inputs: (B, 3, H, W), uint8 in [0, 255] or floats in [0, 1], in the input size of the model.
 
         Returns:
             (B, D) pooled features and (B, N, W) tokens of the last layer.
@@ -185,7 +188,7 @@ def _normalised(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def _grid(features: Tensor, model: torch.nn.Module) -> Tensor:
-    """The grid as (B, N, W), of what timm's ``forward_features`` gives: (B, prefix + N, W), (B, H, H', W) or (B, W, H, H')."""
+    """Convert timm's ``forward_features``, (B, prefix + N, W), (B, H, H', W) or (B, W, H, H'), to a (B, N, W) grid."""
     if features.ndim == 3:
         has_class_token = getattr(model, "cls_token", None) is not None
         return features[:, getattr(model, "num_prefix_tokens", int(has_class_token)) :]
@@ -195,12 +198,12 @@ def _grid(features: Tensor, model: torch.nn.Module) -> Tensor:
 
 
 def _timm_layout(state: dict[str, Tensor], model: torch.nn.Module) -> dict[str, Tensor]:
-    """A published layout of the architecture (Swin's, for one) as timm's own; timm knows how for each."""
+    """Convert the state dict of an original release (such as Swin's) to timm's layout, by timm's own filter."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None or state.keys() >= model.state_dict().keys():
         return state
     try:
         converted: dict[str, Tensor] = convert(state, model)
-    except (AttributeError, KeyError, IndexError, RuntimeError):  # another architecture: its keys will not fit either
+    except (AttributeError, KeyError, IndexError, RuntimeError):  # another architecture: loading reports its keys
         return state
     return converted

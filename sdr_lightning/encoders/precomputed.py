@@ -1,4 +1,4 @@
-"""An image tower for features that were computed elsewhere."""
+"""Image tower over precomputed region features."""
 
 from __future__ import annotations
 
@@ -11,18 +11,21 @@ from sdr_lightning.types import Encoded
 
 
 class PrecomputedImageTower(Tower):
-    """Regions, or one vector an image, to one feature vector: an MLP with a linear shortcut, then pooling over regions.
+    """An MLP with a linear shortcut over each region (R = 1 for one vector per image), then pooling over regions.
 
     After the image encoder of Chen et al., "Learning the Best Pooling Strategy for Visual Semantic Embedding" (VSE-infinity),
-    CVPR 2021, with plain pooling.
+    CVPR 2021, with mean or max pooling.
 
     Args:
-        features_width: D of the features.
-        width: of the tower's output; None to pool the features as they are, which is how a detector serves as a teacher.
-        hidden_width: of the MLP; half the output's width when None.
-        pooling: ``mean`` or ``max`` over the regions.
-        dropout: share of the MLP's hidden units that are dropped in training, in [0, 1).
+        features_width: D, the width of the features.
+        width: width of the output; None to pool the features unchanged, for detectors used as teachers.
+        hidden_width: hidden width of the MLP; half the output width if None.
+        pooling: ``mean`` or ``max`` over regions.
+        dropout: dropout of the hidden units, in [0, 1).
         frozen: see :class:`~sdr_lightning.encoders.tower.Tower`.
+
+    Raises:
+        ValueError: a width below 1.
     """
 
     modality = "image"
@@ -49,20 +52,20 @@ class PrecomputedImageTower(Tower):
             self.mlp = nn.Sequential(
                 nn.Linear(features_width, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, self.width)
             )
-        self.freeze_if_asked()
+        self.apply_frozen()
 
     def settings(self) -> str:
-        """Widths and pooling; those of the layers are in the weights."""
+        """Return widths and pooling."""
         return f"{self.features_width} {self.width} {self.pooling}"
 
     def encode_inputs(self, inputs: Tensor) -> Encoded:
-        """Encode images.
+        """Encode region features.
 
         Args:
-            inputs: (B, R, D) features.
+            inputs: (B, R, D).
 
         Returns:
-            (B, width) pooled, and the regions as (B, R, width).
+            (B, width) pooled features, and the regions as (B, R, width) tokens.
 
         Raises:
             ValueError: features of another shape.

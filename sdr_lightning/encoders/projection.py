@@ -6,14 +6,14 @@ from torch import nn
 
 
 class Projection(nn.Sequential):
-    """A linear map, or two with a non-linearity between, from a tower's features to the common space.
+    """A linear layer or an MLP from the features of a tower to the common space.
 
     Args:
         input_width: D, the width of the features.
         output_width: d, the width of the common space.
-        hidden_width: width of the layer between; None for a single linear map, as in the paper.
-        dropout: share of the features, and of the layer between, dropped in training, in [0, 1).
-        normalise_input: put a LayerNorm first; needed where a tower's features have no common scale.
+        hidden_width: hidden width of the MLP; None for one linear layer, as in the paper.
+        dropout: dropout of inputs and hidden units, in [0, 1).
+        normalise_input: apply a LayerNorm first, for features without a common scale.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Text towers: any encoder of transformers."""
+"""Text towers: encoders of transformers."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from sdr_lightning.types import Encoded, Tokens
 
 
 class TransformersTextTower(Tower):
-    """A transformers encoder, alone or out of a CLIP-style pair of encoders.
+    """A text encoder of transformers, standalone or part of a CLIP-style model.
 
     Args:
-        weights: a folder, a hub name, or ``package:NAME/FOLDER`` inside an installed package; None for random weights.
-            ``$NAME`` and ``${NAME:-default}`` are filled in from the environment.
-        config: with random weights, the architecture: ``model_type`` and the arguments of its configuration.
-        pooling: ``mean`` over the tokens of the caption, the first token, ``cls``, or the model's ``own`` (CLIP's last).
-        projected: pass the pooled features through the pair's own projection to its common space.
-        layers: keep this many of the first layers (the paper: 6 of BERT's 12, the others fuse); None for all.
+        weights: a folder, a hub name, or ``package:NAME/FOLDER`` in an installed package; None for random weights.
+            ``$NAME`` and ``${NAME:-default}`` are expanded from the environment.
+        config: with random weights, ``model_type`` and the arguments of its configuration.
+        pooling: ``mean`` over the tokens, the first token (``cls``), or the model's ``own`` pooler (the last token in CLIP).
+        projected: apply the CLIP-style model's projection to the pooled features.
+        layers: number of first layers to keep (in the paper 6 of BERT's 12; the others are the fusion encoder); None for all.
         frozen: see :class:`~sdr_lightning.encoders.tower.Tower`.
 
     Attributes:
-        vocabulary_size: number of tokens that it embeds.
-        max_positions: number of tokens of its longest caption; None where positions are relative.
+        vocabulary_size: size of the token embedding table.
+        max_positions: maximum number of tokens; None for relative positions.
 
     Raises:
-        ValueError: neither weights nor config, or weights that cannot be had.
+        ValueError: neither weights nor config, or unavailable weights.
     """
 
     modality = "text"
@@ -50,14 +50,14 @@ class TransformersTextTower(Tower):
         self.pretrained = weights is not None
         self.vocabulary_size = int(self.encoder.model.config.vocab_size)
         self.max_positions = _max_positions(self.encoder.model)
-        self.freeze_if_asked()
+        self.apply_frozen()
 
     def checkpoint_activations(self) -> None:
-        """By transformers."""
+        """Enable the activation checkpointing of transformers."""
         self.encoder.checkpoint_activations()
 
     def settings(self) -> str:
-        """The configuration of the model, without where it came from, and the pooling."""
+        """Return pooling and configuration (without its provenance)."""
         return self.encoder.settings()
 
     def encode_inputs(self, inputs: Tokens) -> Encoded:
@@ -73,7 +73,7 @@ class TransformersTextTower(Tower):
         config = self.encoder.model.config
         if config.model_type != "siglip_text_model":
             return self.encoder.encode(mask, input_ids=ids, attention_mask=mask)
-        # SigLIP knows captions padded to their full length alone, and no mask; what it pools is the last token.
+        # SigLIP expects captions padded to the full length and no mask, and pools the last token.
         length = ids.shape[1]
         ids = ids.masked_fill(mask == 0, config.pad_token_id)
         ids = F.pad(ids, (0, config.max_position_embeddings - length), value=config.pad_token_id)
@@ -83,15 +83,15 @@ class TransformersTextTower(Tower):
 
 
 def check_tokens(tower: Tower, vocabulary_size: int, max_tokens: int) -> None:
-    """Check that a text tower can embed what a tokenizer gives; towers that do not state their limits pass.
+    """Check that a tokenizer fits a text tower. Towers without ``vocabulary_size`` and ``max_positions`` pass.
 
     Args:
         tower: image or text tower.
-        vocabulary_size: of the tokenizer.
-        max_tokens: of the tokenizer's longest caption, special tokens included.
+        vocabulary_size: vocabulary size of the tokenizer.
+        max_tokens: maximum number of tokens per caption, special tokens included.
 
     Raises:
-        ValueError: more tokens than the tower embeds, or longer captions than it has positions for.
+        ValueError: the vocabulary is larger than the tower's, or captions are longer than its positions.
     """
     vocabulary: int | None = getattr(tower, "vocabulary_size", None)
     if vocabulary is not None and vocabulary < vocabulary_size:
@@ -108,10 +108,10 @@ def check_tokens(tower: Tower, vocabulary_size: int, max_tokens: int) -> None:
 
 
 def _max_positions(model: Any) -> int | None:
-    """Number of usable rows of the table of absolute positions; None where there is none."""
+    """Return the number of usable absolute positions; None without a position table."""
     for name, table in model.named_modules():
         if isinstance(table, nn.Embedding) and ("position" in name.rpartition(".")[2] or name.endswith("wpe")):
-            # RoBERTa and its kin number positions from behind the padding token's.
+            # RoBERTa-like models number positions from padding_idx + 1.
             before = 0 if table.padding_idx is None else table.padding_idx + 1
             return min(table.num_embeddings, int(model.config.max_position_embeddings)) - before
     return None

@@ -1,4 +1,4 @@
-"""What every tower has: a width, a fingerprint, and a switch that freezes it."""
+"""Base class of image and text towers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from sdr_lightning.types import CachedFeatures, Encoded, ImageInputs, TextInputs
 
 
 class Tower(nn.Module):
-    """An encoder of one modality: a batch of inputs in, one feature vector each out.
+    """An encoder of one modality. Subclasses implement :meth:`encode_inputs` and :meth:`settings`.
 
     Args:
-        frozen: the weights receive no gradient and the tower stays in evaluation mode. What a frozen tower says of an
-            item never changes, so the data module may compute it once and serve features instead of inputs.
+        frozen: weights receive no gradient and the tower stays in evaluation mode. Its features never change, so they may be
+            computed once and cached.
 
     Attributes:
-        modality: what it encodes.
-        width: D, the width of the features.
-        tokens_width: W, the width of the features of its tokens: words, patches, regions.
-        pretrained: whether it starts from weights that were trained before.
+        modality: modality of the inputs.
+        width: D, the width of the pooled features.
+        tokens_width: W, the width of the tokens (words, patches or regions).
+        pretrained: whether the tower starts from pretrained weights.
         frozen: see above.
     """
 
@@ -35,36 +35,35 @@ class Tower(nn.Module):
         super().__init__()
         self.frozen = frozen
 
-    def freeze_if_asked(self) -> None:
-        """Stop gradients where the tower is frozen; subclasses call this once their weights are in place."""
+    def apply_frozen(self) -> None:
+        """Apply ``frozen``; subclasses call this at the end of ``__init__``."""
         self.requires_grad_(not self.frozen)
-        self.train()  # transformers hands pretrained models out in evaluation mode
+        self.train()  # transformers returns pretrained models in evaluation mode
 
     def freeze(self) -> None:
-        """Stop gradients from now on, and stay in evaluation mode."""
+        """Freeze the tower."""
         self.frozen = True
-        self.freeze_if_asked()
+        self.apply_frozen()
 
     def train(self, mode: bool = True) -> Self:
         """Set the training mode; a frozen tower stays in evaluation mode."""
         return super().train(mode and not self.frozen)
 
     def encode_inputs(self, inputs: Any) -> Encoded:
-        """Encode a batch of inputs; subclasses implement it."""
-        raise TypeError(f"{type(self).__name__} does not say how it encodes {type(inputs).__name__}")
+        """Encode a batch of inputs; implemented by subclasses."""
+        raise TypeError(f"{type(self).__name__} does not implement encode_inputs, got {type(inputs).__name__}")
 
     def encode(self, inputs: ImageInputs | TextInputs) -> Encoded:
-        """Features of a batch and of its tokens.
+        """Encode a batch.
 
         Args:
-            inputs: a batch of the tower's modality, or features that this tower computed before.
+            inputs: a batch of the tower's modality, or cached features of this tower.
 
         Returns:
-            (B, D) pooled features and (B, L, W) tokens; cached features have no tokens. No gradient flows to a frozen
-            tower.
+            (B, D) pooled features and (B, L, W) tokens; no tokens for cached features. No gradient flows to a frozen tower.
 
         Raises:
-            ValueError: cached features of another width.
+            ValueError: cached features of another width, or a (B, D) tensor that is not wrapped in ``CachedFeatures``.
         """
         if isinstance(inputs, CachedFeatures):
             if inputs.values.shape[1] != self.width:
@@ -78,14 +77,14 @@ class Tower(nn.Module):
             return self.encode_inputs(inputs)
 
     def forward(self, inputs: ImageInputs | TextInputs) -> Tensor:
-        """Pooled features of a batch, (B, D), see :meth:`encode`."""
+        """Return (B, D) pooled features, see :meth:`encode`."""
         return self.encode(inputs).embedding
 
     def checkpoint_activations(self) -> None:
-        """Keep activations between layers alone, and compute those within a layer again in the backward pass.
+        """Recompute the activations within each layer in the backward pass.
 
         Raises:
-            ValueError: the network cannot.
+            ValueError: the network does not support it.
         """
         raise ValueError(f"{type(self).__name__} has no activation checkpointing: leave activation_checkpointing out")
 
@@ -94,11 +93,11 @@ class Tower(nn.Module):
         self.encode_inputs = torch.compile(self.encode_inputs, **options)  # type: ignore[method-assign]
 
     def settings(self) -> str:
-        """Everything besides the weights that decides the features; subclasses implement it."""
-        raise TypeError(f"{type(self).__name__} does not say what its features depend on")
+        """Return everything besides the weights that determines the features; implemented by subclasses."""
+        raise TypeError(f"{type(self).__name__} does not implement settings, which its fingerprint needs")
 
     def fingerprint(self) -> str:
-        """SHA-256 of the settings and of every weight: equal fingerprints give equal features."""
+        """Return the SHA-256 of settings and weights. Towers with equal fingerprints compute equal features."""
         digest = hashlib.sha256(f"{type(self).__name__} {self.settings()}".encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())

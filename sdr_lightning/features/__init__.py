@@ -1,4 +1,4 @@
-"""Features computed once and kept: the teachers' banks, and what frozen towers say of the data."""
+"""Precomputed features: the banks of teachers and of frozen towers."""
 
 from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.features.extract import encode, extract

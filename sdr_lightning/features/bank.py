@@ -1,4 +1,4 @@
-"""A bank of features keyed by sample id."""
+"""Feature banks keyed by item id."""
 
 from __future__ import annotations
 
@@ -23,18 +23,21 @@ _FORMAT = "sdr-feature-bank-1"
 
 @dataclass(frozen=True)
 class FeatureBank:
-    """Features of images or captions, each kept with the id and the content of the item it was computed from.
+    """Features of images or captions, with the id and a content hash of each item.
 
-    Rows are looked up by id, never by position, and the content is compared, so a bank of other data, or of the same
-    data under another imbalance, is refused instead of used.
+    Features are looked up by id, and content hashes are compared. A bank of other data, or of the same data with another
+    corruption, therefore raises an error.
 
     Attributes:
-        modality: what the items are.
-        ids: N ids, unique.
-        content: (N,) int64 hash of each item's content, as the data module gives it.
-        features: (N, D) float32.
+        modality: modality of the items.
+        ids: N unique ids.
+        content: (N,) int64 hashes of the items' content, as returned by the data module.
+        features: (N, D) float32, finite.
         source: fingerprint of the tower that computed the features.
-        is_placebo: the features are random, and say nothing of the items.
+        is_placebo: whether the features are random.
+
+    Raises:
+        ValueError: the lengths differ, an id is repeated, or a feature is not finite.
     """
 
     modality: Modality
@@ -62,25 +65,25 @@ class FeatureBank:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of tower, ids and contents."""
+        """SHA-256 of tower, ids and content hashes."""
         return sha256(self.source, "\n".join(self.ids), self.content.tobytes())
 
     def rows(self, ids: Sequence[str], content: NDArray[np.int64]) -> Tensor:
-        """The features of some items, (n, D) in the order of the ids; see :meth:`positions`."""
+        """Return the features of some items, (n, D) in the order of the ids; see :meth:`positions`."""
         return self.features[self.positions(ids, content)]
 
     def positions(self, ids: Sequence[str], content: NDArray[np.int64]) -> Tensor:
-        """Find some items in this bank.
+        """Look up items.
 
         Args:
             ids: n ids.
-            content: (n,) int64 hash of each item's content now.
+            content: (n,) int64 current content hashes of the items.
 
         Returns:
             (n,) int64 rows of :attr:`features`, in the order of the ids.
 
         Raises:
-            ValueError: ids that the bank lacks, or items whose content is not what the features were computed from.
+            ValueError: an id is missing, or the features were computed from other content.
         """
         if len(ids) != len(content):
             raise ValueError(f"every id needs a content hash, got {len(ids)} ids and {len(content)} hashes")
@@ -100,26 +103,26 @@ class FeatureBank:
             )
         return torch.from_numpy(rows)
 
-    def having(self, ids: Sequence[str], content: NDArray[np.int64]) -> FeatureBank:
-        """The part of this bank that holds features of some items as they are now.
+    def unchanged(self, ids: Sequence[str], content: NDArray[np.int64]) -> FeatureBank:
+        """Select the features of items whose content has not changed.
 
         Args:
             ids: n ids.
-            content: (n,) int64 hash of each item's content now.
+            content: (n,) int64 current content hashes of the items.
+
+        Returns:
+            A bank of those items of this bank whose id and content are among the given ones.
         """
-        now = dict(zip(ids, content.tolist(), strict=True))
-        rows = [
-            row
-            for row, (name, was) in enumerate(zip(self.ids, self.content.tolist(), strict=True))
-            if now.get(name) == was
-        ]
+        current = dict(zip(ids, content.tolist(), strict=True))
+        stored = zip(self.ids, self.content.tolist(), strict=True)
+        rows = [row for row, (name, content_hash) in enumerate(stored) if current.get(name) == content_hash]
         kept = np.array(rows, dtype=np.int64)
         features = self.features[torch.from_numpy(kept)]
         return FeatureBank(self.modality, [self.ids[row] for row in rows], self.content[kept], features, self.source)
 
     @classmethod
     def union(cls, banks: Sequence[FeatureBank]) -> FeatureBank:
-        """One bank of several of the same tower, whose ids are disjoint."""
+        """Concatenate banks of the same tower with disjoint ids."""
         first = banks[0]
         return cls(
             first.modality,
@@ -130,10 +133,13 @@ class FeatureBank:
         )
 
     def placebo(self, seed: int = 0) -> FeatureBank:
-        """The same bank with random features: a teacher that knows nothing, for the study's control.
+        """Replace the features by random ones, as an uninformative teacher for control experiments.
 
         Args:
-            seed: of the standard normal features; each is a function of seed, modality, id and width.
+            seed: random seed of the standard normal features; each depends on seed, modality, id and width only.
+
+        Returns:
+            A bank of the same items.
         """
         rows = [
             np.random.default_rng(
@@ -147,7 +153,7 @@ class FeatureBank:
         )
 
     def save(self, path: Path) -> None:
-        """Write the bank as one safetensors file, atomically."""
+        """Write the bank atomically as a safetensors file."""
         tensors = {"features": self.features.float().contiguous(), "content": torch.from_numpy(self.content)}
         metadata = {
             "format": _FORMAT,
@@ -160,14 +166,14 @@ class FeatureBank:
 
     @classmethod
     def load(cls, path: Path, modality: Modality | None = None) -> FeatureBank:
-        """Read a bank; its features stay in the file, which all processes of a machine map into their memory.
+        """Read a bank; its features are memory-mapped, so processes share them.
 
         Args:
-            path: the file that :meth:`save` wrote.
-            modality: the modality the caller expects; not checked when None.
+            path: a file written by :meth:`save`.
+            modality: expected modality; not checked when None.
 
         Raises:
-            ValueError: no such file, not a bank, or a bank of the other modality.
+            ValueError: the file is missing, not a bank, or of the other modality.
         """
         if not path.is_file():
             raise ValueError(f"no feature bank at {path}: write one with sdr extract")
@@ -191,7 +197,7 @@ class FeatureBank:
 
 
 def is_bank(path: Path) -> bool:
-    """Whether :meth:`FeatureBank.save` wrote a file."""
+    """Whether a file was written by :meth:`FeatureBank.save`."""
     try:
         with safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("format") == _FORMAT

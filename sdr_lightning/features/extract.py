@@ -1,4 +1,4 @@
-"""Run an encoder over a split, once."""
+"""Run an encoder over a split."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.types import UnimodalBatch
 
 OnBatch = Callable[[Tensor, Tensor], None]
-"""Takes the (B,) int64 rows of a batch and their (B, D) features on the CPU."""
+"""Callback with the (B,) int64 rows of a batch and their (B, D) features on the CPU."""
 
 
 @torch.no_grad()
@@ -28,21 +28,21 @@ def encode(
     description: str = "",
     on_batch: OnBatch | None = None,
 ) -> Tensor:
-    """Encode some items of a split, each once.
+    """Encode some items of a split.
 
     Args:
-        encoder: a batch of inputs in, (B, D) out.
-        batches: batches that together hold each of the rows.
-        rows: (n,) rows of the split.
-        device: where the encoder lives.
-        description: shown beside a progress bar of items with the time left; no bar when empty.
-        on_batch: called after each batch.
+        encoder: maps a batch of inputs to (B, D) features.
+        batches: batches that together contain all rows.
+        rows: (n,) int64 rows of the split.
+        device: device of the encoder.
+        description: label of the progress bar; no bar when empty.
+        on_batch: callback after each batch.
 
     Returns:
-        (n, D) float32 on the CPU, in the order of the rows.
+        (n, D) float32 on the CPU, in the order of the rows. No gradient.
 
     Raises:
-        ValueError: rows that no batch held.
+        ValueError: a row is in no batch.
     """
     features: Tensor | None = None
     place = torch.empty(int(rows.max()) + 1, dtype=torch.int64)
@@ -82,19 +82,22 @@ def extract(
     """Compute a bank of a tower's features.
 
     Args:
-        tower: any image or text tower; used in evaluation mode and left in the mode it was in.
-        batches: batches that together hold each of the rows.
-        rows: (n,) rows of the split that are wanted.
+        tower: image or text tower; used in evaluation mode, then restored to its previous mode and device.
+        batches: batches that together contain all rows.
+        rows: (n,) int64 rows of the split to encode.
         ids: N ids of the split, by row.
-        content: (N,) int64 hash of each item's content.
-        device: where to compute.
-        on_batch: called after each batch.
+        content: (N,) int64 content hashes, by row.
+        device: device of the computation.
+        on_batch: callback after each batch.
 
     Returns:
-        The bank, keyed by id, with the tower's fingerprint.
+        The bank of n items, with the tower's fingerprint.
+
+    Raises:
+        ValueError: a row is in no batch, or a feature is not finite.
     """
     was_training = tower.training
-    home = next((weights.device for weights in tower.parameters()), device)  # pooling alone has no weights
+    home = next((weights.device for weights in tower.parameters()), device)  # a tower may have no weights
     source = tower.fingerprint()
     tower.to(device).eval()
     try:

@@ -1,1 +1,1 @@
-"""The mathematics: pure functions, without logging or collectives; what draws at random takes a seed or a generator."""
+"""Pure functions of losses and metrics: no logging, no collectives; random functions take a seed or a generator."""

@@ -1,16 +1,14 @@
-"""Bootstrap of means over queries, where what is drawn again is images, and seeds if there are several.
+"""Clustered bootstrap of means over queries: images and, if there are several, seeds are resampled.
 
-The captions of one image are not independent: they describe the same picture. So an image is drawn with all
-of its queries (a cluster), or the interval would be as narrow as if each caption were new evidence. Means of
-two systems over the same draws are paired: their difference is free of what makes a draw of images hard.
+The captions of one image are not independent, so an image is a cluster: it is drawn with all of its queries. Two systems
+are compared over the same draws (paired bootstrap).
 
-What it cannot say: the gallery stays as it was, so an interval is about other queries of the same kind, not
-about larger or other galleries. With one seed nothing is said about training again; with few, the draws of
-seeds spread too little (by (S - 1) / S in variance), so the interval is somewhat too narrow.
+Limitations: the gallery is fixed, so an interval covers other queries, not other galleries. One seed gives no information
+about training variance. With S seeds, the variance over seeds is underestimated by the factor (S - 1) / S.
 
 References:
     [0] Efron & Tibshirani, "An Introduction to the Bootstrap", Chapman & Hall 1993: the percentile interval.
-    [1] Field & Welsh, "Bootstrapping clustered data", JRSS B 69(3), 2007: clusters drawn whole.
+    [1] Field & Welsh, "Bootstrapping clustered data", JRSS B 69(3), 2007: whole clusters are drawn.
 """
 
 from __future__ import annotations
@@ -21,21 +19,21 @@ from numpy.typing import NDArray
 REPLICATES = 2000
 CONFIDENCE = 0.95
 
-_CHUNK_ELEMENTS = 2**22  # of the weights held at once: 32 MiB
+_CHUNK_ELEMENTS = 2**22  # weights in memory at once: 32 MiB
 
 Floats = NDArray[np.float64]
 
 
 def by_image(values: Floats, image: NDArray[np.int64], images: int) -> tuple[Floats, Floats]:
-    """Add up the values of each image's queries.
+    """Sum the values of each image's queries.
 
     Args:
-        values: (Q,) one per query; NaN where undefined, which is left out.
+        values: (Q,) one value per query; NaN (undefined) is skipped.
         image: (Q,) the image of each query, in [0, images).
-        images: number of images N.
+        images: N, the number of images.
 
     Returns:
-        Sums (N,) and numbers (N,) of the values that are defined.
+        Sums (N,) and counts (N,) of the defined values.
 
     >>> by_image(np.array([1.0, 3.0, np.nan]), np.array([0, 0, 1]), 2)
     (array([4., 0.]), array([2., 0.]))
@@ -47,28 +45,43 @@ def by_image(values: Floats, image: NDArray[np.int64], images: int) -> tuple[Flo
 
 
 def mean_over_seeds(sums: Floats, counts: Floats) -> Floats:
-    """The estimate itself: mean (M,) over seeds of the mean over queries; arguments are those of `bootstrap_mean`."""
+    """Compute the point estimate: the mean over seeds of the mean over queries.
+
+    Args:
+        sums: (S, N, M), see :func:`bootstrap_mean`.
+        counts: (S, N, M).
+
+    Returns:
+        (M,), one value per metric.
+
+    >>> mean_over_seeds(np.array([[[2.0], [4.0]]]), np.array([[[1.0], [2.0]]]))
+    array([2.])
+    """
     estimate: Floats = _ratio(sums.sum(axis=1), counts.sum(axis=1)).mean(axis=0)
     return estimate
 
 
 def bootstrap_mean(sums: Floats, counts: Floats, replicates: int = REPLICATES, seed: int = 0) -> Floats:
-    """`mean_over_seeds` of images and seeds that are drawn again with replacement.
+    """Resample images and seeds with replacement and compute :func:`mean_over_seeds` of each replicate.
 
-    A replicate draws N of the N images, the same for all seeds and metrics, and S of the S seeds. The draws
-    depend on S, N, `replicates` and `seed` alone, so results for two systems may be subtracted row by row.
+    A replicate draws N of N images, shared by all seeds and metrics, and S of S seeds. The draws depend only on S, N,
+    `replicates` and `seed`, so the results of two systems can be subtracted row by row.
 
     Args:
-        sums: (S, N, M) for each seed, image and metric, the sum over the image's queries; see `by_image`.
-        counts: (S, N, M) the number of those queries, 0 for an image without any.
+        sums: (S, N, M), the sum over an image's queries for each seed, image and metric; see :func:`by_image`.
+        counts: (S, N, M), the number of these queries; 0 for an image without queries.
         replicates: R, at least 1.
-        seed: of the random draws, at least 0.
+        seed: random seed, at least 0.
 
     Returns:
-        (R, M); NaN where no image that was drawn has a query of the metric.
+        (R, M); NaN where no drawn image has a query of the metric.
 
     Raises:
-        ValueError: shapes that do not fit, nothing to draw from, or fewer than one replicate.
+        ValueError: the shapes do not match, there are no seeds or images, or `replicates` is below 1.
+
+    >>> bootstrap_mean(np.full((1, 5, 1), 3.0), np.ones((1, 5, 1)), replicates=2)
+    array([[3.],
+           [3.]])
     """
     if sums.ndim != 3 or sums.shape != counts.shape:
         raise ValueError(f"sums and counts must both be (seeds, images, metrics), not {sums.shape} and {counts.shape}")
@@ -77,7 +90,7 @@ def bootstrap_mean(sums: Floats, counts: Floats, replicates: int = REPLICATES, s
         raise ValueError(f"there must be seeds and images to draw from, found {seeds} and {images}")
     if replicates < 1:
         raise ValueError(f"replicates must be at least 1, not {replicates}")
-    # One stream each: what is drawn must not depend on the size of a chunk.
+    # Separate streams, so that the draws do not depend on the chunk size.
     image_draws, seed_draws = np.random.default_rng([seed, 0]), np.random.default_rng([seed, 1])
     columns = np.concatenate((sums, counts), axis=2).transpose(1, 0, 2).reshape(images, seeds * 2 * metrics)
     chunk = max(1, _CHUNK_ELEMENTS // max(columns.shape))
@@ -92,17 +105,20 @@ def bootstrap_mean(sums: Floats, counts: Floats, replicates: int = REPLICATES, s
 
 
 def interval(values: Floats, confidence: float = CONFIDENCE) -> tuple[Floats, Floats]:
-    """Percentile interval of each metric.
+    """Compute the percentile interval of each metric.
 
     Args:
-        values: (R, M) replicates; NaN is left out.
-        confidence: in (0, 1), the part of the replicates that lies inside.
+        values: (R, M) replicates; NaN is skipped.
+        confidence: coverage of the interval, in (0, 1).
 
     Returns:
-        Low and high ends (M,); NaN for a metric without a defined replicate.
+        Lower and upper bounds, each (M,); NaN for a metric without a defined replicate.
 
     Raises:
-        ValueError: a confidence out of range.
+        ValueError: `confidence` is out of range.
+
+    >>> interval(np.arange(101.0)[:, None], confidence=0.9)
+    (array([5.]), array([95.]))
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, not {confidence}")
@@ -113,7 +129,7 @@ def interval(values: Floats, confidence: float = CONFIDENCE) -> tuple[Floats, Fl
 
 
 def _times_drawn(draws: np.random.Generator, size: int, items: int) -> Floats:
-    """How often each item is among `items` drawn with replacement, (size, items): multinomial weights."""
+    """Count how often each item is drawn when `items` are drawn with replacement: (size, items) multinomial weights."""
     drawn = draws.integers(items, size=(size, items)) + items * np.arange(size)[:, None]
     return np.bincount(drawn.ravel(), minlength=size * items).reshape(size, items).astype(np.float64)
 

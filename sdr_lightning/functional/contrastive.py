@@ -1,4 +1,4 @@
-"""Instance-level matching: contrastive losses with several positives per row.
+"""Contrastive losses with several positives per row.
 
 References:
     [0] Li et al., "Align before Fuse" (ALBEF), NeurIPS 2021: soft-target image-text contrast.
@@ -14,45 +14,54 @@ from torch import Tensor
 
 
 def positives(query_index: Tensor, gallery_index: Tensor) -> Tensor:
-    """Which pairs are positives of one another.
+    """Compute the mask of positive pairs.
 
     Args:
-        query_index: (Q,) int64, or (Q, K) for K ways to be a positive: by image, by caption.
+        query_index: (Q,) int64 labels, or (Q, K) for K kinds of labels, e.g. image and caption.
         gallery_index: (G,) or (G, K) int64.
 
     Returns:
-        (Q, G) bool, True where a value is equal, in any of the K columns.
+        (Q, G) bool, True where the labels are equal in any of the K columns.
+
+    >>> positives(torch.tensor([4, 7]), torch.tensor([7, 4, 7])).int().tolist()
+    [[0, 1, 0], [1, 0, 1]]
     """
     equal = query_index[:, None] == gallery_index[None, :]
     return equal if equal.ndim == 2 else equal.any(dim=2)
 
 
 def positive_targets(query_index: Tensor, gallery_index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Spread each row's target evenly over its positives, by default the gallery items that share its image.
+    """Compute target distributions that are uniform over each row's positives.
 
     ``y_ij = [q_i = g_j] / sum_k [q_i = g_k]``
 
     Args:
         query_index: (Q,) int64 image rows, or (Q, K), see :func:`positives`.
         gallery_index: (G,) or (G, K) int64.
-        dtype: of the result.
+        dtype: dtype of the result.
 
     Returns:
         (Q, G), rows sum to 1; a row without a positive is all zero.
+
+    >>> positive_targets(torch.tensor([4, 7]), torch.tensor([7, 4, 7])).tolist()
+    [[0.0, 1.0, 0.0], [0.5, 0.0, 0.5]]
     """
     targets = positives(query_index, gallery_index).to(dtype)  # (Q, G)
     return targets / targets.sum(dim=1, keepdim=True).clamp(min=1)
 
 
 def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean over rows of ``-sum_j y_ij log softmax_j(logits_i)``.
+    """Compute the cross-entropy with soft targets: the mean over rows of ``-sum_j y_ij log softmax_j(logits_i)``.
 
     Args:
-        logits: (Q, G), computed in float32 under autocast; may hold ``-inf`` where the target is 0.
+        logits: (Q, G); half precision is computed in float32. May be ``-inf`` where the target is 0.
         targets: (Q, G), rows sum to 1; constant.
 
     Returns:
         A scalar; gradient flows to ``logits``.
+
+    >>> soft_cross_entropy(torch.zeros(1, 4), torch.eye(1, 4)).exp()
+    tensor(4.)
     """
     log_probabilities = logits.float().log_softmax(dim=1) if logits.dtype.itemsize < 4 else logits.log_softmax(dim=1)
     weighted = torch.where(targets > 0, targets * log_probabilities, torch.zeros_like(log_probabilities))
@@ -60,16 +69,16 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def contrast(queries: Tensor, gallery: Tensor, targets: Tensor, temperature: Tensor | float) -> Tensor:
-    """One direction of a contrastive loss: every query picks its positives out of the gallery ([1], IIC and TTC).
+    """Compute one direction of a contrastive loss, from queries to gallery (IIC and TTC of [1]).
 
     Args:
         queries: (Q, d) L2-normalised.
         gallery: (G, d) L2-normalised.
-        targets: (Q, G) of :func:`positive_targets`.
+        targets: (Q, G) from :func:`positive_targets`.
         temperature: tau > 0.
 
     Returns:
-        A scalar; gradient flows to both sides and to the temperature.
+        A scalar; gradient flows to queries, gallery and temperature.
     """
     return soft_cross_entropy(queries @ gallery.T / temperature, targets)
 
@@ -77,17 +86,20 @@ def contrast(queries: Tensor, gallery: Tensor, targets: Tensor, temperature: Ten
 def image_text_contrast(
     image: Tensor, text: Tensor, image_index: Tensor, temperature: Tensor | float, local_rows: slice = slice(None)
 ) -> Tensor:
-    """ITC of [0, 1]: the mean of image-to-text and text-to-image contrast with several positives.
+    """Compute ITC of [0, 1]: the mean of the image-to-text and text-to-image contrastive losses.
 
     Args:
         image: (B, d) L2-normalised image embeddings.
         text: (B, d) L2-normalised text embeddings.
-        image_index: (B,) int64; pairs with equal values are positives of one another; or (B, K), see :func:`positives`.
+        image_index: (B,) int64; pairs with equal values are positives; or (B, K), see :func:`positives`.
         temperature: tau > 0.
-        local_rows: the pairs whose queries are asked, among all B; all of them by default.
+        local_rows: the pairs used as queries against all B; all pairs by default.
 
     Returns:
         A scalar, the mean over the queries; gradient flows to both embeddings and to the temperature.
+
+    >>> image_text_contrast(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), 1.0)
+    tensor(0.3133)
     """
     targets = positive_targets(image_index[local_rows], image_index, image.dtype)  # (Q, B)
     to_text = image[local_rows] @ text.T / temperature
@@ -96,19 +108,22 @@ def image_text_contrast(
 
 
 def nt_xent(embeddings: Tensor, group: Tensor, temperature: float) -> Tensor:
-    """NT-Xent ([2]) with several positives: views of one image, or captions of one image.
+    """Compute NT-Xent ([2]) with several positives, e.g. views or captions of one image.
 
     Args:
         embeddings: (B, d) L2-normalised.
-        group: (B,) int64; other items of the same group are the positives, the item itself is left out.
+        group: (B,) int64; the other items of the same group are positives, the item itself is excluded.
         temperature: tau > 0.
 
     Returns:
-        A scalar over the items that have a positive, in float32 at least, also under autocast; gradient flows to the
+        A scalar, the mean over items with a positive; float32 or float64, also under autocast. Gradient flows to the
         embeddings.
 
     Raises:
         ValueError: no item has a positive.
+
+    >>> nt_xent(torch.eye(3)[[0, 0, 1]], torch.tensor([5, 5, 6]), temperature=1.0)
+    tensor(0.3133)
     """
     with torch.autocast(embeddings.device.type, enabled=False):
         return _nt_xent(embeddings if embeddings.dtype.itemsize >= 4 else embeddings.float(), group, temperature)
@@ -119,7 +134,7 @@ def _nt_xent(embeddings: Tensor, group: Tensor, temperature: float) -> Tensor:
     others = positives(group, group) & ~itself  # (B, B)
     has_positive = others.any(dim=1)
     if not bool(has_positive.any()):
-        raise ValueError("no item of the batch has a positive: every group occurs once; give two views of each")
+        raise ValueError("no item of the batch has a positive, because every group occurs once: give two views of each")
     targets = others.to(embeddings.dtype)
     targets = targets / targets.sum(dim=1, keepdim=True).clamp(min=1)
     logits = (embeddings @ embeddings.T / temperature).masked_fill(itself, float("-inf"))
@@ -127,18 +142,22 @@ def _nt_xent(embeddings: Tensor, group: Tensor, temperature: float) -> Tensor:
 
 
 def ambiguity_penalty(embeddings: Tensor, low: float = 0.1, high: float = 0.5) -> Tensor:
-    """How far similarities lie inside (low, high), where two items are neither alike nor different.
+    """Penalise cosine similarities between low and high, i.e. neither similar nor dissimilar pairs.
 
-    ``mean over i != j of max(0, min(s_ij - low, high - s_ij))``: that similarities are kept out of this range follows the
-    paper's group's earlier code; its form there is not published, and this one is this project's local_rows.
+    ``mean over i != j of max(0, min(s_ij - low, high - s_ij))``. Penalising this range follows earlier code of the paper's
+    authors, which does not publish the formula; the formula is this project's own.
 
     Args:
         embeddings: (B, d) L2-normalised.
-        low: lower end of the range.
-        high: upper end of the range.
+        low: lower bound of the range.
+        high: upper bound of the range.
 
     Returns:
         A scalar in [0, (high - low) / 2], 0 for a single item; gradient flows to the embeddings.
+
+    >>> rows = torch.tensor([[1.0, 0.0], [0.28, 0.96]])
+    >>> round(ambiguity_penalty(rows).item(), 4)
+    0.18
     """
     with torch.autocast(embeddings.device.type, enabled=False):
         rows = embeddings if embeddings.dtype.itemsize >= 4 else embeddings.float()

@@ -1,7 +1,8 @@
-"""How much one space says about another: the information imbalance.
+"""Information imbalance between two feature spaces.
 
-[0] Glielmo, Zeni, Cheng, Csanyi and Laio, "Ranking the information content of distance measures", PNAS Nexus 1(2), 2022:
-    eq. 2, here with k neighbours instead of one, as in the authors' DADApy.
+References:
+    [0] Glielmo, Zeni, Cheng, Csanyi and Laio, "Ranking the information content of distance measures", PNAS Nexus 1(2),
+        2022: eq. 2, here with k neighbours instead of one, as in the authors' package DADApy.
 """
 
 from __future__ import annotations
@@ -14,29 +15,32 @@ _CHUNK = 512
 
 
 def information_imbalance(a: Tensor, b: Tensor, neighbours: int = 1, seed: int = 0) -> float:
-    """How badly neighbourhoods in A predict those in B.
+    """Compute the information imbalance from A to B ([0]): how badly neighbours in A predict neighbours in B.
 
-    The mean rank in B, among the N - 1 other points, of a point's k nearest neighbours in A, times 2 / N. Points at the same
-    distance share their mean rank in B; in A they are chosen among at random.
+    It is 2 / N times the mean rank in B of a point's k nearest neighbours in A, among the N - 1 other points. Ties in B
+    share their mean rank; ties in A are broken at random.
 
     Args:
-        a: (N, D_A) features, compared by cosine; a point whose features are zero is as far from every other.
+        a: (N, D_A) features, compared by cosine; an all-zero row has similarity 0 to every other.
         b: (N, D_B) features of the same points.
         neighbours: k, from 1 to N - 1.
-        seed: of the choice among equals.
+        seed: random seed of the tie-breaking in A.
 
     Returns:
-        (k + 1) / N where A's neighbours are B's, in expectation 1 where A says nothing about B. No gradient.
+        (k + 1) / N if the neighbours in A and B are the same; 1 in expectation if A and B are independent. No gradient.
 
     Raises:
         ValueError: fewer than two points, different numbers of points, or k out of range.
+
+    >>> information_imbalance(torch.eye(2), torch.eye(2))
+    1.0
     """
     points = len(a)
     if points != len(b) or points < 2:
-        raise ValueError(f"two spaces need the same two or more points, got {points} and {len(b)}")
+        raise ValueError(f"both spaces must hold the same two or more points, got {points} and {len(b)}")
     if not 1 <= neighbours < points:
         raise ValueError(f"neighbours must be from 1 to {points - 1}, got {neighbours}")
-    # A permutation first: then a stable sort chooses among equals at random.
+    # After a random permutation, a stable sort breaks ties at random.
     order = torch.randperm(points, generator=torch.Generator().manual_seed(seed))
     a, b = normalize(a.detach()[order].double(), dim=1), normalize(b.detach()[order].double(), dim=1)
     total = 0.0
@@ -55,5 +59,5 @@ def information_imbalance(a: Tensor, b: Tensor, neighbours: int = 1, seed: int =
 
 
 def _rounded(similarities: Tensor) -> Tensor:
-    """Equal features have equal similarities, whatever the order in which products were summed."""
+    """Round, so that equal features have equal similarities whatever the order of summation."""
     return (similarities * 2**40).round()

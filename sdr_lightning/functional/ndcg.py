@@ -1,9 +1,10 @@
-"""NDCG: DCG@k = sum of gain(rel) / log2(rank + 1) over the first k ranks, counted from 1, divided by the ideal one.
+"""NDCG@k: DCG@k = sum over the first k ranks (from 1) of gain(rel) / log2(rank + 1), divided by the DCG of the ideal order.
 
-The gain is linear, rel itself, as in the public SDR code (k = 10, 20, 50), or exponential, 2^rel - 1, as in TERN (k = 25;
-Messina et al., "Transformer Reasoning Network for Image-Text Matching and Retrieval", ICPR 2020).
-Everything is made of the top of each query's gallery, and the top of a union of galleries is found among the
-tops of its parts, so a mixed gallery costs no second pass over its scores.
+The gain is linear, rel, as in the public SDR code (k = 10, 20, 50), or exponential, 2^rel - 1, as in TERN (k = 25; Messina
+et al., "Transformer Reasoning Network for Image-Text Matching and Retrieval", ICPR 2020).
+
+NDCG is computed from the top k of each gallery. The top k of a union of galleries is merged from the tops of its parts, so
+a mixed gallery needs no second search.
 """
 
 from collections.abc import Sequence
@@ -16,16 +17,16 @@ from sdr_lightning.functional.search import at_least_fp32, count_non_finite, exa
 
 Gain = Literal["linear", "exponential"]
 
-_LARGEST_EXPONENT = 1000.0  # sums of 2^rel overflow fp64 from 2^1024 on
+_LARGEST_EXPONENT = 1000.0  # fp64 overflows at 2^1024
 
 
 class TopGains(NamedTuple):
     """The first K items of each query's ranking and of its ideal ranking, K = min(k, gallery size).
 
     Attributes:
-        scores: (Q, K) of :func:`~sdr_lightning.functional.search.exact_scores`, descending; an excluded item has -inf.
-        gains: (Q, K), the relevance of those items.
-        ideal: (Q, K), the K greatest relevances of the gallery, descending.
+        scores: (Q, K) from :func:`~sdr_lightning.functional.search.exact_scores`, descending; -inf for an excluded item.
+        gains: (Q, K), the relevance of these items.
+        ideal: (Q, K), the K highest relevances of the gallery, descending.
     """
 
     scores: Tensor
@@ -34,20 +35,20 @@ class TopGains(NamedTuple):
 
 
 def ndcg(scores: Tensor, relevance: Tensor, ks: Sequence[int] = (10, 20, 50), exclude: Tensor | None = None) -> Tensor:
-    """NDCG of each query at each k.
+    """Compute NDCG of each query at each cut-off, with linear gain.
 
     Args:
-        scores: (Q, G), greater ranks first, the lower gallery index among equals.
+        scores: (Q, G), ranked in descending order; ties by gallery index, ascending.
         relevance: (Q, G), finite and not negative.
-        ks: cut-offs; one beyond the gallery uses the whole gallery.
-        exclude: (Q,) gallery index left out for each query, usually the query itself: it is neither ranked
-            nor part of the ideal.
+        ks: cut-offs; a cut-off beyond the gallery uses the whole gallery.
+        exclude: (Q,) one gallery index per query, usually the query itself, that is removed from the ranking and from the
+            ideal order.
 
     Returns:
-        (Q, len(ks)) float64 in [0, 1]; NaN for a query with nothing relevant, which `mean_ndcg` leaves out.
+        (Q, len(ks)) float64 in [0, 1]; NaN for a query without a relevant item, which :func:`mean_ndcg` skips.
 
     Raises:
-        ValueError: for shapes that do not fit, non-finite scores, negative or non-finite relevance, or k < 1.
+        ValueError: the shapes do not match, a score is not finite, a relevance is negative or not finite, or k < 1.
 
     >>> ndcg(torch.tensor([[0.9, 0.5, 0.1]]), torch.tensor([[0.0, 0.0, 1.0]]), ks=(2, 3)).tolist()
     [[0.0, 0.5]]
@@ -56,13 +57,17 @@ def ndcg(scores: Tensor, relevance: Tensor, ks: Sequence[int] = (10, 20, 50), ex
 
 
 def mean_ndcg(values: Tensor) -> Tensor:
-    """Mean (len(ks),) of NDCG (Q, len(ks)) over the queries that have something relevant; NaN if no query has."""
+    """Average NDCG (Q, len(ks)) over the queries with a relevant item: (len(ks),), NaN if there is no such query.
+
+    >>> mean_ndcg(torch.tensor([[1.0], [0.5], [torch.nan]]))
+    tensor([0.7500])
+    """
     return values[~values.isnan().any(1)].mean(0)
 
 
 @torch.no_grad()
 def top_gains(scores: Tensor, relevance: Tensor, k: int, exclude: Tensor | None = None) -> TopGains:
-    """The top k of a gallery by score and by relevance; arguments and errors are those of `ndcg`."""
+    """Take the top k of a gallery by score and by relevance; arguments and errors are those of :func:`ndcg`."""
     if scores.ndim != 2 or scores.shape != relevance.shape:
         raise ValueError(
             f"scores and relevance must both be (queries, gallery), not {tuple(scores.shape)} and "
@@ -82,31 +87,31 @@ def top_gains(scores: Tensor, relevance: Tensor, k: int, exclude: Tensor | None 
         relevance = relevance.scatter(1, exclude[:, None], 0.0)
     k = min(k, scores.shape[1])
     index = stable_top_index(scores, k)
-    # Ties among relevances need no rule: only their values count.
+    # Ties among relevances need no rule: only the values are used.
     return TopGains(scores.gather(1, index), relevance.gather(1, index), relevance.topk(k, dim=1).values)
 
 
 def merge_top_gains(first: TopGains, second: TopGains, k: int) -> TopGains:
-    """The top k of the gallery that is `first`'s followed by `second`'s; each part must be a top k itself."""
+    """Merge the top k of two galleries into the top k of their concatenation; each part must be a top k itself."""
     scores = torch.cat((first.scores, second.scores), dim=1)
     gains = torch.cat((first.gains, second.gains), dim=1)
     ideal = torch.cat((first.ideal, second.ideal), dim=1)
     k = min(k, scores.shape[1])
-    # Stable: at equal scores the first gallery, whose indices are lower, goes first.
+    # Stable: among ties, the first gallery has the lower indices.
     order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
     return TopGains(scores.gather(1, order), gains.gather(1, order), ideal.topk(k, dim=1).values)
 
 
 def ndcg_of_top(top: TopGains, ks: Sequence[int] = (10, 20, 50), gain: Gain = "linear") -> Tensor:
-    """NDCG (Q, len(ks)) of a top that was taken with k >= max(ks); see `ndcg`."""
+    """Compute NDCG (Q, len(ks)) from a top k with k >= max(ks); see :func:`ndcg`."""
     depth = top.gains.shape[1]
     ranks = torch.arange(1, depth + 1, dtype=torch.float64, device=top.gains.device)
     discount = torch.log2(ranks + 1)
     cut = [min(k, depth) - 1 for k in ks]
     gains, ideal = top.gains.double(), top.ideal.double()
-    if gain == "exponential":  # grows with relevance, so the ideal order is the same
+    if gain == "exponential":  # monotonic in the relevance, so the ideal order is the same
         shift = (ideal.amax(1, keepdim=True) - _LARGEST_EXPONENT).clamp(min=0)  # cancels in the ratio
         gains, ideal = (torch.exp2(values - shift) - torch.exp2(-shift) for values in (gains, ideal))
     dcg = (gains / discount).cumsum(1)[:, cut]
     ideal_dcg = (ideal / discount).cumsum(1)[:, cut]
-    return dcg / ideal_dcg  # 0 / 0 is the NaN of a query with nothing relevant
+    return dcg / ideal_dcg  # 0 / 0 = NaN for a query without a relevant item

@@ -1,9 +1,8 @@
-"""Ranks of the best positive by counting, and the recall and rank statistics made of them.
+"""Rank of the best positive of each query, and recall and rank statistics.
 
-Relevance comes from ids: gallery item j is a positive of query i exactly if `gallery_ids[j] == query_ids[i]`.
-The rank of a query (0 is best) is the number of non-positives *ahead* of its best positive, where ahead means
-a greater score or, at the same score, a lower gallery index. Counting strictly greater scores alone would
-give a collapsed model, all of whose scores are equal, R@1 = 100 %.
+Gallery item j is a positive of query i if `gallery_ids[j] == query_ids[i]`. The rank of a query (0 is best) is the number
+of non-positives ahead of its best positive: those with a higher score, or with an equal score and a lower gallery index.
+Without the rule for ties, a collapsed model, whose scores are all equal, would have R@1 = 100 %.
 """
 
 from typing import Literal, NamedTuple
@@ -28,11 +27,11 @@ Ties = Literal["index", "pessimistic"]
 
 
 class Ranking(NamedTuple):
-    """Where the best positive of each query stands.
+    """Rank of the best positive of each query.
 
     Attributes:
-        ranks: (Q,) int64, the number of non-positives ahead of it; 0 is best.
-        tied: (Q,) bool, whether at least one non-positive has exactly its score.
+        ranks: (Q,) int64, the number of non-positives ahead of the best positive; 0 is best.
+        tied: (Q,) bool, whether a non-positive has exactly the same score.
     """
 
     ranks: Tensor
@@ -51,15 +50,18 @@ def rank_scores(
     """Rank the best positive of each query from a matrix of scores.
 
     Args:
-        scores: (Q, G), greater is more similar; of any real type, each compared exactly.
+        scores: (Q, G), higher is more similar; any real dtype, compared without rounding.
         query_ids: (Q,) integers, e.g. the image id of each caption.
         gallery_ids: (G,) integers.
-        ties: "index" counts an equal-scored non-positive as ahead if its gallery index is lower,
-            "pessimistic" counts every equal-scored non-positive as ahead.
-        chunk_size: queries ranked at once; bounds the memory and changes no result.
+        ties: "index" counts a non-positive with an equal score as ahead if its gallery index is lower, "pessimistic" counts
+            every such non-positive as ahead.
+        chunk_size: queries per chunk; affects memory only.
+
+    Returns:
+        The rank of each query and whether it is tied.
 
     Raises:
-        ValueError: for shapes that do not fit, non-finite scores, or queries without a positive.
+        ValueError: the shapes do not match, a score is not finite, or a query has no positive.
 
     >>> scores = torch.tensor([[0.9, 0.1, 0.5], [0.2, 0.2, 0.2]])
     >>> rank_scores(scores, torch.tensor([0, 1]), torch.tensor([1, 1, 0])).ranks.tolist()
@@ -82,9 +84,9 @@ def rank_scores(
     if bad:
         raise ValueError(
             f"{bad} of {scores.numel()} scores are not finite, the first at query {first[0]}, gallery item "
-            f"{first[1]}: a rank among them would mean nothing"
+            f"{first[1]}: they cannot be ranked"
         )
-    return _joined(found)
+    return _concatenated(found)
 
 
 @torch.no_grad()
@@ -99,20 +101,29 @@ def rank_embeddings(
     gallery_tile: int = GALLERY_TILE,
     advance: Advance | None = None,
 ) -> Ranking:
-    """Rank the best positive of each query from embeddings, never holding more than a tile of scores.
+    """Rank the best positive of each query from embeddings, with one tile of scores in memory at a time.
 
-    The scores are inner products (:func:`~sdr_lightning.functional.search.similarity`), so L2-normalise first to rank by
-    cosine. Further arguments and the errors are those of :func:`rank_scores`.
+    Scores are inner products (:func:`~sdr_lightning.functional.search.similarity`); L2-normalise the embeddings to rank by
+    cosine.
 
     Args:
         query_embeddings: (Q, d).
         gallery_embeddings: (G, d).
         query_ids: (Q,) integers.
         gallery_ids: (G,) integers.
-        ties: which equal-scored items count as ahead.
-        chunk_size: queries at once; bounds the memory and changes no result.
-        gallery_tile: gallery items at once; likewise.
-        advance: told how many scores are done.
+        ties: rule for equal scores, see :func:`rank_scores`.
+        chunk_size: queries per tile; affects memory only.
+        gallery_tile: gallery items per tile; affects memory only.
+        advance: progress callback, called with the number of scores computed.
+
+    Returns:
+        The rank of each query and whether it is tied.
+
+    Raises:
+        ValueError: as :func:`rank_scores`, or the widths differ.
+
+    >>> rank_embeddings(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), torch.tensor([1, 0])).ranks.tolist()
+    [1, 1]
     """
     product = Products(query_embeddings, gallery_embeddings)
     positives = _positives(query_ids, gallery_ids, len(query_embeddings), len(gallery_embeddings), ties)
@@ -128,47 +139,67 @@ def rank_embeddings(
             if advance is not None:
                 advance(len(index) * (columns.stop - columns.start))
         found.append(_ranking(counts, target, ties))
-    return _joined(found)
+    return _concatenated(found)
 
 
 def recall_at_k(ranks: Tensor, k: int) -> float:
-    """R@K in percent: the share of queries with a positive among the first k, i.e. of ranks (Q,) below k."""
+    """Compute R@K in percent from 0-based ranks (Q,): the share of queries with rank < k.
+
+    >>> recall_at_k(torch.tensor([0, 3, 7, 9]), 5)
+    50.0
+    """
     if k < 1:
         raise ValueError(f"k must be at least 1, not {k}")
     return 100.0 * _not_empty(ranks).lt(k).double().mean().item()
 
 
 def median_rank(ranks: Tensor) -> float:
-    """MdR of 0-based ranks (Q,), reported from 1; for an even Q the mean of the middle two."""
+    """Compute the median rank from 0-based ranks (Q,), reported 1-based; for an even Q the mean of the middle two.
+
+    >>> median_rank(torch.tensor([0, 3, 7, 9]))
+    6.0
+    """
     ordered = _not_empty(ranks).sort().values
     middle = ordered[(len(ordered) - 1) // 2] + ordered[len(ordered) // 2]
     return 1.0 + middle.item() / 2
 
 
 def mean_rank(ranks: Tensor) -> float:
-    """MnR of 0-based ranks (Q,), reported from 1."""
+    """Compute the mean rank from 0-based ranks (Q,), reported 1-based.
+
+    >>> mean_rank(torch.tensor([0, 3]))
+    2.5
+    """
     return 1.0 + _not_empty(ranks).double().mean().item()
 
 
 def mean_reciprocal_rank(ranks: Tensor) -> float:
-    """MRR in (0, 1] of 0-based ranks (Q,): the mean of 1 / (rank + 1)."""
+    """Compute the mean reciprocal rank, in (0, 1], from 0-based ranks (Q,): the mean of 1 / (rank + 1).
+
+    >>> mean_reciprocal_rank(torch.tensor([0, 1]))
+    0.75
+    """
     return _not_empty(ranks).double().add(1).reciprocal().mean().item()
 
 
 def tie_rate(tied: Tensor) -> float:
-    """Share in [0, 1] of queries whose best positive ties with a non-positive, from `Ranking.tied` (Q,)."""
+    """Compute the share of tied queries, in [0, 1], from `Ranking.tied` (Q,).
+
+    >>> tie_rate(torch.tensor([True, False]))
+    0.5
+    """
     return _not_empty(tied).double().mean().item()
 
 
 class _Positives(NamedTuple):
-    """The positives of query i are ``order[start[i] : start[i] + number[i]]``: Q + G integers, not a mask of Q x G."""
+    """Positives of query i: ``order[start[i] : start[i] + number[i]]``; Q + G integers instead of a (Q, G) mask."""
 
     order: Tensor
     start: Tensor
     number: Tensor
 
     def of(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """Gallery rows (q, P) of the positives, P being the most of a query here, and which of them are meant."""
+        """Return the gallery rows (q, P) of the positives, padded to the most positives of a query, and their mask."""
         number = self.number[rows]
         slots = torch.arange(int(number.max()), device=self.order.device)
         index = self.order[(self.start[rows, None] + slots).clamp(max=len(self.order) - 1)]
@@ -176,19 +207,19 @@ class _Positives(NamedTuple):
 
 
 class _Target(NamedTuple):
-    """What a chunk of queries is looking for: all (q, 1)."""
+    """Best positives of a chunk of queries; all (q, 1)."""
 
     best: Tensor  # score of the best positive
-    first: Tensor  # lowest gallery row among positives of that score
-    equals: Tensor  # how many positives have that score
+    first: Tensor  # lowest gallery row among the positives with this score
+    equals: Tensor  # number of positives with this score
 
 
 class _Counts(NamedTuple):
-    """How many gallery items stand where, (q,) int64."""
+    """Numbers of gallery items relative to the best positive, (q,) int64."""
 
-    greater: Tensor
-    equal: Tensor  # positives included
-    equal_before: Tensor  # of those, below the first of the best positives
+    greater: Tensor  # score above the best positive's
+    equal: Tensor  # the same score, positives included
+    equal_before: Tensor  # the same score and a lower row than `_Target.first`
 
     @classmethod
     def zero(cls, like: Tensor) -> "_Counts":
@@ -206,7 +237,7 @@ def _positives(query_ids: Tensor, gallery_ids: Tensor, queries: int, gallery: in
         if ids.shape != (length,) or ids.is_floating_point():
             raise ValueError(f"{name}_ids must be {length} integers, one per item, not {tuple(ids.shape)} {ids.dtype}")
     if not queries:
-        raise ValueError("there are no queries to rank")
+        raise ValueError("there are no queries to rank: expected at least one")
     query_ids, by_id = query_ids.long().contiguous(), gallery_ids.long().contiguous().sort(stable=True)
     start = torch.searchsorted(by_id.values, query_ids)
     count = torch.searchsorted(by_id.values, query_ids, right=True) - start
@@ -229,13 +260,13 @@ def _target(own: Tensor, index: Tensor, is_positive: Tensor) -> _Target:
 
 
 def _count(scores: Tensor, target: _Target, first_column: int | None) -> _Counts:
-    """Count in exact scores (q, g): those of the whole gallery, or of a tile that begins at `first_column`."""
-    # Whatever beats the best positive is no positive, so nothing has to be masked in the (q, g) block.
-    # int32 sums of booleans are several times faster than the default int64 ones.
+    """Count from exact scores (q, g) of the whole gallery, or of a tile whose first column is `first_column`."""
+    # No positive scores above the best positive, so the (q, g) block needs no mask.
+    # int32 sums of booleans are several times faster than int64 sums.
     greater = (scores > target.best).sum(1, dtype=torch.int32).long()
     equal = (scores == target.best).sum(1, dtype=torch.int32).long()
     before = torch.zeros_like(equal)
-    # Of a whole gallery, as many equal ones as there are best positives are these; of a tile, any may be another.
+    # In a whole gallery, more equal scores than best positives mean ties with non-positives; in a tile, any may be one.
     rows = torch.nonzero(equal > (0 if first_column is not None else target.equals.flatten())).flatten()
     if len(rows):
         columns = torch.arange(scores.shape[1], device=scores.device) + (first_column or 0)
@@ -250,7 +281,7 @@ def _count_tile(product: Products, rows: slice, columns: slice, target: _Target)
         return _count(scores, target, columns.start)
     greater = (scores > target.best + bound).sum(1, dtype=torch.int32).long()
     query, column = torch.nonzero(scores.sub_(target.best).abs_() <= bound, as_tuple=True)
-    if len(query) * 16 > scores.numel():  # a collapsed model: nearly everything is in doubt
+    if len(query) * 16 > scores.numel():  # collapsed model: most scores are within the error bound
         return _count(similarity(product.queries[rows], product.gallery[columns]), target, columns.start)
     exact = paired_similarity(product.queries[rows], product.gallery[columns], query, column)
     best, first = target.best[query, 0], target.first[query, 0]
@@ -264,12 +295,12 @@ def _count_tile(product: Products, rows: slice, columns: slice, target: _Target)
 
 
 def _ranking(counts: _Counts, target: _Target, ties: Ties) -> Ranking:
-    others = counts.equal - target.equals.flatten()  # equal-scored non-positives
+    others = counts.equal - target.equals.flatten()  # non-positives with an equal score
     ahead = others if ties == "pessimistic" else counts.equal_before
     return Ranking(counts.greater + ahead, others > 0)
 
 
-def _joined(rankings: list[Ranking]) -> Ranking:
+def _concatenated(rankings: list[Ranking]) -> Ranking:
     return Ranking(torch.cat([part.ranks for part in rankings]), torch.cat([part.tied for part in rankings]))
 
 

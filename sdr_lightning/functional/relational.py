@@ -1,4 +1,4 @@
-"""Structure: relations between the instances of a batch, and distances between relations.
+"""Structure terms: relations between the instances of a batch, and distances between relations.
 
 References:
     [0] Yang et al., "Rebalanced Vision-Language Retrieval Considering Structure-Aware Distillation", TIP 2024,
@@ -21,18 +21,22 @@ Distance = Literal[
 StudentRelation = Literal["fused", "image_image", "text_text", "image_text", "averaged"]
 
 SCALE_FREE = ("rkd_distance", "rkd_angle")
-"""Distances of relations that are not cosines: no temperature divides them."""
+"""Distances whose relations are not cosines, and which are therefore not divided by a temperature."""
 
 
 def relation_matrix(queries: Tensor, gallery: Tensor | None = None) -> Tensor:
-    """Cosine similarity of every two instances.
+    """Compute the cosine similarity of all pairs of instances.
 
     Args:
-        queries: (B, D), any scale.
-        gallery: (B, D), any scale; the queries themselves when None.
+        queries: (B, D), not necessarily normalised.
+        gallery: (B, D), not necessarily normalised; the queries when None.
 
     Returns:
-        (B, B) in [-1, 1]; gradient flows to both.
+        (B, B) in [-1, 1]; 0 for an all-zero row. Gradient flows to both.
+
+    >>> relation_matrix(torch.tensor([[2.0, 0.0], [3.0, 4.0]]))
+    tensor([[1.0000, 0.6000],
+            [0.6000, 1.0000]])
     """
     queries = F.normalize(queries, dim=1)
     gallery = queries if gallery is None else F.normalize(gallery, dim=1)
@@ -42,17 +46,17 @@ def relation_matrix(queries: Tensor, gallery: Tensor | None = None) -> Tensor:
 def student_instances(
     image: Tensor, text: Tensor, fused: Tensor | None, relation: StudentRelation
 ) -> tuple[Tensor, Tensor | None]:
-    """Whose relations S^F of [0] are: the rows, and the columns where they are others.
+    """Select the instances whose relations are S^F of [0].
 
     Args:
         image: (B, d) L2-normalised image embeddings.
         text: (B, d) L2-normalised text embeddings.
-        fused: (B, W) fused tokens of the matched pairs; read by ``fused`` alone.
-        relation: ``fused`` is the paper's; a dual encoder has ``image_image``, ``text_text``, ``image_text`` (row: image,
-            column: text) or ``averaged``, the pair's mean embedding, which stands for the pair as the fused token does.
+        fused: (B, W) fused tokens of the matched pairs; only used by ``fused``.
+        relation: ``fused`` is the paper's. For dual encoders: ``image_image``, ``text_text``, ``image_text`` (row: image,
+            column: text), or ``averaged`` (the mean embedding of the pair, in place of the fused token).
 
     Returns:
-        (B, D) rows and (B, D) columns, or None where the columns are the rows. Gradient flows to what is named.
+        (B, D) rows, and (B, D) columns or None if the columns are the rows. Gradient flows to the selected inputs.
 
     Raises:
         ValueError: an unknown relation, or ``fused`` without fused tokens.
@@ -69,20 +73,28 @@ def student_instances(
         return image, text
     if relation == "averaged":
         return (image + text) / 2, None
-    raise ValueError(f"unknown student relation {relation!r}")
+    raise ValueError(
+        f"unknown student relation {relation!r}: expected fused, image_image, text_text, image_text or averaged"
+    )
 
 
 def relations(queries: Tensor, gallery: Tensor | None, distance: Distance) -> Tensor:
-    """The relations that a distance compares.
+    """Compute the relations that a distance compares.
 
     Args:
         queries: (B, D).
-        gallery: (B, D); the queries themselves when None.
-        distance: decides what a relation is.
+        gallery: (B, D); the queries when None.
+        distance: determines the kind of relation.
 
     Returns:
-        Cosines (B, B), Euclidean distances over their mean (B, B) for ``rkd_distance`` of [1], or, for ``rkd_angle`` of
-        [1], the cosines (B, B, B) of the angle at gallery item j between queries i and k, as entry (j, i, k).
+        For ``rkd_distance`` ([1]): (B, B) Euclidean distances divided by their mean. For ``rkd_angle`` ([1]): (B, B, B), entry
+        (j, i, k) is the cosine of the angle at gallery item j between queries i and k. Otherwise: (B, B) cosines. Gradient
+        flows to both inputs.
+
+    >>> relations(torch.tensor([[0.0], [1.0], [3.0]]), None, "rkd_distance")
+    tensor([[0.0000, 0.5000, 1.5000],
+            [0.5000, 0.0000, 1.0000],
+            [1.5000, 1.0000, 0.0000]])
     """
     if distance == "rkd_distance":
         columns = queries if gallery is None else gallery
@@ -94,7 +106,7 @@ def relations(queries: Tensor, gallery: Tensor | None, distance: Distance) -> Te
         columns = queries if gallery is None else gallery
         edges = queries[None, :, :] - columns[:, None, :]  # (B vertex, B, D)
         squares = edges.square().sum(dim=2, keepdim=True)
-        # An edge between equal items has no direction, and no gradient.
+        # An edge between equal items has no direction: set it to zero, without gradient.
         apart = squares > torch.finfo(squares.dtype).eps * squares.mean()
         edges = edges * (torch.where(apart, squares, 1).rsqrt() * apart)
         return edges @ edges.transpose(1, 2)  # (B, B, B)
@@ -102,15 +114,18 @@ def relations(queries: Tensor, gallery: Tensor | None, distance: Distance) -> Te
 
 
 def fuse_relations(image_relation: Tensor, text_relation: Tensor, text_share: Tensor | float) -> Tensor:
-    """The fused teacher relation of [0]: ``E = lambda S^T + (1 - lambda) S^I``.
+    """Compute the fused teacher relation of [0]: ``E = lambda S^T + (1 - lambda) S^I``.
 
     Args:
-        image_relation: (B, B) or (B, B, B), S^I.
-        text_relation: of the same shape, S^T.
-        text_share: lambda.
+        image_relation: S^I, (B, B) or (B, B, B).
+        text_relation: S^T, of the same shape.
+        text_share: lambda in [0, 1].
 
     Returns:
-        The same shape; gradient flows to lambda and to both relations.
+        A tensor of the same shape; gradient flows to lambda and to both relations.
+
+    >>> fuse_relations(torch.zeros(1, 2), torch.ones(1, 2), 0.25)
+    tensor([[0.2500, 0.2500]])
     """
     return text_share * text_relation + (1 - text_share) * image_relation
 
@@ -118,32 +133,35 @@ def fuse_relations(image_relation: Tensor, text_relation: Tensor, text_share: Te
 def relation_distance(
     relation: Tensor, target: Tensor, distance: Distance = "mae", weights: Tensor | None = None
 ) -> Tensor:
-    """Distance of two relations over *different* instances: the diagonal says nothing.
+    """Compute the distance between two relations over different instances; the diagonal is ignored.
 
-    ========================  =====================================================================================
-    ``mae``                   mean absolute difference: what the public code's scripts run
+    ========================  ===================================================================================
+    ``mae``                   mean absolute difference; used by the scripts of the public code
     ``mse``                   mean squared difference
     ``kl``                    mean over rows of KL(softmax of the target's row || softmax of the relation's row)
-    ``wasserstein``           mean over rows of the 1-D Wasserstein distance between the two rows' values
-    ``weighted_wasserstein``  the public code's ``wd``: the same between the values times w, weighted by w
-    ``paper_cumsum``          the public code's ``kl``, which is none: the mean absolute difference of the running sums
-                              over all rows' values one after another; it depends on the order of the batch
+    ``wasserstein``           mean over rows of the 1-D Wasserstein distance between the values of the two rows
+    ``weighted_wasserstein``  ``wd`` of the public code: the same between w times the values, weighted by w
+    ``paper_cumsum``          ``kl`` of the public code, which is not a KL divergence: mean absolute difference of
+                              the cumulative sums over all values, row after row; depends on the batch order
     ``rkd_distance``          smooth L1 between normalised Euclidean distances
     ``rkd_angle``             smooth L1 between cosines of angles
-    ========================  =====================================================================================
+    ========================  ===================================================================================
 
     Args:
-        relation: of the student, or of one teacher: (B, B), or (B, B, B) for ``rkd_angle``.
+        relation: relation of the student or of one teacher: (B, B), or (B, B, B) for ``rkd_angle``.
         target: the fused relation, of the same shape.
         distance: see above.
-        weights: (B, B) >= 0, for ``weighted_wasserstein`` alone: 1 - cos(t_i, t_j) of the student's text embeddings.
+        weights: (B, B) >= 0, only for ``weighted_wasserstein``: 1 - cos(t_i, t_j) of the student's text embeddings.
 
     Returns:
-        A scalar >= 0, 0 when the relations coincide, and 0 for a batch that has no different instances to relate (one
-        pair, or two for ``rkd_angle``). Gradient flows to the relation, the target and the weights.
+        A scalar >= 0; 0 if the relations are equal, or if the batch is too small to relate different instances (one pair,
+        or two for ``rkd_angle``). Gradient flows to the relation, the target and the weights.
 
     Raises:
         ValueError: ``weighted_wasserstein`` without weights.
+
+    >>> relation_distance(torch.tensor([[9.0, 1.0], [2.0, 9.0]]), torch.tensor([[9.0, 4.0], [1.0, 9.0]]), "mae")
+    tensor(2.)
     """
     if len(relation) < (3 if distance == "rkd_angle" else 2):
         return (relation - target).sum() * 0
@@ -152,37 +170,41 @@ def relation_distance(
         return F.smooth_l1_loss(relation[different], target[different])
     if distance == "weighted_wasserstein":
         if weights is None:
-            raise ValueError("weighted_wasserstein needs weights")
+            raise ValueError("weighted_wasserstein needs weights, got None: pass 1 - cosines of the text embeddings")
         return weighted_wasserstein(off_diagonal(relation), off_diagonal(target), off_diagonal(weights))
     return _DISTANCES[distance](off_diagonal(relation), off_diagonal(target))
 
 
 def off_diagonal(relation: Tensor) -> Tensor:
-    """The relations between *different* instances, row by row.
+    """Remove the diagonal of a relation, row by row.
 
     Args:
         relation: (B, B).
 
     Returns:
-        (B, B - 1), without the diagonal.
+        (B, B - 1).
+
+    >>> off_diagonal(torch.tensor([[1, 2], [3, 4]])).tolist()
+    [[2], [3]]
     """
     size = len(relation)
     return relation.flatten()[:-1].view(size - 1, size + 1)[:, 1:].reshape(size, size - 1)
 
 
 def weighted_wasserstein(values: Tensor, others: Tensor, weights: Tensor) -> Tensor:
-    """Mean over rows of the 1-D Wasserstein distance between ``w u`` and ``w v``, both weighted by w ([0]).
+    """Compute the mean over rows of the 1-D Wasserstein distance between ``w u`` and ``w v``, both weighted by w ([0]).
 
-    The distance is the integral of |F_u - F_v|, F being the weighted distribution functions; here they are one running
-    sum of signed weights over the sorted union of both rows' values.
+    The distance is the integral of |F_u - F_v| with the weighted distribution functions F. F_u - F_v is the cumulative sum
+    of signed weights over the sorted values of both rows.
 
     Args:
-        values: (B, n), u.
-        others: (B, n), v.
-        weights: (B, n), w >= 0.
+        values: u, (B, n).
+        others: v, (B, n).
+        weights: w >= 0, (B, n).
 
     Returns:
-        A scalar; gradient flows to the values and, as published, to the weights. A row without weight counts 0.
+        A scalar; a row of zero weights contributes 0. Gradient flows to both values and, as in the public code, to the
+        weights.
     """
     union = torch.cat([values * weights, others * weights], dim=1)  # (B, 2 n)
     share = weights / weights.sum(dim=1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)

@@ -1,8 +1,8 @@
-"""The structure terms for ``mae`` and ``mse`` tile by tile: no (B, B) tensor is made, and memory is linear in B.
+"""Tiled structure terms for ``mae`` and ``mse``: memory is linear in B, because no (B, B) tensor is created.
 
-The gradient is analytic. With the relations' difference ``g = s - lambda x^T.x^T - (1 - lambda) x^I.x^I`` of cosines and
-``f`` the absolute value or the square, KD is ``mean f(g / tau2)`` over different instances, and what flows back is a
-product of ``f'(g)`` with the other side's rows: each tile adds its part in the same pass that adds up the loss.
+With the difference of cosines ``g = s - lambda x^T.x^T - (1 - lambda) x^I.x^I`` and ``f`` the absolute value or the square,
+KD is ``mean f(g / tau2)`` over pairs of different instances. The gradient is analytic, products of ``f'(g)`` with the rows
+of the other side, and is accumulated tile by tile in the forward pass.
 
 Reference:
     Yang et al., "Rebalanced Vision-Language Retrieval Considering Structure-Aware Distillation", TIP 2024: KD, KDI, KDT.
@@ -18,16 +18,16 @@ from torch import Tensor
 
 
 def tile_size(device: torch.device) -> int:
-    """Rows and columns of a tile: what stays in a CPU's cache, or what keeps an accelerator busy."""
+    """Return the default number of rows and columns of a tile: fits a CPU's cache, or is large enough for an accelerator."""
     return 256 if device.type == "cpu" else 2048
 
 
 class Structure(NamedTuple):
-    """Both are means over pairs of different instances, without the temperature.
+    """Structure distances: means over pairs of different instances, without the temperature.
 
     Attributes:
-        student: mean ``f`` of the student's cosines minus the fused ones.
-        teachers: mean ``f`` of the image teacher's cosines minus the text teacher's; a constant.
+        student: scalar, mean ``f`` of the student's cosines minus the fused teacher cosines.
+        teachers: scalar, mean ``f`` of the image teacher's cosines minus the text teacher's; no gradient.
     """
 
     student: Tensor
@@ -44,21 +44,25 @@ def tiled_structure(
     tile: int | None = None,
     local_rows: slice = slice(None),
 ) -> Structure:
-    """Compare a student's relations with the fused relations of its teachers.
+    """Compute the distance between the student's relations and the fused relations of its teachers.
 
     Args:
         queries: (B, D) L2-normalised.
-        gallery: (B, D) L2-normalised; None where the relations are among the queries, which halves the work.
+        gallery: (B, D) L2-normalised; the queries when None, which halves the cost.
         image_teacher: (B, D_I) L2-normalised, constant.
         text_teacher: (B, D_T) L2-normalised, constant.
         text_share: lambda, a scalar.
         power: 1 for absolute differences, 2 for squares.
-        tile: rows and columns of a tile, which change nothing but memory, speed and rounding; :func:`tile_size` when None.
-        local_rows: the rows that are computed, against all B columns; all of them by default.
+        tile: rows and columns of a tile; affects memory, speed and rounding only. :func:`tile_size` when None.
+        local_rows: rows computed against all B columns; all rows by default.
 
     Returns:
-        Two scalars, means over the rows computed. Gradient flows from ``student`` to queries, gallery and lambda, once
-        (not twice differentiable).
+        Two scalars, means over the computed rows. Gradient flows from ``student`` to queries, gallery and lambda; it is not
+        twice differentiable.
+
+    >>> rows, teacher = torch.eye(2), torch.tensor([[1.0, 0.0], [0.6, 0.8]])
+    >>> tiled_structure(rows, None, teacher, rows, torch.tensor(0.5), power=1)
+    Structure(student=tensor(0.3000), teachers=tensor(0.6000))
     """
     student, teachers = _TiledStructure.apply(
         queries,
@@ -76,26 +80,26 @@ def tiled_structure(
 def tiled_teacher_gap(
     image_teacher: Tensor, text_teacher: Tensor, power: int, tile: int | None = None, local_rows: slice = slice(None)
 ) -> Tensor:
-    """:attr:`Structure.teachers` alone.
+    """Compute :attr:`Structure.teachers` only.
 
     Args:
         image_teacher: (B, D_I) L2-normalised.
         text_teacher: (B, D_T) L2-normalised.
-        power: 1 or 2.
-        tile: likewise.
-        local_rows: likewise.
+        power: 1 for absolute differences, 2 for squares.
+        tile: as in :func:`tiled_structure`.
+        local_rows: as in :func:`tiled_structure`.
 
     Returns:
         A scalar without gradient.
     """
     image_teacher, text_teacher = image_teacher.detach(), text_teacher.detach()
-    size, asked = len(image_teacher), _range(local_rows, len(image_teacher))
-    total, symmetric = image_teacher.new_zeros(()), len(asked) == size
-    for rows, columns in _tiles(asked, size, tile or tile_size(image_teacher.device), symmetric):
+    size, computed = len(image_teacher), _range(local_rows, len(image_teacher))
+    total, symmetric = image_teacher.new_zeros(()), len(computed) == size
+    for rows, columns in _tiles(computed, size, tile or tile_size(image_teacher.device), symmetric):
         gap = image_teacher[rows] @ image_teacher[columns].T - text_teacher[rows] @ text_teacher[columns].T
-        _forget_diagonal(gap, rows, columns)
-        total += _sum(gap, power) * _times(rows, columns, symmetric)
-    return total / max(1, len(asked) * (size - 1))
+        _zero_diagonal(gap, rows, columns)
+        total += _sum(gap, power) * _multiplicity(rows, columns, symmetric)
+    return total / max(1, len(computed) * (size - 1))
 
 
 class _TiledStructure(torch.autograd.Function):
@@ -112,19 +116,19 @@ class _TiledStructure(torch.autograd.Function):
         local_rows: slice,
     ) -> tuple[Tensor, Tensor]:
         others = queries if gallery is None else gallery
-        size, wanted = len(queries), any(ctx.needs_input_grad[:2])
-        asked = _range(local_rows, size)
-        symmetric = gallery is None and len(asked) == size
+        size, needs_grad = len(queries), any(ctx.needs_input_grad[:2])
+        computed = _range(local_rows, size)
+        symmetric = gallery is None and len(computed) == size
         student, teachers, to_share = (queries.new_zeros(()) for _ in range(3))
-        to_queries = torch.zeros_like(queries) if wanted else None
-        to_gallery = torch.zeros_like(others) if wanted and not symmetric else None
-        for rows, columns in _tiles(asked, size, tile, symmetric):
-            times = _times(rows, columns, symmetric)
+        to_queries = torch.zeros_like(queries) if needs_grad else None
+        to_gallery = torch.zeros_like(others) if needs_grad and not symmetric else None
+        for rows, columns in _tiles(computed, size, tile, symmetric):
+            times = _multiplicity(rows, columns, symmetric)
             image = image_teacher[rows] @ image_teacher[columns].T
             between = text_teacher[rows] @ text_teacher[columns].T - image  # S^T - S^I
             gap = torch.addmm(image, queries[rows], others[columns].T, beta=-1).addcmul_(between, -share)  # S^F - E
-            _forget_diagonal(gap, rows, columns)
-            _forget_diagonal(between, rows, columns)
+            _zero_diagonal(gap, rows, columns)
+            _zero_diagonal(between, rows, columns)
             student += _sum(gap, power) * times
             teachers += _sum(between, power) * times
             slope = gap.sign_() if power == 1 else gap.mul_(2)
@@ -135,21 +139,20 @@ class _TiledStructure(torch.autograd.Function):
                     to_gallery[columns].addmm_(slope.T, queries[rows])
                 elif rows != columns:
                     to_queries[columns].addmm_(slope.T, queries[rows])
-        pairs = max(1, len(asked) * (size - 1))
+        pairs = max(1, len(computed) * (size - 1))
         if to_queries is not None and symmetric:
-            to_queries *= 2  # a row is a column as well
+            to_queries *= 2  # each instance is both a row and a column
         if to_queries is not None and to_gallery is not None and gallery is None:
             to_queries, to_gallery = to_queries + to_gallery, None
-        kept = [None if grad is None else grad / pairs for grad in (to_queries, to_gallery, to_share)]
-        ctx.save_for_backward(*kept)
+        ctx.save_for_backward(*(None if grad is None else grad / pairs for grad in (to_queries, to_gallery, to_share)))
         teachers = teachers / pairs
         ctx.mark_non_differentiable(teachers)
         return student / pairs, teachers
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        flowing = [None if kept is None else grad * kept for kept in ctx.saved_tensors]
-        return flowing[0], flowing[1], None, None, flowing[2], None, None, None
+        to_queries, to_gallery, to_share = (None if saved is None else grad * saved for saved in ctx.saved_tensors)
+        return to_queries, to_gallery, None, None, to_share, None, None, None
 
 
 def _range(local_rows: slice, size: int) -> range:
@@ -157,19 +160,19 @@ def _range(local_rows: slice, size: int) -> range:
 
 
 def _tiles(local_rows: range, size: int, tile: int, symmetric: bool) -> Iterator[tuple[slice, slice]]:
-    """Row and column ranges; without the tiles below the diagonal where relations are symmetric."""
+    """Yield the row and column ranges of the tiles; of symmetric relations only the tiles on and above the diagonal."""
     for start in range(local_rows.start, local_rows.stop, tile):
         for other in range(start if symmetric else 0, size, tile):
             yield slice(start, min(start + tile, local_rows.stop)), slice(other, min(other + tile, size))
 
 
-def _times(rows: slice, columns: slice, symmetric: bool) -> int:
-    """How often a tile counts: that across the diagonal is the same, and is left out."""
+def _multiplicity(rows: slice, columns: slice, symmetric: bool) -> int:
+    """Return how often a tile counts: twice if it stands for its mirror image below the diagonal as well."""
     return 2 if symmetric and rows != columns else 1
 
 
-def _forget_diagonal(block: Tensor, rows: slice, columns: slice) -> None:
-    """An instance with itself; tiles of a share of the rows need not meet the diagonal in their corners."""
+def _zero_diagonal(block: Tensor, rows: slice, columns: slice) -> None:
+    """Set the entries of a tile that relate an instance to itself to zero; these need not start in a corner of the tile."""
     offset = rows.start - columns.start
     if -len(block) < offset < block.shape[1]:
         block.diagonal(offset).zero_()

@@ -1,7 +1,8 @@
-"""Re-ranking: the first k of a ranking by cosine are put into the order of a better, dearer score.
+"""Re-ranking: the top k of a ranking by cosine are reordered by a slower, more accurate score.
 
-Source: Li et al., "Align before Fuse" (ALBEF), NeurIPS 2021, and the public code of the TIP 2024 paper, which re-score the
-top 128 (Flickr30K) or 256 (MS-COCO) by the matching head. There, what is not re-scored gets -100; here it keeps its order.
+Source: Li et al., "Align before Fuse" (ALBEF), NeurIPS 2021, and the public code of the TIP 2024 paper. They re-score the
+top 128 (Flickr30K) or 256 (MS-COCO) with the matching head and set all other scores to -100; here the other items keep
+their order.
 """
 
 from __future__ import annotations
@@ -14,21 +15,25 @@ from sdr_lightning.functional.ranking import Ranking
 
 @torch.no_grad()
 def rerank(ranking: Ranking, found: Tensor, scores: Tensor, query_ids: Tensor, gallery_ids: Tensor) -> Ranking:
-    """Where each query's best positive stands once its candidates are in the order of their scores.
+    """Rank the best positive of each query after its candidates are reordered by score.
 
     Args:
-        ranking: by cosine.
-        found: (Q, k) of :func:`~sdr_lightning.functional.search.top_k`.
-        scores: (Q, k) of the candidates, greater is better.
+        ranking: ranking by cosine.
+        found: (Q, k) candidates, the items of :func:`~sdr_lightning.functional.search.top_k`.
+        scores: (Q, k) scores of the candidates, higher is better; ties by gallery row, ascending.
         query_ids: (Q,) integers.
         gallery_ids: (G,) integers; a gallery item with the query's id is a positive.
 
     Returns:
-        The new ranking. A query without a positive among its candidates keeps its rank, because everything that is not
-        re-scored keeps its place behind the candidates. Equal scores are ordered by gallery row, the lower first.
+        The new ranking. A query without a positive among its candidates keeps its rank: all other items keep their places
+        behind the candidates.
 
     Raises:
-        ValueError: scores that are not finite.
+        ValueError: a score is not finite.
+
+    >>> by_cosine = Ranking(torch.tensor([1]), torch.tensor([False]))
+    >>> rerank(by_cosine, torch.tensor([[0, 1]]), torch.tensor([[0.2, 0.9]]), torch.tensor([5]), torch.tensor([4, 5]))
+    Ranking(ranks=tensor([0]), tied=tensor([False]))
     """
     if not bool(torch.isfinite(scores).all()):
         raise ValueError(f"{int((~torch.isfinite(scores)).sum())} of {scores.numel()} matching scores are not finite")

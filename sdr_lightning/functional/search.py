@@ -1,9 +1,9 @@
-"""Exact scores, exact top-k and exact ranks at the price of single-precision products, in bounded memory.
+"""Exact scores and exact top-k at about the cost of fp32 matrix products, in bounded memory.
 
-A score is an inner product summed in fp64 and rounded once to fp32 (:func:`similarity`): the same for every tile size and
-setting, and equal embeddings tie exactly. Computing all scores so would cost twice what fp32 costs. But an fp32 product is
-off by no more than ``d u |q| |g|`` (u = 2^-24; Higham, Accuracy and Stability of Numerical Algorithms, section 3.1), so it
-decides every comparison but those within twice that bound; only these few pairs are computed again in fp64.
+A score is an inner product summed in fp64 and rounded once to fp32 (:func:`similarity`). It does not depend on tile sizes
+or precision settings, and equal embeddings tie exactly. To avoid the cost of fp64 products (twice that of fp32), scores are
+first computed in fp32, whose error is at most ``d u |q| |g|`` (u = 2^-24; Higham, Accuracy and Stability of Numerical
+Algorithms, section 3.1). Only the pairs that this bound leaves undecided are recomputed in fp64.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-QUERY_TILE = 256  # queries at once: enough for an efficient matrix product
-GALLERY_TILE = 32768  # gallery items at once: 32 MiB of scores a tile
-_MARGIN = 8  # more candidates than asked for, so that a row rarely has to be done again
-_FEW = 64  # times as many items as are wanted: so few cost less in fp64 than the best of them done again
+QUERY_TILE = 256  # queries per tile: enough for an efficient matrix product
+GALLERY_TILE = 32768  # gallery items per tile: 32 MiB of scores
+_MARGIN = 8  # candidates beyond k, so that a query rarely has to be recomputed
+_EXACT_RATIO = 64  # a gallery of at most this many times the candidates is cheaper to score in fp64 throughout
 _PAIRS = 2**22  # numbers gathered at once
-_FP64_INTEGERS = 2**53  # fp64 holds every integer up to here
+_FP64_INTEGERS = 2**53  # fp64 represents every integer up to here
 
 Advance = Callable[[int], None]
-"""Called with the number of scores that were just computed; for progress bars."""
+"""Progress callback, called with the number of scores just computed."""
 
 
 class TopK(NamedTuple):
     """The first K items of each query's ranking.
 
     Attributes:
-        scores: (Q, K) float32, descending; -inf for an item that is excluded.
-        items: (Q, K) int64 rows of the gallery; the lower first among equal scores.
+        scores: (Q, K) float32, descending; -inf for an excluded item.
+        items: (Q, K) int64 rows of the gallery; ascending among equal scores.
     """
 
     scores: Tensor
@@ -39,7 +39,11 @@ class TopK(NamedTuple):
 
 
 def chunks(length: int, chunk_size: int) -> Iterator[slice]:
-    """Consecutive slices of at most `chunk_size` over `length` items."""
+    """Yield consecutive slices of at most `chunk_size` over `length` items.
+
+    >>> list(chunks(5, 3))
+    [slice(0, 3, None), slice(3, 5, None)]
+    """
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, not {chunk_size}")
     for start in range(0, length, chunk_size):
@@ -48,17 +52,20 @@ def chunks(length: int, chunk_size: int) -> Iterator[slice]:
 
 @torch.no_grad()
 def similarity(queries: Tensor, gallery: Tensor) -> Tensor:
-    """Inner products (Q, d) x (G, d) -> (Q, G), summed in fp64 and rounded once to fp32.
+    """Compute inner products (Q, d) x (G, d) -> (Q, G), summed in fp64 and rounded once to fp32.
 
-    A product in fp32 depends in its last bit on the shape of the block it is part of, and silently drops to
-    TF32 or bf16 under autocast or a lower matmul precision; this does not.
+    Unlike fp32 products, the result does not depend on the shape of the block, on autocast or on the matmul precision.
+
+    >>> similarity(torch.eye(2), torch.tensor([[3.0, 4.0]]))
+    tensor([[3.],
+            [4.]])
     """
     return (queries.double() @ gallery.double().T).float()
 
 
 @torch.no_grad()
 def paired_similarity(queries: Tensor, gallery: Tensor, query_index: Tensor, gallery_index: Tensor) -> Tensor:
-    """:func:`similarity` of chosen pairs.
+    """Compute :func:`similarity` of selected pairs.
 
     Args:
         queries: (Q, d).
@@ -87,22 +94,22 @@ def top_k(
     gallery_tile: int = GALLERY_TILE,
     advance: Advance | None = None,
 ) -> TopK:
-    """The k gallery items of greatest score for each query; never more than a tile of scores is held.
+    """Find the k gallery items with the highest scores for each query, with one tile of scores in memory at a time.
 
     Args:
         queries: (Q, d), finite.
         gallery: (G, d), finite.
-        k: how many; all of a smaller gallery.
-        exclude: (Q, E) gallery rows that are left out for each query (their score is -inf).
-        query_tile: queries at once; bounds the memory and changes no result.
-        gallery_tile: gallery items at once; likewise.
-        advance: told how many scores are done.
+        k: number of items, at least 1.
+        exclude: (Q, E) gallery rows excluded for each query (their score is -inf).
+        query_tile: queries per tile; affects memory only.
+        gallery_tile: gallery items per tile; affects memory only.
+        advance: progress callback.
 
     Returns:
-        Q rows of min(k, G) items.
+        (Q, min(k, G)) scores and items.
 
     Raises:
-        ValueError: a k below 1, widths that differ, or a score that is not finite.
+        ValueError: k is below 1, the widths differ, there are no queries or no gallery items, or a score is not finite.
 
     >>> top_k(torch.eye(2), torch.eye(2), 1).items.tolist()
     [[0], [1]]
@@ -121,38 +128,42 @@ def top_k(
         if best is not None:
             found.append(best)
     if not found:
-        raise ValueError(f"there is nothing to search: {len(queries)} queries, {len(gallery)} gallery items")
+        raise ValueError(
+            f"nothing to search: {len(queries)} queries, {len(gallery)} gallery items; expected some of both"
+        )
     return TopK(torch.cat([top.scores for top in found]), torch.cat([top.items for top in found]))
 
 
 class Products:
-    """Tiles of inner products in fp32, each with a bound on its error.
+    """Tiles of fp32 inner products with error bounds.
 
     Args:
-        queries: (Q, d) of any floating type.
+        queries: (Q, d), any floating dtype.
         gallery: (G, d).
 
     Raises:
-        ValueError: not two matrices of the same width.
+        ValueError: the inputs are not two matrices of the same width.
     """
 
     def __init__(self, queries: Tensor, gallery: Tensor) -> None:
         if queries.ndim != 2 or gallery.ndim != 2:
-            raise ValueError("query and gallery embeddings must be (items, d)")
+            raise ValueError(
+                f"query and gallery embeddings must be (items, d), not {tuple(queries.shape)} and {tuple(gallery.shape)}"
+            )
         if queries.shape[1] != gallery.shape[1]:
             raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}")
         self.queries, self.gallery = queries, gallery
         self._longest = max(
             (self._norms(gallery[part]).amax().item() for part in chunks(len(gallery), 65536)), default=0
         )
-        self._unit = (queries.shape[1] + 8) * 2.0**-24 * 1.01  # input rounding and the fp32 result's own included
+        self._unit = (queries.shape[1] + 8) * 2.0**-24 * 1.01  # includes rounding of the inputs and of the result
 
     def tile(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor | None]:
-        """One tile.
+        """Compute one tile of scores.
 
         Returns:
-            (q, g) scores, and the (q, 1) bound on their error; None where they are :func:`similarity` itself, because
-            numbers are too great, too small, or of a device that computes fp32 products otherwise.
+            (q, g) scores and the (q, 1) bound on their errors. The bound is None if the scores are exact
+            (:func:`similarity`): for very large or small values, and on devices other than CPUs.
         """
         queries, gallery = self.queries[rows], self.gallery[columns]
         bound = self._norms(queries)[:, None].float() * (self._longest * self._unit)
@@ -163,7 +174,7 @@ class Products:
             return queries.float() @ gallery.float().T, bound
 
     def exact_tile(self, rows: slice, columns: slice) -> tuple[Tensor, None]:
-        """The same by :func:`similarity`, so without an error to bound."""
+        """Compute one tile of exact scores by :func:`similarity`; there is no error bound."""
         return similarity(self.queries[rows], self.gallery[columns]), None
 
     @staticmethod
@@ -174,24 +185,23 @@ class Products:
 def _top_of_tile(product: Products, rows: slice, columns: slice, k: int, exclude: Tensor | None) -> TopK:
     size = columns.stop - columns.start
     wide = min(k + _MARGIN, size)
-    small = size <= _FEW * wide
+    small = size <= _EXACT_RATIO * wide
     scores, bound = product.exact_tile(rows, columns) if small else product.tile(rows, columns)
     check_finite(scores, rows.start, columns.start)
-    left_out = None if exclude is None else _here(exclude, columns)
-    if left_out is not None:
-        scores[left_out] = -torch.inf
+    if exclude is not None:
+        scores[_entries_in_tile(exclude, columns)] = -torch.inf
     if bound is None:
         index = stable_top_index(scores, min(k, size))
         return TopK(scores.gather(1, index), index + columns.start)
     screened = scores.topk(wide, dim=1)
     exact = _similarity_of(product.queries[rows], product.gallery[columns], screened.indices)
     exact.masked_fill_(screened.values == -torch.inf, -torch.inf)
-    # By row first, then stably by score: among equal scores the lower row is ahead.
+    # Sort by row, then stably by score: ties are in ascending order of rows.
     order = screened.indices.sort(dim=1)
     best = exact.gather(1, order.indices).sort(dim=1, descending=True, stable=True)
     top = TopK(best.values[:, : min(k, size)], order.values.gather(1, best.indices)[:, : min(k, size)])
     if wide < size:
-        # What was not looked at scores at most this; where that might reach the k-th, the row is done again.
+        # Upper bound on the scores outside the candidates; where it reaches the k-th score, recompute the whole row.
         unseen = screened.values[:, -1:] + bound
         again = torch.nonzero((unseen >= top.scores[:, -1:]).flatten()).flatten()
         for part in chunks(len(again), 64):
@@ -204,33 +214,35 @@ def _top_of_tile(product: Products, rows: slice, columns: slice, k: int, exclude
 
 
 def _similarity_of(queries: Tensor, gallery: Tensor, items: Tensor) -> Tensor:
-    """What :func:`similarity` is between each query and its own items (q, wide); a few queries at once stay in the cache."""
+    """Compute :func:`similarity` between each query and its own items (q, wide), a few queries at a time to stay in cache."""
     queries = queries.double()[:, :, None]
     parts = [torch.bmm(gallery[items[some]].double(), queries[some]) for some in chunks(len(queries), 16)]
     return torch.cat(parts).squeeze(2).float()
 
 
-def _here(exclude: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
+def _entries_in_tile(exclude: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
     inside = (exclude >= columns.start) & (exclude < columns.stop)
     query, slot = torch.nonzero(inside, as_tuple=True)
     return query, exclude[query, slot] - columns.start
 
 
 def _merge(first: TopK, second: TopK, k: int) -> TopK:
-    """The top k of a gallery from those of its two parts, the first part's rows being lower."""
+    """Merge the top k of two parts of a gallery; the rows of the first part are lower."""
     scores, index = torch.cat((first.scores, second.scores), 1), torch.cat((first.items, second.items), 1)
     order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
     return TopK(scores.gather(1, order), index.gather(1, order))
 
 
 def stable_top_index(scores: Tensor, k: int) -> Tensor:
-    """Indices (Q, k) of the k greatest scores in order, the lower index first among equals.
+    """Return the indices (Q, k) of the k highest scores in descending order; ties in ascending order of indices.
 
-    `torch.topk` promises no order among equals, so the rows that have any are done again with integer keys,
-    which are all different.
+    `torch.topk` does not define the order of ties, so rows with ties are searched again with distinct integer keys.
+
+    >>> stable_top_index(torch.tensor([[1.0, 2.0, 1.0, 2.0]]), 3).tolist()
+    [[1, 3, 0]]
     """
     gallery_size = scores.shape[1]
-    top = scores.topk(min(k + 1, gallery_size), dim=1)  # one more shows a tie across the cut
+    top = scores.topk(min(k + 1, gallery_size), dim=1)  # one more reveals a tie across the cut-off
     index = top.indices[:, :k]
     tied = (top.values[:, 1:] == top.values[:, :-1]).any(1)
     if tied.any():
@@ -244,41 +256,44 @@ def stable_top_index(scores: Tensor, k: int) -> Tensor:
 
 
 def at_least_fp32(scores: Tensor) -> Tensor:
-    """The scores in fp32, or in fp64 if that is what they come in."""
+    """Cast scores to fp32, unless they are fp64."""
     return scores if scores.dtype == torch.float64 else scores.float()
 
 
 def exact_scores(scores: Tensor) -> Tensor:
-    """Scores as floats that compare exactly as the scores do.
+    """Convert scores to floats with the same order and the same ties.
 
     Args:
-        scores: of any shape, of any real type.
+        scores: any shape and any real dtype.
 
     Returns:
-        fp64 as it is, lower precision in fp32, integers in fp64. Where integers go beyond what :func:`fits_fp64`, all of them
-        are replaced by how many of the scores are lower.
+        fp64 unchanged, lower floating precision as fp32, integers as fp64. If some integers exceed 2^53 (see
+        :func:`fits_fp64`), each score is replaced by the number of lower scores.
+
+    >>> exact_scores(torch.tensor([2**62, 2**62 + 1])).tolist()
+    [0.0, 1.0]
     """
     if scores.is_floating_point():
         return at_least_fp32(scores)
     if fits_fp64(scores):
         return scores.double()
-    if scores.dtype == torch.uint64:  # which torch cannot compare: int64 in the same order
+    if scores.dtype == torch.uint64:  # torch cannot compare uint64: map it to int64 in the same order
         scores = scores.view(torch.int64) ^ torch.iinfo(torch.int64).min
     return torch.searchsorted(scores.flatten().sort().values, scores.contiguous()).double()
 
 
 def fits_fp64(scores: Tensor) -> bool:
-    """Whether fp64 holds every score exactly: all but integers beyond 2^53."""
+    """Whether fp64 represents every score exactly: false only for integers beyond 2^53."""
     if scores.is_floating_point() or not scores.numel():
         return True
-    low, high = scores.long().aminmax()  # uint64 from 2^63 on becomes negative
+    low, high = scores.long().aminmax()  # uint64 values from 2^63 become negative
     return low.item() >= (0 if scores.dtype == torch.uint64 else -_FP64_INTEGERS) and high.item() <= _FP64_INTEGERS
 
 
 def count_non_finite(scores: Tensor) -> tuple[int, tuple[int, int]]:
-    """How many scores (Q, G) are not finite, and the (query, gallery) index of the first or (-1, -1)."""
-    # One pass without a temporary settles the usual case: a non-finite term makes the sum non-finite. The
-    # reverse does not hold (finite scores may overflow in the sum), hence the full look before complaining.
+    """Return the number of non-finite scores (Q, G), and the (query, gallery) index of the first or (-1, -1)."""
+    # The sum is a fast check without a temporary: a non-finite term makes it non-finite. A sum of finite scores may
+    # overflow, so a non-finite sum is followed by the full check.
     if torch.isfinite(scores.sum()):
         return 0, (-1, -1)
     where = torch.nonzero(~torch.isfinite(scores))
@@ -289,18 +304,18 @@ def count_non_finite(scores: Tensor) -> tuple[int, tuple[int, int]]:
 
 
 def check_finite(scores: Tensor, first_query: int = 0, first_item: int = 0) -> None:
-    """Refuse scores (Q, G) that are not finite, naming where in the whole matrix the first is."""
+    """Raise a ValueError for non-finite scores (Q, G), with the position of the first in the whole matrix."""
     bad, (query, item) = count_non_finite(scores)
     if bad:
         raise ValueError(
             f"{bad} scores are not finite, the first at query {first_query + query}, gallery item {first_item + item}: "
-            "a rank among them would mean nothing"
+            "they cannot be ranked"
         )
 
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Products of fp32 in fp32, whatever autocast and the matmul precision are set to."""
+    """Compute fp32 products in fp32, regardless of autocast and the matmul precision."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,4 +1,4 @@
-"""Image-to-text and text-to-image retrieval: recall and rank statistics of the one right image."""
+"""Image-to-text and text-to-image retrieval: recall and rank statistics."""
 
 from collections.abc import Sequence
 
@@ -27,23 +27,23 @@ def cross_modal_rankings(
     chunk_size: int = QUERY_TILE,
     advance: Advance | None = None,
 ) -> tuple[Ranking, Ranking]:
-    """Both directions of retrieval between N images and C captions.
+    """Rank both directions of retrieval between N images and C captions.
 
-    An image's query is answered by the best of its captions, however many it has; a caption's by its image.
+    The positives of an image are all of its captions; the positive of a caption is its image.
 
     Args:
         image_embeddings: (N, d), L2-normalised.
         text_embeddings: (C, d), L2-normalised.
         text_image_index: (C,) int64, the row of the image of each caption.
-        ties: see `sdr_lightning.functional.ranking.rank_scores`.
-        chunk_size: queries ranked at once; changes no result.
-        advance: told how many scores are done, 2 N C in all.
+        ties: see :func:`~sdr_lightning.functional.ranking.rank_scores`.
+        chunk_size: queries per tile; affects memory only.
+        advance: progress callback, called with the number of scores computed; 2 N C in total.
 
     Returns:
-        Image to text (N) and text to image (C).
+        Rankings image to text (N queries) and text to image (C queries).
 
     Raises:
-        ValueError: as `rank_embeddings`, e.g. for an image without a caption.
+        ValueError: as :func:`~sdr_lightning.functional.ranking.rank_embeddings`, e.g. an image has no caption.
     """
     rows = torch.arange(len(image_embeddings), device=image_embeddings.device)
     images, texts, index = image_embeddings, text_embeddings, text_image_index
@@ -53,11 +53,20 @@ def cross_modal_rankings(
 
 
 def summarise_both(i2t: Ranking, t2i: Ranking, recall_at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """The statistics of both directions.
+    """Compute the statistics of both directions.
+
+    Args:
+        i2t: ranking of images as queries.
+        t2i: ranking of captions as queries.
+        recall_at: the K of R@K.
 
     Returns:
-        For direction `i2t` and `t2i`: `_R@K` in percent, `_MdR` and `_MnR` from 1, `_MRR` and `_tie_rate` as
-        fractions; `rsum`, the sum of all R@K.
+        With the prefixes `i2t` and `t2i`: `_R@K` in percent, `_MdR` and `_MnR` 1-based, `_MRR` in (0, 1] and `_tie_rate` in
+        [0, 1]. And `rsum`, the sum of all R@K.
+
+    >>> best = Ranking(torch.tensor([0, 0]), torch.tensor([False, False]))
+    >>> summarise_both(best, best)["rsum"]
+    600.0
     """
     results = summarise("i2t", i2t, recall_at) | summarise("t2i", t2i, recall_at)
     results["rsum"] = sum(results[f"{way}_R@{k}"] for way in ("i2t", "t2i") for k in recall_at)
@@ -65,7 +74,7 @@ def summarise_both(i2t: Ranking, t2i: Ranking, recall_at: Sequence[int] = (1, 5,
 
 
 def summarise(direction: str, ranking: Ranking, recall_at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
-    """The statistics of one ranking, with the keys and units of `summarise_both`."""
+    """Compute the statistics of one ranking, with the keys and units of :func:`summarise_both`."""
     ranks = ranking.ranks
     recalls = {f"{direction}_R@{k}": recall_at_k(ranks, k) for k in recall_at}
     return recalls | {
@@ -77,9 +86,12 @@ def summarise(direction: str, ranking: Ranking, recall_at: Sequence[int] = (1, 5
 
 
 def modality_gap(image_embeddings: Tensor, text_embeddings: Tensor) -> float:
-    """L2 distance between the mean image (N, d) and the mean text embedding (C, d), in [0, 2] if normalised.
+    """Compute the L2 distance between the mean image (N, d) and mean text embedding (C, d); in [0, 2] if normalised.
 
-    Source: Liang et al., Mind the Gap, NeurIPS 2022.
+    Source: Liang et al., "Mind the Gap", NeurIPS 2022.
+
+    >>> modality_gap(torch.tensor([[1.0, 0.0]]), torch.tensor([[-1.0, 0.0]]))
+    2.0
     """
     gap = image_embeddings.mean(0, dtype=torch.float64) - text_embeddings.mean(0, dtype=torch.float64)
     return gap.square().sum().sqrt().item()

@@ -1,4 +1,4 @@
-"""The whole evaluation of a dual encoder, from embeddings to a flat dictionary of numbers."""
+"""Evaluation of a dual encoder: from embeddings to a flat dictionary of metrics."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,12 @@ from sdr_lightning.metrics.relevance import Relevance
 
 
 class Evaluation(NamedTuple):
-    """What an evaluation found, as means and query by query.
+    """Results of an evaluation: means and values per query.
 
     Attributes:
-        metrics: flat, as :func:`evaluate` returns them; NaN where undefined.
-        queries: `i2t_rank` (N,) and `t2i_rank` (C,) int64 from 0, and given relevance every NDCG in percent, float64, (N,)
-            where images ask and (C,) where captions do, NaN where undefined.
+        metrics: as returned by :func:`evaluate`; NaN where undefined.
+        queries: `i2t_rank` (N,) and `t2i_rank` (C,), int64 and 0-based. With relevance, also every NDCG in percent, float64:
+            (N,) for image queries, (C,) for caption queries, NaN where undefined.
     """
 
     metrics: dict[str, float]
@@ -39,28 +39,27 @@ def evaluate(
     siblings: Siblings = "keep",
     chunk_size: int = QUERY_TILE,
 ) -> dict[str, float]:
-    """Cross-modal, and given `relevance` also single-modal and mixed retrieval.
+    """Evaluate cross-modal retrieval and, with `relevance`, single-modal and mixed retrieval.
 
     Args:
-        image_embeddings: (N, d) in the common space, of any floating type and length; cast to fp32 and
-            L2-normalised here.
-        text_embeddings: (C, d).
+        image_embeddings: (N, d) in the common space, any floating dtype and norm; cast to fp32 and L2-normalised.
+        text_embeddings: (C, d), likewise.
         text_image_index: (C,) integers, the row of the image of each caption; captions per image may vary.
-        relevance: of the same N images and C captions; without it there is no NDCG.
+        relevance: graded relevance of the same N images and C captions; no NDCG when None.
         recall_at: the K of R@K.
         ndcg_at: the k of NDCG@k.
-        ties: which equal-scored items count as ahead, see `sdr_lightning.functional.ranking.rank_scores`.
-        siblings: whether the other captions of a caption's image stay in t2t and t2it, or are left out.
-        chunk_size: queries evaluated at once; bounds the memory and changes no result.
+        ties: rule for equal scores, see :func:`~sdr_lightning.functional.ranking.rank_scores`.
+        siblings: "keep" or "exclude" the other captions of a caption's image in t2t and t2it.
+        chunk_size: queries per tile; affects memory only.
 
     Returns:
-        The keys of `summarise_both` (`i2t_R@1`, ..., `t2i_tie_rate`, `rsum`), `modality_gap` and, given `relevance`, the
-        means of `graded_queries` (`i2t_NDCG@10`, ..., `t2it_NDCG_exp@25`), in percent, NaN where no query has anything
-        relevant.
+        The keys of :func:`~sdr_lightning.metrics.cross_modal.summarise_both` (`i2t_R@1`, ..., `t2i_tie_rate`, `rsum`) and
+        `modality_gap`. With `relevance`, also the means of :func:`~sdr_lightning.metrics.graded.graded_queries`
+        (`i2t_NDCG@10`, ..., `t2it_NDCG_exp@25`) in percent, NaN if no query has a relevant item.
 
     Raises:
-        ValueError: for shapes that do not fit, a non-finite or all-zero embedding, an index out of range, an
-            image without a caption, or a `relevance` of other items.
+        ValueError: the shapes do not match, an embedding is not finite or all zero, an index is out of range, an image has
+            no caption, or `relevance` is of other items.
 
     >>> evaluate(torch.eye(3), torch.eye(3), torch.arange(3))["rsum"]
     600.0
@@ -92,8 +91,27 @@ def evaluate_queries(
     chunk_size: int = QUERY_TILE,
     advance: Advance | None = None,
 ) -> Evaluation:
-    """:func:`evaluate`, with what it found for every query; `advance` is told how many of :func:`work` scores are done."""
-    images, texts, index = checked(image_embeddings, text_embeddings, text_image_index)
+    """Run :func:`evaluate` and return the values per query as well.
+
+    Args:
+        image_embeddings: (N, d).
+        text_embeddings: (C, d).
+        text_image_index: (C,) integers.
+        relevance: see :func:`evaluate`, as are all further arguments.
+        recall_at: the K of R@K.
+        ndcg_at: the k of NDCG@k.
+        ties: rule for equal scores.
+        siblings: "keep" or "exclude".
+        chunk_size: queries per tile.
+        advance: progress callback, called with the number of scores computed; :func:`num_scores` in total.
+
+    Returns:
+        Metrics and values per query.
+
+    Raises:
+        ValueError: as :func:`evaluate`.
+    """
+    images, texts, index = checked_embeddings(image_embeddings, text_embeddings, text_image_index)
     i2t, t2i = cross_modal_rankings(images, texts, index, ties=ties, chunk_size=chunk_size, advance=advance)
     metrics = summarise_both(i2t, t2i, recall_at) | {"modality_gap": modality_gap(images, texts)}
     queries = {"i2t_rank": i2t.ranks, "t2i_rank": t2i.ranks}
@@ -113,8 +131,12 @@ def evaluate_queries(
     return Evaluation(metrics, queries)
 
 
-def work(images: int, texts: int, graded: bool) -> int:
-    """How many scores an evaluation computes: both directions, and given relevance each modality with itself and again."""
+def num_scores(images: int, texts: int, graded: bool) -> int:
+    """Return the number of scores that :func:`evaluate_queries` computes, with (`graded`) or without relevance.
+
+    >>> num_scores(2, 10, graded=False)
+    40
+    """
     return 2 * images * texts + (images * images + texts * texts + 2 * images * texts if graded else 0)
 
 
@@ -127,7 +149,7 @@ def cross_modal(
     ties: Ties = "index",
     chunk_size: int = QUERY_TILE,
 ) -> dict[str, float]:
-    """`evaluate` without NDCG: cheap enough for every validation during training."""
+    """Run :func:`evaluate` without NDCG, which is cheap enough for every validation epoch."""
     return evaluate(
         image_embeddings,
         text_embeddings,
@@ -147,35 +169,38 @@ def cross_modal_folds(
     recall_at: Sequence[int] = (1, 5, 10),
     ties: Ties = "index",
 ) -> dict[str, float]:
-    """Cross-modal retrieval within disjoint folds of the images, averaged: "COCO 1K" is five folds of its 5,000 test images.
+    """Average cross-modal retrieval over disjoint folds of the images; "COCO 1K" is five folds of the 5,000 test images.
 
     Args:
         image_embeddings: (N, d).
         text_embeddings: (C, d).
         text_image_index: (C,) integers, the row of the image of each caption.
-        folds: number of folds, consecutive images each, of equal size or as nearly so as can be.
+        folds: number of folds of consecutive images; their sizes differ by at most one.
         recall_at: the K of R@K.
-        ties: which equal-scored items count as ahead, see `sdr_lightning.functional.ranking.rank_scores`.
+        ties: rule for equal scores, see :func:`~sdr_lightning.functional.ranking.rank_scores`.
 
     Returns:
-        The keys of `cross_modal`, each after `{folds}fold_`.
+        The keys of :func:`cross_modal` with the prefix `{folds}fold_`.
 
     Raises:
-        ValueError: fewer than one fold or more folds than images; see also `evaluate`.
+        ValueError: fewer than one fold or more folds than images; or as :func:`evaluate`.
+
+    >>> cross_modal_folds(torch.eye(4), torch.eye(4), torch.arange(4), folds=2)["2fold_rsum"]
+    600.0
     """
     if not 1 <= folds <= len(image_embeddings):
         raise ValueError(f"folds must be from 1 to the {len(image_embeddings)} images, got {folds}")
     results: list[dict[str, float]] = []
     for rows in torch.arange(len(image_embeddings)).tensor_split(folds):
         first, last = int(rows[0]), int(rows[-1])
-        told = (text_image_index >= first) & (text_image_index <= last)
-        images, texts, index = image_embeddings[first : last + 1], text_embeddings[told], text_image_index[told] - first
-        results.append(cross_modal(images, texts, index, recall_at=recall_at, ties=ties))
+        inside = (text_image_index >= first) & (text_image_index <= last)
+        images, texts = image_embeddings[first : last + 1], text_embeddings[inside]
+        results.append(cross_modal(images, texts, text_image_index[inside] - first, recall_at=recall_at, ties=ties))
     return {f"{folds}fold_{key}": sum(result[key] for result in results) / folds for key in results[0]}
 
 
 def undefined(metrics: Mapping[str, float]) -> list[str]:
-    """Name the metrics without a value, in a line for each reason."""
+    """Return one line per reason that names the undefined (NaN) metrics."""
     reasons = {
         "NDCG": "no query has a relevant item in the gallery",
         "tau": "the judged pairs are all rated alike, or all scored alike",
@@ -188,8 +213,15 @@ def undefined(metrics: Mapping[str, float]) -> list[str]:
     return lines
 
 
-def checked(images: Tensor, texts: Tensor, text_image_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The same, normalised and found to fit; see :func:`evaluate`."""
+def checked_embeddings(images: Tensor, texts: Tensor, text_image_index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Check the inputs of :func:`evaluate`.
+
+    Returns:
+        Image and text embeddings, fp32 and L2-normalised, and the int64 index on their device.
+
+    Raises:
+        ValueError: as :func:`evaluate`.
+    """
     if images.ndim != 2 or texts.ndim != 2 or images.shape[1] != texts.shape[1]:
         raise ValueError(
             f"image and text embeddings must be (N, d) and (C, d), not {tuple(images.shape)} and {tuple(texts.shape)}"
@@ -216,13 +248,13 @@ def checked(images: Tensor, texts: Tensor, text_image_index: Tensor) -> tuple[Te
 
 
 def _normalised(name: str, embeddings: Tensor) -> Tensor:
-    """Embeddings in fp32 with L2 norm 1."""
-    if embeddings.device.type == "mps":  # which has no fp64, and scores are summed in fp64
+    """Return the embeddings in fp32 with L2 norm 1."""
+    if embeddings.device.type == "mps":  # no fp64, in which scores are summed
         embeddings = embeddings.cpu()
     normalised = torch.empty(embeddings.shape, device=embeddings.device)
     bad = 0
     first = -1
-    for rows in chunks(len(embeddings), 8192):  # a copy in fp64 of a few at a time
+    for rows in chunks(len(embeddings), 8192):  # bounds the size of the fp64 copy
         some = embeddings[rows].float().double()  # fp64 squares of fp32 numbers neither overflow nor underflow
         norms = some.square().sum(1, keepdim=True).sqrt()
         wrong = torch.nonzero(~torch.isfinite(norms.flatten()) | (norms.flatten() == 0)).flatten()

@@ -1,6 +1,6 @@
-"""Extended positives of COCO's test split, by the package ``eccv_caption``: ECCV Caption and CxC.
+"""Extended positives of COCO's test split from the package ``eccv_caption``: ECCV Caption and CxC.
 
-Source: Chun et al., "ECCV Caption: Correcting False Negatives by Collecting Machine-and-Human-verified Image-Caption
+References: Chun et al., "ECCV Caption: Correcting False Negatives by Collecting Machine-and-Human-verified Image-Caption
 Associations for MS-COCO", ECCV 2022; Parekh et al., "Crisscrossed Captions", EACL 2021.
 """
 
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sdr_lightning.functional.search import top_k
 
-_DEPTH = 60  # more than the positives of any query: 48 captions of an image, 19 images of a caption
+_DEPTH = 60  # more than the positives of any query: at most 48 captions of an image, 19 images of a caption
 
 
 def extended_positives(
@@ -28,25 +28,25 @@ def extended_positives(
     caption_ids: Sequence[str],
     text_image_index: Tensor,
 ) -> dict[str, float]:
-    """Retrieval by positives that people confirmed beyond the paired ones.
+    """Evaluate retrieval against human-verified positives beyond the original pairs.
 
-    An image is known by the number in its name (``COCO_val2014_000000391895.jpg``). A caption is known by its id where that is
-    COCO's annotation id, as in Karpathy's file; otherwise the k-th caption of an image is the k-th that the package lists for it,
-    which is Karpathy's order, and a sixth one, which the package does not know, is left out of the gallery.
+    An image is identified by the number in its name (``COCO_val2014_000000391895.jpg``). A caption is identified by its id if
+    that is COCO's annotation id, as in Karpathy's file. Otherwise the k-th caption of an image is the k-th in the package's
+    list, which has Karpathy's order; captions beyond that list (a sixth caption) are removed from the gallery.
 
     Args:
         image_embeddings: (N, d), L2-normalised.
         text_embeddings: (C, d), L2-normalised.
-        image_ids: N.
-        caption_ids: C.
+        image_ids: N names.
+        caption_ids: C ids.
         text_image_index: (C,) the image of each caption.
 
     Returns:
-        In percent: ``eccv_i2t_mAP@R``, ``eccv_i2t_R-Precision``, ``eccv_i2t_R@1`` and the same of ``t2i``; ``cxc_i2t_R@1/5/10``
-        and of ``t2i``.
+        In percent: ``eccv_i2t_mAP@R``, ``eccv_i2t_R-Precision``, ``eccv_i2t_R@1``, ``cxc_i2t_R@1``, ``cxc_i2t_R@5``,
+        ``cxc_i2t_R@10``, and the same for ``t2i``.
 
     Raises:
-        ValueError: the package is not installed, or the items are not COCO's whole test split.
+        ValueError: the package is not installed, or the items are not the whole test split of COCO.
     """
     metrics = _package()
     images = [_number(name) for name in image_ids]
@@ -61,7 +61,7 @@ def extended_positives(
         "t2i": {caption: [images[i] for i in found] for caption, found in zip(captions, t2i, strict=True)},
     }
     results: dict[str, float] = {}
-    with contextlib.redirect_stderr(io.StringIO()):  # the package draws progress bars whether asked to or not
+    with contextlib.redirect_stderr(io.StringIO()):  # hide the package's progress bars
         eccv = metrics.eccv_metrics(retrieved, "all")
         for key, name in (("eccv_map_at_r", "mAP@R"), ("eccv_rprecision", "R-Precision"), ("eccv_r1", "R@1")):
             results |= {f"eccv_{way}_{name}": 100 * float(eccv[key][way]) for way in ("i2t", "t2i")}
@@ -86,7 +86,7 @@ def _package() -> Any:
 def _number(name: str) -> int:
     digits = re.findall(r"\d+", name.rpartition("/")[2])
     if not digits:
-        raise ValueError(f"{name!r} names no COCO image: expected its number at the end of the name")
+        raise ValueError(f"{name!r} names no COCO image: expected a name that ends with its number")
     return int(digits[-1])
 
 
@@ -103,7 +103,7 @@ def _check_whole(what: str, found: Sequence[int], wanted: Sequence[int]) -> None
 def _captions(
     metrics: Any, images: Sequence[int], caption_ids: Sequence[str], text_image: Sequence[int]
 ) -> tuple[list[int], list[int]]:
-    """COCO's ids of the captions that have one, and their rows."""
+    """Return the COCO ids of the captions that have one, and their rows."""
     wanted = [int(caption) for caption in metrics.coco_ids]
     known = set(wanted)
     by_id = [(int(name), row) for row, name in enumerate(caption_ids) if name.isdigit() and int(name) in known]

@@ -1,4 +1,4 @@
-"""What an evaluation reads and writes: arrays without pickle, relevance with a record, results with their terms."""
+"""Files of an evaluation: arrays without pickle, relevance matrices with a record, and results with their settings."""
 
 from __future__ import annotations
 
@@ -20,16 +20,19 @@ _MAGIC = b"\x93NUMPY"
 
 
 def load_array(path: Path, what: str, dimensions: int) -> npt.NDArray[Any]:
-    """An ``.npy`` file, memory-mapped copy-on-write; read as a whole if its byte order is not this machine's.
+    """Load an ``.npy`` file, memory-mapped copy-on-write; into memory if its byte order is not native.
 
     Args:
         path: the file.
-        what: what it should hold, for the message.
-        dimensions: how many it must have.
+        what: description of the expected content, for error messages.
+        dimensions: required number of dimensions.
+
+    Returns:
+        The array, in native byte order.
 
     Raises:
-        ValueError: absent, not an ``.npy``, pickled, of other dimensions, or of numbers that torch does not have (complex, more
-            than 64 bits).
+        ValueError: the file is missing, not an ``.npy`` file, pickled, of another number of dimensions, or of a dtype that
+            torch does not support (complex, more than 64 bits).
     """
     try:
         array: npt.NDArray[Any] = np.load(path, mmap_mode="c", allow_pickle=False)
@@ -47,13 +50,13 @@ def load_array(path: Path, what: str, dimensions: int) -> npt.NDArray[Any]:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file's bytes in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def record_path(path: Path) -> Path:
-    """Where the record of a relevance file is."""
+    """Return the path of the record of a relevance file."""
     return path.with_suffix(".json")
 
 
@@ -65,14 +68,14 @@ def save_relevance(
     kind: str,
     dtype: str = "float32",
 ) -> None:
-    """Write relevance (C, N) as ``.npy`` and its record beside it as ``.json``: hash, kind, row and column ids.
+    """Write relevance (C, N) as ``.npy``, and beside it a ``.json`` record of hash, kind, row ids and column ids.
 
     Args:
-        path: should end with ``.npy``.
+        path: the file, with the suffix ``.npy``.
         scores: (C, N).
         caption_ids: C ids of the rows.
         image_ids: N ids of the columns.
-        kind: what the scores are.
+        kind: name of the measure.
         dtype: ``float32`` or ``float16``.
     """
 
@@ -99,17 +102,21 @@ def load_relevance(
     caption_ids: Sequence[str] | None = None,
     image_ids: Sequence[str] | None = None,
 ) -> CaptionRelevance:
-    """Read relevance (C, N), memory-mapped: an ``.npy``, or TERN's raw float32 without a header.
+    """Read relevance (C, N), memory-mapped: an ``.npy`` file, or TERN's raw float32 without a header.
 
     Args:
-        path: the file; where there is a record beside it, it is checked.
+        path: the file; the record beside it is checked if there is one.
         text_image_index: (C,) the image of each caption.
         num_images: N.
-        caption_ids: what the rows must be, where that is known.
-        image_ids: what the columns must be.
+        caption_ids: expected ids of the rows; not checked when None.
+        image_ids: expected ids of the columns; not checked when None.
+
+    Returns:
+        The relevance, with the SHA-256 of the file as its fingerprint.
 
     Raises:
-        ValueError: absent, of other sizes, of another split or order, changed since its record was written, or not finite.
+        ValueError: the file is missing, of another size, of another split or order, changed since its record was written, or
+            holds values that are negative or not finite.
     """
     shape = (len(text_image_index), num_images)
     expected = f"relevance of {shape[0]} captions x {shape[1]} images"
@@ -117,7 +124,7 @@ def load_relevance(
         with path.open("rb") as file:
             is_npy = file.read(len(_MAGIC)) == _MAGIC
     except OSError as error:
-        raise ValueError(f"no relevance file at {path} ({error.strerror}): sdr relevance writes one") from error
+        raise ValueError(f"no relevance file at {path} ({error.strerror}): write one with sdr relevance") from error
     if is_npy:
         scores = load_array(path, expected, 2)
     elif path.stat().st_size == 4 * shape[0] * shape[1]:
@@ -125,7 +132,7 @@ def load_relevance(
     else:
         raise ValueError(
             f"{path} is no .npy, and its {path.stat().st_size} bytes are not the {4 * shape[0] * shape[1]} of raw float32 "
-            f"{expected}: it is of another split, or cut short"
+            f"{expected}: it is of another split, or truncated"
         )
     if scores.shape != shape:
         raise ValueError(f"{path} is {scores.shape}, expected {expected}: it is of another split or transposed")
@@ -142,7 +149,7 @@ def load_relevance(
 def _check_record(path: Path, record: Any, digest: str, ids: Mapping[str, Sequence[str] | None]) -> None:
     if not isinstance(record, dict) or not {"kind", "sha256", *ids} <= record.keys():
         raise ValueError(
-            f"{record_path(path)} is not the record of a relevance file: move it away, or write both again"
+            f"{record_path(path)} is not the record of a relevance file: move it away, or write both files again"
         )
     if record["sha256"] != digest:
         raise ValueError(
@@ -163,7 +170,7 @@ def _check_record(path: Path, record: Any, digest: str, ids: Mapping[str, Sequen
 
 
 def is_relevance(path: Path) -> bool:
-    """Whether a file, or its record, is as :func:`save_relevance` wrote it."""
+    """Whether a path is a relevance file or its record, unchanged since :func:`save_relevance` wrote it."""
     array, record = path.with_suffix(".npy"), record_path(path)
     try:
         found = read_json(record, "the record of a relevance file")
@@ -176,7 +183,7 @@ def is_relevance(path: Path) -> bool:
 
 
 def queries_path(path: Path) -> Path:
-    """Where the queries of an evaluation are."""
+    """Return the path of the values per query of an evaluation."""
     return path.with_suffix(".queries.npz")
 
 
@@ -187,7 +194,15 @@ def save_evaluation(
     text_image_index: Tensor,
     meta: Mapping[str, Any],
 ) -> None:
-    """Write ``metrics.json`` (flat, with the terms under ``meta``, NaN as null) and before it ``metrics.queries.npz``."""
+    """Write the values per query as ``metrics.queries.npz``, then ``metrics.json``.
+
+    Args:
+        path: the JSON file.
+        metrics: flat metrics; NaN is written as null.
+        queries: values per query.
+        text_image_index: (C,) the image of each caption.
+        meta: settings of the evaluation, written under the key ``meta``.
+    """
 
     def write(part: Path) -> None:
         with part.open("wb") as file:
@@ -199,7 +214,7 @@ def save_evaluation(
 
 
 def is_evaluation(path: Path) -> bool:
-    """Whether a file is metrics as ``sdr evaluate`` writes them, or their queries."""
+    """Whether a file holds metrics or values per query as written by ``sdr evaluate``."""
     if path.suffix == ".npz":
         try:
             with zipfile.ZipFile(path) as archive:
@@ -217,6 +232,6 @@ def is_evaluation(path: Path) -> bool:
 def pairing_fingerprint(
     text_image_index: Tensor, caption_ids: Sequence[str] | None, image_ids: Sequence[str] | None
 ) -> str:
-    """SHA-256 of which caption is of which image, and of their ids where these are known."""
+    """Return the SHA-256 of the pairing of captions and images, and of their ids if these are given."""
     names = [sha256(*ids) if ids is not None else "" for ids in (caption_ids, image_ids)]
     return sha256(text_image_index.cpu().numpy().astype(np.int64).tobytes(), *names)

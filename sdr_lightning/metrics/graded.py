@@ -1,4 +1,4 @@
-"""Retrieval where items are relevant by degrees: NDCG of i2t, t2i, and of single-modal and mixed galleries."""
+"""Retrieval with graded relevance: NDCG of cross-modal, single-modal and mixed galleries."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -17,7 +17,7 @@ Siblings = Literal["keep", "exclude"]
 EXPONENTIAL_AT = 25
 """The cut-off of TERN's NDCG, whose gain is exponential."""
 
-_ROWS = 512  # queries whose relevance is looked up at once
+_ROWS = 512  # queries per lookup of relevance
 
 
 @torch.no_grad()
@@ -32,30 +32,30 @@ def graded_queries(
     chunk_size: int = QUERY_TILE,
     advance: Advance | None = None,
 ) -> dict[str, Tensor]:
-    """NDCG of every query of six tasks over N images and C captions.
+    """Compute NDCG of every query for the tasks i2t, t2i, i2i, t2t, i2it and t2it over N images and C captions.
 
-    The gallery of i2i is the images, of t2t the captions, of i2it and t2it the images followed by the
-    captions. All scores are cosines in the common space and so comparable within a mixed gallery. The query
-    itself is left out everywhere, of the gallery and of the ideal; its counterpart in the other modality stays.
-    (The public code mixes cosines with matching logits and keeps the query in mixed galleries, see
-    :mod:`sdr_lightning.metrics.paper_protocol`.)
+    The gallery of i2it and t2it is the images followed by the captions. All scores are cosines in the common space, so they
+    are comparable within a mixed gallery. The query itself is removed from the gallery and from the ideal order; its
+    counterpart in the other modality is kept. (The public code mixes cosines with matching logits and keeps the query in
+    mixed galleries, see :mod:`sdr_lightning.metrics.paper_protocol`.)
 
     Args:
         image_embeddings: (N, d), L2-normalised.
         text_embeddings: (C, d), L2-normalised.
-        relevance: of the same N images and C captions.
+        relevance: graded relevance of the same N images and C captions.
         ks: cut-offs of the linear gain.
-        siblings: whether the other captions of a caption's image stay in t2t and t2it, or are left out like the query.
-        text_image_index: (C,) the image of each caption; only needed to leave siblings out.
-        chunk_size: queries searched at once; changes no result.
-        advance: told how many scores are done: N^2 + C^2 + 2 N C in all.
+        siblings: "keep" or "exclude" the other captions of a caption's image in t2t and t2it.
+        text_image_index: (C,) the image of each caption; only required to exclude siblings.
+        chunk_size: queries per tile; affects memory only.
+        advance: progress callback, called with the number of scores computed; N^2 + C^2 + 2 N C in total.
 
     Returns:
-        `TASK_NDCG@K` and `TASK_NDCG_exp@25`, float64 in percent, (N,) where images ask and (C,) where captions do; NaN for
-        a query with nothing relevant.
+        `TASK_NDCG@K` and `TASK_NDCG_exp@25`, float64 in percent, (N,) for image queries and (C,) for caption queries; NaN
+        for a query without a relevant item.
 
     Raises:
-        ValueError: if `relevance` is of other items, or has a value that is negative or not finite.
+        ValueError: `relevance` is of other items, or has a value that is negative or not finite; `siblings` is unknown or
+            lacks `text_image_index`.
     """
     found, wanted = (relevance.num_images, relevance.num_texts), (len(image_embeddings), len(text_embeddings))
     if found != wanted:
@@ -79,7 +79,7 @@ def graded_queries(
 
 
 def queries_of(task: str, top: TopGains, ks: Sequence[int]) -> dict[str, Tensor]:
-    """The keys of one task, from its top gains; see :func:`graded_queries`."""
+    """Compute the values of one task from its top gains; see :func:`graded_queries`."""
     parts: tuple[tuple[str, Gain, Sequence[int]], ...] = (
         ("NDCG", "linear", ks),
         ("NDCG_exp", "exponential", (EXPONENTIAL_AT,)),
@@ -92,12 +92,22 @@ def queries_of(task: str, top: TopGains, ks: Sequence[int]) -> dict[str, Tensor]
 
 
 def means(queries: dict[str, Tensor]) -> dict[str, float]:
-    """The mean of every key over the queries that have something relevant; NaN where none has."""
+    """Average each value over the queries with a relevant item; NaN if there is no such query."""
     return {key: mean_ndcg(values[:, None]).item() for key, values in queries.items()}
 
 
 def sibling_table(text_image_index: Tensor) -> Tensor:
-    """All captions of each caption's image, itself included: (C, most captions of an image), repeated to fill a row."""
+    """List all captions of each caption's image, itself included.
+
+    Args:
+        text_image_index: (C,) the image of each caption.
+
+    Returns:
+        (C, M) int64 rows of captions, with M the most captions of an image; shorter rows repeat their last entry.
+
+    >>> sibling_table(torch.tensor([0, 1, 0])).tolist()
+    [[0, 2], [1, 1], [0, 2]]
+    """
     index = text_image_index.long()
     by_image = index.argsort(stable=True)
     counts = index.bincount()
@@ -114,20 +124,20 @@ def single_modal(
     ks: Sequence[int] = (10, 20, 50),
     chunk_size: int = QUERY_TILE,
 ) -> dict[str, float]:
-    """NDCG of i2i or t2t alone, e.g. of a teacher, which knows one modality only.
+    """Compute NDCG of i2i or t2t only, e.g. for a unimodal teacher.
 
     Args:
         embeddings: (N, d) of the images or (C, d) of the captions, L2-normalised.
-        relevance: of the N images and C captions.
-        modality: which of the two the embeddings are of.
-        ks: cut-offs.
-        chunk_size: queries evaluated at once; changes no result.
+        relevance: graded relevance of the N images and C captions.
+        modality: modality of the embeddings.
+        ks: cut-offs of the linear gain.
+        chunk_size: queries per tile; affects memory only.
 
     Returns:
-        `i2i_NDCG@10`, ... for images or `t2t_NDCG@10`, ... for captions; NaN where no query has anything relevant.
+        `i2i_NDCG@10`, ... for images or `t2t_NDCG@10`, ... for captions, in percent; NaN if no query has a relevant item.
 
     Raises:
-        ValueError: if `relevance` is of another number of items.
+        ValueError: `relevance` is of another number of items.
     """
     wanted = relevance.num_images if modality == "image" else relevance.num_texts
     if len(embeddings) != wanted:
@@ -144,14 +154,17 @@ def ndcg_between(
     galleries: Sequence[Modality],
     ks: Sequence[int] = (10, 20, 50),
 ) -> Tensor:
-    """NDCG (Q, len(ks)) in [0, 1] of one task alone: the queries of one modality among one gallery, or both in this order.
+    """Compute NDCG of one task: queries of one modality against the gallery of one modality, or of both.
 
     Args:
-        embeddings: (N, d) images and (C, d) texts, L2-normalised; only those that are named need be there.
-        relevance: of the same items.
-        query: which modality asks; the query itself is left out.
-        galleries: which modalities answer.
+        embeddings: (N, d) images and (C, d) texts, L2-normalised; only the modalities used are required.
+        relevance: graded relevance of the same items.
+        query: modality of the queries; the query itself is excluded.
+        galleries: modalities of the gallery, in order.
         ks: cut-offs of the linear gain.
+
+    Returns:
+        (Q, len(ks)) in [0, 1]; NaN for a query without a relevant item.
     """
     search = _Search(embeddings, relevance, None, QUERY_TILE, None)
     first, *others = (search.top(query, gallery, max(ks)) for gallery in galleries)
@@ -161,7 +174,7 @@ def ndcg_between(
 
 
 class _Search:
-    """Top gains of one modality among another."""
+    """Search of one modality with queries of another, and the gains of what is found."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
-"""Human judgements of images and captions in Flickr8k's published form, and how well cosines agree with them.
+"""Human judgements of image-caption pairs in Flickr8k's published format, and their agreement with cosine similarities.
 
-Source: Hodosh, Young and Hockenmaier, "Framing Image Description as a Ranking Task", JAIR 2013: ``ExpertAnnotations.txt``, three
-ratings from 1 to 4, and ``CrowdFlowerAnnotations.txt``, the share and numbers of yes and no.
+Source: Hodosh, Young and Hockenmaier, "Framing Image Description as a Ranking Task", JAIR 2013. ``ExpertAnnotations.txt``
+holds three ratings from 1 to 4, ``CrowdFlowerAnnotations.txt`` the share of yes and the numbers of yes and no.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Kind = Literal["expert", "crowd"]
 
 @dataclass(frozen=True)
 class Judgements:
-    """Rated pairs.
+    """Rated image-caption pairs.
 
     Attributes:
-        kind: ``expert``: ratings are means of three from 1 (does not describe the image) to 4 (describes it without errors);
-            ``crowd``: shares in [0, 1] of those who said that it describes the image.
-        pairs: P times an image's id and a caption's, ``image.jpg#k``.
+        kind: ``expert``: means of three ratings from 1 (does not describe the image) to 4 (describes it without errors);
+            ``crowd``: share in [0, 1] of people who judged that the caption describes the image.
+        pairs: P pairs of an image id and a caption id, ``image.jpg#k``.
         ratings: (P,) float64.
     """
 
@@ -40,10 +40,11 @@ class Judgements:
 
 
 def read_judgements(path: Path) -> Judgements:
-    """Read either published file; which of the two it is shows in its numbers.
+    """Read either published file; the kind is recognised from its numbers.
 
     Raises:
-        ValueError: absent, a line in neither form or in the other than the first, or a pair that is rated twice.
+        ValueError: the file is missing or empty, a line is in neither format, both formats are mixed, or a pair is rated
+            twice.
     """
     kinds: set[Kind] = set()
     ratings: dict[tuple[str, str], float] = {}
@@ -61,12 +62,14 @@ def read_judgements(path: Path) -> Judgements:
             )
         kinds.add(kind)
         if len(kinds) > 1:
-            raise ValueError(f"{path}, line {number} is a judgement of the {kind} kind, those before are of the other")
+            raise ValueError(
+                f"{path}, line {number} is a judgement of the {kind} kind, those before are of the other: use one file for each"
+            )
         if (image, caption) in ratings:
-            raise ValueError(f"{path}, line {number} rates {image} and {caption} again")
+            raise ValueError(f"{path}, line {number} rates {image} and {caption} again: expected one line per pair")
         ratings[image, caption] = rating
     if not ratings:
-        raise ValueError(f"{path} holds no judgements")
+        raise ValueError(f"{path} holds no judgements: expected one per line")
     return Judgements(kinds.pop(), tuple(ratings), np.array(list(ratings.values())))
 
 
@@ -91,26 +94,30 @@ def agreement(
     image_ids: Sequence[str],
     text_image_index: Tensor,
 ) -> dict[str, float]:
-    """How well cosines agree with people, over the pairs whose image and caption are both here.
+    """Compute the agreement of cosine similarities with human judgements.
 
-    ``image.jpg#k`` is the k-th caption of the image, from 0, in the order given. A caption's own image may be among
-    the judged ones and is kept.
+    Judged pairs whose image or caption is missing are skipped. ``image.jpg#k`` is the k-th caption of the image, 0-based, in
+    the given order. Judgements of a caption with its own image are included.
 
     Args:
-        judgements: what people said.
+        judgements: the rated pairs.
         image_embeddings: (N, d), L2-normalised.
         text_embeddings: (C, d), L2-normalised.
         image_ids: N file names.
         text_image_index: (C,) the image of each caption.
 
     Returns:
-        After ``expert_`` or ``crowd_``: ``tau_b`` and ``tau_c``, Kendall's rank correlations of cosine and rating in [-1, 1];
-        ``i2t_NDCG`` and ``t2i_NDCG`` in percent, over the judged captions of each image and the judged images of each caption
-        (gain: rating - 1, or the share), means over queries with two judgements or more and one that is positive; ``pairs``,
-        how many there were. NDCG is NaN where no query has that, and tau where all pairs are rated or scored alike.
+        With the prefix ``expert_`` or ``crowd_``:
+
+        - ``tau_b``, ``tau_c``: Kendall's rank correlations of cosine and rating, in [-1, 1]; NaN if all ratings or all
+          scores are equal.
+        - ``i2t_NDCG``, ``t2i_NDCG``: in percent, over the judged captions of an image or the judged images of a caption,
+          with gain rating - 1 or the share. Means over queries with at least two judgements and a positive gain; NaN if there
+          is no such query.
+        - ``pairs``: number of pairs used.
 
     Raises:
-        ValueError: none of the pairs is here.
+        ValueError: none of the judged pairs is among the items.
     """
     from scipy.stats import kendalltau
 
@@ -143,7 +150,7 @@ def agreement(
 
 
 def _ndcg(scores: NDArray[np.float32], gains: NDArray[np.float64]) -> float | None:
-    """Over the whole of a short list; None where there is nothing to order."""
+    """Compute NDCG over a whole list; None with fewer than two items or without a positive gain."""
     if len(gains) < 2 or gains.max() <= 0:
         return None
     discount = 1 / np.log2(np.arange(2, len(gains) + 2))

@@ -1,4 +1,4 @@
-"""The evaluation as a torchmetrics ``Metric``: for any training loop, over batches and processes."""
+"""The evaluation as a torchmetrics ``Metric``, accumulated over batches and processes."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from sdr_lightning.metrics.relevance import Relevance
 
 
 class ImageTextRetrieval(Metric):
-    """Collects embeddings by row and evaluates them when all are there.
+    """Collects embeddings by row and evaluates them in :meth:`compute`.
 
-    Rows are assigned, never summed: an item that a sampler repeats to even out processes counts once. The result is that
-    of :func:`~sdr_lightning.metrics.evaluation.evaluate`, whatever the batches, their order and the number of processes.
+    An item that occurs several times, e.g. as padding of a distributed sampler, counts once. The result equals that of
+    :func:`~sdr_lightning.metrics.evaluation.evaluate`, independent of batches, their order and the number of processes.
 
     Args:
-        text_image_index: (C,) integers, the row of the image of each caption; every image has one.
-        relevance: of the same images and captions; without it there is no NDCG.
-        options: of :func:`~sdr_lightning.metrics.evaluation.evaluate`, such as ``ties`` or ``recall_at``.
+        text_image_index: (C,) integers, the row of the image of each caption; every image has a caption.
+        relevance: graded relevance of the same images and captions; no NDCG when None.
+        options: options of :func:`~sdr_lightning.metrics.evaluation.evaluate`, such as ``ties`` or ``recall_at``.
 
     >>> metric = ImageTextRetrieval(torch.arange(3))
     >>> metric.update(torch.arange(3), torch.eye(3), "image")
@@ -44,15 +44,15 @@ class ImageTextRetrieval(Metric):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(self, rows: Tensor, embeddings: Tensor, modality: Literal["image", "text"]) -> None:
-        """Take a batch of one modality.
+        """Add a batch of one modality.
 
         Args:
-            rows: (B,) int64, which images or captions.
-            embeddings: (B, d), kept in fp32.
-            modality: which of the two.
+            rows: (B,) int64 rows of the images or captions.
+            embeddings: (B, d), stored in fp32.
+            modality: "image" or "text".
 
         Raises:
-            ValueError: another modality, shapes that do not fit, or rows out of range.
+            ValueError: the modality is unknown, the shapes do not match, or a row is out of range.
         """
         if modality not in ("image", "text"):
             raise ValueError(f"modality must be 'image' or 'text', not {modality!r}")
@@ -68,10 +68,10 @@ class ImageTextRetrieval(Metric):
         getattr(self, f"{modality}_embeddings").append(embeddings.detach().float())
 
     def compute(self) -> dict[str, float]:
-        """Everything, over all processes.
+        """Evaluate the embeddings of all processes.
 
         Raises:
-            ValueError: a row that never came; and as :func:`~sdr_lightning.metrics.evaluation.evaluate`.
+            ValueError: embeddings are missing; or as :func:`~sdr_lightning.metrics.evaluation.evaluate`.
         """
         images, texts = self._table("image"), self._table("text")
         return evaluate(images, texts, self.text_image_index.to(images.device), self.relevance, **self.options)
@@ -82,14 +82,15 @@ class ImageTextRetrieval(Metric):
     def _table(self, modality: str) -> Tensor:
         size, rows = self._size(modality), getattr(self, f"{modality}_rows")
         if not len(rows):
-            raise ValueError(f"no {modality} embeddings came: call update before compute")
+            raise ValueError(f"found no {modality} embeddings: call update before compute")
         rows, embeddings = dim_zero_cat(rows), dim_zero_cat(getattr(self, f"{modality}_embeddings"))
-        came = torch.zeros(size, dtype=torch.bool, device=rows.device)
-        came[rows] = True
-        if not came.all():
-            missing = torch.nonzero(~came).flatten()
+        present = torch.zeros(size, dtype=torch.bool, device=rows.device)
+        present[rows] = True
+        if not present.all():
+            missing = torch.nonzero(~present).flatten()
             raise ValueError(
-                f"{len(missing)} of {size} {modality} embeddings never came, the first is row {int(missing[0])}"
+                f"{len(missing)} of {size} {modality} embeddings are missing, the first is row {int(missing[0])}: call update "
+                "with all rows before compute"
             )
         table = embeddings.new_empty(size, embeddings.shape[1])
         table[rows] = embeddings

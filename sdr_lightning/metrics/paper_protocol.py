@@ -1,22 +1,22 @@
-"""Evaluation as the public code of the TIP 2024 paper does it (its ``metric.py``), for numbers that compare with its own.
+"""Evaluation protocol of the public code of the TIP 2024 paper (its ``metric.py``), for results comparable with the paper.
 
-It differs from :mod:`sdr_lightning.metrics.evaluation` in that
+Differences from :mod:`sdr_lightning.metrics.evaluation`:
 
-- of every image the first five captions count, and image i's are the captions 5 i to 5 i + 4;
-- i2i relevance is R[5 i, j]: the first caption of the query image against the captions of image j;
-- the queries of t2t and t2it are the first caption of each image, and the relevance of caption c to it is R[c, image of the
-  query], candidate and references swapped against ours;
-- the query itself stays everywhere: its score becomes 0 and its relevance 0 in i2i and t2t, and in mixed galleries it keeps
-  both (cosine 1, and relevance 1);
-- siblings stay in t2t and t2it with relevance 1;
-- mixed galleries set cosines beside the cross-modal scores that are reported, be they matching logits with -100 for what
-  was not re-scored;
-- the image block of t2it is transposed: entry (i, j) is how image i scores against the first caption of image j, with the
-  relevance R[5 j, i];
-- a query with nothing relevant counts as 0, where ours leaves it out.
+- Only the first five captions of every image are used; captions 5 i to 5 i + 4 belong to image i.
+- The relevance of i2i is R[5 i, j]: the first caption of the query image against the captions of image j.
+- The queries of t2t and t2it are the first captions of the images. The relevance of caption c is R[c, image of the query],
+  with candidate and references swapped compared with :mod:`~sdr_lightning.metrics.graded`.
+- The query itself stays in the gallery. In i2i and t2t its score and its relevance are set to 0; in mixed galleries it
+  keeps both (cosine 1, relevance 1).
+- Siblings stay in t2t and t2it with relevance 1.
+- Mixed galleries combine cosines with the reported cross-modal scores, even if these are matching logits with -100 for pairs
+  that were not re-scored.
+- The image block of t2it is transposed: entry (i, j) is the score of image i with the first caption of image j, with the
+  relevance R[5 j, i].
+- A query without a relevant item counts as 0 instead of being skipped.
 
-Equal scores are ordered by index, lower first; the public code leaves their order to the sorting routine. Its Flickr30K
-numbers use ROUGE-L of TERN's tokens.
+Ties are ordered by index, ascending; in the public code their order depends on the sorting routine. The Flickr30K results
+of the paper use ROUGE-L with TERN's tokens.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sdr_lightning.functional.ndcg import ndcg
 from sdr_lightning.functional.ranking import Ties, rank_scores
 from sdr_lightning.functional.search import chunks, exact_scores, fits_fp64, similarity
 from sdr_lightning.metrics.cross_modal import modality_gap, summarise_both
-from sdr_lightning.metrics.evaluation import Evaluation, checked
+from sdr_lightning.metrics.evaluation import Evaluation, checked_embeddings
 from sdr_lightning.metrics.relevance import Relevance
 
 _KS = (10, 20, 50)
@@ -37,17 +37,17 @@ _ROWS = 256
 
 
 def first_five(text_image_index: Tensor, num_images: int) -> Tensor:
-    """Rows (5 N,) of the first five captions of every image, image by image.
+    """Return the rows (5 N,) of the first five captions of every image, image by image.
 
     Raises:
-        ValueError: an image with fewer.
+        ValueError: an image has fewer than five captions.
     """
     order = text_image_index.argsort(stable=True)
     counts = text_image_index.bincount(minlength=num_images)
     few = torch.nonzero(counts < _PER_IMAGE).flatten()
     if len(few):
         raise ValueError(
-            f"protocol paper takes five captions an image; {len(few)} images have fewer, the first is image {few[0].item()} "
+            f"protocol paper needs five captions per image; {len(few)} images have fewer, the first is image {few[0].item()} "
             f"with {counts[few[0]].item()}: use protocol clean"
         )
     start = counts.cumsum(0) - counts
@@ -65,26 +65,26 @@ def evaluate_published(
     *,
     ties: Ties = "index",
 ) -> Evaluation:
-    """Cross-modal, and given `relevance` single-modal and mixed retrieval as published; see the module.
+    """Evaluate cross-modal and, with `relevance`, single-modal and mixed retrieval by the protocol described above.
 
     Args:
         image_embeddings: (N, d).
-        text_embeddings: (C, d), five or more an image.
+        text_embeddings: (C, d), at least five per image.
         text_image_index: (C,) the image of each caption.
-        relevance: of these N images and C captions.
-        i2t_scores: (N, C) reported image-to-text scores of any real type, e.g. after re-ranking; cosines when None.
-        t2i_scores: (C, N) likewise.
-        ties: which equal-scored items count as ahead, in cross-modal retrieval.
+        relevance: graded relevance of the N images and C captions; no NDCG when None.
+        i2t_scores: (N, C) image-to-text scores of any real dtype, e.g. after re-ranking; cosines when None.
+        t2i_scores: (C, N) text-to-image scores, likewise.
+        ties: rule for equal scores in cross-modal retrieval, see :func:`~sdr_lightning.functional.ranking.rank_scores`.
 
     Returns:
-        The keys of :func:`~sdr_lightning.metrics.evaluation.evaluate` but for `i2t_NDCG`, `t2i_NDCG` and `NDCG_exp`. Queries
-        of captions are (5 N,) for `t2i_rank` and (N,) for NDCG.
+        The keys of :func:`~sdr_lightning.metrics.evaluation.evaluate` except `i2t_NDCG`, `t2i_NDCG` and `NDCG_exp`. Of the
+        values per query, `t2i_rank` is (5 N,) and the NDCG of caption queries is (N,).
 
     Raises:
-        ValueError: as :func:`~sdr_lightning.metrics.evaluation.evaluate`; an image with fewer than five captions; scores of
-            other sizes, or integers beyond 2^53, which do not compare with cosines.
+        ValueError: as :func:`~sdr_lightning.metrics.evaluation.evaluate`; an image has fewer than five captions; scores have
+            another shape, or hold integers beyond 2^53, which cannot be compared with cosines.
     """
-    images, texts, index = checked(image_embeddings, text_embeddings, text_image_index)
+    images, texts, index = checked_embeddings(image_embeddings, text_embeddings, text_image_index)
     n, kept = len(images), first_five(index, len(images))
     firsts, kept_texts, owner = kept[::_PER_IMAGE], texts[kept], index[kept]
     for name, given, shape in (("i2t", i2t_scores, (n, len(texts))), ("t2i", t2i_scores, (len(texts), n))):
@@ -93,7 +93,7 @@ def evaluate_published(
                 f"{name} scores are {tuple(given.shape)} {given.dtype}, expected {shape} of floats, or of integers up "
                 "to 2^53"
             )
-    # (N, 5 N) and its counterpart
+    # (N, 5 N) and (5 N, N)
     i2t = similarity(images, kept_texts) if i2t_scores is None else exact_scores(i2t_scores[:, kept])
     t2i = similarity(kept_texts, images) if t2i_scores is None else exact_scores(t2i_scores[kept])
     rows = torch.arange(n)
@@ -112,10 +112,8 @@ def evaluate_published(
         parts["i2i"].append(_ndcg(image_scores.scatter(1, own, 0.0), of_image.scatter(1, own, 0.0)))
         parts["t2t"].append(_ndcg(text_scores.scatter(1, own_text, 0.0), of_text.scatter(1, own_text, 0.0)))
         parts["i2it"].append(_ndcg(torch.cat((image_scores, i2t[part]), 1), torch.cat((of_image, of_text), 1)))
-        transposed, swapped = (
-            t2i[::_PER_IMAGE, part].T,
-            r[::_PER_IMAGE, part].T,
-        )  # (q, N) of the images and first captions
+        # (q, N) scores and relevance of the images with the first captions
+        transposed, swapped = t2i[::_PER_IMAGE, part].T, r[::_PER_IMAGE, part].T
         parts["t2it"].append(_ndcg(torch.cat((text_scores, transposed), 1), torch.cat((of_text, swapped), 1)))
     for task, values in parts.items():
         whole = 100 * torch.cat(values)

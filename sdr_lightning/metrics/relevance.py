@@ -1,4 +1,4 @@
-"""Graded relevance between images and captions, handed out by rows: nothing captions x captions is stored."""
+"""Graded relevance between images and captions, computed by rows: no captions x captions matrix is stored."""
 
 import hashlib
 import json
@@ -28,23 +28,23 @@ Tokenizer = Literal["stripped", "tern"]
 _UNSPACED = re.compile(
     "CJK|IDEOGRAPHIC|BOPOMOFO|(HALFWIDTH )?(HIRAGANA|KATAKANA)|THAI|LAO|KHMER|MYANMAR|TIBETAN|(NEW )?TAI "
 )
-"""How Unicode names the characters of scripts that are written without blanks between words."""
+"""Prefixes of the Unicode names of characters of scripts that are written without spaces between words."""
 _BY_CHARACTER = ", by character where a script has no blanks"
-_ROW_CHUNK = 512  # captions compared at once with all others
-_KEPT_IMAGES = 8192  # so many images' relevance to one another, 256 MiB, is kept rather than computed again
+_ROW_CHUNK = 512  # captions compared with all others at once
+_CACHED_IMAGES = 8192  # up to this many images, the image-to-image relevance (256 MiB) is kept in memory
 
 
 class Relevance(ABC):
-    """How relevant each of N images and C captions is to each other, finite and not negative.
+    """Graded relevance of N images and C captions to one another, finite and not negative.
 
-    A subclass says :meth:`rows`; where it can tell the relevance of few items, or the greatest ones, for less than whole
-    rows, it says :meth:`gains` and :meth:`ideal` as well.
+    A subclass implements :meth:`rows`. It may override :meth:`gains` and :meth:`ideal` if they are cheaper without whole
+    rows.
 
     Attributes:
         num_images: N.
         num_texts: C.
-        fingerprint: sha256 in hex of everything that determines the values.
-        kind: what it is, in a word.
+        fingerprint: SHA-256 in hexadecimal of everything that determines the values.
+        kind: name of the measure.
     """
 
     num_images: int
@@ -54,19 +54,33 @@ class Relevance(ABC):
 
     @abstractmethod
     def rows(self, query: Modality, gallery: Modality, index: slice) -> Tensor:
-        """Relevance of the gallery to the queries in `index` (step 1), float32 (queries, gallery size).
+        """Return the relevance of the gallery to some queries.
 
-        An item's relevance to itself is included. The result may be a view: do not write into it.
+        Args:
+            query: modality of the queries.
+            gallery: modality of the gallery.
+            index: rows of the queries, a slice with step 1.
+
+        Returns:
+            (q, gallery size) float32, including the relevance of an item to itself. May be a view: do not modify it.
         """
 
     def gains(self, query: Modality, gallery: Modality, index: slice, items: Tensor) -> Tensor:
-        """Relevance (q, k) float32 of chosen gallery items (q, k) to the queries in `index`."""
+        """Return the relevance (q, k) float32 of the gallery items `items` (q, k) to the queries in `index`."""
         return self.rows(query, gallery, index).gather(1, items)
 
     def ideal(self, query: Modality, gallery: Modality, index: slice, k: int, exclude: Tensor | None) -> Tensor:
-        """The min(k, gallery size) greatest relevances (q, k) for the queries in `index`, descending.
+        """Return the k highest relevances of the queries in `index`.
 
-        `exclude` (q, E) are gallery items that are left out for each query: they count as 0.
+        Args:
+            query: modality of the queries.
+            gallery: modality of the gallery.
+            index: rows of the queries, a slice with step 1.
+            k: number of values; at most the gallery size is returned.
+            exclude: (q, E) gallery items excluded for each query: their relevance counts as 0.
+
+        Returns:
+            (q, min(k, gallery size)) float32, descending.
         """
         rows = self.rows(query, gallery, index)
         if exclude is not None:
@@ -75,22 +89,25 @@ class Relevance(ABC):
 
     @cached_property
     def ideals(self) -> dict[tuple[Modality, Modality, int, str], Tensor]:
-        """What was found by :meth:`ideal` of all queries before: it depends on no model, so every evaluation shares it."""
+        """Cached results of :meth:`ideal` for all queries; they do not depend on a model, so evaluations share them."""
         return {}
 
 
 class FactRelevance(Relevance):
-    """Relevance from counted facts, e.g. the objects of a scene: the weighted Jaccard index (Ruzicka).
+    """Relevance from counts of facts, e.g. the objects of a scene: the weighted Jaccard index (Ruzicka similarity).
 
-    rel(a, b) = sum_f min(a_f, b_f) / sum_f max(a_f, b_f), and 0 if both are empty. It is symmetric, lies in
-    [0, 1], and is 1 exactly for equal non-empty counts.
+    rel(a, b) = sum_f min(a_f, b_f) / sum_f max(a_f, b_f), and 0 if both are empty. It is symmetric, in [0, 1], and 1 only
+    for equal non-empty counts.
 
     Args:
-        image_facts: (N, F) integers >= 0, how often each fact holds of each image.
-        text_facts: (C, F), of each caption.
+        image_facts: (N, F) integers >= 0, the count of each fact for each image.
+        text_facts: (C, F) integers >= 0, the counts for each caption.
 
     Raises:
-        ValueError: for counts that are negative or not integers, or different F.
+        ValueError: a count is negative or not an integer, or the widths differ.
+
+    >>> FactRelevance([[2, 0]], [[1, 0], [0, 3]]).rows("image", "text", slice(None))
+    tensor([[0.5000, 0.0000]])
     """
 
     def __init__(self, image_facts: npt.ArrayLike | Tensor, text_facts: npt.ArrayLike | Tensor) -> None:
@@ -103,14 +120,14 @@ class FactRelevance(Relevance):
         digest.update(images.tobytes() + texts.tobytes())
         self.fingerprint = digest.hexdigest()
 
-        # min(a, b) is the sum of the steps between consecutive levels that both reach, so the sum of minima
-        # is a matrix product of 0/1 indicators; the levels of a fact are the counts that occur.
+        # The levels of a fact are the counts that occur. min(a, b) is the sum of the steps between consecutive levels that
+        # both a and b reach, so the sum of minima is a matrix product of 0/1 indicators.
         levels = [np.unique(column[column > 0]) for column in np.concatenate((images, texts)).T]
         fact = np.repeat(np.arange(len(levels)), [len(values) for values in levels])
         level = np.concatenate([*levels, np.empty(0, np.int64)])
         steps = [np.diff(values, prepend=0) for values in levels]
         self._step = torch.from_numpy(np.concatenate([*steps, np.empty(0)]))
-        # In fp64, which no autocast or matmul precision touches.
+        # fp64 products are not affected by autocast or the matmul precision.
         self._reaches = {name: torch.from_numpy(facts[:, fact] >= level).double() for name, facts in counts.items()}
         self._total = {name: torch.from_numpy(facts.sum(1)).float() for name, facts in counts.items()}
 
@@ -118,25 +135,29 @@ class FactRelevance(Relevance):
         """See `Relevance.rows`."""
         shared = ((self._reaches[query][index] * self._step) @ self._reaches[gallery].T).float()
         union = self._total[query][index, None] + self._total[gallery] - shared
-        return shared / union.clamp(min=1)  # a union is a whole number, and 0 only if nothing is shared
+        return shared / union.clamp(min=1)  # the union is an integer, and 0 only if both are empty
 
 
 class CaptionRelevance(Relevance):
-    """Relevance from a matrix R (C, N): how well caption c suits image j. ROUGE-L, or any other such measure.
+    """Relevance from a matrix R (C, N) of captions and images, such as ROUGE-L.
 
-    text -> image is R and image -> text its transpose. text -> text is R[c, image of c'], as in the public SDR code, so
-    the other captions of the same image have the relevance of that image. image -> image is this project's own
-    definition: the mean of R[c, j] over the captions c of image i; it is not symmetric.
+    text -> image is R, image -> text its transpose. text -> text is R[c, image of c'], as in the public SDR code: siblings
+    have the relevance of their image. image -> image is this project's own definition: the mean of R[c, j] over the
+    captions c of image i; it is not symmetric.
 
     Args:
-        scores: (C, N) float32 or float16, possibly a memory map; finite and not negative.
-        caption_image_index: (C,) the image of each caption; every image has at least one.
-        fingerprint: sha256 in hex of what determines the scores.
-        kind: what they are, in a word.
+        scores: R, (C, N) float32 or float16, possibly memory-mapped; finite and not negative.
+        caption_image_index: (C,) the image of each caption; every image has at least one caption.
+        fingerprint: SHA-256 in hexadecimal of what determines the scores.
+        kind: name of the measure.
 
     Raises:
-        ValueError: for an index of the wrong length or out of range, an image without a caption, or scores that are
-            negative or not finite.
+        ValueError: the index has the wrong length or is out of range, an image has no caption, or a score is negative or not
+            finite.
+
+    >>> scores = np.array([[1.0, 0.2], [0.4, 1.0]], dtype=np.float32)
+    >>> CaptionRelevance(scores, [0, 1], "fingerprint").rows("text", "text", slice(0, 1))
+    tensor([[1.0000, 0.2000]])
     """
 
     def __init__(
@@ -173,7 +194,7 @@ class CaptionRelevance(Relevance):
             return rows if gallery == "image" else rows[:, self._image_index]
         if gallery == "text":
             return self._scores[:, index].T.float()
-        return self._between_images[index] if self.num_images <= _KEPT_IMAGES else self._image_rows(index)
+        return self._between_images[index] if self.num_images <= _CACHED_IMAGES else self._image_rows(index)
 
     def _image_rows(self, index: slice) -> Tensor:
         start, stop, _ = index.indices(self.num_images)
@@ -202,7 +223,8 @@ class CaptionRelevance(Relevance):
         """See `Relevance.ideal`."""
         if (query, gallery) != ("text", "text"):
             return super().ideal(query, gallery, index, k, exclude)
-        # All captions of an image have one relevance: of the best k + 1 images at least k captions are not left out.
+        # All captions of an image have the same relevance, and exclusions concern one image only: the best k + 1 images have
+        # at least k captions that are not excluded.
         own = self._image_index[index]
         if exclude is not None and not torch.equal(self._image_index[exclude], own[:, None].expand_as(exclude)):
             return super().ideal(query, gallery, index, k, exclude)
@@ -220,26 +242,28 @@ class CaptionRelevance(Relevance):
 
 
 class RougeLRelevance(CaptionRelevance):
-    """ROUGE-L of caption c against the captions of image j, in [0, 1]; what follows of it is in `CaptionRelevance`.
+    """ROUGE-L of caption c against the captions of image j, in [0, 1]; see :class:`CaptionRelevance`.
 
-    With the longest common subsequence LCS in tokens, P = max over the captions r of image j of LCS / |c| and
-    R = max of LCS / |r|, the two maxima taken independently, the score is (1 + b^2) P R / (R + b^2 P) with
-    b = 1.2, or 0 if P or R is 0 (as in TERN). Siblings, the captions of one image, have relevance 1 to one another.
+    With LCS the length in tokens of the longest common subsequence, P = max over the captions r of image j of LCS / |c| and
+    R = max of LCS / |r|, with independent maxima. The score is (1 + b^2) P R / (R + b^2 P) with b = 1.2, or 0 if P or R is 0
+    (as in TERN). Siblings, the captions of one image, have relevance 1 to one another.
 
     Args:
         captions: C captions, in any order.
         caption_image_index: (C,) the image of each; every image has at least one caption.
         num_images: N.
-        tokenizer: "tern" is `lower().split(" ")`; "stripped" also removes punctuation and empty tokens, and takes scripts
-            without blanks between words character by character, see `tokenize`.
-        cache: directory in which R is kept under a name with the fingerprint, or None. A file that cannot be
-            read or does not fit is computed again.
-        workers: threads for the LCS; -1 is all cores.
-        advance: told how many captions are done.
+        tokenizer: "tern" or "stripped", see :func:`tokenize`.
+        cache: folder in which R is stored, with the fingerprint in the file name; not stored when None. A file that is
+            unreadable or of another shape is recomputed.
+        workers: threads for the LCS; -1 uses all cores.
+        advance: progress callback, called with the number of captions processed.
 
     Raises:
-        ValueError: for an index of the wrong length or out of range, an image without a caption, or an
-            unknown tokenizer.
+        ValueError: the index has the wrong length or is out of range, an image has no caption, or the tokenizer is unknown.
+
+    >>> captions = ["a red dog", "the red dog", "a cat"]
+    >>> RougeLRelevance(captions, [0, 0, 1], 2).rows("text", "image", slice(0, 1))
+    tensor([[1.0000, 0.4150]])
     """
 
     def __init__(
@@ -269,10 +293,19 @@ class RougeLRelevance(CaptionRelevance):
 
 
 def tokenize(captions: Sequence[str], tokenizer: Tokenizer = "stripped") -> list[list[str]]:
-    """Tokens of each caption; see `RougeLRelevance` for the two tokenizers.
+    """Split captions into tokens.
 
-    "stripped" makes a token of every character, with its combining marks, of scripts that are written without blanks between
-    words: Han, Hiragana, Katakana, Bopomofo, Thai, Lao, Khmer, Myanmar, Tibetan and Tai. All else is split at white space.
+    Args:
+        captions: C captions.
+        tokenizer: "tern" is `lower().split(" ")`. "stripped" removes punctuation and empty tokens, and splits scripts that are
+            written without spaces (Han, Hiragana, Katakana, Bopomofo, Thai, Lao, Khmer, Myanmar, Tibetan and Tai) into
+            characters with their combining marks.
+
+    Returns:
+        C lists of tokens.
+
+    Raises:
+        ValueError: the tokenizer is unknown.
 
     >>> tokenize(["一只猫, in a T恤"])
     [['一', '只', '猫', 'in', 'a', 't', '恤']]
@@ -282,7 +315,7 @@ def tokenize(captions: Sequence[str], tokenizer: Tokenizer = "stripped") -> list
     if tokenizer != "stripped":
         raise ValueError(f"tokenizer must be 'stripped' or 'tern', not {tokenizer!r}")
     characters = set().union(*captions)
-    # Unicode's punctuation and symbols: typographic quotes are as frequent as ASCII ones in scraped captions.
+    # Remove Unicode's punctuation and symbols: scraped captions often contain typographic quotes.
     removed = str.maketrans({char: None for char in characters if unicodedata.category(char)[0] in "PS"})
     stripped = [caption.translate(removed).lower() for caption in captions]
     if unspaced := _unspaced(captions):
@@ -293,7 +326,7 @@ def tokenize(captions: Sequence[str], tokenizer: Tokenizer = "stripped") -> list
 
 
 def _unspaced(captions: Sequence[str]) -> str:
-    """The letters and digits among the captions that are of scripts without blanks between words."""
+    """Return the letters and digits of the captions that belong to scripts without spaces between words."""
     return "".join(
         char
         for char in sorted(set().union(*captions))
@@ -310,12 +343,21 @@ def rouge_l(
     workers: int = 1,
     advance: Callable[[int], None] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """ROUGE-L (C, N) in [0, 1] of each of C token lists against the lists of each of N images.
+    """Compute ROUGE-L of each caption against the captions of each image; see :class:`RougeLRelevance`.
 
-    `image_index` (C,) names the image of each list; see `RougeLRelevance` for the definition.
+    Args:
+        tokens: C lists of tokens.
+        image_index: (C,) the image of each list.
+        num_images: N.
+        beta: weight of the recall.
+        workers: threads for the LCS; -1 uses all cores.
+        advance: progress callback, called with the number of captions processed.
+
+    Returns:
+        (C, N) float32 in [0, 1].
     """
-    # A token becomes one code point, so that a caption is a string to rapidfuzz; the frequent tokens get the
-    # lowest ones, for which it has a direct table.
+    # Encode each token as one code point, so that a caption is a string for rapidfuzz. Frequent tokens get the lowest code
+    # points, for which rapidfuzz has a direct lookup table.
     vocabulary = Counter(token for caption in tokens for token in caption)
     code = {
         token: chr(rank if rank < 0xD800 else rank + 0x800) for rank, (token, _) in enumerate(vocabulary.most_common())
@@ -323,8 +365,8 @@ def rouge_l(
     strings = np.array(["".join(code[token] for token in caption) for caption in tokens], dtype=object)
     lengths = np.array([len(caption) for caption in tokens], dtype=np.int64)
 
-    # References in slots: the first caption of every image, then the second of those that have one, ..., with
-    # the images of most captions first. The maximum over an image's captions is then one over prefixes.
+    # Order the references by slot: the first caption of every image, then the second captions, and so on, with the images
+    # with the most captions first. The images of a slot are then a prefix, and maxima over captions are element-wise.
     counts = np.bincount(image_index, minlength=num_images)
     images = np.argsort(-counts, kind="stable")
     by_image = np.argsort(image_index, kind="stable")
@@ -383,7 +425,7 @@ def _counts(name: str, facts: npt.ArrayLike | Tensor) -> npt.NDArray[np.int64]:
 def _load(path: Path, shape: tuple[int, int]) -> npt.NDArray[np.float32] | None:
     try:
         scores: npt.NDArray[Any] = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError):  # absent, cut short, or not an .npy at all
+    except (OSError, ValueError, EOFError):  # missing, truncated, or not an .npy file
         return None
     fits = scores.shape == shape and scores.dtype == np.float32
     # NaN fails both comparisons.

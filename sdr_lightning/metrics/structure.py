@@ -1,4 +1,4 @@
-"""Structure preservation: how much of one space's geometry is left in another, over the same items.
+"""Structure preservation between two embedding spaces of the same items, and diagnostics of the common space.
 
 References:
     [0] Kornblith et al., "Similarity of Neural Network Representations Revisited", ICML 2019: linear CKA.
@@ -18,33 +18,39 @@ from sdr_lightning.functional.search import QUERY_TILE, chunks, similarity, top_
 
 
 def preserved(embeddings: Tensor, features: Tensor, k: int = 10) -> dict[str, float]:
-    """Both measures of structure preservation, in percent.
+    """Compute both measures of structure preservation, in percent.
 
     Args:
-        embeddings: (n, d) of a student.
-        features: (n, D) of a teacher, of the same items in the same order.
-        k: neighbours that are compared.
+        embeddings: (n, d), of a student.
+        features: (n, D), of a teacher, for the same items in the same order.
+        k: number of neighbours compared.
 
     Returns:
-        ``kNN@k`` and ``CKA``.
+        ``kNN@k``, see :func:`neighbour_overlap`, and ``CKA``, see :func:`linear_cka`.
 
     Raises:
-        ValueError: different items, or too few of them for k neighbours.
+        ValueError: the numbers of items differ, or are too small for k neighbours.
     """
     return {f"kNN@{k}": neighbour_overlap(embeddings, features, k), "CKA": linear_cka(embeddings, features)}
 
 
 @torch.no_grad()
 def neighbour_overlap(embeddings: Tensor, features: Tensor, k: int) -> float:
-    """Mean share of an item's k nearest neighbours by cosine that are the same in both spaces ([1]), in percent.
+    """Compute the mean overlap of the k nearest neighbours by cosine in both spaces ([1]), in percent.
 
     Args:
         embeddings: (n, d).
         features: (n, D).
         k: from 1 to n - 1; an item is not its own neighbour.
 
+    Returns:
+        A number in [0, 100].
+
     Raises:
-        ValueError: different numbers of items, or a k out of range.
+        ValueError: the numbers of items differ, or k is out of range.
+
+    >>> neighbour_overlap(torch.eye(3), torch.eye(3), k=1)
+    100.0
     """
     if len(embeddings) != len(features) or not 1 <= k < len(embeddings):
         raise ValueError(
@@ -61,13 +67,19 @@ def neighbour_overlap(embeddings: Tensor, features: Tensor, k: int) -> float:
 
 @torch.no_grad()
 def linear_cka(embeddings: Tensor, features: Tensor) -> float:
-    """Centred kernel alignment with linear kernels ([0]), in percent: 100 for spaces that differ by a rotation and a scale.
+    """Compute centred kernel alignment with linear kernels ([0]), in percent.
 
-    ``|Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)`` of centred columns: memory is that of the widths squared, not of the items.
+    ``|Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)`` with centred columns; memory grows with the squared widths, not with n.
 
     Args:
         embeddings: (n, d).
         features: (n, D).
+
+    Returns:
+        A number in [0, 100]; 100 if the spaces differ only by rotation and scale.
+
+    >>> round(linear_cka(torch.eye(3), 2 * torch.eye(3).flip(1)), 6)
+    100.0
     """
     first, second = (space.double() - space.double().mean(dim=0) for space in (embeddings, features))
     norms = [torch.linalg.matrix_norm(space.T @ space) for space in (first, second)]
@@ -77,21 +89,21 @@ def linear_cka(embeddings: Tensor, features: Tensor) -> float:
 
 @torch.no_grad()
 def diagnostics(images: Tensor, texts: Tensor, text_image_index: Tensor, k: int = 10) -> dict[str, float]:
-    """Shape of the common space.
+    """Compute alignment, uniformity and hubness of the common space.
 
     Args:
-        images: (N, d), L2-normalised, N above k.
-        texts: (C, d), L2-normalised.
+        images: (N, d), L2-normalised, N > k.
+        texts: (C, d), L2-normalised, C > k.
         text_image_index: (C,) the image of each caption.
-        k: neighbours of the hubness.
+        k: number of neighbours for hubness.
 
     Returns:
-        ``alignment`` ([2]): mean squared distance of a caption and its image, in [0, 4]; ``image_uniformity`` and
-        ``text_uniformity`` ([2], t = 2): log of the mean of exp(-2 |x - y|^2) over different items, at most 0, lower is more
-        uniform; ``i2t_hubness@k``, ``t2i_hubness@k``, ``i2i_hubness@k``, ``t2t_hubness@k`` ([3]): see :func:`hubness`.
+        - ``alignment`` ([2]): mean squared distance between a caption and its image, in [0, 4].
+        - ``image_uniformity``, ``text_uniformity`` ([2]): see :func:`uniformity`.
+        - ``i2t_hubness@k``, ``t2i_hubness@k``, ``i2i_hubness@k``, ``t2t_hubness@k`` ([3]): see :func:`hubness`.
 
     Raises:
-        ValueError: fewer items than k neighbours need.
+        ValueError: there are not more than k images and captions.
     """
     if min(len(images), len(texts)) <= k:
         raise ValueError(f"hubness at {k} needs more than {k} images and captions, got {len(images)} and {len(texts)}")
@@ -110,7 +122,17 @@ def diagnostics(images: Tensor, texts: Tensor, text_image_index: Tensor, k: int 
 
 @torch.no_grad()
 def uniformity(embeddings: Tensor) -> float:
-    """Log of the mean of exp(-2 |x - y|^2) over pairs of different items ([2]); embeddings (n, d) L2-normalised, n > 1."""
+    """Compute the log of the mean of exp(-2 |x - y|^2) over pairs of different items ([2], t = 2).
+
+    Args:
+        embeddings: (n, d), L2-normalised, n > 1.
+
+    Returns:
+        A number <= 0; lower is more uniform.
+
+    >>> round(uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])), 4)
+    -8.0
+    """
     total = 0.0
     for rows in chunks(len(embeddings), QUERY_TILE):
         # |x - y|^2 = 2 - 2 x.y of unit vectors
@@ -120,11 +142,17 @@ def uniformity(embeddings: Tensor) -> float:
 
 
 def hubness(index: Tensor, gallery_size: int) -> float:
-    """Skewness of how often each gallery item is among the k nearest of a query ([3]); 0 where all are equally often.
+    """Compute the skewness of the k-occurrences: how often each gallery item is among the k nearest of a query ([3]).
 
     Args:
         index: (Q, k) gallery rows.
         gallery_size: G.
+
+    Returns:
+        The skewness; 0 if all items occur equally often.
+
+    >>> hubness(torch.tensor([[0], [1]]), gallery_size=2)
+    0.0
     """
     counts = torch.bincount(index.flatten(), minlength=gallery_size).double()
     centred = counts - counts.mean()

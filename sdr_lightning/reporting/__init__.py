@@ -1,4 +1,7 @@
-"""From the folder of a study to a report a reader can check: one HTML page, and the same as Markdown."""
+"""Reports of studies, runs, sweeps and evaluations.
+
+Matplotlib, SciPy and Jinja are imported when a function is called, so importing the package is cheap.
+"""
 
 from pathlib import Path
 
@@ -6,35 +9,21 @@ __all__ = ["build_report", "check_report", "draw_run"]
 
 
 def build_report(study_dir: Path) -> Path:
-    """Write ``report.html``, ``report.md`` and ``figures/*.png`` into a study's folder.
+    """Write the report of a study; see :func:`sdr_lightning.reporting.study_report.build_report`."""
+    from sdr_lightning.reporting import study_report
 
-    See :func:`sdr_lightning.reporting.report.build_report`. Matplotlib, SciPy and Jinja are imported when
-    this is called, not with the package, so the command line stays quick.
-
-    Args:
-        study_dir: folder holding ``study.json``, ``cells/`` and optionally ``teachers/`` and ``thumbnails/``.
-
-    Returns:
-        The path of the HTML page.
-
-    Raises:
-        ValueError: there is no study in the folder, one of its files is malformed, or a file that is not a report's would be
-            replaced (the message names it).
-    """
-    from sdr_lightning.reporting import report
-
-    return report.build_report(study_dir)
+    return study_report.build_report(study_dir)
 
 
 def check_report(study_dir: Path) -> None:
-    """Refuse to replace a file that is not a report's, see :func:`sdr_lightning.reporting.report.check_report`."""
-    from sdr_lightning.reporting import report
+    """Check the outputs of a report; see :func:`sdr_lightning.reporting.study_report.check_report`."""
+    from sdr_lightning.reporting import study_report
 
-    report.check_report(study_dir)
+    study_report.check_report(study_dir)
 
 
 def draw_run(run_dir: Path) -> Path:
-    """Write ``training.png`` of one run, see :func:`sdr_lightning.reporting.report.draw_run`."""
-    from sdr_lightning.reporting import report
+    """Draw the training curves of a run; see :func:`sdr_lightning.reporting.study_report.draw_run`."""
+    from sdr_lightning.reporting import study_report
 
-    return report.draw_run(run_dir)
+    return study_report.draw_run(run_dir)

@@ -1,8 +1,8 @@
-"""The claims under test, as paired comparisons, and what they say in plain words."""
+"""Compare methods with the baseline of a study, and summarise the comparisons in sentences."""
 
 from dataclasses import dataclass
 
-from sdr_lightning.reporting import formatting as write
+from sdr_lightning.reporting import formatting
 from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL, Quantity
 from sdr_lightning.reporting.statistics import OUTCOMES, Interval, Verdict, paired_difference, verdict
 from sdr_lightning.results.schema import NO_IMBALANCE, Condition, Study
@@ -12,12 +12,12 @@ CLAIMS = {
     "Single-modal retrieval": SINGLE_MODAL,
     "Mixed retrieval": MIXED,
 }
-"""The method is said to improve each of these under imbalance."""
+"""The quantities that the candidate is claimed to improve under imbalance."""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """A method against the baseline under one condition, paired over seeds."""
+class PairedComparison:
+    """A method minus the baseline under one condition, paired by seed."""
 
     method: str
     condition: Condition
@@ -26,31 +26,33 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """What the interval allows to say."""
+        """The verdict on the difference."""
         return verdict(self.difference)
 
 
-def compare(study: Study, method: str, condition: Condition, quantity: Quantity) -> Comparison:
-    """Pair a method with the study's baseline over the seeds both have."""
+def compare_with_baseline(study: Study, method: str, condition: Condition, quantity: Quantity) -> PairedComparison:
+    """Compare a method with the baseline over the seeds that both have."""
     difference = paired_difference(
         quantity.by_seed(study, method, condition), quantity.by_seed(study, study.baseline, condition)
     )
-    return Comparison(method, condition, quantity, difference)
+    return PairedComparison(method, condition, quantity, difference)
 
 
-def claims(study: Study) -> dict[str, tuple[Comparison, ...]]:
-    """For each claim whose metrics the study has, the candidate's comparison under every condition."""
+def compare_claims(study: Study) -> dict[str, tuple[PairedComparison, ...]]:
+    """Compare the candidate with the baseline, by claim and condition; claims without metrics are left out."""
     return {
-        title: tuple(compare(study, study.candidate, condition, quantity) for condition in study.conditions)
+        title: tuple(
+            compare_with_baseline(study, study.candidate, condition, quantity) for condition in study.conditions
+        )
         for title, quantity in CLAIMS.items()
         if quantity.present(study)
     }
 
 
 def summarise(study: Study) -> list[str]:
-    """The report's first paragraph, sentence by sentence, made from the numbers alone."""
+    """Return the sentences of the summary at the top of the report."""
     sentences = [_scope(study)]
-    sentences += [_verdicts(title, comparisons) for title, comparisons in claims(study).items()]
+    sentences += [_verdicts(title, comparisons) for title, comparisons in compare_claims(study).items()]
     if RSUM.present(study):
         sentences += [_hardest(study, condition) for condition in study.hardest]
     return [sentence for sentence in sentences if sentence]
@@ -59,51 +61,51 @@ def summarise(study: Study) -> list[str]:
 def _scope(study: Study) -> str:
     seeds = f"{len(study.seeds)} seed{'s' if len(study.seeds) > 1 else ''}"
     data = f" on {study.data.name}" if study.data.name else ""
-    there = len(study.runs)
-    finished = "All" if there == study.num_expected else f"Only {there} of"
+    available = len(study.runs)
+    finished = "All" if available == study.num_expected else f"Only {available} of"
     return (
         f"{study.candidate} is compared with {study.baseline}{data} under {len(study.conditions)} "
-        f"conditions, paired over {seeds}. {finished} {study.num_expected} runs are in."
+        f"conditions, paired over {seeds}. {finished} {study.num_expected} runs are available."
     )
 
 
-def _verdicts(title: str, comparisons: tuple[Comparison, ...]) -> str:
+def _verdicts(title: str, comparisons: tuple[PairedComparison, ...]) -> str:
     parts = []
     for outcome in OUTCOMES:
         conditions = [c.condition for c in comparisons if c.verdict == outcome]
         if conditions:
-            parts.append(f"{outcome} in {len(conditions)} ({_where(conditions)})")
+            parts.append(f"{outcome} in {len(conditions)} ({_listed(conditions)})")
     label = comparisons[0].quantity.label
-    return f"{title} ({label}), of {len(comparisons)} comparisons: {', '.join(parts)}."
+    return f"{title} ({label}), {len(comparisons)} comparisons: {', '.join(parts)}."
 
 
-def _where(conditions: list[Condition]) -> str:
-    """``mismatch 30 and 60 %, no imbalance``: conditions of one imbalance share its name."""
+def _listed(conditions: list[Condition]) -> str:
+    """List conditions by imbalance, such as ``mismatch 30 and 60 %, no imbalance``."""
     ratios: dict[str, list[str]] = {}
     for condition in conditions:
         ratios.setdefault(condition.imbalance, []).append(f"{100 * condition.ratio:.4g}")
-    places = []
+    labels = []
     for imbalance, (*earlier, last) in ratios.items():
         listed = f"{', '.join(earlier)} and {last}" if earlier else last
-        label = f"{write.name(imbalance)} {listed}{write.NBSP}%"
-        places.append(label if imbalance != NO_IMBALANCE else "no imbalance")
-    return ", ".join(places)
+        label = f"{formatting.name(imbalance)} {listed}{formatting.NBSP}%"
+        labels.append(label if imbalance != NO_IMBALANCE else "no imbalance")
+    return ", ".join(labels)
 
 
 def _hardest(study: Study, condition: Condition) -> str:
-    """The two means at the end of a curve, and whose mean is the highest there."""
+    """Give the means of candidate and baseline at the highest ratio, and the method with the highest mean."""
     means = {method: RSUM.interval(study, method, condition) for method in study.methods}
     means = {method: mean for method, mean in means.items() if mean.n}
     if study.candidate not in means or study.baseline not in means:
         return ""
-    difference = compare(study, study.candidate, condition, RSUM).difference
+    difference = compare_with_baseline(study, study.candidate, condition, RSUM).difference
     best = max(means, key=lambda method: means[method].mean)
-    others = f"; of the {len(means)} methods, {best} has the highest mean" if len(means) > 2 else ""
-    label = write.condition_label(condition)
+    others = f"; {best} has the highest mean of the {len(means)} methods" if len(means) > 2 else ""
+    label = formatting.condition_label(condition)
     return (
-        f"At {label}, mean rsum is {write.number(means[study.candidate].mean)} with {study.candidate} and "
-        f"{write.number(means[study.baseline].mean)} with {study.baseline}, a paired difference of "
-        f"{write.signed(difference.mean)} {write.bounds(difference)}".rstrip()
+        f"At {label}, mean rsum is {formatting.number(means[study.candidate].mean)} with {study.candidate} and "
+        f"{formatting.number(means[study.baseline].mean)} with {study.baseline}, a paired difference of "
+        f"{formatting.signed(difference.mean)} {formatting.bounds(difference)}".rstrip()
         + others
         + "."
     )

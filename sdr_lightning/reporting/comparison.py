@@ -1,4 +1,4 @@
-"""Systems side by side: means with intervals over images and seeds, and paired differences to a baseline."""
+"""Compare systems: means with bootstrap intervals over images and seeds, and paired differences to a baseline."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,28 +8,28 @@ import numpy as np
 
 from sdr_lightning.functional.bootstrap import CONFIDENCE, REPLICATES, Floats, bootstrap_mean, interval, mean_over_seeds
 from sdr_lightning.paths import check_output, write_text
-from sdr_lightning.reporting import formatting as write
-from sdr_lightning.reporting.evaluations import System, Terms, in_order
+from sdr_lightning.reporting import formatting
+from sdr_lightning.reporting.evaluation_files import EvaluationSettings, System, sort_metrics
 from sdr_lightning.reporting.generator import is_generated
-from sdr_lightning.reporting.table import Block, Cell, Table, cells
+from sdr_lightning.reporting.tables.table import Block, Cell, Table, text_row
 from sdr_lightning.results.schema import RECALLS
 
-FEWEST_REPLICATES = 100
-"""Fewer say nothing about the outermost 2.5 % on either side."""
+MIN_REPLICATES = 100
+"""Fewer bootstrap replicates do not determine the outer 2.5 % on either side."""
 
 _TIES = {
-    "index": "an equally scored item is ahead if it comes first in the gallery",
-    "pessimistic": "every equally scored item is ahead",
+    "index": "of equally scored items, the one with the lower gallery index ranks first",
+    "pessimistic": "equally scored items rank before the relevant item",
 }
 _SIBLINGS = {
-    "keep": "the other captions of a query's image stay in its gallery",
-    "exclude": "the other captions of a query's image are left out of its gallery",
+    "keep": "other captions of the query's image stay in the gallery",
+    "exclude": "other captions of the query's image are removed from the gallery",
 }
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its percentile interval."""
+    """A value with its percentile bootstrap interval."""
 
     value: float
     low: float
@@ -37,21 +37,21 @@ class Estimate:
 
     @property
     def direction(self) -> str:
-        """``higher`` or ``lower`` where the interval lies wholly above or below 0, else empty."""
+        """``higher`` or ``lower`` if the interval is entirely above or below 0, else empty."""
         return "higher" if self.low > 0 else "lower" if self.high < 0 else ""
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What is shown: every entry is by system, then by metric.
+class SystemComparison:
+    """Estimates by system and metric.
 
     Attributes:
-        systems: in the order given.
-        baseline: name of the one the others are compared with.
-        replicates: of the bootstrap.
-        means: with intervals, of metrics that are means over queries or sums of such.
-        differences: to the baseline, of every other system.
-        others: means over seeds of all other metrics.
+        systems: the systems in the order given.
+        baseline: name of the baseline.
+        replicates: number of bootstrap replicates.
+        means: estimates of metrics that are means over queries, and of rsum.
+        differences: system minus baseline, for every other system.
+        others: means over seeds of all other metrics, without intervals.
     """
 
     systems: tuple[System, ...]
@@ -62,51 +62,53 @@ class Comparison:
     others: dict[str, dict[str, float]]
 
     @property
-    def terms(self) -> Terms:
-        """What all of them were asked."""
-        return self.systems[0].evaluations[0].terms
+    def settings(self) -> EvaluationSettings:
+        """Settings of all evaluations."""
+        return self.systems[0].evaluations[0].settings
 
     @property
     def seeds(self) -> int:
-        """Evaluations of each system."""
+        """Number of evaluations (seeds) per system."""
         return len(self.systems[0].evaluations)
 
 
-def compare(systems: Sequence[System], baseline: str | None = None, replicates: int = REPLICATES) -> Comparison:
-    """Estimate every metric of every system, and how far it is from the baseline's.
+def compare_systems(
+    systems: Sequence[System], baseline: str | None = None, replicates: int = REPLICATES
+) -> SystemComparison:
+    """Estimate every metric of every system and its difference to the baseline.
 
     Args:
-        systems: of the same terms, see `load_systems`.
-        baseline: name of one of them; the first if None.
-        replicates: of the bootstrap.
+        systems: systems with equal settings, see `load_systems`.
+        baseline: name of the baseline; the first system if None.
+        replicates: number of bootstrap replicates, at least 100.
 
     Raises:
-        ValueError: no such baseline, systems with different numbers of seeds, or too few replicates.
+        ValueError: the baseline is unknown, the systems have different numbers of seeds, or too few replicates.
     """
     names = [system.name for system in systems]
     if baseline is None:
         baseline = names[0]
     if baseline not in names:
-        raise ValueError(f"no system is called {baseline!r} to be the baseline; there are {', '.join(names)}")
-    if replicates < FEWEST_REPLICATES:
-        raise ValueError(f"replicates must be at least {FEWEST_REPLICATES}, not {replicates}")
+        raise ValueError(f"unknown baseline {baseline!r}: expected one of {', '.join(names)}")
+    if replicates < MIN_REPLICATES:
+        raise ValueError(f"replicates must be at least {MIN_REPLICATES}, got {replicates}")
     reference = systems[names.index(baseline)]
     for system in systems:
         if len(system.evaluations) != len(reference.evaluations):
             raise ValueError(
                 f"{system.name} has {len(system.evaluations)} evaluations and the baseline {baseline} has "
-                f"{len(reference.evaluations)}: a paired difference needs as many seeds in both, NAME=FILE,FILE"
+                f"{len(reference.evaluations)}: give as many seeds for both, as NAME=FILE,FILE"
             )
     drawn = {system.name: _draw(system, replicates) for system in systems}
     means = {name: _estimates(values) for name, values in drawn.items()}
-    return Comparison(
+    return SystemComparison(
         systems=tuple(systems),
         baseline=baseline,
         replicates=replicates,
         means=means,
         differences={
             name: _estimates(
-                # Rounded: what two orders of summation leave must not count as a difference.
+                # Round, so that summation error does not count as a difference.
                 {key: (values[key] - drawn[baseline][key]).round(9) for key in values if key in drawn[baseline]}
             )
             for name, values in drawn.items()
@@ -117,87 +119,81 @@ def compare(systems: Sequence[System], baseline: str | None = None, replicates: 
 
 
 def check_comparison(folder: Path) -> None:
-    """Refuse to replace a file that is not a comparison's.
+    """Check that a comparison would overwrite no file of other origin.
 
     Raises:
-        ValueError: names the file and what to do.
+        ValueError: names the first such file.
     """
     for name in ("comparison.md", "comparison.html"):
         check_output(folder / name, is_own=is_generated)
 
 
-def write_comparison(comparison: Comparison, folder: Path) -> tuple[Path, Path]:
-    """Write ``comparison.md`` and, as one page that needs no other file, ``comparison.html``.
+def write_comparison(comparison: SystemComparison, folder: Path) -> tuple[Path, Path]:
+    """Write ``comparison.md`` and the self-contained ``comparison.html``.
 
     Returns:
         Their paths.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+    from sdr_lightning.reporting.pages.html import render_page
 
-    environment = Environment(
-        loader=PackageLoader("sdr_lightning.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("comparison.html").render(
+    page = render_page(
+        "comparison.html",
         title=title(comparison),
         summary=summary(comparison),
         tables=tables(comparison),
         notes=notes(comparison),
-        terms=terms_table(comparison),
-        provenance=provenance_table(comparison),
+        settings=settings_table(comparison),
+        files=files_table(comparison),
     )
-    write_text(folder / "comparison.md", render_markdown(comparison))
+    write_text(folder / "comparison.md", comparison_markdown(comparison))
     write_text(folder / "comparison.html", page + "\n")
     return folder / "comparison.md", folder / "comparison.html"
 
 
-def render_markdown(comparison: Comparison) -> str:
-    """The same contents as the page, in the same order."""
-    from sdr_lightning.reporting import markdown
+def comparison_markdown(comparison: SystemComparison) -> str:
+    """Render the same contents as the HTML page, in the same order."""
+    from sdr_lightning.reporting.pages import markdown
 
     parts = [
         markdown.MARK,
         f"# {markdown.escape(title(comparison))}",
         markdown.escape(summary(comparison)),
-        *(markdown._table(table) for table in tables(comparison)),
-        "## How to read this",
-        "\n".join(f"- {markdown.escape(note)}" for note in notes(comparison)),
-        "## What was evaluated",
-        markdown._table(terms_table(comparison)),
-        markdown._table(provenance_table(comparison)),
+        *(markdown.markdown_table(table) for table in tables(comparison)),
+        "## Notes",
+        markdown.bullets(notes(comparison)),
+        "## Evaluation settings",
+        markdown.markdown_table(settings_table(comparison)),
+        markdown.markdown_table(files_table(comparison)),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def title(comparison: Comparison) -> str:
-    """The names; those of a crowd are left to the table."""
+def title(comparison: SystemComparison) -> str:
+    """Name up to four systems, else give their number."""
     names = [system.name for system in comparison.systems]
     if len(names) == 1:
         return names[0]
-    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) < 5 else f"{len(names)} systems side by side"
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) < 5 else f"Comparison of {len(names)} systems"
 
 
-def summary(comparison: Comparison) -> str:
-    """What was evaluated and how the numbers came about, in two sentences."""
-    terms, seeds = comparison.terms, comparison.seeds
-    split = f" of the split {terms.split}" if terms.split else ""
-    over = "of one evaluation" if seeds == 1 else f"the mean over {seeds} seeds"
+def summary(comparison: SystemComparison) -> str:
+    """Describe the data and the intervals."""
+    settings, seeds = comparison.settings, comparison.seeds
+    split = f" (split {settings.split})" if settings.split else ""
+    over = "from one evaluation" if seeds == 1 else f"the mean over {seeds} seeds"
     drawn = "images" if seeds == 1 else "images and seeds"
     text = (
-        f"Retrieval among {write.count(terms.images)} images and {write.count(terms.texts)} texts{split}, protocol "
-        f"{terms.protocol}. Each entry is {over}, with its {write.percent(CONFIDENCE)} interval, from "
-        f"{write.count(comparison.replicates)} bootstrap replicates over {drawn}."
+        f"Retrieval among {formatting.count(settings.images)} images and {formatting.count(settings.texts)} texts{split}, "
+        f"protocol {settings.protocol}. Each entry is {over}, with a {formatting.percent(CONFIDENCE)} interval from "
+        f"{formatting.count(comparison.replicates)} bootstrap replicates over {drawn}."
     )
     if len(comparison.systems) > 1:
-        text += f" Differences are to {comparison.baseline}, paired."
+        text += f" Differences are paired, system minus {comparison.baseline}."
     return text
 
 
-def tables(comparison: Comparison) -> tuple[Table, ...]:
-    """Metrics with intervals and, if there are any, those without."""
+def tables(comparison: SystemComparison) -> tuple[Table, ...]:
+    """Tables of metrics with and without intervals; empty tables are left out."""
     shown = [
         table
         for table in (_estimates_table(comparison), _others_table(comparison))
@@ -206,82 +202,83 @@ def tables(comparison: Comparison) -> tuple[Table, ...]:
     return tuple(shown)
 
 
-def notes(comparison: Comparison) -> list[str]:
-    """How to read the tables, and what the intervals do not cover."""
-    terms, seeds = comparison.terms, comparison.seeds
+def notes(comparison: SystemComparison) -> list[str]:
+    """Explain the tables and the scope of the intervals."""
+    settings, seeds = comparison.settings, comparison.seeds
+    images = formatting.count(settings.images)
     found = [
-        f"An interval is made by drawing {write.count(terms.images)} of the {write.count(terms.images)} images with "
-        "replacement, each with all its queries (the captions of one image are not independent), and taking the "
-        f"middle {write.percent(CONFIDENCE)} of {write.count(comparison.replicates)} such means. The gallery stays "
-        "as it was: another gallery, or a larger one, is not what it speaks of.",
-        "With one seed an interval is about other queries of the same kind. It says nothing about training again, "
-        "which may move a metric by more than that."
+        f"Intervals are percentile bootstrap intervals: {images} of {images} images are drawn with replacement, each with "
+        f"all its queries (captions of one image are not independent), and the central {formatting.percent(CONFIDENCE)} of "
+        f"{formatting.count(comparison.replicates)} such means is taken. The gallery is fixed: the intervals do not cover "
+        "other or larger galleries.",
+        "With one seed, intervals cover the choice of queries only. They do not cover the variation between training runs, "
+        "which may be larger."
         if seeds == 1
-        else f"Seeds are drawn as well, {seeds} of {seeds} with replacement, so an interval is about other queries and "
-        "about training again; with few seeds it is somewhat too narrow.",
+        else f"Seeds are drawn as well ({seeds} of {seeds}, with replacement), so intervals cover the choice of queries and "
+        "the variation between training runs. With few seeds they are somewhat too narrow.",
     ]
     if len(comparison.systems) > 1:
-        again = "" if seeds == 1 else " Seeds are paired in the order their files were given."
+        again = "" if seeds == 1 else " Seeds are paired in the order of their files."
         made = sum(len(values) for values in comparison.differences.values())
         found += [
-            f"A difference is the system minus {comparison.baseline}, with the same draws for both.{again} Higher (▲) or "
-            "lower (▼): its interval excludes 0. Two intervals of means that overlap do not say that the systems agree.",
-            f"There is no correction for making {made} comparisons: if no system differed, about one interval in "
-            "twenty would still exclude 0.",
+            f"A difference is system minus {comparison.baseline}, computed with the same draws for both.{again} Higher (▲) "
+            "or lower (▼): the interval excludes 0. Overlapping intervals of two means do not show that the systems are equal.",
+            f"There is no correction for multiple comparisons ({made} in this table): if no true difference existed, about "
+            "one interval in twenty would still exclude 0.",
         ]
     if any(comparison.others.values()):
-        found.append("Medians, rates of ties and the like are not means over queries; they are shown without interval.")
-    if terms.folds:
+        found.append("Metrics that are not means over queries, such as median ranks and tie rates, have no interval.")
+    if settings.folds:
         found.append(
-            f"Metrics named {terms.folds}fold are means over {terms.folds} folds of the images, each its own gallery."
+            f"Metrics named {settings.folds}fold are means over {settings.folds} disjoint folds of the images; the gallery of "
+            "a query is its fold."
         )
     return found
 
 
-def terms_table(comparison: Comparison) -> Table:
-    """What all systems were asked."""
-    terms = comparison.terms
+def settings_table(comparison: SystemComparison) -> Table:
+    """Settings that all evaluations share."""
+    settings = comparison.settings
     kind = comparison.systems[0].evaluations[0].relevance_kind
     rows = {
-        "Protocol": terms.protocol,
-        "Split": terms.split or write.MISSING,
-        "Images, texts": f"{write.count(terms.images)}, {write.count(terms.texts)}",
-        "Data": write.short(terms.data),
-        "Ties": _explained(terms.ties, _TIES),
-        "Siblings": _explained(terms.siblings, _SIBLINGS),
-        "Relevance": f"{kind} {write.short(terms.relevance)}" if terms.relevance else "none, so no NDCG",
-        "Folds": write.count(terms.folds),
+        "Protocol": settings.protocol,
+        "Split": settings.split or formatting.MISSING,
+        "Images, texts": f"{formatting.count(settings.images)}, {formatting.count(settings.texts)}",
+        "Data fingerprint": formatting.short(settings.data),
+        "Ties": _explained(settings.ties, _TIES),
+        "Siblings": _explained(settings.siblings, _SIBLINGS),
+        "Relevance": f"{kind} {formatting.short(settings.relevance)}" if settings.relevance else "none (no NDCG)",
+        "Folds": formatting.count(settings.folds),
     }
     return Table(
-        "terms",
-        "The same for all systems",
-        ("", "Value"),
-        (Block(tuple(cells(*row) for row in rows.items())),),
+        "settings",
+        "Settings of all evaluations",
+        ("Setting", "Value"),
+        (Block(tuple(text_row(*row) for row in rows.items())),),
         numeric=False,
     )
 
 
-def provenance_table(comparison: Comparison) -> Table:
-    """Where every number comes from."""
+def files_table(comparison: SystemComparison) -> Table:
+    """Evaluation files, code versions and inputs."""
     rows = tuple(
-        cells(
+        text_row(
             system.name,
             str(evaluation.path),
-            evaluation.code or write.MISSING,
-            ", ".join(f"{name} {write.short(digest)}" for name, digest in evaluation.inputs.items()) or write.MISSING,
+            evaluation.code or formatting.MISSING,
+            ", ".join(f"{name} {formatting.short(digest)}" for name, digest in evaluation.inputs.items())
+            or formatting.MISSING,
         )
         for system in comparison.systems
         for evaluation in system.evaluations
     )
-    return Table(
-        "files", "Files", ("System", "Evaluation", "Code", "Made from (SHA-256)"), (Block(rows),), numeric=False
-    )
+    return Table("files", "Files", ("System", "Evaluation", "Code", "Inputs (SHA-256)"), (Block(rows),), numeric=False)
 
 
 def _draw(system: System, replicates: int) -> dict[str, Floats]:
-    """By metric the estimate and then its replicates, (1 + replicates,)."""
+    """By metric: the estimate followed by its bootstrap replicates, (1 + replicates,)."""
     shared = set.intersection(*(set(evaluation.queries) for evaluation in system.evaluations))
-    metrics = in_order(shared)
+    metrics = sort_metrics(shared)
     if not metrics:
         return {}
     sums, counts = (
@@ -306,14 +303,14 @@ def _estimates(drawn: dict[str, Floats]) -> dict[str, Estimate]:
 def _others(system: System, means: dict[str, Estimate]) -> dict[str, float]:
     tables = [evaluation.metrics for evaluation in system.evaluations]
     shared = set.intersection(*map(set, tables)) - means.keys()
-    return {metric: sum(table[metric] for table in tables) / len(tables) for metric in in_order(shared)}
+    return {metric: sum(table[metric] for table in tables) / len(tables) for metric in sort_metrics(shared)}
 
 
-def _estimates_table(comparison: Comparison) -> Table:
+def _estimates_table(comparison: SystemComparison) -> Table:
     names = [system.name for system in comparison.systems]
     several = len(names) > 1
     blocks: dict[str, list[tuple[Cell, ...]]] = {}
-    for metric in in_order({metric for means in comparison.means.values() for metric in means}):
+    for metric in sort_metrics({metric for means in comparison.means.values() for metric in means}):
         row = [Cell(_label(metric))]
         for name in names:
             row.append(_entry(comparison.means[name].get(metric)))
@@ -330,7 +327,7 @@ def _estimates_table(comparison: Comparison) -> Table:
             groups.append((name, 2))
     return Table(
         "estimates",
-        f"Means with {write.percent(CONFIDENCE)} intervals"
+        f"Means with {formatting.percent(CONFIDENCE)} intervals"
         + (f", and differences to {comparison.baseline}" if several else ""),
         tuple(headings),
         tuple(Block(tuple(rows), heading) for heading, rows in blocks.items()),
@@ -338,30 +335,32 @@ def _estimates_table(comparison: Comparison) -> Table:
     )
 
 
-def _others_table(comparison: Comparison) -> Table:
+def _others_table(comparison: SystemComparison) -> Table:
     names = [system.name for system in comparison.systems]
-    metrics = in_order({metric for values in comparison.others.values() for metric in values})
+    metrics = sort_metrics({metric for values in comparison.others.values() for metric in values})
     rows = tuple(
-        cells(_label(metric), *(_plain(comparison.others[name].get(metric)) for name in names)) for metric in metrics
+        text_row(_label(metric), *(_plain(comparison.others[name].get(metric)) for name in names)) for metric in metrics
     )
-    return Table("others", "Other metrics, without interval", ("Metric", *names), (Block(rows),))
+    return Table("others", "Other metrics, without intervals", ("Metric", *names), (Block(rows),))
 
 
 def _entry(estimate: Estimate | None) -> Cell:
     if estimate is None:
-        return Cell(write.MISSING)
-    return Cell(write.number(estimate.value), f"[{write.number(estimate.low)}, {write.number(estimate.high)}]")
+        return Cell(formatting.MISSING)
+    return Cell(
+        formatting.number(estimate.value), f"[{formatting.number(estimate.low)}, {formatting.number(estimate.high)}]"
+    )
 
 
 def _difference(estimate: Estimate | None, decimals: int) -> Cell:
     if estimate is None:
-        return Cell(write.MISSING)
-    ends = f"[{write.signed(estimate.low, decimals)}, {write.signed(estimate.high, decimals)}]"
-    return Cell(write.signed(estimate.value, decimals), ends, estimate.direction, strong=bool(estimate.direction))
+        return Cell(formatting.MISSING)
+    ends = f"[{formatting.signed(estimate.low, decimals)}, {formatting.signed(estimate.high, decimals)}]"
+    return Cell(formatting.signed(estimate.value, decimals), ends, estimate.direction, strong=bool(estimate.direction))
 
 
 def _plain(value: float | None) -> str:
-    return write.MISSING if value is None else f"{value:.4g}".replace("-", "−")
+    return formatting.MISSING if value is None else f"{value:.4g}".replace("-", "−")
 
 
 def _label(metric: str) -> str:

@@ -1,4 +1,4 @@
-"""Example retrievals: the same queries answered by every method, side by side."""
+"""Example retrievals: results of every method for the same queries."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,11 +10,11 @@ from sdr_lightning.results.schema import Condition, Run, Study
 
 DIRECTIONS = {"t2i": "text to image", "i2t": "image to text"}
 SHOWN = 5
-"""How many results of a query are shown."""
+"""Number of results shown per query."""
 
 
 class Query(NamedTuple):
-    """What was asked: a text or the key of an image."""
+    """A query: a text or the key of an image."""
 
     direction: str
     text: str | None
@@ -23,7 +23,7 @@ class Query(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """One retrieved item: the key of an image or a text, and whether it belongs to the query."""
+    """A retrieved item: the key of an image or a text, and whether it belongs to the query."""
 
     image: str | None
     text: str | None
@@ -33,7 +33,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Example:
-    """One query with the best results of each method, in the study's order of methods."""
+    """A query with the top results by method."""
 
     query: Query
     results: Mapping[str, tuple[Result, ...]]
@@ -41,7 +41,7 @@ class Example:
 
 @dataclass(frozen=True)
 class ExampleGroup:
-    """Examples from the runs of one condition and seed."""
+    """Examples of one condition and seed."""
 
     condition: Condition
     seed: int
@@ -49,10 +49,14 @@ class ExampleGroup:
 
 
 def collect_examples(study: Study, per_direction: int = 2) -> tuple[ExampleGroup, ...]:
-    """Examples at the highest ratio of each imbalance that has any, from its first seed that has any.
+    """Collect examples for each imbalance, at its highest ratio and first seed with examples.
 
-    The queries are the first ``per_direction`` of each direction in the order of the files, never chosen by
-    their results.
+    Args:
+        study: the study; runs hold examples in ``examples.json``.
+        per_direction: number of queries per direction, the first ones of the files.
+
+    Raises:
+        ValueError: a file is malformed.
     """
     found: dict[str, ExampleGroup] = {}
     for condition in sorted(study.conditions, key=lambda c: -c.ratio):

@@ -1,15 +1,15 @@
-"""The mark of a report's files, by which they are told from files of any other origin."""
+"""Recognise files that a report wrote, so that no other file is overwritten."""
 
 from pathlib import Path
 
 GENERATOR = "sdr_lightning.reporting"
-"""In the head of every page, Markdown file and picture of a report."""
+"""Marker in the first bytes of every HTML page, Markdown file and PNG of a report."""
 
-_TABLE = b"run,state,"
+_SWEEP_CSV_START = b"run,state,"
 
 
 def is_generated(path: Path) -> bool:
-    """Whether a file is one of a report: it has the mark, or is the table of a sweep, which has no place for one."""
+    """Return whether a report wrote the file: it has the marker or, as CSV, starts with the columns of a sweep."""
     with path.open("rb") as file:
         head = file.read(1024)
-    return head.startswith(_TABLE) if path.suffix == ".csv" else GENERATOR.encode() in head
+    return head.startswith(_SWEEP_CSV_START) if path.suffix == ".csv" else GENERATOR.encode() in head

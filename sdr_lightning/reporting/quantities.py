@@ -1,4 +1,4 @@
-"""The numbers a report talks about: how each is made from a run's metrics, named and printed."""
+"""Quantities that a study report shows, computed from the metrics of a run."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,17 @@ from sdr_lightning.results.schema import RECALLS, Condition, Run, Study
 
 @dataclass(frozen=True)
 class Quantity:
-    """The mean of one or more metrics of a run, times ``scale``; higher is better save in diagnostics."""
+    """The mean of one or more metrics of a run, times a factor. Higher is better, except for diagnostics.
+
+    Attributes:
+        key: identifier, also the file name of the figure.
+        label: name in tables and figures.
+        metrics: names of the metrics that are averaged.
+        unit: unit on the axis of a figure.
+        scale: factor applied to the mean.
+        decimals: decimal places of a value.
+        difference_decimals: decimal places of a difference.
+    """
 
     key: str
     label: str
@@ -16,26 +26,25 @@ class Quantity:
     unit: str = "%"
     scale: float = 1.0
     decimals: int = 1
-    """Places after the point of a value; a difference gets ``difference_decimals``."""
     difference_decimals: int = 2
 
     def value(self, run: Run) -> float | None:
-        """The quantity of one run, None where one of its metrics is missing."""
+        """Compute the quantity for one run; None if a metric is missing."""
         if not all(metric in run.metrics for metric in self.metrics):
             return None
         return self.scale * sum(run.metrics[metric] for metric in self.metrics) / len(self.metrics)
 
     def by_seed(self, study: Study, method: str, condition: Condition) -> dict[int, float]:
-        """The values that are there, by seed."""
+        """Return the available values by seed."""
         values = {run.seed: self.value(run) for run in study.runs_of(method, condition)}
         return {seed: value for seed, value in values.items() if value is not None}
 
     def interval(self, study: Study, method: str, condition: Condition) -> Interval:
-        """Mean and interval over the seeds that are there."""
+        """Compute mean and interval over the available seeds."""
         return mean_interval(list(self.by_seed(study, method, condition).values()))
 
     def present(self, study: Study) -> bool:
-        """Whether any run has it."""
+        """Return whether at least one run has all metrics of the quantity."""
         return any(self.value(run) is not None for run in study.runs.values())
 
 
@@ -49,7 +58,7 @@ TASKS = {
     "i2it": "image to both",
     "t2it": "text to both",
 }
-"""Retrieval within one modality, and mixed retrieval from a gallery of images and texts together."""
+"""Single-modal retrieval, and mixed retrieval from a gallery of images and texts."""
 
 CUTOFFS = (10, 20, 50)
 

@@ -1,4 +1,4 @@
-"""Intervals over seeds and what may be concluded from them. Pure functions of numbers."""
+"""Student-t intervals over seeds, paired differences and verdicts."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -13,9 +13,12 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean over ``n`` values with a two-sided Student-t interval ``mean ± half``.
+    """A mean with a two-sided Student-t interval ``mean ± half``.
 
-    ``half`` is None when ``n < 2``: one value says nothing about its spread. ``mean`` is NaN when ``n`` is 0.
+    Attributes:
+        mean: mean of the values; NaN when ``n`` is 0.
+        half: half-width of the interval; None when ``n < 2``.
+        n: number of values.
     """
 
     mean: float
@@ -24,20 +27,27 @@ class Interval:
 
     @property
     def low(self) -> float | None:
-        """Lower end, None without an interval."""
+        """Lower bound; None when ``n < 2``."""
         return None if self.half is None else self.mean - self.half
 
     @property
     def high(self) -> float | None:
-        """Upper end, None without an interval."""
+        """Upper bound; None when ``n < 2``."""
         return None if self.half is None else self.mean + self.half
 
 
 def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Mean and Student-t interval: ``half = t(n - 1, (1 + confidence) / 2) * s / sqrt(n)``.
+    """Compute the mean and its Student-t interval, ``half = t(n - 1, (1 + confidence) / 2) * s / sqrt(n)``.
 
-    ``s`` is the sample standard deviation (divided by n - 1). The interval is about the spread over seeds
-    alone; it assumes their values are independent and roughly normal.
+    ``s`` is the sample standard deviation (divisor n - 1). The interval assumes independent, approximately
+    normal values and covers the variation between seeds only.
+
+    Args:
+        values: one value per seed.
+        confidence: coverage of the interval, in (0, 1).
+
+    Returns:
+        The interval; without bounds for fewer than two values.
 
     >>> mean_interval([1.0, 2.0, 3.0]).mean
     2.0
@@ -57,17 +67,22 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> In
 def paired_difference(
     candidate: Mapping[int, float], baseline: Mapping[int, float], confidence: float = CONFIDENCE
 ) -> Interval:
-    """Interval of ``candidate - baseline`` over the seeds both have.
+    """Compute the interval of ``candidate - baseline`` over the seeds that both have (paired t-test).
 
-    Both arguments map a seed to a value. Pairing removes what a seed does to both methods alike (the same
-    corrupted items, the same initial weights), so this is the test, not the overlap of two intervals.
+    Pairing removes the variation that a seed causes in both methods: the same corrupted items and the same
+    initial weights.
+
+    Args:
+        candidate: value by seed.
+        baseline: value by seed.
+        confidence: coverage of the interval, in (0, 1).
     """
     shared = sorted(candidate.keys() & baseline.keys())
     return mean_interval([candidate[seed] - baseline[seed] for seed in shared], confidence)
 
 
 def verdict(difference: Interval) -> Verdict:
-    """``supported``: interval wholly above 0; ``not supported``: wholly below; else ``undecided``."""
+    """Return ``supported`` if the interval is entirely above 0, ``not supported`` if below, else ``undecided``."""
     if difference.low is not None and difference.low > 0:
         return "supported"
     if difference.high is not None and difference.high < 0:

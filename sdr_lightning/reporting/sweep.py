@@ -1,4 +1,4 @@
-"""The report of a sweep: the metric against the imbalance ratio, one line per method, with intervals over seeds."""
+"""Report of a sweep: validation metrics against the swept parameters, with intervals over seeds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from sdr_lightning.paths import check_output, read_json, write_atomically, write_text
+from sdr_lightning.reporting.figures.style import COLOURS, MARKERS, STYLE, to_png
 from sdr_lightning.reporting.generator import is_generated
-from sdr_lightning.reporting.plots import COLOURS, MARKERS, STYLE, to_png
+from sdr_lightning.reporting.pages.html import render_page
 from sdr_lightning.reporting.statistics import Interval, mean_interval
 from sdr_lightning.reporting.wandb_file import read_tracked
 from sdr_lightning.results.fields import Fields
@@ -30,10 +30,10 @@ class SweepRun:
     """One run of a sweep.
 
     Attributes:
-        name: of its folder.
-        parameters: what it has that others have otherwise, by dotted name.
+        name: name of its folder, or its W&B id.
+        parameters: values of the parameters that differ between runs, by dotted name.
         state: finished, running, failed or stopped.
-        metrics: of the epoch that was kept.
+        metrics: metrics of the selected epoch.
     """
 
     name: str
@@ -43,53 +43,58 @@ class SweepRun:
 
 
 @dataclass(frozen=True)
-class Axes:
-    """What each parameter of a sweep is in its figure.
+class SweepAxes:
+    """Role of each swept parameter in the figure.
 
     Attributes:
-        x: the parameters along the axis, one figure each: the ratio alone, in a search every number, or words.
-        panel: what panels differ in, or None.
-        seed: what is averaged over, or None.
-        lines: what lines differ in; none in a search, which has points.
-        words: of an x that is not a number, its values in order.
+        x: parameters on the x-axis, one panel each: the imbalance ratio, else all numeric parameters, else one
+            categorical parameter.
+        panel: parameter that differs between panels, or None.
+        seed: parameter that is averaged over, or None.
+        lines: parameters that differ between lines.
+        categories: sorted values of a categorical x; empty if numeric.
     """
 
     x: tuple[str, ...]
     panel: str | None
     seed: str | None
     lines: tuple[str, ...]
-    words: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
 
     def place(self, run: SweepRun, name: str) -> float:
-        """Where a run is along one x."""
+        """Return the position of a run on an x-axis."""
         value = run.parameters[name]
-        return float(self.words.index(_short(value)) if self.words else value)
+        return float(self.categories.index(_short(value)) if self.categories else value)
 
     @property
     def are_curves(self) -> bool:
-        """Whether points of one line belong together."""
+        """Whether points are connected: only against the imbalance ratio."""
         return len(self.x) == 1 and _last(self.x[0]) == _RATIO
 
 
 def build_sweep_report(folder: Path) -> Path:
-    """Write ``sweep.html``, ``sweep.csv`` and ``sweep.png`` into a folder with a sweep that this machine or W&B (offline) ran.
+    """Write ``sweep.html``, ``sweep.csv`` and ``sweep.png``.
+
+    Args:
+        folder: folder of ``sdr sweep``, or with ``.wandb`` files of offline W&B runs.
 
     Returns:
-        The page.
+        The path of the HTML page.
 
     Raises:
-        ValueError: no runs, none of them finished, none that differ, or a file of another origin would be replaced.
+        ValueError: no run is finished, no parameter or no metric can be drawn, or a file of other origin would be
+            overwritten.
     """
     check_sweep_report(folder)
     title, runs = load_sweep(folder)
     finished = [run for run in runs if run.state == "finished" and run.metrics]
     if not finished:
-        raise ValueError(f"no run of the sweep in {folder} is finished: nothing to report yet")
+        raise ValueError(f"no run of the sweep in {folder} is finished: run the report again after the first one")
     axes = axes_of(finished)
     metrics = [name for name in _SHOWN if all(name in run.metrics for run in finished)]
     if not metrics:
         raise ValueError(f"the runs in {folder} have no validation metric in common")
-    picture = to_png(sweep_figure(finished, axes, metrics[0]))
+    picture = to_png(draw_sweep(finished, axes, metrics[0]))
     write_atomically(folder / "sweep.png", lambda part: _write(part, picture))
     write_text(folder / "sweep.csv", _csv(runs, axes, metrics))
     data = {
@@ -97,7 +102,7 @@ def build_sweep_report(folder: Path) -> Path:
         "x": list(axes.x),
         "panel": axes.panel,
         "curves": axes.are_curves,
-        "words": axes.words,
+        "categories": axes.categories,
         "points": [
             {
                 "panel": _panel(run, axes),
@@ -111,20 +116,14 @@ def build_sweep_report(folder: Path) -> Path:
         ],
         "intervals": {name: _intervals(finished, axes, name) for name in metrics},
     }
-    environment = Environment(
-        loader=PackageLoader("sdr_lightning.reporting", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("sweep.html").render(
+    page = render_page(
+        "sweep.html",
         title=title,
         runs=runs,
         finished=len(finished),
         names=[name for name in (*axes.lines, axes.panel, *axes.x, axes.seed) if name],
         metrics=metrics,
-        data=json.dumps(data).replace("</", "<\\/"),
+        data=json.dumps(data).replace("<", "\\u003c"),
         short=_short,
         last=_last,
         colours=json.dumps(COLOURS),
@@ -134,20 +133,20 @@ def build_sweep_report(folder: Path) -> Path:
 
 
 def check_sweep_report(folder: Path) -> None:
-    """Refuse to replace a file that is not a sweep's report.
+    """Check that a sweep report would overwrite no file of other origin.
 
     Raises:
-        ValueError: names the file and what to do.
+        ValueError: names the first such file.
     """
     for name in ("sweep.html", "sweep.csv", "sweep.png"):
         check_output(folder / name, is_own=is_generated)
 
 
 def load_sweep(folder: Path) -> tuple[str, list[SweepRun]]:
-    """Title and runs of a sweep's folder.
+    """Read the title and the runs of a sweep.
 
     Raises:
-        ValueError: neither a sweep of this machine nor runs that W&B kept.
+        ValueError: the folder has neither ``sweep.json`` nor ``.wandb`` files, or a file is malformed.
     """
     record = folder / "sweep.json"
     if record.is_file():
@@ -161,11 +160,9 @@ def load_sweep(folder: Path) -> tuple[str, list[SweepRun]]:
         return str(sweep["name"]), runs
     tracked = sorted(folder.rglob("*.wandb"))
     if not tracked:
-        raise ValueError(
-            f"no sweep in {folder}: neither sweep.json of sdr sweep nor .wandb files that W&B kept offline"
-        )
+        raise ValueError(f"no sweep in {folder}: expected sweep.json of sdr sweep, or .wandb files of offline W&B runs")
     found: dict[str, tuple[dict[str, Any], dict[str, float]]] = {}
-    for path in tracked:  # a continued run has several files
+    for path in tracked:  # a resumed run has several files
         run = read_tracked(path)
         configuration = flat(run.config["run"]) if isinstance(run.config.get("run"), dict) else {}
         best = {name.removeprefix("best/"): value for name, value in run.summary.items() if name.startswith("best/")}
@@ -182,7 +179,7 @@ def load_sweep(folder: Path) -> tuple[str, list[SweepRun]]:
 
 
 def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """A nested configuration by dotted names.
+    """Flatten a nested configuration to dotted names.
 
     >>> flat({"a": {"b": 1}, "c": [2]})
     {'a.b': 1, 'c': [2]}
@@ -196,33 +193,37 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def axes_of(runs: Sequence[SweepRun]) -> Axes:
-    """What each parameter is, from its name and its values.
+def axes_of(runs: Sequence[SweepRun]) -> SweepAxes:
+    """Assign each parameter its role in the figure, from its name and values.
 
     Raises:
-        ValueError: nothing differs between the runs.
+        ValueError: no parameter differs between the runs.
     """
     names = sorted({name for run in runs for name in run.parameters})
     varied = [name for name in names if len({_key(run.parameters.get(name)) for run in runs}) > 1]
     seed = next((name for name in varied if _last(name) in _SEEDS), None)
-    varied = [name for name in varied if _last(name) not in _SEEDS]  # the data module's follows
+    varied = [name for name in varied if _last(name) not in _SEEDS]  # the seed of the data follows seed_everything
     ratio = next((name for name in varied if _last(name) == _RATIO), None)
     panel = next((name for name in varied if _last(name) in _PANELS), None)
     if ratio is not None:
-        return Axes((ratio,), panel, seed, tuple(name for name in varied if name not in (ratio, panel)))
+        return SweepAxes((ratio,), panel, seed, tuple(name for name in varied if name not in (ratio, panel)))
     numbers = tuple(name for name in varied if all(_is_number(run.parameters.get(name)) for run in runs))
     if not numbers:
-        words = [name for name in varied if name != panel] or [name for name in (panel, seed) if name]
-        if not words:
-            raise ValueError("no parameter differs between the runs: there is nothing to draw a metric against")
-        x, panel, seed = words[0], None if words[0] == panel else panel, None if words[0] == seed else seed
+        categorical = [name for name in varied if name != panel] or [name for name in (panel, seed) if name]
+        if not categorical:
+            raise ValueError("no parameter differs between the runs: a report needs at least one that does")
+        x, panel, seed = (
+            categorical[0],
+            None if categorical[0] == panel else panel,
+            None if categorical[0] == seed else seed,
+        )
         values = tuple(sorted({_short(run.parameters.get(x)) for run in runs}))
-        return Axes((x,), panel, seed, tuple(words[1:]), values)
-    return Axes(numbers, panel, seed, tuple(name for name in varied if name not in (*numbers, panel)))
+        return SweepAxes((x,), panel, seed, tuple(categorical[1:]), values)
+    return SweepAxes(numbers, panel, seed, tuple(name for name in varied if name not in (*numbers, panel)))
 
 
-def sweep_figure(runs: Sequence[SweepRun], axes: Axes, metric: str) -> Figure:
-    """The metric against each x, a panel for each of the panels' values; intervals over seeds where there are two or more."""
+def draw_sweep(runs: Sequence[SweepRun], axes: SweepAxes, metric: str) -> Figure:
+    """Draw a metric against each x, one panel per value of ``axes.panel``, with intervals for two or more seeds."""
     panels = sorted({_panel(run, axes) for run in runs})
     lines = sorted({_line(run, axes) for run in runs})
     columns = [(panel, x) for panel in panels for x in axes.x]
@@ -244,9 +245,9 @@ def sweep_figure(runs: Sequence[SweepRun], axes: Axes, metric: str) -> Figure:
                 if not axes.are_curves:
                     style["linestyle"] = "none"
                 axis.plot(places, [part["mean"] for part in some], label=line or None, markersize=5, **style)
-                if axes.words:
-                    axis.set_xticks(range(len(axes.words)), axes.words)
-                    axis.set_xlim(-0.5, len(axes.words) - 0.5)
+                if axes.categories:
+                    axis.set_xticks(range(len(axes.categories)), axes.categories)
+                    axis.set_xlim(-0.5, len(axes.categories) - 0.5)
                     for part in some:
                         if part["low"] is not None:
                             axis.vlines(part["x"], part["low"], part["high"], color=style["color"], linewidth=1.5)
@@ -255,13 +256,13 @@ def sweep_figure(runs: Sequence[SweepRun], axes: Axes, metric: str) -> Figure:
                     axis.fill_between(places, low, high, color=style["color"], alpha=0.15, linewidth=0)
             axis.set_title(panel)
             axis.set_xlabel(_last(x))
-        drawn[0].set_ylabel(f"{metric}, best epoch")
+        drawn[0].set_ylabel(f"{metric}, selected epoch")
         if len(lines) > 1:
             figure.legend(*drawn[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(lines)))
     return figure
 
 
-def _intervals(runs: Sequence[SweepRun], axes: Axes, metric: str) -> list[dict[str, Any]]:
+def _intervals(runs: Sequence[SweepRun], axes: SweepAxes, metric: str) -> list[dict[str, Any]]:
     found: dict[tuple[str, str, str, float], list[float]] = {}
     for run in runs:
         for name in axes.x:
@@ -275,16 +276,16 @@ def _intervals(runs: Sequence[SweepRun], axes: Axes, metric: str) -> list[dict[s
     return rows
 
 
-def _panel(run: SweepRun, axes: Axes) -> str:
+def _panel(run: SweepRun, axes: SweepAxes) -> str:
     return _short(run.parameters.get(axes.panel)) if axes.panel else ""
 
 
-def _line(run: SweepRun, axes: Axes) -> str:
+def _line(run: SweepRun, axes: SweepAxes) -> str:
     parts = [(name, _short(run.parameters.get(name))) for name in axes.lines]
     return ", ".join(value if name == "config" else f"{_last(name)} {value}" for name, value in parts)
 
 
-def _csv(runs: Sequence[SweepRun], axes: Axes, metrics: Sequence[str]) -> str:
+def _csv(runs: Sequence[SweepRun], axes: SweepAxes, metrics: Sequence[str]) -> str:
     names = [name for name in (*axes.lines, axes.panel, *axes.x, axes.seed) if name]
     rows = [["run", "state", *names, *metrics]]
     for run in runs:
@@ -300,7 +301,7 @@ def _csv(runs: Sequence[SweepRun], axes: Axes, metrics: Sequence[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    """How a value is shown: a file by its name alone."""
+    """Format a value; a YAML file by its name without folder and suffix."""
     text = f"{value:g}" if _is_number(value) else str(value)
     return Path(text).stem if text.endswith((".yaml", ".yml")) else text
 

@@ -1,7 +1,7 @@
-"""Runs that W&B kept on disk: the ``.wandb`` file of a run, without W&B's service.
+"""Read the ``.wandb`` file of an offline W&B run.
 
-The file is a LevelDB log (https://github.com/google/leveldb/blob/main/doc/log_format.md) of serialised records with a header
-of seven bytes, ``:W&B``, and a record is the message ``Record`` of wandb's protocol.
+The file is a LevelDB log (https://github.com/google/leveldb/blob/main/doc/log_format.md) with a header of seven bytes that
+starts with ``:W&B``. Its records are serialised ``Record`` messages of wandb's protocol.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _FULL, _FIRST, _MIDDLE, _LAST = 1, 2, 3, 4
 
 @dataclass
 class TrackedRun:
-    """What a run told W&B.
+    """Contents of a W&B run.
 
     Attributes:
-        id: of the run.
-        config: the configuration by key.
-        summary: the last values by key.
-        history: what was logged, step by step.
-        meta: project, group, tags, job_type, notes and name.
+        id: identifier of the run.
+        config: configuration by key.
+        summary: last values by key.
+        history: logged values by key, one entry per step.
+        meta: project, entity, group, tags, job_type, notes and display_name.
     """
 
     id: str = ""
@@ -38,15 +38,15 @@ class TrackedRun:
 
 
 def read_tracked(path: Path) -> TrackedRun:
-    """Read a ``.wandb`` file; one that is cut short is read up to there.
+    """Read a ``.wandb`` file; a truncated file is read up to its last complete record.
 
     Raises:
-        ValueError: not such a file, a damaged one, or wandb is not installed.
+        ValueError: the file has another format or is damaged, or wandb is not installed.
     """
     try:
         from wandb.proto.wandb_internal_pb2 import Record
     except ModuleNotFoundError as error:
-        raise ValueError("W&B's files need wandb to be read: pip install 'sdr_lightning[wandb]'") from error
+        raise ValueError("reading .wandb files needs wandb: pip install 'sdr_lightning[wandb]'") from error
     run = TrackedRun()
     for data in _records(path):
         record = Record()
@@ -79,11 +79,11 @@ def _items(items: Any) -> dict[str, Any]:
 def _records(path: Path) -> Iterator[bytes]:
     content = path.read_bytes()
     if content[:4] != b":W&B":
-        raise ValueError(f"{path} is no file of a W&B run: it should begin with :W&B")
+        raise ValueError(f"{path} is not a file of a W&B run: expected :W&B as its first bytes")
     position, parts = _START, list[bytes]()
     while position + _HEADER <= len(content):
         left = _BLOCK - position % _BLOCK
-        if left < _HEADER:  # the end of a block is padding
+        if left < _HEADER:  # padding at the end of a block
             position += left
             continue
         checksum, length, kind = struct.unpack("<IHB", content[position : position + _HEADER])

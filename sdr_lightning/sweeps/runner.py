@@ -13,7 +13,7 @@ from sdr_lightning.configure import run as run_command
 from sdr_lightning.identity import sha256
 from sdr_lightning.paths import claim, read_json, write_json
 from sdr_lightning.reporting.sweep import check_sweep_report
-from sdr_lightning.reporting.tracked import publish
+from sdr_lightning.reporting.wandb_summary import publish
 from sdr_lightning.sweeps.search import Run, grid_size, next_parameters, runs_to_stop
 from sdr_lightning.sweeps.spec import Sweep
 from sdr_lightning.workers import Task, Workers, log_to, progress_bar

@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
-from sdr_lightning.reporting.curves import read_curves
+from sdr_lightning.reporting.figures.curves import read_curves
 from sdr_lightning.sweeps.distributions import Distribution
 from sdr_lightning.sweeps.spec import Sweep
 

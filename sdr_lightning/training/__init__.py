@@ -1,4 +1,4 @@
-"""Lightning modules for students and teachers, with what training needs around them."""
+"""Lightning modules for students and teachers, with callbacks, checkpoints and tracking."""
 
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.training.teacher_module import TeacherModule

@@ -1,4 +1,4 @@
-"""The terms of a loss, logged as their means over an epoch."""
+"""Epoch means of loss terms."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor
 
 
 class EpochTerms(pl.LightningModule):
-    """A module that logs each term of its loss once an epoch as ``train/NAME``.
+    """Base module that logs the epoch mean of each loss term as ``train/NAME``.
 
-    A log a term and step would cost a small model as much as its encoders.
+    Logging every term at every step can cost as much time as a small encoder.
 
     Attributes:
-        epoch_terms: of each step of the epoch so far, detached; the same in all processes. Checkpoints keep them.
+        epoch_terms: detached terms of each step of the current epoch, equal in all processes. Saved in checkpoints.
     """
 
     def __init__(self) -> None:
@@ -23,31 +23,31 @@ class EpochTerms(pl.LightningModule):
         self.epoch_terms: list[dict[str, Tensor]] = []
 
     def keep_terms(self, terms: Mapping[str, Tensor]) -> None:
-        """Take the terms of a step."""
+        """Store the terms of a step."""
         self.epoch_terms.append({name: value.detach() for name, value in terms.items()})
 
     def epoch_means(self) -> dict[str, Tensor]:
-        """What is logged at the end of an epoch."""
+        """Return the metrics to log at the end of an epoch."""
         return {f"train/{name}": values.mean() for name, values in self.packed_terms().items()}
 
     def logged_metrics(self) -> list[str]:
-        """Names of the metrics that are logged in training and validation, which callbacks may monitor."""
+        """Return the names of all metrics logged during fitting, which callbacks may monitor."""
         return ["train/loss"]
 
     def packed_terms(self) -> dict[str, Tensor]:
-        """The terms so far as one tensor each, (steps,), for checkpoints."""
+        """Return the stored terms for a checkpoint, one (steps,) CPU tensor per name."""
         names = self.epoch_terms[0] if self.epoch_terms else ()
         return {name: torch.stack([terms[name] for terms in self.epoch_terms]).cpu() for name in names}
 
     def restore_terms(self, packed: Mapping[str, Tensor]) -> None:
-        """Take the terms of :meth:`packed_terms` back."""
+        """Restore the terms that :meth:`packed_terms` returned."""
         steps = zip(*(values.to(self.device).unbind() for values in packed.values()), strict=True)
         self.epoch_terms = [dict(zip(packed, values, strict=True)) for values in steps]
 
     def on_train_epoch_start(self) -> None:
-        """Start again; a training that is continued in mid-epoch does not come here."""
+        """Clear the terms. Not called when training resumes within an epoch."""
         self.epoch_terms.clear()
 
     def on_train_epoch_end(self) -> None:
-        """Log the means."""
+        """Log the epoch means."""
         self.log_dict(self.epoch_means())

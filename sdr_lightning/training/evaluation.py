@@ -1,4 +1,4 @@
-"""Evaluation of a student: embeddings collected over batches and processes, then every metric."""
+"""Evaluation of a student: collect embeddings over batches and processes, then compute all metrics."""
 
 from __future__ import annotations
 
@@ -14,40 +14,43 @@ from sdr_lightning.metrics.paper_protocol import evaluate_published
 from sdr_lightning.metrics.scores import evaluate_scores
 from sdr_lightning.training.distributed.collectives import EmbeddingTable
 from sdr_lightning.training.protocol import ProtocolName
-from sdr_lightning.training.reranking import Rescored, published_scores, reranked_metrics
+from sdr_lightning.training.reranking import Rescored, dense_scores, reranked_metrics
 from sdr_lightning.types import Modality
 
-_ROWS = 256
+_CHUNK_ROWS = 256
 
 
 class RetrievalEvaluation(nn.Module):
     """Collects the embeddings of a split and evaluates them.
 
     Args:
-        method: its :meth:`~sdr_lightning.methods.Method.similarity` ranks, or the cosine where it has none.
-        protocol: ``paper`` evaluates as the public code does, see :mod:`~sdr_lightning.metrics.paper_protocol`.
+        method: ranks by its :meth:`~sdr_lightning.methods.Method.similarity`, or by cosine if it does not override it.
+        protocol: ``paper`` evaluates like the public code, see :mod:`~sdr_lightning.metrics.paper_protocol`.
     """
 
     def __init__(self, method: Method, protocol: ProtocolName) -> None:
         super().__init__()
         self.image_table, self.text_table = EmbeddingTable(), EmbeddingTable()
         self.protocol = protocol
-        self._method = [method]  # in a list: the parameters belong to the training module
+        self._method = [method]  # in a list, so that its parameters are not registered a second time
 
     def update(self, modality: Modality, rows: Tensor, embeddings: Tensor) -> None:
-        """Take (B, d) embeddings of the items at (B,) rows."""
+        """Add (B, d) embeddings of the items at (B,) rows."""
         (self.image_table if modality == "image" else self.text_table).update(rows, embeddings)
 
     def reset(self) -> None:
-        """Forget what was collected."""
+        """Discard the collected embeddings."""
         self.image_table.reset()
         self.text_table.reset()
 
     def collect(self, data: RetrievalDataModule, split: Split) -> tuple[Tensor, Tensor]:
-        """Return the (N, d) image and (C, d) text embeddings of a split on the CPU, over all processes, and start again.
+        """Gather the embeddings of all processes and reset.
+
+        Returns:
+            (N, d) image and (C, d) text embeddings of the split, float32 on the CPU.
 
         Raises:
-            ValueError: an item came twice, or is missing.
+            ValueError: an item is missing or was added twice.
         """
         table = data.split(split).table
         return self.image_table.table(len(table.image_ids)), self.text_table.table(len(table.captions))
@@ -63,13 +66,13 @@ class RetrievalEvaluation(nn.Module):
     def test(
         self, image: Tensor, text: Tensor, data: RetrievalDataModule, rescored: Rescored | None = None
     ) -> Evaluation:
-        """Return every metric of the test split, with the results of each query.
+        """Compute all metrics of the test split, in total and per query.
 
         Args:
             image: (N, d) embeddings.
             text: (C, d) embeddings.
-            data: holds the pairs and their graded relevance.
-            rescored: candidates with the scores of the fusion encoder; their metrics are added as ``reranked_...``.
+            data: provides the pairs and their graded relevance.
+            rescored: candidates scored by the fusion encoder; adds metrics named ``reranked_...``.
         """
         pairs, relevance, method = data.split("test").caption_image, data.relevance("test"), self._method[0]
         if not method.ranks_by_cosine:
@@ -78,7 +81,7 @@ class RetrievalEvaluation(nn.Module):
         if self.protocol == "paper":
             metrics, queries = evaluate_published(image, text, pairs, relevance)
             if rescored is not None:
-                i2t, t2i = published_scores(rescored.i2t, len(text)), published_scores(rescored.t2i, len(image))
+                i2t, t2i = dense_scores(rescored.i2t, len(text)), dense_scores(rescored.t2i, len(image))
                 reranked = evaluate_published(image, text, pairs, relevance, i2t, t2i).metrics
                 metrics |= {f"reranked_{name}": value for name, value in reranked.items()}
             return Evaluation(metrics, queries)
@@ -92,10 +95,10 @@ class RetrievalEvaluation(nn.Module):
 
 @torch.no_grad()
 def score_matrix(method: Method, image: Tensor, text: Tensor) -> Tensor:
-    """Score all images against all captions by a method's similarity.
+    """Score all images against all captions by the similarity of a method.
 
     Args:
-        method: one that does not rank by cosine.
+        method: a method that overrides ``similarity``.
         image: (N, d) embeddings on the CPU.
         text: (C, d) embeddings on the CPU.
 
@@ -103,11 +106,11 @@ def score_matrix(method: Method, image: Tensor, text: Tensor) -> Tensor:
         (N, C) float32 on the CPU.
 
     Raises:
-        ValueError: scores of another shape, or that are not finite.
+        ValueError: the scores have another shape or are not finite.
     """
     device = next((tensor.device for tensor in (*method.parameters(), *method.buffers())), image.device)
     gallery, rows = text.to(device), []
-    for part in chunks(len(image), _ROWS):
+    for part in chunks(len(image), _CHUNK_ROWS):
         scores = method.similarity(image[part].to(device), gallery)
         if scores is None or scores.shape != (len(image[part]), len(text)):
             found = "None" if scores is None else tuple(scores.shape)

@@ -1,4 +1,4 @@
-"""Features of whole splits: teachers' banks, and the features of frozen towers, computed once."""
+"""Feature extraction over whole splits, for teachers and frozen towers, with an on-disk cache."""
 
 from __future__ import annotations
 
@@ -24,32 +24,30 @@ from sdr_lightning.identity import sha256
 from sdr_lightning.training.checkpoints.interruption import Interruption, Stopped
 from sdr_lightning.types import Modality
 
-_PART_S = 60.0
+_PART_SECONDS = 60.0
 
 
 def split_bank(tower: Tower, data: RetrievalDataModule, name: Split, device: torch.device) -> FeatureBank:
-    """A tower's features of one split, imbalance included.
+    """Return the features of one split, with its corruption applied, from the cache or computed.
 
-    The features are kept in the data module's cache, under a name that the tower's weights and the items' contents decide.
-    A frozen tower's features of the same items under another imbalance are used again: only items that are in another state
-    than ever before are encoded.
+    The cache file is named by the tower's fingerprint and the contents of the items. For a frozen tower, features cached
+    under another corruption are reused for all items whose content is the same.
 
-    While they are computed, features are written in parts, every minute and on SIGTERM and Ctrl-C. The next call continues
-    from the parts with the batches that are left, so that the features are those of a call that was not interrupted.
-    A second process that asks for the same features waits for the first.
+    Partial results are written every minute and on SIGTERM and Ctrl-C. The next call computes only the missing batches, and
+    the features equal those of an uninterrupted call. A second process that needs the same file waits for the first.
 
     Args:
         tower: image or text tower.
         data: the data module.
-        name: which split.
-        device: where to compute.
+        name: the split.
+        device: device to compute on.
 
     Returns:
-        The bank over the split's images or captions, by row.
+        A bank over the images or captions of the split, in row order.
 
     Raises:
-        ValueError: a tokenizer that does not fit the text tower.
-        Stopped: after SIGTERM or Ctrl-C.
+        ValueError: the tokenizer does not fit the text tower.
+        Stopped: on SIGTERM or Ctrl-C.
     """
     modality, file = tower.modality, _bank_file(tower, data, name)
     if modality == "text":
@@ -63,35 +61,34 @@ def split_bank(tower: Tower, data: RetrievalDataModule, name: Split, device: tor
 
 
 def extract_bank(tower: Tower, data: RetrievalDataModule, splits: Sequence[Split], device: torch.device) -> FeatureBank:
-    """Run a teacher over splits as a student sees them, imbalance included.
+    """Extract the features of a teacher over a student's splits, with their corruption applied.
 
     Args:
         tower: the teacher.
-        data: the *student's* data module.
-        splits: which splits.
-        device: where to compute.
+        data: the data module of the *student*.
+        splits: the splits.
+        device: device to compute on.
 
     Returns:
-        One bank over the items of all the splits.
+        One bank over the items of all splits.
     """
     bank = FeatureBank.union([split_bank(tower, data, name, device) for name in splits])
-    if (
-        not tower.frozen
-    ):  # every training gives other weights: the cache would fill with features that are not used again
+    if not tower.frozen:  # trained weights differ in every run, so the cached features would never be reused
         for name in splits:
             _bank_file(tower, data, name).unlink(missing_ok=True)
     return bank
 
 
 def _bank_file(tower: Tower, data: RetrievalDataModule, name: Split) -> Path:
-    """Where the features of a split as it is now are kept; its name begins with the :func:`_family`."""
+    """Return the cache file of a split's features: :func:`_bank_prefix` and a hash of the items' contents."""
     split = data.split(name)
     ids, content = split.ids(tower.modality), split.content(tower.modality)
-    return data.cache / f"{_family(tower, data, name)}-{sha256(chr(10).join(ids), content.tobytes())[:24]}.safetensors"
+    digest = sha256(chr(10).join(ids), content.tobytes())[:24]
+    return data.cache / f"{_bank_prefix(tower, data, name)}-{digest}.safetensors"
 
 
-def _family(tower: Tower, data: RetrievalDataModule, name: Split) -> str:
-    """What all banks of a tower and a split share, under whatever imbalance."""
+def _bank_prefix(tower: Tower, data: RetrievalDataModule, name: Split) -> str:
+    """Return the file name prefix shared by all corruptions of a split."""
     inputs = data.split(name).input_description(tower.modality)
     return f"{tower.modality}-{sha256(tower.fingerprint(), data.source.name, name, inputs)[:24]}"
 
@@ -102,31 +99,31 @@ def _compute(tower: Tower, data: RetrievalDataModule, name: Split, device: torch
     files = sorted(data.cache.glob(f"{file.stem}.*.part"))
     if tower.frozen:
         files += sorted(data.cache.glob(f"{file.stem.rpartition('-')[0]}-*.safetensors"))
-    found = list(_kept(files, modality, ids, content))
+    found = list(_cached_items(files, modality, ids, content))
     known = {item for bank in found for item in bank.ids}
     rows = np.array([row for row, item in enumerate(ids) if item not in known], dtype=np.int64)
     if len(rows):
         with Interruption() as interruption:
-            parts = _Parts(file, modality, ids, content, tower.fingerprint(), len(rows), interruption)
+            writer = _PartWriter(file, modality, ids, content, tower.fingerprint(), len(rows), interruption)
             items = data.items(name, modality, rows=rows)
-            found.append(extract(tower, items, rows, ids, content, device, parts.take))
+            found.append(extract(tower, items, rows, ids, content, device, writer.add))
     whole = FeatureBank.union(found)
     FeatureBank(modality, list(ids), content, whole.rows(ids, content), whole.source).save(file)
     for part in data.cache.glob(f"{file.stem}.*.part"):
         part.unlink()
 
 
-class _Parts:
-    """Writes features as they are computed, part by part, and stops when it is asked to.
+class _PartWriter:
+    """Writes features to disk in parts while they are computed, and stops on a signal.
 
     Args:
-        file: the bank that they become; a part is named after it and the first row in the part.
-        modality: of the items.
-        ids: of the split, by row.
-        content: of the split, by row.
-        source: the tower's fingerprint.
-        total: how many items are computed.
-        interruption: says when to stop.
+        file: the final bank; parts are named after it and their first row.
+        modality: modality of the items.
+        ids: item ids of the split, by row.
+        content: content hashes of the split, by row.
+        source: fingerprint of the tower.
+        total: number of items to compute.
+        interruption: signals received so far.
     """
 
     def __init__(
@@ -145,21 +142,21 @@ class _Parts:
         self._features: list[Tensor] = []
         self._written = time.monotonic()
 
-    def take(self, rows: Tensor, features: Tensor) -> None:
-        """Take a batch, and write what was taken since the last part if it is time.
+    def add(self, rows: Tensor, features: Tensor) -> None:
+        """Add a batch; write a part every minute and on a signal.
 
         Raises:
-            Stopped: after SIGTERM or Ctrl-C.
+            Stopped: on SIGTERM or Ctrl-C.
         """
         self._rows.append(rows)
         self._features.append(features)
         self.done += len(rows)
-        asked = self.interruption.asked
-        if asked is not None or time.monotonic() - self._written >= _PART_S:
+        received = self.interruption.received
+        if received is not None or time.monotonic() - self._written >= _PART_SECONDS:
             self._write()
-        if asked is not None:
+        if received is not None:
             raise Stopped(
-                asked,
+                received,
                 f"after {self.done} of {self.total} {self.modality} features; they are kept, the same command continues",
             )
 
@@ -173,7 +170,7 @@ class _Parts:
 
 @contextlib.contextmanager
 def _locked(file: Path) -> Iterator[None]:
-    """Hold the lock of a bank, or wait for the process that computes it; the lock file goes when the bank exists."""
+    """Hold the lock of a bank while computing it; the lock file is removed once the bank exists."""
     path = file.with_suffix(".lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
@@ -191,13 +188,13 @@ def _locked(file: Path) -> Iterator[None]:
         lock.release()
 
 
-def _kept(
+def _cached_items(
     files: Iterable[Path], modality: Modality, ids: Sequence[str], content: NDArray[np.int64]
 ) -> Iterator[FeatureBank]:
-    """What files hold of items as they are now, each item once."""
+    """Yield banks from cached files that together hold each item of matching content at most once."""
     wanted = dict(zip(ids, content.tolist(), strict=True))
     for file in files:
-        part = FeatureBank.load(file, modality).having(
+        part = FeatureBank.load(file, modality).unchanged(
             list(wanted), np.fromiter(wanted.values(), dtype=np.int64, count=len(wanted))
         )
         if len(part.ids):

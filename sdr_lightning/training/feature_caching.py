@@ -1,4 +1,4 @@
-"""Features that are computed once before a run: those of frozen towers and of teachers."""
+"""Callback that computes the features of frozen towers and teachers once before a run."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from sdr_lightning.types import Modality
 class CacheFeatures(pl.Callback):
     """Encodes the data once by each frozen tower and by each teacher that the method needs.
 
-    Frozen towers: the features of every split that a stage reads take the place of pixels and tokens, unless a fusion encoder
-    reads the tower's tokens. Teachers: their features of the training split come with each pair. Both are kept in the data
-    module's cache; the first process writes it, and all read it. Without this callback, frozen towers encode every batch
-    again, and teachers need a bank of features.
+    Features of frozen towers replace pixels and tokens in every split of the stage, unless a fusion encoder reads the
+    tower's tokens. Teacher features of the training split are added to each pair. Both are cached by the data module; the
+    first process writes the cache and all processes read it. Without this callback, frozen towers encode every batch again,
+    and teachers need a feature bank.
 
     Args:
-        teachers: builds the frozen tower of each teacher; one that is absent is read from the data module's bank.
+        teachers: functions that build the frozen tower of each teacher. A teacher without one is read from the data
+            module's bank.
     """
 
     def __init__(self, teachers: Mapping[Modality, Callable[[], Tower]] | None = None) -> None:
@@ -35,8 +36,8 @@ class CacheFeatures(pl.Callback):
         """Compute the features, or read them from the cache.
 
         Raises:
-            ValueError: teachers for another module than a student, a tokenizer that does not fit a text tower, or a bank of
-                other data.
+            ValueError: teachers were given for a module that is no student, the tokenizer does not fit a text tower, or a
+                bank belongs to other data.
         """
         if not isinstance(pl_module, RetrievalModule):
             if self.teachers:

@@ -1,8 +1,8 @@
-"""Gradient caching: a batch goes through an encoder chunk by chunk, and its gradient is that of the whole batch.
+"""Gradient caching: encode a batch in chunks with the gradient of the whole batch.
 
-A contrast needs the embeddings of the whole batch at once, not the activations that led to them. Those of one chunk at a
-time are kept: the backward pass encodes each chunk once more, with the same random numbers. Memory is that of a chunk plus
-the embeddings (and tokens, where a fusion encoder reads them); time is that of one more forward pass.
+A contrastive loss needs the embeddings of the whole batch, not its activations. Activations are kept for one chunk at a
+time; the backward pass encodes each chunk again with the same random numbers. Memory: the activations of one chunk plus the
+embeddings (and tokens, where a fusion encoder reads them). Time: one additional forward pass.
 
 Reference:
     Gao et al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021.
@@ -24,15 +24,15 @@ T = TypeVar("T", bound=ImageInputs | TextInputs)
 
 
 def encode_in_chunks(encode: Callable[[T], Encoded], inputs: T, size: int | None) -> Encoded:
-    """Encode a batch, chunk by chunk.
+    """Encode a batch in chunks.
 
     Args:
-        encode: encodes a batch, each item without regard to the others.
+        encode: encodes a batch; each item must not depend on the others.
         inputs: B images or captions.
-        size: items of a chunk; None, or B and more, for the whole batch at once, as without this function.
+        size: items per chunk; None or at least B to encode the whole batch at once.
 
     Returns:
-        The outputs of ``encode`` for the whole batch; gradient flows to its parameters.
+        The outputs of ``encode`` for the whole batch. Gradient flows to its parameters.
     """
     if size is None or len(inputs if isinstance(inputs, Tensor) else inputs[0]) <= size:
         return encode(inputs)
@@ -49,16 +49,16 @@ def encode_in_chunks(encode: Callable[[T], Encoded], inputs: T, size: int | None
 def map_in_chunks(
     function: Callable[[Tensor, Tensor], Tensor], first: Tensor, second: Tensor, size: int | None
 ) -> Tensor:
-    """Apply a function of two rows to many, chunk by chunk.
+    """Apply a row-wise function of two tensors in chunks.
 
     Args:
-        function: of (P, ...) and (P, ...), each row without regard to the others.
+        function: maps (P, ...) and (P, ...) to (P, ...); each row must not depend on the others.
         first: (P, ...).
         second: (P, ...).
-        size: rows of a chunk; None for all at once.
+        size: rows per chunk; None for all at once.
 
     Returns:
-        (P, ...); gradient flows to what the function reads.
+        (P, ...). Gradient flows to everything the function reads.
     """
     if size is None or len(first) <= size:
         return function(first, second)
@@ -67,14 +67,14 @@ def map_in_chunks(
 
 
 def check_chunks(size: int | None, **modules: nn.Module) -> None:
-    """See that chunks can stand for a whole batch.
+    """Check that encoding in chunks equals encoding the whole batch.
 
     Args:
-        size: items of a chunk, or None.
-        modules: what is trained, by name.
+        size: items per chunk, or None.
+        modules: trained modules by name.
 
     Raises:
-        ValueError: a size below 1, or a module that normalises over the batch.
+        ValueError: the size is below 1, or a module normalises over the batch.
     """
     if size is None:
         return

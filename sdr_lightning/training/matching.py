@@ -1,4 +1,4 @@
-"""Matched pairs and hard negatives through the fusion encoder."""
+"""Fusion of matched pairs and hard negatives."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sdr_lightning.types import Encoded
 
 
 class Pool(NamedTuple):
-    """Where negatives are drawn from: a rank's own pairs, or those of all ranks.
+    """The pairs that negatives are drawn from: those of this process, or those of all processes.
 
     Attributes:
-        image: of G images.
-        text: of G captions.
+        image: encoder outputs of G images.
+        text: encoder outputs of G captions.
         image_index: (G,) int64 image rows, or (G, K), see :func:`~sdr_lightning.functional.contrastive.positives`.
-        first: the row of this rank's first pair.
+        first: row of the first pair of this process.
     """
 
     image: Encoded
@@ -31,12 +31,12 @@ class Pool(NamedTuple):
 
 
 class Matched(NamedTuple):
-    """What the fusion encoder says.
+    """Outputs of the fusion encoder; None where the method does not need them.
 
     Attributes:
-        fused: (B, W) fused tokens of the matched pairs; None where nothing asks for them.
-        logits: (3 B, 2) of the matched pairs, of each caption with a hard-negative image, and of each image with a
-            hard-negative caption; None where nothing asks for them.
+        fused: (B, W) fused tokens of the matched pairs.
+        logits: (3 B, 2) matching logits of the matched pairs, of each caption with a hard-negative image, and of each image
+            with a hard-negative caption.
         labels: (3 B,) int64, see :class:`~sdr_lightning.types.Pairs`.
     """
 
@@ -53,22 +53,21 @@ def match(
     with_negatives: bool,
     micro_batch: int | None = None,
 ) -> Matched:
-    """Fuse this rank's pairs, and the hard negatives drawn for them.
+    """Fuse the pairs of this process and the hard negatives drawn for them.
 
     Args:
         fusion: the fusion encoder.
-        pool: holds this rank's pairs.
-        pairs: B, how many are this rank's.
-        temperature: tau, that negatives are drawn with.
-        with_negatives: whether the matching head is asked.
-        micro_batch: how many are fused at a time, see :mod:`~sdr_lightning.training.gradient_caching`; None for all.
+        pool: contains the pairs of this process.
+        pairs: B, the number of pairs of this process.
+        temperature: temperature of the draw of negatives.
+        with_negatives: draw negatives and compute matching logits.
+        micro_batch: pairs fused at a time, see :mod:`~sdr_lightning.training.gradient_caching`; None for all.
 
     Returns:
-        Gradient flows to the tokens of the pool. A pair that has no negative in the pool, because all of it are
-        positives, is labelled as not counted.
+        Outputs with gradient to the tokens of the pool. A pair without any negative in the pool gets the label -100.
 
     Raises:
-        ValueError: a tower's features were cached, so that there are no tokens.
+        ValueError: the batch holds cached features, which have no tokens.
     """
     image, text = pool.image, pool.text
     if image.tokens is None or text.tokens is None:
@@ -90,7 +89,7 @@ def match(
 
 
 def _fuse(fusion: FusionEncoder, image: Encoded, text: Encoded, image_rows: Tensor, text_rows: Tensor) -> Tensor:
-    """(P, W), caption by caption with the image of the same place; each image's keys and values are made once."""
+    """Fuse P captions with P images to (P, W); compute the keys and values of each distinct image once."""
     assert image.tokens is not None
     assert text.tokens is not None
     needed, rows = torch.unique(image_rows, return_inverse=True)

@@ -1,4 +1,4 @@
-"""One value per training pair, measured by the current model."""
+"""Per-pair measurements over the training split with the current model."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 def measure_pairs(module: RetrievalModule, per_pair: PerPair) -> Tensor:
     """Measure every training pair, see :meth:`~sdr_lightning.methods.Method.begin_epoch`.
 
-    Pairs are encoded in order, in evaluation mode and without augmentation, in batches of the global batch size. Processes
-    share the batches, so the values do not depend on their number.
+    Pairs are encoded in order, in evaluation mode and without augmentation, in batches of the global batch size. The batches
+    are divided over the processes, so the values do not depend on the number of processes.
 
     Args:
         module: attached to a trainer; its training mode is restored.
-        per_pair: called with each batch, returns (B,) values.
+        per_pair: maps each batch to (B,) values.
 
     Returns:
         (num_pairs,) float32 on the CPU, by pair index.

@@ -1,4 +1,4 @@
-"""Optimiser and schedule, the same for students and teachers."""
+"""Optimiser and learning rate schedule of students and teachers."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ Decayed = Literal["matrices", "published"]
 
 
 class Optimisation:
-    """AdamW with linear warm-up, and decay to zero.
+    """AdamW with linear warm-up and decay to zero.
 
     Args:
-        learning_rate: the highest learning rate.
+        learning_rate: peak learning rate.
         weight_decay: decoupled weight decay.
-        warmup: share of the steps that warm up, in [0, 1].
-        betas: of AdamW; the paper's by default.
-        schedule: how the learning rate falls to zero: as a ``cosine``, or ``linear`` as in the paper.
-        decayed: what weight decay touches. ``matrices``: matrices and convolution kernels; biases (tables of relative
-            positions among them), norms, temperatures and lambda are left alone. ``published``: what the public code's
-            names come to, which is that, and temperatures, lambda and the norm in the matching head.
-        newly_initialized_multiple: the learning rate of layers that start from random weights is this many times the others'. The
-            public code asks for 2 and does not get it.
-        fused: update all parameters in one kernel; equal to rounding. With ``16-mixed`` Lightning then refuses to clip
-            gradients.
+        warmup: fraction of the steps used for warm-up, in [0, 1].
+        betas: betas of AdamW; the default is the paper's.
+        schedule: decay of the learning rate to zero, ``cosine`` or ``linear`` (as in the paper).
+        decayed: parameters with weight decay. ``matrices``: matrices and convolution kernels, without biases (relative
+            position tables included), norms, temperatures and lambda. ``published``: as in the public code, which decays
+            temperatures, lambda and the norm of the matching head as well.
+        newly_initialized_multiple: factor on the learning rate of layers with random initial weights. The public code
+            configures 2, but does not apply it.
+        fused: use the fused AdamW kernel; equal up to rounding. Lightning does not support it together with ``16-mixed`` and
+            gradient clipping.
 
     Raises:
-        ValueError: a warm-up outside [0, 1], a learning rate or multiple that is not positive, or an unknown word.
+        ValueError: a warm-up outside [0, 1], a learning rate or multiple that is not positive, or an unknown option.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class Optimisation:
     def configure(
         self, module: pl.LightningModule, newly_initialized: Collection[str] = ()
     ) -> OptimizerLRSchedulerConfig:
-        """Optimiser and schedule, as Lightning takes them.
+        """Build optimiser and schedule for Lightning.
 
         Args:
-            module: whose parameters that want a gradient are optimised; attached to a trainer.
-            newly_initialized: names of those that start from random weights.
+            module: attached to a trainer; its parameters with ``requires_grad`` are optimised.
+            newly_initialized: names of parameters with random initial weights.
         """
         optimizer = AdamW(
             self.groups(module, newly_initialized), lr=self.learning_rate, betas=self.betas, fused=self.fused or None
@@ -85,7 +85,7 @@ class Optimisation:
         }
 
     def groups(self, module: nn.Module, newly_initialized: Collection[str] = ()) -> list[dict[str, Any]]:
-        """Parameters that want a gradient, by weight decay and learning rate."""
+        """Group the parameters with ``requires_grad`` by weight decay and learning rate."""
         newly_initialized = set(newly_initialized) if self.newly_initialized_multiple != 1 else set()
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in module.named_parameters():
@@ -96,7 +96,7 @@ class Optimisation:
         return [{"params": found, "weight_decay": decay, "lr": rate} for (decay, rate), found in groups.items()]
 
     def factor(self, step: int, steps: int) -> float:
-        """Share of the highest learning rate at a step out of steps."""
+        """Return the factor on the peak learning rate at a step, in [0, 1]."""
         warmup = max(1, round(self.warmup * steps))
         if step < warmup:
             return (step + 1) / warmup

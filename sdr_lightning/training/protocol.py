@@ -1,4 +1,4 @@
-"""Two ways to train: as is right, and as the public code of the TIP 2024 paper does."""
+"""The two protocols: ``clean`` as configured, ``paper`` like the public code of the TIP 2024 paper."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ PAPER: dict[str, Any] = {
     "checkpoint.monitor": "test/rsum",
     "checkpoint.protocol": "paper",
 }
-"""What the public code does, as options of ``sdr fit``. Under the clean protocol each is what the configuration says.
+"""Settings of the public code as options of ``sdr fit``:
 
-- the best checkpoint is chosen on the test split;
-- captions are cut at 60 words in training and at 30 in evaluation;
-- gathered losses have 1 / world size of their gradient, and hard negatives are those of one process;
-- temperatures are not kept in a range, and weight decay touches them, lambda and the matching head's norm;
-- the learning rate falls linearly, and new layers do not have twice the learning rate, although it is asked for.
+- select the best checkpoint on the test split;
+- cut captions after 60 words in training and after 30 in evaluation;
+- scale the gradient of gathered losses by 1 / world size, and draw hard negatives within one process;
+- do not clamp temperatures; apply weight decay to them, to lambda and to the norm of the matching head;
+- decay the learning rate linearly; use one learning rate for all layers.
 """
 TRAIN_AND_VAL = ("flickr30k",)
-"""Collections that the public code trains on both, by the start of their name."""
+"""Name prefixes of the collections that the public code trains on train and val."""
 
 
 def paper_options(source_name: str) -> dict[str, Any]:
-    """The paper protocol's options for a collection."""
+    """Return the options of the paper protocol for a collection."""
     both = source_name.startswith(TRAIN_AND_VAL)
     return PAPER | {"data.init_args.train_on": ["train", "val"] if both else ["train"]}

@@ -1,4 +1,4 @@
-"""Re-ranking with the fusion encoder: image by image, each of its candidate captions once."""
+"""Re-ranking of candidates with the fusion encoder."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from sdr_lightning.functional.ranking import rank_embeddings
 from sdr_lightning.functional.reranking import rerank
 from sdr_lightning.functional.search import TopK, top_k
 from sdr_lightning.metrics.cross_modal import summarise_both
-from sdr_lightning.metrics.evaluation import checked
+from sdr_lightning.metrics.evaluation import checked_embeddings
 from sdr_lightning.training.distributed.collectives import EmbeddingTable
 from sdr_lightning.types import Encoded, RetrievalBatch, Tokens, UnimodalBatch
 
 
 class Rescored(NamedTuple):
-    """The candidates of every query in the order of their cosines, with the fusion encoder's scores.
+    """Candidates of every query in order of cosine, with their fusion encoder scores.
 
     Attributes:
-        i2t: of the N images among the captions.
-        t2i: of the C captions among the images.
+        i2t: candidate captions of the N images.
+        t2i: candidate images of the C captions.
     """
 
     i2t: TopK
@@ -36,18 +36,18 @@ class Rescored(NamedTuple):
 
 
 class Captions(NamedTuple):
-    """The tokens of C captions without padding, one after another.
+    """Concatenated tokens of C captions without padding.
 
     Attributes:
         tokens: (total, W).
-        starts: (C + 1,) int64, where each caption starts.
+        starts: (C + 1,) int64, offset of each caption.
     """
 
     tokens: Tensor
     starts: Tensor
 
     def take(self, rows: Tensor, device: torch.device) -> Encoded:
-        """The (n, L, W) padded tokens and mask of some captions."""
+        """Return the padded (n, L, W) tokens and the mask of n captions."""
         parts = [self.tokens[self.starts[row] : self.starts[row + 1]] for row in rows.tolist()]
         lengths = torch.tensor([len(part) for part in parts])
         tokens = pad_sequence(parts, batch_first=True)
@@ -56,15 +56,15 @@ class Captions(NamedTuple):
 
 
 def reranked_metrics(image: Tensor, text: Tensor, caption_image: Tensor, rescored: Rescored) -> dict[str, float]:
-    """Cross-modal retrieval after re-ranking: recall and ranks as in :mod:`~sdr_lightning.metrics`, named ``reranked_...``.
+    """Compute recall and ranks after re-ranking, named ``reranked_...``.
 
     Args:
-        image: (N, d) embeddings of any length; L2-normalised here, as for the metrics by cosine.
-        text: (C, d) embeddings.
-        caption_image: (C,) the image of each caption.
-        rescored: the candidates and their scores.
+        image: (N, d) embeddings; L2-normalised here.
+        text: (C, d) embeddings; L2-normalised here.
+        caption_image: (C,) int64, image row of each caption.
+        rescored: candidates and their scores.
     """
-    image, text, caption_image = checked(image, text, caption_image)
+    image, text, caption_image = checked_embeddings(image, text, caption_image)
     images = torch.arange(len(image))
     by_cosine = rank_embeddings(image, text, images, caption_image), rank_embeddings(text, image, caption_image, images)
     i2t = rerank(by_cosine[0], rescored.i2t.items, rescored.i2t.scores, images, caption_image)
@@ -72,8 +72,8 @@ def reranked_metrics(image: Tensor, text: Tensor, caption_image: Tensor, rescore
     return {f"reranked_{name}": value for name, value in summarise_both(i2t, t2i).items()}
 
 
-def published_scores(candidates: TopK, gallery_size: int) -> Tensor:
-    """All scores (Q, gallery size) as the public code has them: -100 for what was not re-scored."""
+def dense_scores(candidates: TopK, gallery_size: int) -> Tensor:
+    """Expand candidates to (Q, gallery_size) scores; items that are no candidates get -100, as in the public code."""
     scores = torch.full((len(candidates.items), gallery_size), -100.0)
     return scores.scatter(1, candidates.items, candidates.scores)
 
@@ -81,20 +81,20 @@ def published_scores(candidates: TopK, gallery_size: int) -> Tensor:
 def rescore(
     encoder: DualEncoder, data: RetrievalDataModule, trainer: pl.Trainer, image: Tensor, text: Tensor, k: int
 ) -> Rescored:
-    """Score the k best candidates by cosine of each query of the test split with the fusion encoder, in both directions.
+    """Score the top k candidates by cosine of each test query with the fusion encoder, in both directions.
 
     Args:
-        encoder: with a fusion encoder.
-        data: holds the test split.
-        trainer: knows the device, the precision and the processes, which share the images.
+        encoder: dual encoder with a fusion encoder.
+        data: provides the test split.
+        trainer: provides device, precision and processes; images are divided over the processes.
         image: (N, d) L2-normalised image embeddings.
         text: (C, d) L2-normalised text embeddings.
-        k: candidates of a query; all of a smaller gallery.
+        k: candidates per query, at most the size of the gallery.
     """
     columns = torch.arange(len(text))[:, None]
     to_text, to_image = top_k(image, text, k).items, top_k(text, image, k).items  # (N, k), (C, k)
     i2t, t2i = torch.arange(len(image))[:, None] * len(text) + to_text, to_image * len(text) + columns
-    pairs = torch.unique(torch.cat([i2t.flatten(), t2i.flatten()]))  # a pair of both directions is scored once
+    pairs = torch.unique(torch.cat([i2t.flatten(), t2i.flatten()]))  # score a pair of both directions once
     device, rank, world = trainer.strategy.root_device, trainer.global_rank, trainer.world_size
     with trainer.strategy.precision_plugin.forward_context():
         captions = encode_captions(encoder, data.items("test", "text"), device)
@@ -118,7 +118,7 @@ def rescore(
 
 @torch.no_grad()
 def encode_captions(encoder: DualEncoder, batches: Loader, device: torch.device) -> Captions:
-    """Run the text tower over captions in the order of their rows, and keep their tokens on the CPU."""
+    """Encode captions in row order and keep their tokens on the CPU."""
     parts: list[Tensor] = []
     for batch in batches:
         assert isinstance(batch, UnimodalBatch)
@@ -142,22 +142,22 @@ def score_pairs(
     batch_size: int,
     progress: bool,
 ) -> tuple[Tensor, Tensor]:
-    """The matching head's score of pairs: its logit for "matched", as the public code has it.
+    """Score pairs by the "matched" logit of the matching head, as in the public code.
 
-    Each image is encoded once, and its keys and values are computed once for all its captions.
+    Each image is encoded once; its keys and values are reused for all its captions.
 
     Args:
-        encoder: with a fusion encoder.
+        encoder: dual encoder with a fusion encoder.
         images: batches of images, on the CPU.
-        captions: of all captions.
+        captions: tokens of all captions.
         image_rows: (P,) int64, ascending.
         text_rows: (P,) int64.
-        device: where to compute.
+        device: device to compute on.
         batch_size: captions fused at a time.
-        progress: show a bar with the time left.
+        progress: show a progress bar.
 
     Returns:
-        (p,) positions among the P pairs, those whose image is in the batches, and their (p,) float32 scores.
+        (p,) int64 positions of the pairs whose image is in the batches, and their (p,) float32 scores.
     """
     assert encoder.fusion is not None
     positions, scores = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0)]

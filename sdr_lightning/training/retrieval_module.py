@@ -15,7 +15,7 @@ from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.encoders.text import check_tokens
 from sdr_lightning.methods.base import Method, PerPair
-from sdr_lightning.metrics.evaluation import checked, cross_modal
+from sdr_lightning.metrics.evaluation import checked_embeddings, cross_modal
 from sdr_lightning.metrics.paper_protocol import first_five
 from sdr_lightning.paths import FilePath, expand
 from sdr_lightning.training.checkpoints.continuation import is_dev_run
@@ -35,32 +35,32 @@ from sdr_lightning.types import Encoded, Pairs, RetrievalBatch, UnimodalBatch
 class RetrievalModule(EpochTerms):
     """Trains and evaluates a dual encoder, with or without a fusion encoder.
 
-    Training logs every term unweighted, the loss and the method's scalars, once an epoch. Validation measures recall; testing
-    measures everything, with the graded relevance of the data module. Parts: the training step is here, evaluation in
-    :mod:`~sdr_lightning.training.evaluation`, re-ranking in :mod:`~sdr_lightning.training.reranking`, the content of
-    checkpoints in :mod:`~sdr_lightning.training.checkpoints.student`.
+    Training logs the loss, every unweighted term and the method's scalars once per epoch. Validation computes recall; testing
+    computes all metrics, with the graded relevance of the data module. Evaluation is in
+    :mod:`~sdr_lightning.training.evaluation`, re-ranking in :mod:`~sdr_lightning.training.reranking`, checkpoint contents in
+    :mod:`~sdr_lightning.training.checkpoints.student`.
 
     Args:
         encoder: the dual encoder. A fusion encoder that the method does not need is not trained.
-        method: the loss terms and their weights, see :class:`~sdr_lightning.methods.Method`.
+        method: loss terms and their weights, see :class:`~sdr_lightning.methods.Method`.
         optimisation: optimiser and schedule.
-        gather: which gradients cross processes, see :func:`~sdr_lightning.training.distributed.collectives.gather`.
-        negatives: whether hard negatives are drawn among a process's own pairs (``local``, as published) or among those of
-            all processes (``global``).
-        positives: which pairs of a batch are positives of one another, and so never negatives: those of the same image
-            (``image``, as published), or also those whose captions have the same text (``image_or_text``).
-        rerank: how many candidates of each query the fusion encoder scores at test time, in both directions; the metrics are
-            added as ``reranked_...``. All of a smaller gallery. None for cosine alone.
-        micro_batch: how many pairs are encoded at a time, with the gradient of the whole batch, see
-            :mod:`~sdr_lightning.training.gradient_caching`; None for all of a process at once.
-        local_loss: each process computes the rows of its own pairs instead of every row, for terms that decompose over rows.
-            The mean over processes, and so the gradient, is the same.
-        start_from: a checkpoint of an earlier stage: training starts from its encoder, and from those parameters of its
-            method that this method has too. ``$NAME`` and ``${NAME:-default}`` are filled in.
-        protocol: ``paper`` evaluates as the public code does, see docs/sdr.md; it is set by ``--protocol``.
+        gather: gradient of gathered tensors, see :func:`~sdr_lightning.training.distributed.collectives.gather`.
+        negatives: draw hard negatives from the pairs of the process (``local``, as in the public code) or of all processes
+            (``global``).
+        positives: pairs of a batch that are positives of one another, and thus never negatives: those of the same image
+            (``image``, as in the public code), or also those with equal captions (``image_or_text``).
+        rerank: number of candidates per query that the fusion encoder scores at test time, in both directions, at most the
+            size of the gallery; adds metrics named ``reranked_...``. None for cosine alone.
+        micro_batch: pairs encoded at a time, with the gradient of the whole batch, see
+            :mod:`~sdr_lightning.training.gradient_caching`; None for all pairs of a process.
+        local_loss: compute only the loss rows of the process's own pairs, for terms that decompose over rows. The mean over
+            processes, and so the gradient, is the same.
+        start_from: checkpoint of an earlier stage. Loads its encoder, and the parameters of its method that this method has
+            too. ``$NAME`` and ``${NAME:-default}`` are expanded.
+        protocol: ``paper`` evaluates like the public code, see docs/sdr.md; set by ``--protocol``.
 
     Raises:
-        ValueError: options that do not fit each other, the encoder or the method; the message names them.
+        ValueError: options that do not fit each other, the encoder or the method.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class RetrievalModule(EpochTerms):
         protocol: ProtocolName = "clean",
     ) -> None:
         super().__init__()
-        _check_words(gather, negatives, positives)
+        _check_options(gather, negatives, positives)
         _check_method(method, encoder, rerank, local_loss, protocol)
         if local_loss and gather != "exact":
             raise ValueError("local_loss leaves rows to other processes and needs their gradient: set gather to exact")
@@ -95,7 +95,7 @@ class RetrievalModule(EpochTerms):
         self.val_embeddings: tuple[Tensor, Tensor] | None = None
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
         self._steps_seen = 0
-        if encoder.fusion is not None:  # DDP refuses parameters without a gradient
+        if encoder.fusion is not None:  # DDP requires that every trainable parameter gets a gradient
             encoder.fusion.requires_grad_("fusion" in method.needs)
             encoder.fusion.head.requires_grad_("matching" in method.needs)
 
@@ -111,8 +111,8 @@ class RetrievalModule(EpochTerms):
         """Check the data against the model, and prepare the method.
 
         Raises:
-            ValueError: a tokenizer that does not fit the text tower, a teacher's bank that is absent or of other data, or a test
-                split that protocol paper cannot evaluate.
+            ValueError: the tokenizer does not fit the text tower, a teacher's bank is absent or belongs to other data, or the
+                paper protocol cannot evaluate the test split.
         """
         if self.protocol == "paper" and "test" in self.data.splits:
             test = self.data.split("test")
@@ -137,7 +137,7 @@ class RetrievalModule(EpochTerms):
 
     @property
     def teachers(self) -> list[Literal["image", "text"]]:
-        """The modalities whose teachers the method needs."""
+        """Modalities of the teachers that the method needs."""
         needed: list[Literal["image", "text"]] = []
         if "image_teacher" in self.method.needs:
             needed.append("image")
@@ -146,7 +146,7 @@ class RetrievalModule(EpochTerms):
         return needed
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`."""
+        """Build AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`."""
         newly_initialized = [f"encoder.{name}" for name in self.encoder.newly_initialized_parameters()]
         newly_initialized += [f"method.{name}" for name, _ in self.method.named_parameters()]
         return self.optimisation.configure(self, newly_initialized)
@@ -158,7 +158,7 @@ class RetrievalModule(EpochTerms):
         self._steps_seen = self.global_step
 
     def on_train_epoch_start(self) -> None:
-        """Let the method begin an epoch; training that continues within an epoch does not come here."""
+        """Call :meth:`~sdr_lightning.methods.Method.begin_epoch`. Not called when training resumes within an epoch."""
         super().on_train_epoch_start()
         self.method.begin_epoch(self.current_epoch, self._measure)
 
@@ -169,7 +169,7 @@ class RetrievalModule(EpochTerms):
         """Compute the loss of the method over the pairs of all processes.
 
         Raises:
-            ValueError: the loss is not finite; names the step, every term and the images of the batch.
+            ValueError: the loss is not finite; the message names the step, the terms and the images of the batch.
         """
         image = encode_in_chunks(self.encoder.image, batch.images, self.micro_batch)
         text = encode_in_chunks(self.encoder.text, batch.texts, self.micro_batch)
@@ -183,18 +183,18 @@ class RetrievalModule(EpochTerms):
             gather(self, batch.image_teacher),
             gather(self, batch.text_teacher),
             gather(self, matched.fused, self.gather),
-            gather(self, matched.logits),  # the public code does not gather these, so they have their whole gradient
+            gather(self, matched.logits),  # the public code does not gather these, so their gradient is always exact
             gather(self, matched.labels),
         )
         terms: dict[str, Tensor] = self.method(pairs, self._local_rows(len(batch.image_index)))
         loss = self.method.total(terms)
-        whole = {"loss": loss} | terms
+        logged = {"loss": loss} | terms
         if self.local_loss:  # each process has the terms of its own rows
-            values = gather(self, torch.stack(list(whole.values())).detach()[None]).mean(dim=0)
-            whole = dict(zip(whole, values, strict=True))
-        if not bool(torch.isfinite(whole["loss"])):
-            raise ValueError(self._not_finite(whole, batch.image_index))
-        self.keep_terms(whole)
+            values = gather(self, torch.stack(list(logged.values())).detach()[None]).mean(dim=0)
+            logged = dict(zip(logged, values, strict=True))
+        if not bool(torch.isfinite(logged["loss"])):
+            raise ValueError(self._not_finite_message(logged, batch.image_index))
+        self.keep_terms(logged)
         return loss
 
     def positive_index(self, batch: RetrievalBatch) -> Tensor:
@@ -217,7 +217,7 @@ class RetrievalModule(EpochTerms):
         with_negatives = "matching" in self.method.needs
         return match(self.encoder.fusion, pool, len(image_index), tau, with_negatives, self.micro_batch)
 
-    def _not_finite(self, terms: dict[str, Tensor], image_index: Tensor) -> str:
+    def _not_finite_message(self, terms: dict[str, Tensor], image_index: Tensor) -> str:
         values = ", ".join(f"{name} {value.item():.4g}" for name, value in terms.items() if name != "loss")
         ids = self.data.split("train").table.image_ids
         shown = [str(ids[row]) for row in image_index[:8].tolist()]
@@ -228,21 +228,21 @@ class RetrievalModule(EpochTerms):
         )
 
     def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Let the method change the gradients: accumulated, averaged over processes, unscaled, and not clipped yet."""
+        """Call ``modify_gradients`` of the method: after accumulation, averaging and unscaling, before clipping."""
         self.method.modify_gradients(self.encoder)
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Let the method update its state after an optimiser step."""
-        if self.global_step != self._steps_seen:  # not between the batches of accumulated gradients
+        """Call ``after_step`` of the method after an optimiser step."""
+        if self.global_step != self._steps_seen:  # skip batches that only accumulate gradients
             self._steps_seen = self.global_step
             self.method.after_step()
 
     def epoch_means(self) -> dict[str, Tensor]:
-        """Return the mean of every term, and the method's scalars."""
+        """Return the mean of every term and the scalars of the method."""
         return super().epoch_means() | {f"method/{name}": value for name, value in self.method.scalars().items()}
 
     def logged_metrics(self) -> list[str]:
-        """Return the names of the metrics of validation, of the terms that have a weight, and of the method's scalars."""
+        """Return the names of validation metrics, weighted terms and scalars of the method."""
         pair = torch.eye(2)
         recall = [f"{self.data.select_on}/{name}" for name in (*cross_modal(pair, pair, torch.arange(2)), "rsum_best")]
         terms = [f"train/{name}" for name in ("loss", *self.method.weights)]
@@ -260,8 +260,8 @@ class RetrievalModule(EpochTerms):
     test_step = validation_step
 
     def on_validation_epoch_end(self) -> None:
-        """Log recall on the split that checkpoints are selected on, and the best rsum so far, for sweeps."""
-        if self.trainer.sanity_checking or is_dev_run(self.trainer):  # a few batches are not the gallery
+        """Log recall on the split used for model selection, and the best rsum so far, for sweeps."""
+        if self.trainer.sanity_checking or is_dev_run(self.trainer):  # only a part of the gallery was encoded
             self.evaluation.reset()
             return
         name = self.data.select_on
@@ -271,11 +271,11 @@ class RetrievalModule(EpochTerms):
         self.log_dict({f"{name}/{key}": value for key, value in {**metrics, "rsum_best": self.best_rsum}.items()})
 
     def on_test_epoch_end(self) -> None:
-        """Compute every metric of the test split, and log those that are defined."""
+        """Compute all metrics of the test split and log those that are defined."""
         self.test_embeddings = image, text = self.evaluation.collect(self.data, "test")
         rescored = None
         if self.rerank is not None:
-            unit = checked(image, text, self.data.split("test").caption_image)
+            unit = checked_embeddings(image, text, self.data.split("test").caption_image)
             rescored = rescore(self.encoder, self.data, self.trainer, unit[0], unit[1], self.rerank)
         self.test_metrics, self.test_queries = self.evaluation.test(image, text, self.data, rescored)
         defined = {name: value for name, value in self.test_metrics.items() if not math.isnan(value)}
@@ -292,7 +292,7 @@ class RetrievalModule(EpochTerms):
         load_student(checkpoint, self)
 
 
-def _check_words(gather: str, negatives: str, positives: str) -> None:
+def _check_options(gather: str, negatives: str, positives: str) -> None:
     if gather not in get_args(Gather) or negatives not in ("local", "global"):
         raise ValueError(f"gather is exact or albef and negatives local or global, got {gather!r} and {negatives!r}")
     if positives not in ("image", "image_or_text"):

@@ -1,4 +1,4 @@
-"""Teachers: a tower trained from one modality alone."""
+"""Lightning module of unimodal teachers."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ from sdr_lightning.types import UnimodalBatch
 
 
 class TeacherModule(EpochTerms):
-    """Unimodal contrast: two augmented views of an image, or two captions of the same image, find one another.
+    """Trains a tower by unimodal contrastive learning (NT-Xent).
 
-    The paper's teachers are published as features only; that they are made this way follows the same group's earlier
-    code. The teacher's features are the tower's, before the projection. No item of the other modality is ever seen,
-    and no validation label either: the last epoch is the teacher.
+    Positives are two augmented views of an image, or two captions of the same image. The features of the teacher are those of
+    the tower, before the projection. Only one modality and no validation labels are used; the last epoch is the teacher. The
+    paper publishes only the features of its teachers; this training follows earlier code of the same group.
 
     Args:
-        tower: image or text tower, pretrained and frozen if it is to be used as it is; the data module's ``batches``
-            must be of the same modality.
-        embedding_width: width of the projection that the contrast is computed in.
-        temperature: of NT-Xent.
-        regulariser: weight of :func:`~sdr_lightning.functional.contrastive.ambiguity_penalty`, which keeps similarities out of
-            (0.1, 0.5), as the same group's earlier code does; 0 for none.
+        tower: image or text tower; the ``batches`` of the data module must have the same modality.
+        embedding_width: width of the projection before the loss.
+        temperature: temperature of NT-Xent.
+        regulariser: weight of :func:`~sdr_lightning.functional.contrastive.ambiguity_penalty`, which penalises similarities in
+            (0.1, 0.5), as in earlier code of the same group; 0 for none.
         optimisation: optimiser and schedule.
+
+    Raises:
+        ValueError: the weight of the regulariser is negative or not finite.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class TeacherModule(EpochTerms):
         self.optimisation = optimisation if optimisation is not None else Optimisation()
 
     def setup(self, stage: str) -> None:
-        """Check the tokenizer against a text tower.
+        """Check the tokenizer of a text tower.
 
         Raises:
             ValueError: it does not fit, see :func:`~sdr_lightning.encoders.text.check_tokens`.
@@ -60,10 +62,10 @@ class TeacherModule(EpochTerms):
             check_tokens(self.tower, tokenizer.vocabulary_size, tokenizer.max_tokens)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`.
+        """Build AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`.
 
         Raises:
-            ValueError: a frozen tower, which has nothing to train.
+            ValueError: the tower is frozen.
         """
         if self.tower.frozen:
             raise ValueError("a frozen tower has nothing to train: run sdr extract on it as it is")
@@ -73,7 +75,7 @@ class TeacherModule(EpochTerms):
         )
 
     def training_step(self, batch: UnimodalBatch, batch_idx: int) -> Tensor:
-        """NT-Xent over the views of all ranks, and the regulariser."""
+        """Compute NT-Xent over the views of all processes, plus the regulariser."""
         embeddings = gather(self, F.normalize(self.projection(self.tower(batch.inputs)), dim=1))
         loss = nt_xent(embeddings, gather(self, batch.group), self.temperature)
         if self.regulariser:

@@ -1,4 +1,4 @@
-"""Trainer options that a run cannot be made with are refused before any work is done."""
+"""Checks of Trainer options before a run starts."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _PRECISIONS = ("32-true", "64-true", "bf16-mixed", "16-mixed")
 
 
 def check_trainer(trainer: pl.Trainer) -> None:
-    """Check what a Trainer says by itself.
+    """Check the options of a Trainer that do not depend on data and model.
 
     Raises:
-        ValueError: a precision, a strategy or a callback that is not supported, or overfit_batches.
+        ValueError: an unsupported precision, strategy or callback, or overfit_batches.
     """
     if trainer.precision not in _PRECISIONS:
         raise ValueError(
@@ -42,13 +42,14 @@ def check_trainer(trainer: pl.Trainer) -> None:
 
 
 class CheckGalleryAndMonitors(pl.Callback):
-    """Check the Trainer against module and data, once the data is read and before features are extracted."""
+    """Checks the Trainer against module and data, after the data is read and before features are extracted."""
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Check.
+        """Run the checks.
 
         Raises:
-            ValueError: a part of a gallery, fewer items to evaluate than processes, or a monitor that is never logged.
+            ValueError: evaluation covers only a part of the gallery, there are fewer items than processes, or a callback
+                monitors a metric that is never logged.
         """
         if isinstance(pl_module, RetrievalModule):
             _check_gallery(trainer, pl_module.data, stage)
@@ -57,7 +58,7 @@ class CheckGalleryAndMonitors(pl.Callback):
 
 
 def _check_gallery(trainer: pl.Trainer, data: RetrievalDataModule, stage: str) -> None:
-    """Refuse to measure recall within a part of a gallery; ``fast_dev_run`` measures none."""
+    """Require that recall is computed over the whole gallery; ``fast_dev_run`` computes none."""
     option = "limit_test_batches" if stage == "test" else "limit_val_batches"
     limit = getattr(trainer, option)
     if stage == "fit" and (is_dev_run(trainer) or limit == 0):

@@ -26,15 +26,15 @@ def test_help_lists_every_key_with_the_values_of_the_experiment(capsys: pytest.C
         assert key in printed, key
 
 
-def test_help_without_a_configuration_names_the_choices() -> None:
+def test_help_without_a_configuration_lists_the_classes() -> None:
     printed = " ".join(help_text("fit", ["--help"]).split())
     assert "--data.init_args.source.class_path (required)" in printed
     assert "TabularSource" in printed
     assert "[image | text | pair]" in printed
 
 
-@pytest.mark.parametrize("command", [["fit"], ["data", "check"], ["noise", "make"], ["extract"]])
-def test_help_of_the_data(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("command", [["fit"], ["data", "check"], ["noise", "make"], ["extract"]], ids=" ".join)
+def test_data_help_lists_the_keys_of_the_data(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*command, "--data.help"]) == 0
     printed = capsys.readouterr().out
     assert "--data.init_args.batch_size (required)" in printed
@@ -43,15 +43,13 @@ def test_help_of_the_data(command: list[str], capsys: pytest.CaptureFixture[str]
     assert "init_args.caption_columns" in capsys.readouterr().out
 
 
-def test_help_of_a_class_that_is_not_there() -> None:
+def test_help_rejects_unknown_classes_and_malformed_configurations(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="there is no class TabularSource: give its whole name"):
         help_text("fit", ["--data.help=TabularSource"])
     with pytest.raises(ValueError, match=r"there is no class sdr_lightning\.data: give its whole name"):
         help_text("fit", ["--data.help", "sdr_lightning.data"])
-
-
-@pytest.mark.parametrize("text", ["a,b", "- a", "data: d.yaml"])
-def test_help_of_what_is_no_configuration(text: str, tmp_path: Path) -> None:
-    (tmp_path / "d.yaml").write_text(text)
-    with pytest.raises(ValueError, match="no configuration"):
-        help_text("fit", ["--config", str(tmp_path / "d.yaml"), "--help"])
+    path = tmp_path / "d.yaml"
+    for text in ("a,b", "- a", "data: d.yaml"):  # the last one refers to itself
+        path.write_text(text)
+        with pytest.raises(ValueError, match="no configuration"):
+            help_text("fit", ["--config", str(path), "--help"])

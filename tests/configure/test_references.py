@@ -20,14 +20,14 @@ from sdr_lightning.paths import anchored
         ("../a.csv", "/a.csv"),
         ("a/$NAME.csv", "/here/a/$NAME.csv"),
         ("${NAME:-../a}/b", "${NAME:-/a}/b"),
-        *((same, same) for same in ("/a", "~/a", "$NAME/a", "${NAME}/a", "package:a/b", "https://a/b", "")),
+        *((same, same) for same in ("/a", "~/a", "${NAME}/a", "package:a/b", "https://a/b", "")),
     ],
 )
-def test_a_relative_path_is_anchored(reference: str, path: str) -> None:
+def test_relative_paths_are_anchored(reference: str, path: str) -> None:
     assert anchored(reference, Path("/here")) == path
 
 
-def test_a_name_is_a_path_where_there_is_one(tmp_path: Path) -> None:
+def test_names_of_existing_files_are_paths(tmp_path: Path) -> None:
     (tmp_path / "bert").mkdir()
     assert anchored("bert", tmp_path, may_be_name=True) == str(tmp_path / "bert")
     assert anchored("bert-base-uncased", tmp_path, may_be_name=True) == "bert-base-uncased"
@@ -36,7 +36,7 @@ def test_a_name_is_a_path_where_there_is_one(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fragment(tmp_path: Path) -> Path:
-    """A configuration of data in a folder of its own; its source is a fragment in another one."""
+    """Write a data configuration whose source is a file in another folder."""
     source = {
         "class_path": "sdr_lightning.data.TabularSource",
         "init_args": {"name": "own", "table": "t.csv", "images": "../images", "split_column": "split"},
@@ -61,7 +61,7 @@ def test_paths_in_yaml_are_relative_to_it(
 ) -> None:
     if in_a_run:
         (tmp_path / "runs").mkdir()
-        whole = {"model": {"class_path": "not.looked.At"}, "run_dir": "x", "data": "../data.yaml", "ckpt_path": None}
+        whole = {"model": {"class_path": "is.Ignored"}, "run_dir": "x", "data": "../data.yaml", "ckpt_path": None}
         fragment = tmp_path / "runs/config.yaml"
         fragment.write_text(yaml.safe_dump(whole))
     elsewhere = tmp_path / "elsewhere"
@@ -75,7 +75,7 @@ def test_paths_in_yaml_are_relative_to_it(
     assert data.source.leave_out == str(elsewhere / "ids.txt")
     assert data.banks["image"] == f"${{BANK:-{tmp_path}/b/i.safetensors}}"
     assert data.tokenizer.weights == "bert-base-uncased"
-    assert data.cache == Path("cache")  # of the current folder
+    assert data.cache == Path("cache")  # in the current folder
 
 
 def test_null_on_the_command_line_is_none(fragment: Path) -> None:
@@ -102,14 +102,13 @@ def test_null_on_the_command_line_is_none(fragment: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "rewritten"),
     [
-        (["--a.init_args.b", "null"], None),
-        (["--a.init_args.b.c", "nullable", "--x=null"], None),
+        (["--a.init_args.b", "null", "--a.init_args.b.c", "nullable", "--x=null"], None),
         (["--a.init_args.b.init_args.c=null"], ["--a.init_args", '{"b": {"init_args": {"c": null}}}']),
         (["--data.b.c", "null"], ["--data", '{"b": {"c": null}}']),
         (["--a.init_args.b.c", "[1, null]"], ["--a.init_args", '{"b": {"c": [1, null]}}']),
     ],
 )
-def test_only_what_holds_null_is_rewritten(words: list[str], rewritten: list[str] | None) -> None:
+def test_only_options_with_null_are_rewritten(words: list[str], rewritten: list[str] | None) -> None:
     assert with_nulls(words) == (words if rewritten is None else rewritten)
 
 
@@ -117,7 +116,7 @@ def test_only_what_holds_null_is_rewritten(words: list[str], rewritten: list[str
     ("content", "message"),
     [(None, "no configuration of data at"), ("[1]", "is no configuration of data"), ("a: [", "is not YAML")],
 )
-def test_what_is_no_configuration_of_data(content: Any, message: str, tmp_path: Path) -> None:
+def test_invalid_data_configurations_are_rejected(content: Any, message: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "d.yaml").write_text(content)
     with pytest.raises(ValueError, match=message):

@@ -81,7 +81,7 @@ def first(findings: Findings, split: str, what: str) -> list[str]:
     return list(problem.first)
 
 
-def test_a_clean_collection_has_no_problems_and_its_sizes_are_told(tmp_path: Path) -> None:
+def test_clean_collection_has_no_problems_and_sizes_are_reported(tmp_path: Path) -> None:
     entries = collection(tmp_path)
     entries[0]["sentences"] = entries[0]["sentences"][:1]
     write(tmp_path, entries)
@@ -155,7 +155,7 @@ def test_unusable_images_are_those_that_are_missing_or_cannot_be_read(spoilt: Pa
     assert sorted(unusable) == ["test7.jpg", "train0.jpg", "train1.jpg", "train2.jpg", "train3.jpg"]
 
 
-def test_what_is_left_out_is_no_problem(spoilt: Path, tmp_path: Path) -> None:
+def test_left_out_images_are_not_reported(spoilt: Path, tmp_path: Path) -> None:
     first_time = found(data(spoilt))
     beyond_repair = [*first_time.unusable, "val0.jpg", "train6.jpg", "train7.jpg"]
     (tmp_path / "unusable.txt").write_text("".join(f"{name}\n" for name in beyond_repair))
@@ -178,7 +178,7 @@ def test_images_left_out_of_a_split_with_other_problems_are_not_read(spoilt: Pat
     assert sorted(findings.unusable) == ["train0.jpg", "train1.jpg", "train3.jpg"]
 
 
-def test_skipped_images_are_a_note(tmp_path: Path) -> None:
+def test_skipped_images_are_reported_as_a_note(tmp_path: Path) -> None:
     collection(tmp_path)
     (tmp_path / "images/train3.jpg").unlink()
     findings = found(data(tmp_path, skip_missing=True))
@@ -199,37 +199,37 @@ def test_at_most_five_are_named_and_all_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp", "tiff", "webp"])
-@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.97])
-def test_images_that_are_cut_short_are_found(suffix: str, share: float, tmp_path: Path) -> None:
-    entries = collection(tmp_path)
-    file = tmp_path / f"images/cut.{suffix}"
-    picture(file)
-    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
-    sentences = [{"raw": "cut", "sentid": "cut"}]
-    write(tmp_path, [*entries, {"filename": file.name, "split": "train", "sentences": sentences}])
-    module = data(tmp_path)
-    assert found(module).unusable == [file.name]
-    with pytest.raises(ValueError, match=f"cannot read the image .*{file.name}"):
-        module.source.images("train")[6]
+def test_images_that_are_cut_short_are_found(suffix: str, tmp_path: Path) -> None:
+    for share in (0.0, 0.02, 0.5, 0.97):
+        entries = collection(tmp_path)
+        file = tmp_path / f"images/cut.{suffix}"
+        picture(file)
+        file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+        sentences = [{"raw": "cut", "sentid": "cut"}]
+        write(tmp_path, [*entries, {"filename": file.name, "split": "train", "sentences": sentences}])
+        module = data(tmp_path)
+        assert found(module).unusable == [file.name]
+        with pytest.raises(ValueError, match=f"cannot read the image .*{file.name}"):
+            module.source.images("train")[6]
 
 
-@pytest.mark.parametrize("mode", ["L", "LA", "P", "RGBA", "1", "I;16", "CMYK", "YCbCr"])
-def test_other_modes_are_noted_and_can_be_read(mode: str, tmp_path: Path) -> None:
-    entries = collection(tmp_path)
-    file = tmp_path / f"images/{'other.jpg' if mode in ('CMYK', 'YCbCr') else 'other.png'}"
-    if mode == "I;16":
-        Image.fromarray(np.full((5, 5), 40000, dtype=np.uint16)).save(file)
-    else:
-        picture(file, mode)
-    sentences = [{"raw": "a red circle", "sentid": "another"}]
-    write(tmp_path, [*entries, {"filename": file.name, "split": "test", "sentences": sentences}])
-    module = data(tmp_path)
-    ordinary = mode == "YCbCr"  # what an RGB image is in JPEG
-    assert summary(found(module)) == ({} if ordinary else {("test", f"images are {mode}"): (1, 7, False)})
-    assert module.source.images("test")[6].shape[2] == 3
+def test_other_modes_are_noted_and_can_be_read(tmp_path: Path) -> None:
+    for mode in ["L", "LA", "P", "RGBA", "1", "I;16", "CMYK", "YCbCr"]:
+        entries = collection(tmp_path)
+        file = tmp_path / f"images/{'other.jpg' if mode in ('CMYK', 'YCbCr') else 'other.png'}"
+        if mode == "I;16":
+            Image.fromarray(np.full((5, 5), 40000, dtype=np.uint16)).save(file)
+        else:
+            picture(file, mode)
+        sentences = [{"raw": "a red circle", "sentid": "another"}]
+        write(tmp_path, [*entries, {"filename": file.name, "split": "test", "sentences": sentences}])
+        module = data(tmp_path)
+        ordinary = mode == "YCbCr"  # what an RGB image is in JPEG
+        assert summary(found(module)) == ({} if ordinary else {("test", f"images are {mode}"): (1, 7, False)})
+        assert module.source.images("test")[6].shape[2] == 3
 
 
-def test_a_broken_exif_block_is_no_problem_and_a_decoder_that_fails_is(tmp_path: Path) -> None:
+def test_broken_exif_is_ignored_and_decoder_errors_are_reported(tmp_path: Path) -> None:
     """What the check passes training can read, and what it refuses training cannot."""
     collection(tmp_path)
     images = tmp_path / "images"
@@ -251,7 +251,7 @@ def test_a_broken_exif_block_is_no_problem_and_a_decoder_that_fails_is(tmp_path:
             readable[row]
 
 
-def test_captions_that_the_text_tower_does_not_see_whole_are_counted(tmp_path: Path) -> None:
+def test_truncated_captions_and_unknown_words_are_counted(tmp_path: Path) -> None:
     entries = collection(tmp_path)
     entries[0]["sentences"][0]["raw"] = "a small red circle and a large blue square"
     entries[0]["sentences"][1]["raw"] = "a zebra"
@@ -320,7 +320,7 @@ def test_known_collections_are_compared_with_their_published_sizes(name: str, kn
 
 
 @pytest.mark.parametrize(("captions", "problems"), [(18, 0), (None, 0), (30, 3)])
-def test_captions_count_where_every_copy_has_the_same(
+def test_unknown_published_caption_counts_are_not_compared(
     captions: int | None, problems: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: dict[Split, tuple[int, int | None]] = {"train": (6, captions), "val": (6, captions), "test": (6, captions)}
@@ -329,11 +329,11 @@ def test_captions_count_where_every_copy_has_the_same(
     assert len(found(data(tmp_path)).problems) == problems
 
 
-@pytest.mark.parametrize("split", ["train", "val"])
-def test_a_split_that_training_needs_must_be_there(split: str, tmp_path: Path) -> None:
-    write(tmp_path, [entry for entry in collection(tmp_path) if entry["split"] != split])
-    findings = found(data(tmp_path))
-    assert summary(findings) == {(split, "splits are not there"): (1, 1, True)}
+def test_a_split_that_training_needs_must_be_there(tmp_path: Path) -> None:
+    for split in ["train", "val"]:
+        write(tmp_path, [entry for entry in collection(tmp_path) if entry["split"] != split])
+        findings = found(data(tmp_path))
+        assert summary(findings) == {(split, "splits are not there"): (1, 1, True)}
 
 
 def test_a_test_split_may_be_elsewhere(tmp_path: Path) -> None:
@@ -341,7 +341,7 @@ def test_a_test_split_may_be_elsewhere(tmp_path: Path) -> None:
     assert found(data(tmp_path)).problems == []
 
 
-def test_a_tokenizer_that_cannot_be_had_is_fatal(tmp_path: Path) -> None:
+def test_missing_tokenizer_is_fatal(tmp_path: Path) -> None:
     collection(tmp_path)
     findings = found(data(tmp_path, tokenizer=PretrainedTokenizer(str(tmp_path / "nowhere"))))
     assert summary(findings) == {("all", "tokenizers cannot be had"): (1, 1, True)}
@@ -417,7 +417,7 @@ def test_a_streamed_collection_is_read_in_its_order() -> None:
     assert seen == [1, 2, 3, 4] * 3
 
 
-def test_a_stream_that_is_not_kept_cannot_be_trained_on() -> None:
+def test_stream_without_a_pixel_cache_is_refused() -> None:
     findings = found(of(StreamedSource()))
     assert {problem.what for problem in findings.problems} == {"settings do not fit the images"}
     assert "set data.init_args.cached_size" in findings.problems[0].first[0]
@@ -431,12 +431,12 @@ def test_a_streamed_collection_is_read_up_to_the_first_broken_image() -> None:
     assert "2 images behind it were not read" in problem.remedy
 
 
-def test_a_problem_reads_as_a_sentence() -> None:
+def test_problem_is_formatted_as_a_sentence() -> None:
     problem = Problem("val", "images are missing", 3, 9, ("a.jpg", "b.jpg"), "complete the folder")
     assert str(problem) == "val: 3 of 9 images are missing, first: a.jpg, b.jpg; complete the folder"
 
 
-def test_what_passes_can_be_trained_on(spoilt: Path, tmp_path: Path) -> None:
+def test_collection_that_passes_can_be_used(spoilt: Path, tmp_path: Path) -> None:
     (tmp_path / "out.txt").write_text(
         "\n".join([*found(data(spoilt)).unusable, "val0.jpg", "train6.jpg", "train7.jpg"])
     )

@@ -52,7 +52,7 @@ def test_files_of_the_same_name_in_two_folders_are_two_images(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("flag", ["is_rejected", "is_precanned"])
-def test_marked_captions_are_left_out_unless_asked_for(tmp_path: Path, flag: str) -> None:
+def test_rejected_captions_are_skipped_by_default(tmp_path: Path, flag: str) -> None:
     write_pictures(tmp_path / "train", RAGGED)
     entries = [{**entry, flag: k in (1, 2), "text_detected": True} for k, entry in enumerate(ANNOTATIONS)]
     annotations = {"train": write(tmp_path, IMAGES, entries)}
@@ -85,9 +85,8 @@ def test_published_validation_images_may_serve_as_the_test(tmp_path: Path) -> No
     assert source.table("test").captions == ["this is t.png"]
 
 
-@pytest.mark.parametrize(
-    ("images", "annotations", "message"),
-    [
+def test_malformed_annotations(tmp_path: Path) -> None:
+    for images, annotations, message in [
         (None, ANNOTATIONS, "is not COCO-style: expected an object with lists under 'images' and 'annotations'"),
         (IMAGES, None, "has no list under 'annotations': its captions are hidden"),
         (["a.png"], [], r"images\[0\] is no object with 'id' and 'file_name'"),
@@ -99,28 +98,27 @@ def test_published_validation_images_may_serve_as_the_test(tmp_path: Path) -> No
         (IMAGES, [{"id": 1, "image_id": 500}], r"annotations\[0\] is no object with 'id', 'image_id' and text"),
         (IMAGES, [{"id": 1, "image_id": [500], "caption": "x"}], r"annotations\[0\] is no object with"),
         (IMAGES, [{"image_id": 500, "caption": "x"}], r"annotations\[0\] is no object with"),
-        (IMAGES, [{"id": 1, "image_id": 9, "caption": "x"}], r"annotations\[0\] is of the image 9, which is not there"),
-    ],
-)
-def test_malformed_annotations(tmp_path: Path, images: Any, annotations: Any, message: str) -> None:
-    path = write(tmp_path, images, annotations)
-    with pytest.raises(ValueError, match=message) as caught:
-        CocoSource("mine", str(tmp_path), {"train": path}).table("train")
-    assert path in str(caught.value)
+        (
+            IMAGES,
+            [{"id": 1, "image_id": 9, "caption": "x"}],
+            r"annotations\[0\] is of the image 9, which is not under 'images'",
+        ),
+    ]:
+        path = write(tmp_path, images, annotations)
+        with pytest.raises(ValueError, match=message) as caught:
+            CocoSource("mine", str(tmp_path), {"train": path}).table("train")
+        assert path in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
+def test_annotations_that_cannot_be_used(tmp_path: Path) -> None:
+    for changed, message in [
         ({"id": 1}, "mine train: 1 of 23 captions have a repeated id, first: train/a.png#1"),
         ({"caption": " \n"}, "mine train: 1 of 23 captions are empty, first: train/a.png#0"),
-    ],
-)
-def test_annotations_that_cannot_be_used(tmp_path: Path, changed: dict[str, Any], message: str) -> None:
-    write_pictures(tmp_path / "train", RAGGED)
-    path = write(tmp_path, IMAGES, [{**ANNOTATIONS[0], **changed}, *ANNOTATIONS[1:]])
-    with pytest.raises(ValueError, match=message):
-        CocoSource("mine", str(tmp_path), {"train": path}).table("train")
+    ]:
+        write_pictures(tmp_path / "train", RAGGED)
+        path = write(tmp_path, IMAGES, [{**ANNOTATIONS[0], **changed}, *ANNOTATIONS[1:]])
+        with pytest.raises(ValueError, match=message):
+            CocoSource("mine", str(tmp_path), {"train": path}).table("train")
 
 
 def test_two_entries_of_a_file_are_refused(tmp_path: Path) -> None:
@@ -130,15 +128,12 @@ def test_two_entries_of_a_file_are_refused(tmp_path: Path) -> None:
         CocoSource("mine", str(tmp_path), {"train": path}).table("train")
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
+def test_options_that_do_not_fit() -> None:
+    for options, message in [
         ({"annotations": {"dev": "x.json"}}, "mine has files for 'dev', expected splits among train, val, test"),
         ({"annotations": {}, "folders": {"dev": "x"}}, "mine has files for 'dev'"),
         ({"annotations": {"train": "x", "val": "y"}, "validation_share": 0.1}, "drop one of the two"),
         ({"annotations": {"test": "x"}, "validation_share": 0.1}, "names a validation_share and no training file"),
-    ],
-)
-def test_options_that_do_not_fit(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        CocoSource("mine", "images", **options)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            CocoSource("mine", "images", **options)

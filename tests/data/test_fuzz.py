@@ -171,7 +171,7 @@ def captions_of(source: Source) -> Sequence[str]:
 
 
 @pytest.mark.parametrize(("reader", "suffix"), READERS, ids=lambda part: getattr(part, "__name__", part))
-def test_a_mutated_collection_is_read_or_refused(
+def test_mutated_collection_is_read_completely_or_refused(
     reader: Callable[[Path, str], tuple[Path, bytes, Callable[[], Source]]], suffix: str, tmp_path: Path
 ) -> None:
     write_pictures(tmp_path, NAMES)

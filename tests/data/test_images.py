@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from sdr_lightning.data.images import ImageFiles, InMemory, Pixels, decode
@@ -41,16 +40,16 @@ def test_cmyk(tmp_path: Path) -> None:
     assert np.abs(pixels.astype(int) - (200, 30, 60)).max() < 12
 
 
-@pytest.mark.parametrize("mode", ["L", "1", "LA"])
-def test_grey(tmp_path: Path, mode: str) -> None:
-    grey = np.zeros((6, 6), dtype=np.uint8)
-    grey[:, 3:] = 255
-    pixels = saved(tmp_path / "p.png", Image.fromarray(grey).convert(mode))
-    np.testing.assert_array_equal(pixels, np.stack([grey] * 3, axis=2))
+def test_grey(tmp_path: Path) -> None:
+    for mode in ["L", "1", "LA"]:
+        grey = np.zeros((6, 6), dtype=np.uint8)
+        grey[:, 3:] = 255
+        pixels = saved(tmp_path / "p.png", Image.fromarray(grey).convert(mode))
+        np.testing.assert_array_equal(pixels, np.stack([grey] * 3, axis=2))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA"])
-def test_transparency_is_laid_on_white(tmp_path: Path, mode: str) -> None:
+def test_transparency_is_blended_with_white(tmp_path: Path, mode: str) -> None:
     black = Image.new("RGBA", (6, 4), (0, 0, 0, 0))
     black.paste((0, 0, 0, 255), (0, 0, 3, 4))
     black.putpixel((5, 3), (0, 0, 0, 128))
@@ -60,14 +59,12 @@ def test_transparency_is_laid_on_white(tmp_path: Path, mode: str) -> None:
     assert mode == "PA" or pixels[3, 5].tolist() == [127] * 3
 
 
-@pytest.mark.parametrize(("transparency", "expected"), [(0, [255, 200]), (bytes([255, 128]), [100, 227])])
-def test_transparency_of_a_palette_is_laid_on_white(
-    tmp_path: Path, transparency: int | bytes, expected: list[int]
-) -> None:
-    image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), "L").convert("P")
-    image.putpalette([100] * 3 + [200] * 3)
-    pixels = saved(tmp_path / "p.png", image, transparency=transparency)
-    assert pixels[0, :, 0].tolist() == expected
+def test_palette_transparency_is_blended_with_white(tmp_path: Path) -> None:
+    for transparency, expected in [(0, [255, 200]), (bytes([255, 128]), [100, 227])]:
+        image = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), "L").convert("P")
+        image.putpalette([100] * 3 + [200] * 3)
+        pixels = saved(tmp_path / "p.png", image, transparency=transparency)
+        assert pixels[0, :, 0].tolist() == expected
 
 
 def test_16_bits_keep_their_upper_eight(tmp_path: Path) -> None:
@@ -81,21 +78,23 @@ def test_floats_from_0_to_1_are_scaled(tmp_path: Path) -> None:
     assert saved(tmp_path / "p.tif", Image.fromarray(grey))[0, :, 0].tolist() == [0, 64, 255]
 
 
-@pytest.mark.parametrize("values", [np.int32(-1000), np.int32(70000), np.float32(1.5), np.float32(np.nan)])
-def test_values_of_unknown_range_are_refused(tmp_path: Path, values: np.number[Any]) -> None:
-    Image.fromarray(np.full((4, 4), values)).save(tmp_path / "p.tif")
-    with pytest.raises(ValueError, match=r"p.tif: it has .*: convert it to 8 or 16 bits; replace the file"):
-        decode(tmp_path / "p.tif")
+def test_values_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    for values in [np.int32(-1000), np.int32(70000), np.float32(1.5), np.float32(np.nan)]:
+        Image.fromarray(np.full((4, 4), values)).save(tmp_path / "p.tif")
+        with pytest.raises(ValueError, match=r"p.tif: it has .*: convert it to 8 or 16 bits; replace the file"):
+            decode(tmp_path / "p.tif")
 
 
 @pytest.mark.parametrize("kind", ["tif", "png", "webp"])
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_every_orientation_is_applied_once(tmp_path: Path, kind: str, orientation: int) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(PICTURE).save(tmp_path / f"p.{kind}", exif=exif, **({"lossless": True} if kind == "webp" else {}))
-    with Image.open(tmp_path / f"p.{kind}") as image:
-        np.testing.assert_array_equal(decode(tmp_path / f"p.{kind}"), np.asarray(ImageOps.exif_transpose(image)))
+def test_every_orientation_is_applied_once(tmp_path: Path, kind: str) -> None:
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(PICTURE).save(
+            tmp_path / f"p.{kind}", exif=exif, **({"lossless": True} if kind == "webp" else {})
+        )
+        with Image.open(tmp_path / f"p.{kind}") as image:
+            np.testing.assert_array_equal(decode(tmp_path / f"p.{kind}"), np.asarray(ImageOps.exif_transpose(image)))
 
 
 @pytest.mark.filterwarnings("ignore:Truncated File Read")
@@ -114,30 +113,27 @@ def test_a_malformed_exif_block_leaves_the_pixels(tmp_path: Path, block: bytes) 
     assert sorted(decode(tmp_path / "p.jpg").shape) == [3, 12, 20]
 
 
-@pytest.mark.parametrize(
-    ("orientation", "upright"),
-    [
+def test_rotation_in_exif_is_applied(tmp_path: Path) -> None:
+    for orientation, upright in [
         (1, PICTURE),
         (2, PICTURE[:, ::-1]),
         (3, PICTURE[::-1, ::-1]),
         (6, np.rot90(PICTURE, -1)),
         (8, np.rot90(PICTURE, 1)),
-    ],
-)
-def test_rotation_in_exif_is_applied(tmp_path: Path, orientation: int, upright: NDArray[np.uint8]) -> None:
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    np.testing.assert_array_equal(saved(tmp_path / "p.png", Image.fromarray(PICTURE), exif=exif), upright)
+    ]:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        np.testing.assert_array_equal(saved(tmp_path / "p.png", Image.fromarray(PICTURE), exif=exif), upright)
 
 
-@pytest.mark.parametrize("kept", [0.5, 0.0])
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "webp", "bmp", "ppm"])
-def test_a_truncated_image_is_named(tmp_path: Path, suffix: str, kept: float) -> None:
-    path = tmp_path / f"cut.{suffix}"
-    Image.fromarray(np.tile(PICTURE, (10, 10, 1))).save(path)
-    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    with pytest.raises(ValueError, match=f"cannot read the image {path}: .*; replace the file, or name its id"):
-        decode(path)
+def test_a_truncated_image_is_named(tmp_path: Path, suffix: str) -> None:
+    for kept in [0.5, 0.0]:
+        path = tmp_path / f"cut.{suffix}"
+        Image.fromarray(np.tile(PICTURE, (10, 10, 1))).save(path)
+        path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+        with pytest.raises(ValueError, match=f"cannot read the image {path}: .*; replace the file, or name its id"):
+            decode(path)
 
 
 def html(path: Path) -> None:
@@ -153,7 +149,7 @@ def broken_header(path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [html, bomb, broken_header, Path.mkdir])
-def test_what_is_no_image_is_named(tmp_path: Path, write: Callable[[Path], None]) -> None:
+def test_undecodable_file_is_named(tmp_path: Path, write: Callable[[Path], None]) -> None:
     path = tmp_path / "p.jpg"
     write(path)
     with pytest.raises(ValueError, match=f"cannot read the image {path}"):
@@ -171,7 +167,7 @@ def test_files_are_read_by_row(tmp_path: Path) -> None:
         images[3]
 
 
-def test_a_file_has_another_identity_once_it_changes(tmp_path: Path) -> None:
+def test_identity_changes_with_the_file(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["a.png", "b.png"])
     images = ImageFiles(tmp_path, Strings(["a.png", "b.png", "a.png"]))
     before = [images.identity(row) for row in range(3)]

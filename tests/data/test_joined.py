@@ -153,13 +153,13 @@ def test_a_teacher_s_features_find_their_rows(tmp_path: Path) -> None:
     assert found[:, 0].tolist() == [24, 0, 39]
 
 
-def test_a_bank_of_the_training_split_alone_is_not_enough(tmp_path: Path) -> None:
+def test_bank_without_the_validation_split_is_refused(tmp_path: Path) -> None:
     bank_of(RetrievalDataModule(SCENES, SceneTokenizer(), 10, 16).split("train"), "image").save(tmp_path / "b")
     with pytest.raises(ValueError, match="the image bank lacks 5 of 13 ids"):
         module(image_bank=str(tmp_path / "b")).attach_teacher("image")
 
 
-def test_an_imbalance_of_training_reaches_what_is_trained_on() -> None:
+def test_corruption_applies_to_all_training_splits() -> None:
     plain, noisy = module().split("train"), module(imbalance=Imbalance("gaussian_noise", 1.0)).split("train")
     rows = np.arange(13)
     changed = (plain.images(rows) != noisy.images(rows)).flatten(1).any(dim=1)
@@ -168,7 +168,7 @@ def test_an_imbalance_of_training_reaches_what_is_trained_on() -> None:
     assert torch.equal(test.images(np.arange(6)), module().split("test").images(np.arange(6)))
 
 
-def test_decoded_images_are_kept_once_for_both(tmp_path: Path) -> None:
+def test_joined_splits_share_the_pixel_cache(tmp_path: Path) -> None:
     data = module(cached_size=16, cache=str(tmp_path))
     data.setup("fit")
     rows = np.arange(13)

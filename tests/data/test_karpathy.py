@@ -76,7 +76,7 @@ def test_variables_are_filled_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         KarpathySource("$SMALL_ROOT/dataset_small.json", "$SMALL_IMAGES").table("train")
 
 
-def test_relevance_is_rouge_and_is_kept(tmp_path: Path) -> None:
+def test_relevance_is_rouge_l_and_is_cached(tmp_path: Path) -> None:
     source = collection(tmp_path, ENTRIES)
     relevance = source.relevance("train", tmp_path / "cache")
     assert isinstance(relevance, RougeLRelevance)
@@ -90,9 +90,8 @@ def test_captions_in_any_script(tmp_path: Path) -> None:
     assert (table.image_ids, table.captions) == (["é.png"], ["naïve 猫"])
 
 
-@pytest.mark.parametrize(
-    ("document", "message"),
-    [
+def test_malformed_annotations(tmp_path: Path) -> None:
+    for document, message in [
         ("{'images': []}", "is not JSON in UTF-8"),
         (json.dumps({"images": [GOOD]})[:-9], "is not JSON in UTF-8"),
         ("", "is not JSON in UTF-8"),
@@ -111,14 +110,12 @@ def test_captions_in_any_script(tmp_path: Path) -> None:
         ({"images": [{**GOOD, "sentences": ["a word"]}]}, r"images\[0\] \(a.png\) has a sentence without text"),
         ({"images": [{**GOOD, "sentences": [{"raw": None, "sentid": 0}]}]}, "has a sentence without text"),
         ({"images": [entry("a.png", "train", "fine", "  ")]}, "1 of 2 captions are empty, first: 1"),
-    ],
-)
-def test_malformed_annotations(tmp_path: Path, document: Any, message: str) -> None:
-    path = write(tmp_path, document)
-    write_pictures(tmp_path, ["a.png"])
-    with pytest.raises(ValueError, match=message) as caught:
-        KarpathySource(str(path), str(tmp_path)).table("train")
-    assert str(path) in str(caught.value) or "small train" in str(caught.value)
+    ]:
+        path = write(tmp_path, document)
+        write_pictures(tmp_path, ["a.png"])
+        with pytest.raises(ValueError, match=message) as caught:
+            KarpathySource(str(path), str(tmp_path)).table("train")
+        assert str(path) in str(caught.value) or "small train" in str(caught.value)
 
 
 def test_no_annotations(tmp_path: Path) -> None:
@@ -133,7 +130,7 @@ def test_annotations_in_another_encoding(tmp_path: Path) -> None:
         KarpathySource(str(path), str(tmp_path)).table("train")
 
 
-def test_a_file_that_is_no_image_spoils_its_own_row_alone(tmp_path: Path) -> None:
+def test_file_that_is_no_image_raises_for_its_own_row_only(tmp_path: Path) -> None:
     source = collection(tmp_path, ENTRIES)
     (tmp_path / "images" / "val2014" / "a.png").write_text("<html>not found</html>")
     images = source.images("train")

@@ -32,7 +32,7 @@ def test_a_ragged_collection(tmp_path: Path, entries: list[dict[str, Any]]) -> N
     check_ragged(source, ids, numbered_ids(ids), bare="images/bare.png")
 
 
-def test_several_files_make_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_a_split_are_concatenated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LISTS", str(tmp_path))
     write_pictures(tmp_path, ["a.png", "b.png", "c.png"])
     first = [{"image": "b.png", "caption": "one"}, {"image": "a.png", "caption": "two"}]
@@ -48,9 +48,8 @@ def test_several_files_make_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert numbers(source.images("train")) == [1, 0]
 
 
-@pytest.mark.parametrize(
-    ("document", "message"),
-    [
+def test_malformed_lists(tmp_path: Path) -> None:
+    for document, message in [
         ('[{"image": "a.png", "capt', "is not JSON in UTF-8"),
         ({"images": []}, "holds dict, expected a list of objects"),
         (["a.png"], r"\[0\] is no object with a path under 'image'"),
@@ -58,13 +57,11 @@ def test_several_files_make_a_split(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ([PER_IMAGE[0], {"image": "a.png"}], r"\[1\] \(a.png\) has no text and no list of texts under 'caption'"),
         ([{"image": "a.png", "caption": ["x", None]}], r"\[0\] \(a.png\) has no text"),
         ([{"image": "a.png", "caption": {"raw": "x"}}], r"\[0\] \(a.png\) has no text"),
-    ],
-)
-def test_malformed_lists(tmp_path: Path, document: Any, message: str) -> None:
-    path = write(tmp_path, document)
-    with pytest.raises(ValueError, match=message) as caught:
-        ListSource("mine", str(tmp_path), val=[path]).table("val")
-    assert path in str(caught.value)
+    ]:
+        path = write(tmp_path, document)
+        with pytest.raises(ValueError, match=message) as caught:
+            ListSource("mine", str(tmp_path), val=[path]).table("val")
+        assert path in str(caught.value)
 
 
 def test_an_image_in_two_lists_is_a_leak(tmp_path: Path) -> None:

@@ -59,23 +59,23 @@ def test_a_row_of_features_per_caption(tmp_path: Path) -> None:
     assert owners(source) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16])
-def test_a_ragged_collection(tmp_path: Path, dtype: type) -> None:
-    source = write(tmp_path, features(5), told(23))
-    order = np.array([3] * 10 + [0, 1, 0] + [3] * 10, dtype=dtype)
-    np.save(tmp_path / "train_image_of_caption.npy", order)
-    table = source.table("train")
-    assert table.image_ids == ["train-0", "train-1", "train-3"]
-    assert table.captions == [f"caption {k}" for k in (10, 12, 11, *range(10), *range(13, 23))]
-    assert table.caption_image.tolist() == [0] * 2 + [1] + [2] * 20
-    assert table.caption_ids[-1] == "train-3#19"
-    assert owners(source) == [0, 1, 3]
-    (problem,) = source.problems("train")
-    assert (problem.what, problem.first, problem.fatal) == (
-        "images have no caption",
-        ("train-2", "train-4"),
-        False,
-    )
+def test_a_ragged_collection(tmp_path: Path) -> None:
+    for dtype in [np.int64, np.int32, np.uint16]:
+        source = write(tmp_path, features(5), told(23))
+        order = np.array([3] * 10 + [0, 1, 0] + [3] * 10, dtype=dtype)
+        np.save(tmp_path / "train_image_of_caption.npy", order)
+        table = source.table("train")
+        assert table.image_ids == ["train-0", "train-1", "train-3"]
+        assert table.captions == [f"caption {k}" for k in (10, 12, 11, *range(10), *range(13, 23))]
+        assert table.caption_image.tolist() == [0] * 2 + [1] + [2] * 20
+        assert table.caption_ids[-1] == "train-3#19"
+        assert owners(source) == [0, 1, 3]
+        (problem,) = source.problems("train")
+        assert (problem.what, problem.first, problem.fatal) == (
+            "images have no caption",
+            ("train-2", "train-4"),
+            False,
+        )
 
 
 def test_one_vector_an_image(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_other_numbers_of_captions_and_other_names(tmp_path: Path) -> None:
     assert source.table("test").image_ids[0] == "test-0"
 
 
-def test_images_are_left_out_and_rows_stay_in_step(tmp_path: Path) -> None:
+def test_skipped_images_keep_rows_aligned(tmp_path: Path) -> None:
     write(tmp_path, features(3), told(15))
     (tmp_path / "ids.txt").write_text("train-1\n", encoding="utf-8")
     source = PrecomputedSource("mine", str(tmp_path), leave_out=f"{tmp_path}/ids.txt")
@@ -109,7 +109,7 @@ def test_empty_captions(tmp_path: Path) -> None:
     assert skipping.table("train").caption_image.tolist() == [0] * 4 + [1] * 5
 
 
-def test_a_row_has_another_identity_once_the_file_changes(tmp_path: Path) -> None:
+def test_row_identity_changes_with_the_file(tmp_path: Path) -> None:
     source = write(tmp_path, features(2), told(10))
     before = [source.images("train").identity(row) for row in (0, 1)]
     assert before == [source.images("train").identity(row) for row in (0, 1)]
@@ -118,56 +118,53 @@ def test_a_row_has_another_identity_once_the_file_changes(tmp_path: Path) -> Non
     assert len({*before, *after}) == 4
 
 
-@pytest.mark.parametrize("captions", [9, 11, 3, 0])
-def test_numbers_that_do_not_fit(tmp_path: Path, captions: int) -> None:
-    lines = max(captions, 1)  # an empty file is one empty line
-    with pytest.raises(ValueError, match=f"mine train: 2 rows of features and {lines} captions; expected 10") as caught:
-        write(tmp_path, features(2), told(captions)).table("train")
-    assert "set captions_per_image, or write train_image_of_caption.npy" in str(caught.value)
+def test_numbers_that_do_not_fit(tmp_path: Path) -> None:
+    for captions in [9, 11, 3, 0]:
+        lines = max(captions, 1)  # an empty file is one empty line
+        with pytest.raises(
+            ValueError, match=f"mine train: 2 rows of features and {lines} captions; expected 10"
+        ) as caught:
+            write(tmp_path, features(2), told(captions)).table("train")
+        assert "set captions_per_image, or write train_image_of_caption.npy" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "rows",
-    [
+def test_images_of_captions_that_do_not_fit(tmp_path: Path) -> None:
+    for rows in [
         np.zeros(9, dtype=np.int64),
         np.zeros((10, 1), dtype=np.int64),
         np.zeros(10, dtype=np.float32),
         np.full(10, 2),
         np.full(10, -1),
-    ],
-)
-def test_images_of_captions_that_do_not_fit(tmp_path: Path, rows: NDArray[Any]) -> None:
-    source = write(tmp_path, features(2), told(10))
-    np.save(tmp_path / "train_image_of_caption.npy", rows)
-    with pytest.raises(ValueError, match=r"train_image_of_caption.npy must hold 10 rows of images below 2, one a"):
-        source.table("train")
+    ]:
+        source = write(tmp_path, features(2), told(10))
+        np.save(tmp_path / "train_image_of_caption.npy", rows)
+        with pytest.raises(ValueError, match=r"train_image_of_caption.npy must hold 10 rows of images below 2, one a"):
+            source.table("train")
 
 
-@pytest.mark.parametrize(
-    "array", [features(2, 2, 2, WIDTH), np.arange(2.0), features(2).astype(np.int64), features(2).astype("U4")]
-)
-def test_arrays_that_are_no_features(tmp_path: Path, array: NDArray[Any]) -> None:
-    source = write(tmp_path, array, told(10))
-    with pytest.raises(ValueError, match=rf"{tmp_path}/train_ims.npy holds .*, expected floats \(N, R, D\) or"):
-        source.images("train")
+def test_arrays_of_another_shape_or_dtype_are_refused(tmp_path: Path) -> None:
+    for array in [features(2, 2, 2, WIDTH), np.arange(2.0), features(2).astype(np.int64), features(2).astype("U4")]:
+        source = write(tmp_path, array, told(10))
+        with pytest.raises(ValueError, match=rf"{tmp_path}/train_ims.npy holds .*, expected floats \(N, R, D\) or"):
+            source.images("train")
 
 
-@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_a_row_with_a_value_that_is_no_number(tmp_path: Path, wrong: float) -> None:
-    array = features(3)
-    array[1, 2, 0] = wrong
-    images = write(tmp_path, array, told(15)).images("train")
-    np.testing.assert_array_equal(images[2], array[2])
-    with pytest.raises(ValueError, match=f"row 1 of {tmp_path}/train_ims.npy holds NaN or infinity"):
-        images[1]
+def test_non_finite_row_is_refused(tmp_path: Path) -> None:
+    for wrong in [np.nan, np.inf, -np.inf]:
+        array = features(3)
+        array[1, 2, 0] = wrong
+        images = write(tmp_path, array, told(15)).images("train")
+        np.testing.assert_array_equal(images[2], array[2])
+        with pytest.raises(ValueError, match=f"row 1 of {tmp_path}/train_ims.npy holds NaN or infinity"):
+            images[1]
 
 
-@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00v\x00{'descr'"])
-def test_a_file_that_is_no_array(tmp_path: Path, content: bytes) -> None:
-    source = write(tmp_path, features(2), told(10))
-    (tmp_path / "train_ims.npy").write_bytes(content)
-    with pytest.raises(ValueError, match=f"{tmp_path}/train_ims.npy is not a plain .npy array"):
-        source.table("train")
+def test_a_file_that_is_no_array(tmp_path: Path) -> None:
+    for content in [b"", b"no array", b"\x93NUMPY\x01\x00v\x00{'descr'"]:
+        source = write(tmp_path, features(2), told(10))
+        (tmp_path / "train_ims.npy").write_bytes(content)
+        with pytest.raises(ValueError, match=f"{tmp_path}/train_ims.npy is not a plain .npy array"):
+            source.table("train")
 
 
 def test_a_truncated_array(tmp_path: Path) -> None:

@@ -64,7 +64,7 @@ def test_missing_images_are_counted_and_the_first_five_named(tmp_path: Path) -> 
     assert source.absent("train") == ABSENT
 
 
-def test_missing_images_are_left_out_on_request(tmp_path: Path) -> None:
+def test_skip_missing_removes_missing_images(tmp_path: Path) -> None:
     source = given(tmp_path, ABSENT, skip_missing=True)
     table = source.table("train")
     assert table.image_ids == ["1.png", "6.png", "8.png"]
@@ -81,7 +81,7 @@ def test_a_folder_without_any_image_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["0.png\n3.png\n", "0.png\n3.png", "\ufeff0.png\r\n 3.png \r\n\r\n"])
-def test_listed_images_are_left_out(tmp_path: Path, text: str) -> None:
+def test_leave_out_removes_listed_images(tmp_path: Path, text: str) -> None:
     (tmp_path / "ids.txt").write_text(text, encoding="utf-8", newline="")
     source = given(tmp_path, ["0.png"], leave_out=str(tmp_path / "ids.txt"))
     assert source.table("train").image_ids == [name for name in NINE if name not in ("0.png", "3.png")]
@@ -89,7 +89,7 @@ def test_listed_images_are_left_out(tmp_path: Path, text: str) -> None:
     assert source.problems("train") == []
 
 
-def test_a_list_that_was_written_for_other_data_is_refused(tmp_path: Path) -> None:
+def test_id_list_of_other_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "ids.txt").write_text("0.png\nz.png\ny.png\n")
     with pytest.raises(ValueError, match=r"names 2 images that .* does not have, first 'y.png'"):
         given(tmp_path, ["0.png", "1.png"], leave_out=str(tmp_path / "ids.txt")).table("train")
@@ -139,7 +139,7 @@ def test_empty_captions(tmp_path: Path) -> None:
     assert "skip_empty" in message
 
 
-def test_empty_captions_are_left_out_on_request(tmp_path: Path) -> None:
+def test_skip_empty_removes_empty_captions(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["a.png", "b.png", "c.png"])
     source = GivenSource(EMPTY, tmp_path, skip_empty=True)
     table = source.table("train")

@@ -22,7 +22,7 @@ from sdr_lightning.data.scenes import (
     graph_split,
     vocabulary,
 )
-from sdr_lightning.data.table import SPLITS, Split
+from sdr_lightning.data.table import SPLITS
 from sdr_lightning.metrics.relevance import FactRelevance
 
 RED_CIRCLE = SceneObject("circle", "red", "small", "top")
@@ -90,20 +90,20 @@ def test_the_graph_decides_the_split() -> None:
     assert 0.05 < shares.count("test") / 600 < 0.15
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_what_is_asked_of_one_split_leaves_the_others_alone(split: Split) -> None:
-    more = SceneSource(seed=1, num_train=240, num_val=45, num_test=60)
-    few, many = FEW.table(split), more.table(split)
-    n, c = len(few.image_ids), len(few.captions)
-    assert many.image_ids[:n] == few.image_ids
-    assert many.captions[:c] == few.captions
-    assert many.caption_ids[:c] == few.caption_ids
-    for a, b in zip(FEW.images(split), more.images(split), strict=False):
-        np.testing.assert_array_equal(a, b)
-    assert FEW.name == more.name  # banks are shared between them
+def test_more_scenes_extend_the_same_collection() -> None:
+    for split in SPLITS:
+        more = SceneSource(seed=1, num_train=240, num_val=45, num_test=60)
+        few, many = FEW.table(split), more.table(split)
+        n, c = len(few.image_ids), len(few.captions)
+        assert many.image_ids[:n] == few.image_ids
+        assert many.captions[:c] == few.captions
+        assert many.caption_ids[:c] == few.caption_ids
+        for a, b in zip(FEW.images(split), more.images(split), strict=False):
+            np.testing.assert_array_equal(a, b)
+        assert FEW.name == more.name  # banks are shared between them
 
 
-def test_scenes_have_two_to_max_objects_in_order_of_place() -> None:
+def test_scenes_have_two_to_max_objects_ordered_by_place() -> None:
     counts = set()
     for index in range(60):
         objects = draw_scene(0, index, 16, max_objects=4).objects
@@ -128,7 +128,7 @@ def test_captions_use_the_vocabulary_and_only_it() -> None:
     assert used == set(words)
 
 
-def test_captions_say_what_is_told() -> None:
+def test_captions_mention_exactly_the_told_facts() -> None:
     """Reads captions back with a parser of its own."""
 
     def spoken(caption: str, synonyms: dict[str, tuple[str, ...]]) -> list[str]:
@@ -146,7 +146,7 @@ def test_captions_say_what_is_told() -> None:
             assert places == [thing.place for thing in told if thing.place]
 
 
-def test_told_facts_are_facts_of_the_scene() -> None:
+def test_mentioned_facts_are_facts_of_the_scene() -> None:
     parts = 0
     for scene in FEW.scenes("train"):
         whole = fact_counts([scene.objects])
@@ -226,16 +226,16 @@ def test_pictures_of_different_graphs_differ() -> None:
     assert len(set(pictures)) == len(pictures)
 
 
-@pytest.mark.parametrize("argument", ["num_train", "num_val", "num_test", "size"])
-def test_numbers_must_be_positive(argument: str) -> None:
-    with pytest.raises(ValueError, match=r"scenes need positive numbers, got .*0"):
-        SceneSource(**{argument: 0})
+def test_numbers_must_be_positive() -> None:
+    for argument in ["num_train", "num_val", "num_test", "size"]:
+        with pytest.raises(ValueError, match=r"scenes need positive numbers, got .*0"):
+            SceneSource(**{argument: 0})
 
 
-@pytest.mark.parametrize("objects", [1, 10])
-def test_objects_must_fit(objects: int) -> None:
-    with pytest.raises(ValueError, match=f"max_objects must lie between 2 and 9, got {objects}"):
-        SceneSource(max_objects=objects)
+def test_objects_must_fit() -> None:
+    for objects in [1, 10]:
+        with pytest.raises(ValueError, match=f"max_objects must lie between 2 and 9, got {objects}"):
+            SceneSource(max_objects=objects)
 
 
 def test_name_holds_what_decides_the_content() -> None:

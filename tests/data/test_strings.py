@@ -45,7 +45,7 @@ def test_the_hash_tells_lists_apart(texts: list[str], others: list[str]) -> None
     assert (Strings(texts).sha256 == Strings(others).sha256) == (texts == others)
 
 
-def test_the_hash_knows_where_a_text_ends() -> None:
+def test_hash_depends_on_string_boundaries() -> None:
     assert len({Strings(texts).sha256 for texts in (["ab"], ["a", "b"], ["", "ab"], ["ab", ""], ["a\nb"])}) == 5
 
 

@@ -69,11 +69,16 @@ def test_a_list_of_captions(tmp_path: Path, suffix: str) -> None:
     check_ragged(source, TOLD, numbered_ids(TOLD), bare="bare.png")
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
 @pytest.mark.parametrize(
-    "form", ['[\'a "dog"\', "a dog\'s ball"]', '["a \\"dog\\"", "a dog\'s ball"]', '[\'a "dog"\'\n "a dog\'s ball"]']
+    ("suffix", "form"),
+    [
+        (".csv", '[\'a "dog"\', "a dog\'s ball"]'),
+        (".tsv", '["a \\"dog\\"", "a dog\'s ball"]'),
+        (".jsonl", '[\'a "dog"\'\n "a dog\'s ball"]'),
+        (".parquet", '[\'a "dog"\', "a dog\'s ball"]'),
+    ],
 )
-def test_a_list_that_was_written_as_text(tmp_path: Path, suffix: str, form: str) -> None:
+def test_printed_list_of_captions_is_parsed(tmp_path: Path, suffix: str, form: str) -> None:
     write_pictures(tmp_path, ["a.png", "b.png"])
     rows = [{"image": "a.png", "caption": form}, {"image": "b.png", "caption": "[sic] a ['dog']"}]
     path = write(tmp_path / f"t{suffix}", rows)
@@ -81,45 +86,40 @@ def test_a_list_that_was_written_as_text(tmp_path: Path, suffix: str, form: str)
     assert table.captions == ['a "dog"', "a dog's ball", "[sic] a ['dog']"]
 
 
-@pytest.mark.parametrize(
-    ("cell", "captions"),
-    [
+def test_printed_lists_by_hand(tmp_path: Path) -> None:
+    for cell, captions in [
         ('["\\\\ud83d\\\\ude00 dog", "1\\\\/2 cup"]', ["😀 dog", "1/2 cup"]),  # as json.dumps writes it
         ("[]", []),
         ("[not a list]", ["[not a list]"]),
         ("['x', nan]", None),
         ('["x", null]', None),
         ("[None, 'x']", None),
-    ],
-)
-def test_what_a_written_list_holds(tmp_path: Path, cell: str, captions: list[str] | None) -> None:
-    write_pictures(tmp_path, ["a.png", "b.png"])
-    path = write(
-        tmp_path / "t.csv",
-        [{"image": "b.png", "caption": "last"}, {"image": "a.png", "caption": cell.replace("\\\\", "\\")}],
-    )
-    if captions is None:
-        refused(tmp_path / "t.csv", "row 2 has .* under 'caption', expected text or a list of texts")
-    else:
-        table = TabularSource("mine", path, str(tmp_path), **EVERYTHING_TRAINS).table("train")
-        assert table.captions == ["last", *captions]
+    ]:
+        write_pictures(tmp_path, ["a.png", "b.png"])
+        path = write(
+            tmp_path / "t.csv",
+            [{"image": "b.png", "caption": "last"}, {"image": "a.png", "caption": cell.replace("\\\\", "\\")}],
+        )
+        if captions is None:
+            refused(tmp_path / "t.csv", "row 2 has .* under 'caption', expected text or a list of texts")
+        else:
+            table = TabularSource("mine", path, str(tmp_path), **EVERYTHING_TRAINS).table("train")
+            assert table.captions == ["last", *captions]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
+def test_multiline_captions_are_read(tmp_path: Path) -> None:
+    for text in [
         'image,caption\na.png,"A beach at dusk\nSource: Flickr, www.flickr.com"\n',
         'image,caption\na.png,"see b.png\nalso c.png, which is nice"\n',
         'caption,image\n"By mr.smith\nhello, mr.smith",a.png\n',
         "image , caption\na.png,x\n",
-    ],
-)
-def test_captions_of_several_lines_are_read(tmp_path: Path, text: str) -> None:
-    write_pictures(tmp_path, ["a.png"])
-    (tmp_path / "t.csv").write_text(text)
-    assert (
-        len(TabularSource("mine", f"{tmp_path}/t.csv", str(tmp_path), **EVERYTHING_TRAINS).table("train").captions) == 1
-    )
+    ]:
+        write_pictures(tmp_path, ["a.png"])
+        (tmp_path / "t.csv").write_text(text)
+        assert (
+            len(TabularSource("mine", f"{tmp_path}/t.csv", str(tmp_path), **EVERYTHING_TRAINS).table("train").captions)
+            == 1
+        )
 
 
 def test_a_tsv_without_quoting_keeps_every_row(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_name_in_another_unicode_normalisation(tmp_path: Path) -> None:
         TabularSource("mine", path, str(tmp_path), **EVERYTHING_TRAINS).table("train")
 
 
-def test_half_an_emoji_is_replaced_and_counted(tmp_path: Path) -> None:
+def test_lone_surrogate_is_replaced_and_reported(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["a.png"])
     (tmp_path / "t.jsonl").write_text('\ufeff{"image": "a.png", "caption": "a dog \\ud83d"}\n', encoding="utf-8")
     source = TabularSource("mine", f"{tmp_path}/t.jsonl", str(tmp_path), **EVERYTHING_TRAINS)
@@ -153,16 +153,14 @@ def test_half_an_emoji_is_replaced_and_counted(tmp_path: Path) -> None:
     assert (problem.what, problem.fatal) == ("captions hold U+FFFD, a character that was lost", False)
 
 
-@pytest.mark.parametrize(
-    ("cell", "holds"), [(b"\x89PNG", "image bytes"), ({"bytes": b"x", "path": "a"}, "structs"), (["a.png"], "lists")]
-)
-def test_an_image_column_of_another_kind(tmp_path: Path, cell: Any, holds: str) -> None:
-    write(tmp_path / "t.parquet", [{"image": cell, "caption": "x"}])
-    refused(tmp_path / "t.parquet", f"row 1: the column 'image' holds {holds}.*expected the path of an image file")
+def test_an_image_column_of_another_kind(tmp_path: Path) -> None:
+    for cell, holds in [(b"\x89PNG", "image bytes"), ({"bytes": b"x", "path": "a"}, "structs"), (["a.png"], "lists")]:
+        write(tmp_path / "t.parquet", [{"image": cell, "caption": "x"}])
+        refused(tmp_path / "t.parquet", f"row 1: the column 'image' holds {holds}.*expected the path of an image file")
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_commas_quotation_marks_tabs_and_line_breaks(tmp_path: Path, suffix: str) -> None:
+def test_delimiters_and_quotes_in_captions_are_preserved(tmp_path: Path, suffix: str) -> None:
     write_pictures(tmp_path, ["a, b.png"])
     texts = ['a "red", round\tball', "two\nlines", '"naïve 猫"']
     path = write(tmp_path / f"t{suffix}", [{"image": "a, b.png", "caption": text} for text in texts])
@@ -171,7 +169,7 @@ def test_commas_quotation_marks_tabs_and_line_breaks(tmp_path: Path, suffix: str
     assert table.captions == ['a "red", round ball', "two lines", '"naïve 猫"']
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+def test_byte_order_mark_is_skipped(tmp_path: Path) -> None:
     write_pictures(tmp_path, ["a.png"])
     (tmp_path / "t.csv").write_text("\ufeffimage,caption\r\na.png,a word\r\n", encoding="utf-8", newline="")
     source = TabularSource("mine", f"{tmp_path}/t.csv", str(tmp_path), **EVERYTHING_TRAINS)
@@ -228,9 +226,8 @@ def test_shares_that_leave_nothing_to_train_on(tmp_path: Path) -> None:
         TabularSource("mine", path, str(tmp_path), val_share=0.5, test_share=0.5).table("train")
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "message"),
-    [
+def test_malformed_tables(tmp_path: Path) -> None:
+    for name, text, message in [
         ("t.csv", "image,caption\na.png,a dog\nb.png,a dog, and a cat\n", "line 3 has more cells than the header"),
         (
             "t.csv",
@@ -273,11 +270,9 @@ def test_shares_that_leave_nothing_to_train_on(tmp_path: Path) -> None:
         ("t.parquet", "PAR1 and so on", "is not a parquet file"),
         ("t.parquet", "", "is not a parquet file"),
         ("t.xlsx", "", "ends in '.xlsx', expected one of .csv, .tsv, .jsonl, .parquet"),
-    ],
-)
-def test_malformed_tables(tmp_path: Path, name: str, text: str, message: str) -> None:
-    (tmp_path / name).write_text(text, encoding="utf-8")
-    refused(tmp_path / name, message)
+    ]:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        refused(tmp_path / name, message)
 
 
 def test_a_truncated_parquet_file(tmp_path: Path) -> None:
@@ -287,12 +282,12 @@ def test_a_truncated_parquet_file(tmp_path: Path) -> None:
     refused(path, "is not a parquet file")
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
-def test_another_encoding(tmp_path: Path, suffix: str) -> None:
-    path = tmp_path / f"t{suffix}"
-    write(path, [{"image": "a.png", "caption": "x"}])
-    path.write_bytes(path.read_bytes().replace(b"x", "café".encode("latin-1")))
-    refused(path, "is not UTF-8 text: .*; convert it first")
+def test_another_encoding(tmp_path: Path) -> None:
+    for suffix in [".csv", ".tsv", ".jsonl"]:
+        path = tmp_path / f"t{suffix}"
+        write(path, [{"image": "a.png", "caption": "x"}])
+        path.write_bytes(path.read_bytes().replace(b"x", "café".encode("latin-1")))
+        refused(path, "is not UTF-8 text: .*; convert it first")
 
 
 def test_no_table(tmp_path: Path) -> None:
@@ -306,17 +301,17 @@ def test_an_unknown_split(tmp_path: Path) -> None:
     refused(tmp_path / "t.csv", "row 1 has no 'fold'; it has image, caption, split", split_column="fold")
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
-def test_an_empty_caption(tmp_path: Path, suffix: str) -> None:
-    write_pictures(tmp_path, ["a.png", "b.png"])
-    rows = [{"image": "a.png", "caption": ""}, {"image": "b.png", "caption": "x"}]
-    path = write(tmp_path / f"t{suffix}", rows)
-    source = TabularSource("mine", path, str(tmp_path), **EVERYTHING_TRAINS)
-    with pytest.raises(ValueError, match=r"mine train: 1 of 2 captions are empty, first: a.png#0; .*skip_empty"):
-        source.table("train")
+def test_an_empty_caption(tmp_path: Path) -> None:
+    for suffix in SUFFIXES:
+        write_pictures(tmp_path, ["a.png", "b.png"])
+        rows = [{"image": "a.png", "caption": ""}, {"image": "b.png", "caption": "x"}]
+        path = write(tmp_path / f"t{suffix}", rows)
+        source = TabularSource("mine", path, str(tmp_path), **EVERYTHING_TRAINS)
+        with pytest.raises(ValueError, match=r"mine train: 1 of 2 captions are empty, first: a.png#0; .*skip_empty"):
+            source.table("train")
 
 
-@pytest.mark.parametrize("columns", ["caption", []])
-def test_caption_columns_are_a_list(columns: str | list[str]) -> None:
-    with pytest.raises(ValueError, match="caption_columns must be a list of names"):
-        TabularSource("mine", "t.csv", "images", caption_columns=columns)
+def test_caption_columns_are_a_list() -> None:
+    for columns in ["caption", []]:
+        with pytest.raises(ValueError, match="caption_columns must be a list of names"):
+            TabularSource("mine", "t.csv", "images", caption_columns=columns)

@@ -123,7 +123,7 @@ def test_a_saved_tokenizer_from_a_folder(vocabulary_file: Path, tmp_path: Path) 
 
 def test_a_folder_without_tokenizer_says_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"tokenizer .*pass data\.init_args\.tokenizer\.init_args\.weights a local"
+        ValueError, match=r"tokenizer .*set data\.init_args\.tokenizer\.init_args\.weights to a local"
     ) as e:
         PretrainedTokenizer(str(tmp_path / "absent"))(["a"])
     assert str(tmp_path / "absent") in str(e.value)

@@ -31,16 +31,16 @@ def test_input_of_the_right_size_is_left_as_it_is() -> None:
     np.testing.assert_array_equal(image.permute(1, 2, 0).numpy(), pixels)
 
 
-@pytest.mark.parametrize("shape", [(20, 50), (50, 20), (8, 8), (100, 100)])
-def test_input_becomes_a_whole_square(shape: tuple[int, int]) -> None:
-    # The left half black, the right half white: nothing is cropped, whatever the aspect ratio.
-    pixels = np.zeros((*shape, 3), dtype=np.uint8)
-    pixels[:, shape[1] // 2 :] = 255
-    image = to_input(pixels, 32)
-    assert image.shape == (3, 32, 32)
-    assert image.dtype == torch.uint8
-    assert (image[:, :, :13] < 30).all()
-    assert (image[:, :, 19:] > 225).all()
+def test_input_becomes_a_whole_square() -> None:
+    for shape in [(20, 50), (50, 20), (8, 8), (100, 100)]:
+        # The left half black, the right half white: nothing is cropped, whatever the aspect ratio.
+        pixels = np.zeros((*shape, 3), dtype=np.uint8)
+        pixels[:, shape[1] // 2 :] = 255
+        image = to_input(pixels, 32)
+        assert image.shape == (3, 32, 32)
+        assert image.dtype == torch.uint8
+        assert (image[:, :, :13] < 30).all()
+        assert (image[:, :, 19:] > 225).all()
 
 
 def test_channels_stay_in_order() -> None:
@@ -66,16 +66,16 @@ def test_paper_augmentation_takes_any_size() -> None:
         assert transform_of("paper")(torch.zeros(shape, dtype=torch.uint8)).shape == (3, 32, 32)
 
 
-@pytest.mark.parametrize("shape", [(3, 20, 50), (3, 96, 96)])
-def test_weak_augmentation_takes_any_size(shape: tuple[int, int, int]) -> None:
-    # A white frame: moved by an eighth at most, one side of it stays in view; a crop out of the middle loses it.
-    image = torch.zeros(shape, dtype=torch.uint8)
-    for edge in (image[:, :6], image[:, -6:], image[:, :, :6], image[:, :, -6:]):
-        edge[:] = 255
-    for key in range(5):
-        view = seeded(transform_of("weak"), image, key)
-        assert view.shape == (3, 32, 32)
-        assert max(view[:, 0].float().mean(), view[:, -1].float().mean()) > 100
+def test_weak_augmentation_takes_any_size() -> None:
+    for shape in [(3, 20, 50), (3, 96, 96)]:
+        # A white frame: moved by an eighth at most, one side of it stays in view; a crop out of the middle loses it.
+        image = torch.zeros(shape, dtype=torch.uint8)
+        for edge in (image[:, :6], image[:, -6:], image[:, :, :6], image[:, :, -6:]):
+            edge[:] = 255
+        for key in range(5):
+            view = seeded(transform_of("weak"), image, key)
+            assert view.shape == (3, 32, 32)
+            assert max(view[:, 0].float().mean(), view[:, -1].float().mean()) > 100
 
 
 def test_weak_augmentation_keeps_what_is_seen() -> None:

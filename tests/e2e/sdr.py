@@ -1,4 +1,4 @@
-"""`sdr` as a user runs it, and the smallest student that still learns scenes."""
+"""Running `sdr` in subprocesses, and options of a small student on scenes."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ MATCHING_ALONE = (
 
 
 def sdr(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the command in a process of its own."""
+    """Run the command in a subprocess."""
     return subprocess.run(
         [sys.executable, "-m", "sdr_lightning", *map(str, arguments)],
         capture_output=True,
@@ -31,13 +31,13 @@ def sdr(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> 
 
 
 def succeeded(done: subprocess.CompletedProcess[str]) -> str:
-    """The output of a command that must have gone well."""
+    """Return the output of a command that must succeed."""
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
-def complaint(done: subprocess.CompletedProcess[str]) -> str:
-    """The one line of a command that must have been refused."""
+def error_line(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the error line of a command that must fail with status 2."""
     assert done.returncode == 2, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     lines = [line for line in done.stderr.splitlines() if line.startswith("sdr")]
     assert len(lines) == 1, done.stderr

@@ -1,4 +1,4 @@
-"""`sdr data` and `sdr noise` as a user runs them, and a student that trains on what they wrote."""
+"""`sdr data`, `sdr noise`, and training on corrupted data."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from sdr_lightning.configure import build_data
 from sdr_lightning.data import SceneSource
 from sdr_lightning.data.id_list import read_ids
 from sdr_lightning.data.imbalance import Imbalance, read_noise
-from tests.e2e.sdr import complaint, sdr, succeeded
+from tests.e2e.sdr import error_line, sdr, succeeded
 
 IMAGES = 12
 Run = Callable[..., str]
@@ -24,7 +24,7 @@ Run = Callable[..., str]
 
 @pytest.fixture
 def ran(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command that must end with a status, and give what it printed."""
+    """Run a command that must exit with a status, and return its output."""
 
     def run(*arguments: object, status: int = 0) -> str:
         found = main([str(argument) for argument in arguments])
@@ -44,7 +44,7 @@ def one_line(errors: str) -> str:
 
 @pytest.fixture
 def usage(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run a command whose own options are wrong, and give the line that says so."""
+    """Run a command with invalid options, and return the error line."""
 
     def run(*arguments: object) -> str:
         with pytest.raises(SystemExit) as ended:
@@ -61,7 +61,7 @@ def write_yaml(path: Path, content: Any) -> Path:
 
 
 def data_of(source: dict[str, Any], **options: Any) -> dict[str, Any]:
-    """A configuration of data, as in experiments/data."""
+    """Return a data configuration, as in experiments/data."""
     return {
         "class_path": "sdr_lightning.data.RetrievalDataModule",
         "init_args": {
@@ -89,7 +89,7 @@ def scenes_file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
-    """A user's table of pictures and captions, and the configuration that names it."""
+    """Write a table of images and captions, and its data configuration."""
     (tmp_path / "images").mkdir()
     rows = ["image,caption,split"]
     for number in range(IMAGES):
@@ -113,15 +113,15 @@ def own(tmp_path: Path) -> Path:
 # --- sdr data check
 
 
-def test_a_clean_collection_passes(own: Path, ran: Run) -> None:
+def test_clean_collection_passes(own: Path, ran: Run) -> None:
     printed = ran("data", "check", "--data", own)
     assert "own" in printed
     assert "training can start" in printed
-    assert "what was found" not in printed
+    assert "problems" not in printed
     assert [word for word in ("train", "val", "test") if word in printed] == ["train", "val", "test"]
 
 
-def test_a_spoilt_collection_fails_and_passes_once_the_unusable_images_are_left_out(own: Path, ran: Run) -> None:
+def test_broken_collection_passes_without_unusable_images(own: Path, ran: Run) -> None:
     images, unusable = own.parent / "images", own.parent / "unusable.txt"
     (images / "0.jpg").unlink()
     (images / "3.jpg").write_bytes((images / "3.jpg").read_bytes()[:-300])
@@ -134,7 +134,7 @@ def test_a_spoilt_collection_fails_and_passes_once_the_unusable_images_are_left_
     assert "skip_missing true" in printed
     assert f"3 ids of unusable images in {unusable}" in printed
     assert read_ids(unusable) == {"0.jpg", "3.jpg", "4.jpg"}
-    ran("data", "check", "--data", own, "--unusable", unusable, status=1)  # its own file is written anew
+    ran("data", "check", "--data", own, "--unusable", unusable, status=1)  # overwrites its own file
     foreign = own.parent / "captions.csv"
     before = foreign.read_text()
     assert "was not written by this command" in ran("data", "check", "--data", own, "--unusable", foreign, status=2)
@@ -143,13 +143,13 @@ def test_a_spoilt_collection_fails_and_passes_once_the_unusable_images_are_left_
     leave_out = ("--data.init_args.source.init_args.leave_out", unusable)
     printed = ran("data", "check", "--data", own, *leave_out)
     assert "training can start" in printed
-    assert "what was found" not in printed
+    assert "problems" not in printed
     message = ran("data", "check", "--data", own, *leave_out, "--unusable", unusable, status=2)
     assert "is a file that this command reads" in message
     assert read_ids(unusable) == {"0.jpg", "3.jpg", "4.jpg"}
 
 
-def test_a_problem_that_is_only_worth_knowing_does_not_fail(own: Path, ran: Run) -> None:
+def test_notes_do_not_fail_the_check(own: Path, ran: Run) -> None:
     Image.new("L", (10, 10)).save(own.parent / "images/1.jpg")
     printed = ran("data", "check", "--data", own)
     assert "note" in printed
@@ -157,61 +157,50 @@ def test_a_problem_that_is_only_worth_knowing_does_not_fail(own: Path, ran: Run)
     assert "training can start" in printed
 
 
-def test_a_fast_check_reads_no_image_and_says_so(own: Path, ran: Run) -> None:
+def test_fast_check_reads_no_images(own: Path, ran: Run) -> None:
     (own.parent / "images/4.jpg").write_text("no image")
     assert "(images were not read)" in ran("data", "check", "--data", own, "--fast")
     ran("data", "check", "--data", own, status=1)
 
 
-@pytest.mark.parametrize("form", ["{} true", "{}=true"])
-def test_further_options_go_to_the_data(form: str, own: Path, ran: Run) -> None:
+def test_further_options_are_options_of_the_data(own: Path, ran: Run) -> None:
     (own.parent / "images/0.jpg").unlink()
-    option = form.format("--data.init_args.source.init_args.skip_missing").split()
     ran("data", "check", "--data", own, status=1)
-    assert "they are left out" in ran("data", *("check", *option, "--data", own))
+    for form in ("{} true", "{}=true"):
+        option = form.format("--data.init_args.source.init_args.skip_missing").split()
+        assert "they are left out" in ran("data", "check", *option, "--data", own)
 
 
-@pytest.mark.parametrize("command", ["check", "prepare"])
-def test_annotations_that_are_absent_are_a_wrong_request(command: str, own: Path, ran: Run) -> None:
+def test_missing_annotations_are_rejected(own: Path, ran: Run) -> None:
     (own.parent / "captions.csv").unlink()
-    assert "captions.csv" in ran("data", command, "--data", own, status=2)
+    for command in ("check", "prepare"):
+        assert "captions.csv" in ran("data", command, "--data", own, status=2)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        ("data", "check"),
-        ("data", "prepare"),
-        ("noise", "make", "--kind", "mismatch", "--ratio", "0.1", "--output", "x.npz"),
-        ("noise", "show", "x.npz"),
-    ],
-)
-def test_a_configuration_that_is_absent_is_named(command: tuple[str, ...], tmp_path: Path, ran: Run) -> None:
+def test_missing_configuration_is_named(tmp_path: Path, ran: Run) -> None:
     absent = tmp_path / "absent.yaml"
-    assert f"no configuration of data at {absent}" in ran(*command, "--data", absent, status=2)
+    make = ("noise", "make", "--kind", "mismatch", "--ratio", "0.1", "--output", "x.npz")
+    for command in (("data", "check"), ("data", "prepare"), make, ("noise", "show", "x.npz")):
+        assert f"no configuration of data at {absent}" in ran(*command, "--data", absent, status=2)
 
 
-def test_wrong_options_of_the_data_are_told_with_the_nearest_right_one(scenes_file: Path, ran: Run) -> None:
+def test_unknown_data_options_suggest_similar_ones(scenes_file: Path, ran: Run) -> None:
     line = ran("data", "check", "--data", scenes_file, "--data.init_args.source.init_args.num_trian", "3", status=2)
     assert "SceneSource has no 'num_trian'; did you mean 'num_train'" in line
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (("data", "check"), "required: --data"),
-        (("data", "chek"), "invalid choice: 'chek'"),
         (("data", "check", "--data", "x.yaml", "--fats"), "unrecognized arguments: --fats"),
-        (("data", "prepare", "--data", "x.yaml", "more"), "unrecognized arguments: more"),
-        (("noise", "make", "--data", "x.yaml", "--kind", "mismtch"), "invalid choice: 'mismtch'"),
         (("noise", "make", "--data", "x.yaml", "--kind", "none"), "invalid choice: 'none'"),
         (("noise", "make", "--data", "x.yaml", "--kind", "blur", "--output", "x.npz"), "required: --ratio"),
-        (("noise", "show", "x.npz", "--sedd", "3"), "unrecognized arguments: --sedd"),
         (("noise", "show", "x.npz", "--data.init_args.batch_size", "3"), "unrecognized arguments: --data.init_args"),
     ],
 )
-def test_wrong_options_of_a_command_are_told(arguments: tuple[str, ...], said: str, usage: Run) -> None:
-    assert said in usage(*arguments)
+def test_invalid_command_options_are_rejected(arguments: tuple[str, ...], message: str, usage: Run) -> None:
+    assert message in usage(*arguments)
 
 
 # --- sdr data prepare
@@ -225,29 +214,17 @@ def kept(own: Path) -> dict[Path, int]:
 PREPARE = ("--data.init_args.cached_size", "24")
 
 
-def test_preparing_keeps_images_and_tokens(own: Path, ran: Run) -> None:
+def test_prepare_writes_images_and_tokens(own: Path, ran: Run) -> None:
     printed = ran("data", "prepare", "--data", own, *PREPARE)
     assert f"own: images at 24 pixels and tokens are kept in {own.parent / 'cache'} (" in printed
     first = kept(own)
     assert (own.parent / "cache/images/own-24px/pixels.u8").stat().st_size == IMAGES * 24 * 24 * 3
     assert len([file for file in first if file.suffix == ".safetensors"]) == 3
-
-
-def test_preparing_twice_writes_no_image_anew(own: Path, ran: Run) -> None:
-    ran("data", "prepare", "--data", own, *PREPARE)
-    first = kept(own)
     ran("data", "prepare", "--data", own, *PREPARE)
     assert first.items() <= kept(own).items()
 
 
-def test_preparing_twice_writes_no_tokens_anew(own: Path, ran: Run) -> None:
-    ran("data", "prepare", "--data", own)
-    first = kept(own)
-    ran("data", "prepare", "--data", own)
-    assert kept(own) == first
-
-
-def test_preparing_goes_on_with_what_is_new(own: Path, ran: Run) -> None:
+def test_prepare_adds_new_images(own: Path, ran: Run) -> None:
     command = ("data", "prepare", "--data", own, *PREPARE)
     ran(*command)
     Image.new("RGB", (9, 9)).save(own.parent / "images/5.jpg")
@@ -256,22 +233,21 @@ def test_preparing_goes_on_with_what_is_new(own: Path, ran: Run) -> None:
     assert pixels.stat().st_size == (IMAGES + 1) * 24 * 24 * 3
 
 
-def test_preparing_without_a_size_keeps_tokens_alone(own: Path, ran: Run) -> None:
+def test_prepare_without_size_writes_tokens_only(own: Path, ran: Run) -> None:
     assert "tokens (cached_size is not set: no images)" in ran("data", "prepare", "--data", own)
-    assert {file.parts[1] for file in kept(own)} == {"tokens"}
+    first = kept(own)
+    assert {file.parts[1] for file in first} == {"tokens"}
+    ran("data", "prepare", "--data", own)
+    assert kept(own) == first
 
 
-def test_preparing_a_spoilt_collection_writes_nothing(own: Path, ran: Run) -> None:
+def test_prepare_rejects_broken_collections(own: Path, ran: Run) -> None:
     (own.parent / "images/2.jpg").unlink()
     line = ran("data", "prepare", "--data", own, *PREPARE, status=2)
     assert "1 of 4 images are missing" in line
     assert kept(own) == {}
-
-
-def test_preparing_names_an_image_that_cannot_be_read(own: Path, ran: Run) -> None:
     (own.parent / "images/2.jpg").write_text("no image")
-    line = ran("data", "prepare", "--data", own, *PREPARE, status=2)
-    assert str(own.parent / "images/2.jpg") in line
+    assert str(own.parent / "images/2.jpg") in ran("data", "prepare", "--data", own, *PREPARE, status=2)
 
 
 # --- sdr noise
@@ -288,11 +264,10 @@ def make(ran: Run, scenes_file: Path, output: Path, *options: object) -> str:
         (("mismatch", "0.4", "--level", "caption"), "go, one by one, to images", "40.00 % (128 of 320 captions)"),
         (("drop_words", "0.25", "--severity", "2"), "each word of a chosen caption", "25.00 % (80 of 320 captions)"),
         (("blur", "0.5", "--seed", "7"), "Gaussian blur", "50.00 % (32 of 64 images)"),
-        (("missing", "1", "--modality", "image"), "chosen images are blank", "100.00 % (64 of 64 images)"),
         (("typos", "0"), "each character", "0.00 % (0 of 320 captions)"),
     ],
 )
-def test_noise_is_made_and_shown_alike(
+def test_make_and_show_print_the_same(
     options: tuple[str, ...], meaning: str, realised: str, scenes_file: Path, tmp_path: Path, ran: Run
 ) -> None:
     kind, ratio, *rest = options
@@ -300,7 +275,7 @@ def test_noise_is_made_and_shown_alike(
     printed = make(ran, scenes_file, file, "--kind", kind, "--ratio", ratio, *rest)
     assert meaning in printed
     assert realised in printed
-    assert f"asked      {100 * float(ratio):g} %" in printed
+    assert f"imbalances_of      {100 * float(ratio):g} %" in printed
     assert f"made for   scenes-0-32px-3 train ({TRAIN.fingerprint[:12]})" in printed
     assert hashlib.sha256(file.read_bytes()).hexdigest() in printed
     assert ran("noise", "show", file) == printed
@@ -309,9 +284,7 @@ def test_noise_is_made_and_shown_alike(
 
 
 @pytest.mark.parametrize(("level", "entries"), [("image", 64), ("caption", 320)])
-def test_the_published_form_means_the_same(
-    level: str, entries: int, scenes_file: Path, tmp_path: Path, ran: Run
-) -> None:
+def test_npy_form_is_equivalent(level: str, entries: int, scenes_file: Path, tmp_path: Path, ran: Run) -> None:
     options = ("--kind", "mismatch", "--ratio", "0.4", "--level", level)
     for name in ("own.npz", "published.npy"):
         make(ran, scenes_file, tmp_path / name, *options)
@@ -328,7 +301,7 @@ def test_the_published_form_means_the_same(
     assert np.array_equal(*pairing)
 
 
-def test_an_index_of_others_is_shown(tmp_path: Path, ran: Run) -> None:
+def test_show_of_a_foreign_index(tmp_path: Path, ran: Run) -> None:
     index = np.arange(100)
     index[[3, 50, 98]] = index[[50, 98, 3]]
     np.save(tmp_path / "0.03_noise.npy", index)
@@ -339,7 +312,7 @@ def test_an_index_of_others_is_shown(tmp_path: Path, ran: Run) -> None:
     assert rows == [["0", "97", "images"], ["5", "3", "images"]]
 
 
-def test_a_noise_table_replaces_noise_tables_alone(scenes_file: Path, tmp_path: Path, ran: Run) -> None:
+def test_make_overwrites_noise_tables_only(scenes_file: Path, tmp_path: Path, ran: Run) -> None:
     options = ("noise", "make", "--data", scenes_file, "--kind", "mismatch", "--ratio", "0.1", "--output")
     for _ in range(2):
         ran(*options, tmp_path / "noise.npz")
@@ -352,23 +325,19 @@ def test_a_noise_table_replaces_noise_tables_alone(scenes_file: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (("mismatch", "1.5"), "the imbalance ratio must lie in [0, 1], got 1.5"),
-        (("mismatch", "-0.1"), "the imbalance ratio must lie in [0, 1], got -0.1"),
         (("mismatch", "nan"), "the imbalance ratio must lie in [0, 1], got nan"),
         (("missing", "0.5"), "which modality is missing? expected modality image or text"),
         (("blur", "0.5", "--modality", "text"), "blur is done to image, got modality text"),
-        (("blur", "0.5", "--level", "caption"), "its level is image, got caption"),
-        (("blur", "0.5", "--severity", "6"), "severity must be 1, 2, 3, 4 or 5, got 6"),
         (("mismatch", "0.5", "--split", "test"), "a mismatched test split has no truth"),
         (("blur", "0.5", "--output", "blur.npy"), "must end in .npz, or in .npy for a mismatch"),
-        (("blur", "0.5", "--output", "blur.txt"), "must end in .npz, or in .npy for a mismatch"),
     ],
 )
-def test_noise_that_makes_no_sense_is_refused(
+def test_invalid_noise_is_rejected(
     options: tuple[str, ...],
-    said: str,
+    message: str,
     scenes_file: Path,
     tmp_path: Path,
     ran: Run,
@@ -377,7 +346,7 @@ def test_noise_that_makes_no_sense_is_refused(
     monkeypatch.chdir(tmp_path)
     kind, ratio, *rest = options
     command = ("noise", "make", "--data", scenes_file, "--output", "noise.npz", "--kind", kind, f"--ratio={ratio}")
-    assert said in ran(*command, *rest, status=2)
+    assert message in ran(*command, *rest, status=2)
     assert list(tmp_path.iterdir()) == [scenes_file]
 
 
@@ -389,9 +358,11 @@ def write_pickle(path: Path) -> None:
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
 
 
-@pytest.mark.parametrize("name", ["noise.npz", "noise.npy"])
-@pytest.mark.parametrize("write", [None, write_text, write_pickle])
-def test_a_file_that_is_no_noise_is_refused(
+@pytest.mark.parametrize(
+    ("write", "name"),
+    [(None, "noise.npz"), (write_text, "noise.npy"), (write_pickle, "noise.npz"), (write_pickle, "noise.npy")],
+)
+def test_invalid_noise_files_are_rejected(
     write: Callable[[Path], None] | None, name: str, tmp_path: Path, ran: Run
 ) -> None:
     if write is not None:
@@ -403,7 +374,7 @@ def test_a_file_that_is_no_noise_is_refused(
     assert name in line
 
 
-def test_noise_of_other_data_is_refused(scenes_file: Path, tmp_path: Path, ran: Run) -> None:
+def test_noise_of_other_data_is_rejected(scenes_file: Path, tmp_path: Path, ran: Run) -> None:
     make(ran, scenes_file, tmp_path / "noise.npz", "--kind", "mismatch", "--ratio", "0.4")
     fewer = ("--data", scenes_file, "--data.init_args.source.init_args.num_train", "60")
     for arguments in ((tmp_path / "noise.npz", *fewer), (*fewer, tmp_path / "noise.npz")):
@@ -412,7 +383,7 @@ def test_noise_of_other_data_is_refused(scenes_file: Path, tmp_path: Path, ran: 
         assert "make it anew" in line
 
 
-def test_other_splits_can_be_made_poor(scenes_file: Path, tmp_path: Path, ran: Run) -> None:
+def test_noise_of_other_splits(scenes_file: Path, tmp_path: Path, ran: Run) -> None:
     printed = make(ran, scenes_file, tmp_path / "n.npz", "--kind", "jpeg", "--ratio", "0.5", "--split", "test")
     assert "50.00 % (5 of 10 images)" in printed
     assert "scenes-0-32px-3 test" in printed
@@ -422,7 +393,7 @@ def test_other_splits_can_be_made_poor(scenes_file: Path, tmp_path: Path, ran: R
 # --- Imbalances in a configuration of data
 
 
-def asked(ran: Run, scenes_file: Path, *options: str) -> list[Imbalance]:
+def imbalances_of(ran: Run, scenes_file: Path, *options: str) -> list[Imbalance]:
     ran("data", "check", "--fast", "--data", scenes_file, *options)
     return build_data(["--data", str(scenes_file), *options]).imbalances
 
@@ -435,25 +406,25 @@ KINDS_OF_ALL = {
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_ALL)
-def test_an_imbalance_of_any_kind_is_named_by_kind_and_ratio_alone(kind: str, tmp_path: Path, ran: Run) -> None:
+def test_imbalance_needs_only_kind_and_ratio(kind: str, tmp_path: Path, ran: Run) -> None:
     in_file = write_yaml(tmp_path / "in_file.yaml", scenes(imbalance={"kind": kind, "ratio": 0.5}))
     in_list = write_yaml(tmp_path / "in_list.yaml", scenes(imbalance=[{"kind": kind, "ratio": 0.5}]))
     plain = write_yaml(tmp_path / "plain.yaml", scenes())
     options = ("--data.init_args.imbalance.kind", kind, "--data.init_args.imbalance.ratio", "0.5")
-    for found in (asked(ran, in_file), asked(ran, in_list), asked(ran, plain, *options)):
+    for found in (imbalances_of(ran, in_file), imbalances_of(ran, in_list), imbalances_of(ran, plain, *options)):
         (imbalance,) = found
         assert (imbalance.kind, imbalance.ratio) == (kind, 0.5)
         assert (imbalance.modality, imbalance.level) == KINDS_OF_ALL[kind]
 
 
-@pytest.mark.parametrize("form", ["option", "value", "list"])
-def test_a_file_takes_the_place_of_a_kind_of_ratio_zero(form: str, tmp_path: Path, ran: Run) -> None:
+@pytest.mark.parametrize("form", ["option", "list"])
+def test_noise_file_overrides_the_kind(form: str, tmp_path: Path, ran: Run) -> None:
     imbalance = {"kind": "mismatch", "level": "image", "ratio": 0.0}
     file = write_yaml(tmp_path / "scenes.yaml", scenes(imbalance=imbalance))
     noise = str(tmp_path / "noise.npz")
     make(ran, file, tmp_path / "noise.npz", "--kind", "drop_words", "--ratio", "0.4")
-    value: Any = {"option": noise, "value": json.dumps({"file": noise}), "list": json.dumps([{"file": noise}])}[form]
-    (found,) = asked(ran, file, f"--data.init_args.imbalance{'.file' if form == 'option' else ''}", value)
+    value: Any = {"option": noise, "list": json.dumps([{"file": noise}])}[form]
+    (found,) = imbalances_of(ran, file, f"--data.init_args.imbalance{'.file' if form == 'option' else ''}", value)
     assert (found.file, found.active) == (noise, True)
 
 
@@ -474,7 +445,7 @@ def trained(run_dir: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_fit_records_its_noise_and_repeats_it_from_the_file(tmp_path: Path, experiments: Path, ran: Run) -> None:
+def test_fit_records_its_noise_and_repeats_it_from_file(tmp_path: Path, experiments: Path, ran: Run) -> None:
     plain = experiment(tmp_path, experiments, "plain")
     drawn = tmp_path / "drawn"
     mismatch = ("--data.init_args.imbalance.kind", "mismatch", "--data.init_args.imbalance.ratio", "0.4")
@@ -499,8 +470,8 @@ def test_a_fit_records_its_noise_and_repeats_it_from_the_file(tmp_path: Path, ex
 
 
 @pytest.mark.slow
-def test_noise_made_beforehand_is_the_noise_of_a_fit(tmp_path: Path, experiments: Path, ran: Run) -> None:
-    """In either form, and a clean fit has none."""
+def test_fit_applies_noise_made_beforehand(tmp_path: Path, experiments: Path, ran: Run) -> None:
+    """In both file forms; a clean fit has no noise."""
     data = write_yaml(tmp_path / "scenes.yaml", scenes())
     options = ("--kind", "mismatch", "--ratio", "0.4", "--level", "caption", "--seed", "3")
     found = {}
@@ -521,7 +492,7 @@ def test_noise_made_beforehand_is_the_noise_of_a_fit(tmp_path: Path, experiments
     assert not (tmp_path / "clean/noise").exists()
 
 
-def test_a_fit_refuses_noise_of_other_data(tmp_path: Path, experiments: Path, ran: Run) -> None:
+def test_fit_rejects_noise_of_other_data(tmp_path: Path, experiments: Path, ran: Run) -> None:
     data = write_yaml(tmp_path / "scenes.yaml", scenes())
     make(ran, data, tmp_path / "noise.npz", "--kind", "mismatch", "--ratio", "0.4")
     config = experiment(tmp_path, experiments, "file", imbalance={"file": str(tmp_path / "noise.npz")})
@@ -532,7 +503,7 @@ def test_a_fit_refuses_noise_of_other_data(tmp_path: Path, experiments: Path, ra
 
 
 @pytest.mark.slow
-def test_a_fit_fills_the_pixel_cache_and_is_the_same_with_it(tmp_path: Path, experiments: Path, ran: Run) -> None:
+def test_fit_with_image_cache_gives_identical_metrics(tmp_path: Path, experiments: Path, ran: Run) -> None:
     config = experiment(tmp_path, experiments, "cached", cache=str(tmp_path / "cache"))
     ran("fit", "--config", config, "--run_dir", tmp_path / "plain")
     ran("fit", "--config", config, "--run_dir", tmp_path / "cached", "--data.init_args.cached_size=16")
@@ -541,29 +512,20 @@ def test_a_fit_fills_the_pixel_cache_and_is_the_same_with_it(tmp_path: Path, exp
     assert (tmp_path / "plain/metrics.csv").read_text() == (tmp_path / "cached/metrics.csv").read_text()
 
 
-# --- In processes of their own
+# --- In subprocesses
 
 
 @pytest.mark.slow
-def test_data_commands_in_processes_of_their_own(own: Path) -> None:
-    assert "training can start" in succeeded(sdr("data", "check", "--data", own))
+def test_commands_in_subprocesses(tmp_path: Path, experiments: Path, own: Path, scenes_file: Path) -> None:
     assert "own" in succeeded(sdr("data", "prepare", "--data", own, "--data.init_args.cached_size=16"))
     (own.parent / "images/0.jpg").unlink()
     failed = sdr("data", "check", "--data", own, "--fast")
     assert failed.returncode == 1
     assert "training would fail" in failed.stdout
-
-
-@pytest.mark.slow
-def test_noise_commands_in_processes_of_their_own(scenes_file: Path, tmp_path: Path) -> None:
     options = ("--data", scenes_file, "--kind", "mismatch", "--output", tmp_path / "noise.npz")
     made = succeeded(sdr("noise", "make", *options, "--ratio", "0.4"))
     assert succeeded(sdr("noise", "show", tmp_path / "noise.npz")) == made
-    assert "must lie in [0, 1], got 2.0" in complaint(sdr("noise", "make", *options, "--ratio", "2"))
-
-
-@pytest.mark.slow
-def test_a_fit_in_a_process_of_its_own(tmp_path: Path, experiments: Path) -> None:
+    assert "must lie in [0, 1], got 2.0" in error_line(sdr("noise", "make", *options, "--ratio", "2"))
     config = experiment(tmp_path, experiments, "plain", imbalance={"kind": "mismatch", "ratio": 0.4})
     assert "finished in" in succeeded(sdr("fit", "--config", config, "--run_dir", tmp_path / "run"))
     assert trained(tmp_path / "run")["train"]["imbalances"][0]["affected"] == 26

@@ -1,4 +1,4 @@
-"""A study on precomputed features alone: no image anywhere."""
+"""A study on precomputed features without images."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ SPLITS = {"train": "train", "dev": "val", "test": "test"}
 
 
 def write_features(folder: Path) -> int:
-    """Three noisy regions a scene, in the format of SCAN; returns their width."""
+    """Write three noisy regions per scene in the format of SCAN; return their width."""
     source = SceneSource(num_train=96, num_val=40, num_test=40, size=16)
     generator = np.random.default_rng(0)
     for name, split in SPLITS.items():
@@ -27,7 +27,7 @@ def write_features(folder: Path) -> int:
 
 
 @pytest.mark.slow
-def test_study_on_features(tmp_path: Path, experiments: Path) -> None:
+def test_study_on_precomputed_features(tmp_path: Path, experiments: Path) -> None:
     width = write_features(tmp_path)
     tiny = yaml.safe_load((experiments / "models/tiny.yaml").read_text())
     text_tower = tiny["init_args"]["encoder"]["init_args"]["text_tower"]

@@ -1,4 +1,4 @@
-"""Trainings that are killed at any step and continued end as if nothing had happened, bit for bit."""
+"""Killed and resumed trainings are bit-identical to uninterrupted ones."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from sdr_lightning.paths import claim
-from tests.e2e.sdr import complaint, sdr, succeeded
+from tests.e2e.sdr import error_line, sdr, succeeded
 
-BATCHES = {"student": 18, "teacher": 18, "accumulating": 15}  # of three epochs
+BATCHES = {"student": 18, "teacher": 18, "accumulating": 15}  # in three epochs
 STUDENT = (
-    *("--model", "experiments/models/tiny_fusion.yaml"),  # with dropout, and negatives that are drawn
+    *("--model", "experiments/models/tiny_fusion.yaml"),  # with dropout and random negatives
     *("--model.init_args.method.init_args.weights", '{"itc": 1, "itm": 2}'),
     *("--data", "experiments/data/scenes.yaml", "--data.init_args.augmentation=weak"),
 )
@@ -38,14 +38,14 @@ def root(request: pytest.FixtureRequest) -> Path:
     return Path(request.config.rootpath)
 
 
-ACCUMULATING = (  # steps that end within an epoch and at its end, epochs without validation, batches that are left out
+ACCUMULATING = (  # accumulated gradients, epochs without validation, and limited batches
     *("--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=5", "--trainer.check_val_every_n_epoch=2"),
 )
 
 
 @pytest.fixture(scope="module", params=["student", "teacher", "accumulating"])
 def whole(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A training that nothing stopped."""
+    """Run an uninterrupted training."""
     kinds = {
         "student": (*STUDENT, *SIZES),
         "teacher": (*TEACHER, *SIZES, *SMALL_TEACHER),
@@ -57,7 +57,7 @@ def whole(request: pytest.FixtureRequest, root: Path, tmp_path_factory: pytest.T
 
 
 def equal(first: Any, second: Any) -> bool:
-    """Whether two nested values are the same to the last bit."""
+    """Whether two nested values are bit-identical."""
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):
@@ -84,7 +84,7 @@ def assert_same(whole: Path, continued: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_at_random_steps(whole: Any, root: Path, tmp_path: Path) -> None:
+def test_kill_at_random_steps_and_resume(whole: Any, root: Path, tmp_path: Path) -> None:
     options, uninterrupted, batches = whole
     steps = sorted(random.SystemRandom().sample(range(3, batches), 3))
     print(f"killed after batches {steps}")
@@ -101,8 +101,8 @@ def test_killed_at_random_steps(whole: Any, root: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_killed_between_checkpoints(whole: Any, root: Path, tmp_path: Path) -> None:
-    """What was done since the last epoch's end is done again."""
+def test_kill_between_checkpoints_and_resume(whole: Any, root: Path, tmp_path: Path) -> None:
+    """The steps since the end of the last epoch are repeated."""
     options, uninterrupted, batches = whole
     kill = ("--trainer.callbacks+=tests.training.killing.KillAfter", f"--trainer.callbacks.step={batches // 3 + 2}")
     assert fit(root, tmp_path / "cut", *options, *kill).returncode == -signal.SIGKILL
@@ -111,10 +111,10 @@ def test_killed_between_checkpoints(whole: Any, root: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "called"), [("SIGTERM", "SIGTERM"), ("SIGINT", "Ctrl-C")])
-def test_a_signal_saves_and_leaves(name: str, called: str, whole: Any, root: Path, tmp_path: Path) -> None:
-    """Within the second epoch; where gradients are accumulated, when half of them are there."""
-    options, uninterrupted, _ = whole
+def test_signals_save_a_checkpoint_and_exit(whole: Any, root: Path, tmp_path: Path) -> None:
+    """In the second epoch, with partly accumulated gradients if there are any."""
+    options, uninterrupted, batches = whole
+    name, called = ("SIGINT", "Ctrl-C") if batches == BATCHES["accumulating"] else ("SIGTERM", "SIGTERM")
     kill = ("--trainer.callbacks+=tests.training.killing.KillAfter", "--trainer.callbacks.step=8")
     done = fit(root, tmp_path / "cut", *options, *kill, f"--trainer.callbacks.name={name}")
     assert done.returncode == 128 + signal.Signals[name], done.stderr
@@ -126,8 +126,8 @@ def test_a_signal_saves_and_leaves(name: str, called: str, whole: Any, root: Pat
 
 
 @pytest.mark.slow
-def test_a_signal_in_an_epochs_last_batch_loses_no_epoch(root: Path, tmp_path: Path) -> None:
-    """Though that epoch has no validation."""
+def test_signal_in_the_last_batch_of_an_epoch(root: Path, tmp_path: Path) -> None:
+    """The epoch is saved although it has no validation."""
     options = (*STUDENT, *SIZES, "--trainer.check_val_every_n_epoch=3")
     kill = ("--trainer.callbacks+=tests.training.killing.KillAfter", "--trainer.callbacks.step=12")
     done = fit(root, tmp_path / "cut", *options, *kill, "--trainer.callbacks.name=SIGTERM")
@@ -135,13 +135,13 @@ def test_a_signal_in_an_epochs_last_batch_loses_no_epoch(root: Path, tmp_path: P
     assert torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 12
 
 
-def test_a_folder_that_another_process_works_in(root: Path, tmp_path: Path) -> None:
+def test_folder_of_a_running_process_is_rejected(root: Path, tmp_path: Path) -> None:
     claim(tmp_path / "run")
-    line = complaint(fit(root, tmp_path / "run", *STUDENT, *SIZES, "--ckpt_path", "last"))
+    line = error_line(fit(root, tmp_path / "run", *STUDENT, *SIZES, "--ckpt_path", "last"))
     assert f"another process works in {tmp_path / 'run'}" in line
 
 
-def test_nothing_to_continue(root: Path, tmp_path: Path) -> None:
-    line = complaint(fit(root, tmp_path / "none", *STUDENT, *SIZES, "--ckpt_path", "last"))
+def test_resuming_without_checkpoint_is_rejected(root: Path, tmp_path: Path) -> None:
+    line = error_line(fit(root, tmp_path / "none", *STUDENT, *SIZES, "--ckpt_path", "last"))
     assert "nothing to continue: there is no" in line
     assert not (tmp_path / "none").exists()

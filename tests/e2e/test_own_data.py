@@ -1,4 +1,4 @@
-"""A user's own pairs, from a folder and a table to test results."""
+"""Training and testing on a table of images and captions."""
 
 import json
 from pathlib import Path
@@ -9,12 +9,12 @@ from PIL import Image
 
 from sdr_lightning.configure import student_data
 from sdr_lightning.data import SceneSource
-from tests.e2e.sdr import MATCHING_ALONE, complaint, sdr, succeeded
+from tests.e2e.sdr import MATCHING_ALONE, error_line, sdr, succeeded
 
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory: pytest.TempPathFactory, experiments: Path) -> Path:
-    """Scenes as image files with a CSV, and a student of them."""
+    """Write scenes as image files with a CSV table, and a student configuration."""
     folder = tmp_path_factory.mktemp("own")
     source = SceneSource(num_train=120, num_val=1, num_test=1)
     table, images = source.table("train"), source.images("train")
@@ -40,8 +40,8 @@ def own(tmp_path_factory: pytest.TempPathFactory, experiments: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_training_with_matching_alone_and_testing_as_configured(own: Path) -> None:
-    """The weights of a term that was off are not in the checkpoint, and testing does not need them."""
+def test_training_and_testing_on_a_table_of_images(own: Path) -> None:
+    """Parameters of terms without weight are not needed for testing."""
     config = ("--config", own / "student.yaml")
     noisy = ("--data.init_args.imbalance", '[{"kind": "typos", "ratio": 0.5, "splits": ["train", "test"]}]')
     succeeded(sdr("fit", *config, *MATCHING_ALONE, *noisy, "--run_dir", own / "run", OWN_ROOT=str(own)))
@@ -49,7 +49,7 @@ def test_training_with_matching_alone_and_testing_as_configured(own: Path) -> No
     assert [part["realised_ratio"] for part in record["train"]["imbalances"]] == [pytest.approx(0.5, abs=0.005)]
     assert record["val"]["imbalances"] == []
     best = ("--ckpt_path", own / "run/checkpoints/best.ckpt", "--run_dir", own / "test")
-    resolved = ("--config", own / "run/config.yaml")  # accepted by every command, and without variables
+    resolved = ("--config", own / "run/config.yaml")  # without variables
     assert len(student_data(list(map(str, resolved))).table("train").captions) > 0
     succeeded(sdr("data", "check", "--fast", "--data", own / "run/config.yaml"))
     printed = succeeded(sdr("test", *resolved, *best))
@@ -60,13 +60,13 @@ def test_training_with_matching_alone_and_testing_as_configured(own: Path) -> No
 
 
 @pytest.mark.slow
-def test_an_image_that_a_worker_cannot_read_is_named_in_one_line(own: Path) -> None:
+def test_unreadable_image_in_a_worker_is_named_in_one_line(own: Path) -> None:
     config = ("--config", own / "student.yaml", *MATCHING_ALONE, "--data.init_args.cached_size", "null")
     broken = own / "images" / "7.png"
     whole = broken.read_bytes()
     broken.write_bytes(whole[:40])
     try:
-        message = complaint(sdr("fit", *config, "--run_dir", own / "broken", OWN_ROOT=str(own)))
+        message = error_line(sdr("fit", *config, "--run_dir", own / "broken", OWN_ROOT=str(own)))
     finally:
         broken.write_bytes(whole)
     assert f"cannot read the image {broken}" in message

@@ -1,6 +1,6 @@
-"""The paper's own student at full size, from random weights: one training step, and a checkpoint of the public code.
+"""The paper's student at full size with random weights: one training step, and import of a public checkpoint.
 
-``python -m tests.e2e.test_paper_model FOLDER`` does both in a process of its own, and writes what a test wants to see.
+``python -m tests.e2e.test_paper_model FOLDER`` runs both in a separate process and writes the results.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ GIGABYTES = 12
 
 
 def captions(lengths: tuple[int, ...]) -> Tokens:
-    """Random captions between BERT's [CLS] and [SEP], padded to the longest."""
+    """Return random captions with [CLS] and [SEP], padded to the longest."""
     ids, mask = (torch.zeros(len(lengths), max(lengths), dtype=torch.int64) for _ in range(2))
     for row, length in enumerate(lengths):
         ids[row, :length] = torch.tensor([101, *torch.randint(1000, 30522, (length - 2,)).tolist(), 102])
@@ -48,7 +48,7 @@ def pictures(count: int) -> Tensor:
 
 
 def parameters(module: RetrievalModule) -> dict[str, int]:
-    """How many there are in each part."""
+    """Count the parameters of each part."""
     parts = {"encoder.image_tower.": "image tower", "encoder.text_tower.": "text tower", "encoder.fusion.": "fusion"}
     counts = dict.fromkeys([*parts.values(), "rest"], 0)
     for name, parameter in module.named_parameters():
@@ -57,12 +57,12 @@ def parameters(module: RetrievalModule) -> dict[str, int]:
 
 
 def peak() -> float:
-    """Resident memory of this process at its highest, in GB."""
+    """Return the peak resident memory of this process in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 class Stopwatch:
-    """Seconds of wall clock and of processor, lap by lap."""
+    """Measures wall and CPU seconds per lap."""
 
     def __init__(self) -> None:
         self.laps: dict[str, tuple[float, float]] = {}
@@ -75,21 +75,21 @@ class Stopwatch:
 
 
 def digests(module: RetrievalModule) -> dict[str, str]:
-    """Of every parameter; copies would count as memory."""
+    """Hash every parameter, to compare without copies in memory."""
     named = module.named_parameters()
     return {name: sha256(parameter.detach().contiguous().view(-1).numpy()).hexdigest() for name, parameter in named}
 
 
 def one_step(module: RetrievalModule) -> dict[str, Any]:
-    """Forward, backward and AdamW on two pairs."""
+    """Run forward, backward and AdamW on two pairs."""
     module.train()
     paths = [layer for layer in module.modules() if isinstance(layer, DropPath)]
     rates = [layer.drop_prob for layer in paths]
     for layer in paths:
-        layer.drop_prob = 0.0  # of two images, a block would sometimes see neither
+        layer.drop_prob = 0.0  # otherwise a block may be dropped for both images
     before = digests(module)
-    fresh = [f"encoder.{name}" for name in module.encoder.newly_initialized_parameters()]
-    groups = module.optimisation.groups(module, fresh)
+    new = [f"encoder.{name}" for name in module.encoder.newly_initialized_parameters()]
+    groups = module.optimisation.groups(module, new)
     optimizer = torch.optim.AdamW(groups, lr=module.optimisation.learning_rate, betas=module.optimisation.betas)
     batch = RetrievalBatch(
         pictures(2), captions((22, 17)), torch.arange(2), torch.arange(2), torch.randn(2, 1024), torch.randn(2, 768)
@@ -117,7 +117,7 @@ def one_step(module: RetrievalModule) -> dict[str, Any]:
 
 @torch.no_grad()
 def imported(module: RetrievalModule) -> dict[str, Any]:
-    """How far a public checkpoint's model is from the student that it was imported into: an image, two captions."""
+    """Import a public checkpoint and return the differences from the reference, for an image and two captions."""
     state = public.random_state(PAPER)
     report = import_public_sdr(module, state)
     module.eval()
@@ -186,7 +186,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 pytestmark = pytest.mark.slow
 
 
-def test_the_model_is_the_papers(found: dict[str, Any]) -> None:
+def test_architecture_and_parameter_counts(found: dict[str, Any]) -> None:
     assert found["image size"] == 384
     assert found["imported"]["image tokens"] == [1, 1 + 12 * 12, 1024]
     # Swin-B without a classifier; BERT-base's embeddings and 6 layers; 6 layers with cross-attention from 1024 to 768, and
@@ -202,7 +202,7 @@ def test_the_model_is_the_papers(found: dict[str, Any]) -> None:
     }
 
 
-def test_a_step_trains_everything(found: dict[str, Any]) -> None:
+def test_step_trains_all_parameters(found: dict[str, Any]) -> None:
     step = found["step"]
     assert set(step["terms"]) == {"loss", *TERMS}
     assert all(value == value and abs(value) != float("inf") for value in [step["loss"], *step["terms"].values()])
@@ -213,11 +213,11 @@ def test_a_step_trains_everything(found: dict[str, Any]) -> None:
     assert step["optimised"] == sum(found["parameters"].values())
 
 
-def test_a_step_fits_into_memory(found: dict[str, Any]) -> None:
+def test_step_fits_into_memory(found: dict[str, Any]) -> None:
     assert found["peak"] < GIGABYTES
 
 
-def test_a_public_checkpoint_of_full_size_is_imported(found: dict[str, Any]) -> None:
+def test_full_size_public_checkpoint_is_imported(found: dict[str, Any]) -> None:
     imported = found["imported"]
     assert imported["keys"]["missing"] == []
     assert max(imported["apart"].values()) < 1e-4, imported["apart"]

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from sdr_lightning.features import FeatureBank
-from tests.e2e.sdr import complaint, sdr, succeeded
+from tests.e2e.sdr import error_line, sdr, succeeded
 
 
 @pytest.fixture(scope="module")
@@ -138,12 +138,12 @@ def test_failing_job_stops_the_study(study: Path, tmp_path: Path) -> None:
     config = yaml.safe_load((tmp_path / "sdr.yaml").read_text())
     config["data"]["init_args"]["batch_size"] = 5000
     (tmp_path / "sdr.yaml").write_text(yaml.safe_dump(config))
-    line = complaint(sdr("reproduce", tmp_path / "study.yaml", "--output", tmp_path / "out"))
+    line = error_line(sdr("reproduce", tmp_path / "study.yaml", "--output", tmp_path / "out"))
     assert "batch size 5000 is larger than the 640" in line
     assert not cells(tmp_path / "out")
 
 
 def test_unwritable_output_folder_is_refused(study: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    line = complaint(sdr("reproduce", study / "study.yaml", "--output", tmp_path / "file/out"))
+    line = error_line(sdr("reproduce", study / "study.yaml", "--output", tmp_path / "file/out"))
     assert str(tmp_path / "file") in line

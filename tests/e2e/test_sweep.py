@@ -15,7 +15,7 @@ import yaml
 from sdr_lightning.paths import claim
 from sdr_lightning.sweeps.runner import SweepRunner
 from sdr_lightning.sweeps.spec import Sweep
-from tests.e2e.sdr import SMALL, complaint, sdr, succeeded
+from tests.e2e.sdr import SMALL, error_line, sdr, succeeded
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_interrupted_sweep_continues_and_is_reported(file: Path, tmp_path: Path)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 130
     first = {path: path.stat().st_mtime_ns for path in folder.glob("*/results.json")}
-    assert "already holds a sweep: --resume continues it" in complaint(sdr("sweep", file, cwd=tmp_path))
+    assert "already holds a sweep: --resume continues it" in error_line(sdr("sweep", file, cwd=tmp_path))
     succeeded(sdr("sweep", file, "--jobs", "2", "--resume", cwd=tmp_path))
     assert {path: path.stat().st_mtime_ns for path in first} == first  # a finished run is never repeated
     record = json.loads((folder / "sweep.json").read_text())
@@ -68,7 +68,7 @@ def test_interrupted_sweep_continues_and_is_reported(file: Path, tmp_path: Path)
     succeeded(sdr("report", folder, cwd=tmp_path))
     listed = succeeded(sdr("runs", "--where", "imbalance.ratio=5e-1", cwd=tmp_path))
     assert "2 of 4 runs" in listed
-    assert "no run has an option 'ratoi'" in complaint(sdr("runs", "--where", "ratoi=0.5", cwd=tmp_path))
+    assert "no run has an option 'ratoi'" in error_line(sdr("runs", "--where", "ratoi=0.5", cwd=tmp_path))
     folders = sorted(path.parent for path in folder.glob("*/run.json"))
     compared = succeeded(sdr("runs", folders[0], folders[1], cwd=tmp_path))
     assert "seed_everything" in compared
@@ -90,7 +90,7 @@ def test_sweep_gives_up_when_the_first_runs_fail(file: Path, tmp_path: Path) -> 
     sweep = yaml.safe_load(file.read_text())
     sweep["command"].insert(-1, "--trainer.max_epoch=1")
     file.write_text(yaml.safe_dump(sweep))
-    line = complaint(sdr("sweep", file, "--jobs", "2", cwd=tmp_path))
+    line = error_line(sdr("sweep", file, "--jobs", "2", cwd=tmp_path))
     assert "the first 3 runs all failed, the last with: " in line
     assert "max_epoch" in line
     assert len(json.loads((tmp_path / "runs/sweeps/small/sweep.json").read_text())["runs"]) <= 4
@@ -98,7 +98,7 @@ def test_sweep_gives_up_when_the_first_runs_fail(file: Path, tmp_path: Path) -> 
 
 def test_sweep_of_another_process_is_refused(file: Path, tmp_path: Path) -> None:
     claim(tmp_path / "out")
-    line = complaint(sdr("sweep", file, "--output", tmp_path / "out", "--resume", cwd=tmp_path))
+    line = error_line(sdr("sweep", file, "--output", tmp_path / "out", "--resume", cwd=tmp_path))
     assert f"another process works in {tmp_path / 'out'}" in line
 
 

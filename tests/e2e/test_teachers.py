@@ -1,4 +1,4 @@
-"""Teachers that a student's run brings along, in the place of banks that were extracted before."""
+"""Teachers in the run of a student, instead of extracted banks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOISE = tuple(f"--data.init_args.imbalance.{name}" for name in ("kind=drop_words
 
 @pytest.fixture(scope="module")
 def trained(experiments: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a checkpoint of each teacher of the scenes."""
+    """Train both teachers of the scenes for one epoch."""
     folder = tmp_path_factory.mktemp("teachers")
     for modality in ("image", "text"):
         config = ("--config", experiments / f"scenes/{modality}_teacher.yaml")
@@ -46,8 +46,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-def test_a_student_learns_what_it_learns_from_banks(experiments: Path, trained: Path, tmp_path: Path) -> None:
-    """Bit for bit, though building teachers draws random numbers; and from what was kept, too."""
+def test_teachers_and_their_banks_give_identical_weights(experiments: Path, trained: Path, tmp_path: Path) -> None:
+    """Bit-identical, with and without a filled cache."""
     banks = []
     for modality in ("image", "text"):
         bank = tmp_path / f"{modality}.safetensors"
@@ -66,7 +66,7 @@ def test_a_student_learns_what_it_learns_from_banks(experiments: Path, trained: 
         (tmp_path / name).mkdir()
         done = fit(experiments, tmp_path / name, *more)
         succeeded(done)
-        assert ("text features" in done.stdout) == (name == "teachers")  # run once, and kept
+        assert ("text features" in done.stdout) == (name == "teachers")  # computed once, then cached
     expected = weights(tmp_path / "banks")
     for name in ways:
         assert all(torch.equal(value, weights(tmp_path / name)[key]) for key, value in expected.items()), name
@@ -74,7 +74,7 @@ def test_a_student_learns_what_it_learns_from_banks(experiments: Path, trained: 
 
 
 @pytest.mark.slow
-def test_two_processes_run_a_teacher_once(experiments: Path, trained: Path, tmp_path: Path) -> None:
+def test_two_processes_extract_features_once(experiments: Path, trained: Path, tmp_path: Path) -> None:
     ddp = ("--trainer.devices=2", "--trainer.strategy=ddp")
     done = fit(experiments, tmp_path, *files(experiments, trained), *ddp)
     assert succeeded(done).count("text features") == 1
@@ -82,7 +82,7 @@ def test_two_processes_run_a_teacher_once(experiments: Path, trained: Path, tmp_
 
 
 @pytest.mark.slow
-def test_a_cache_that_cannot_be_written_ends_both_processes(experiments: Path, trained: Path, tmp_path: Path) -> None:
+def test_unwritable_cache_stops_both_processes(experiments: Path, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     cache = f"--data.init_args.cache={tmp_path}/file/cache"
     ddp = ("--trainer.devices=2", "--trainer.strategy=ddp")
@@ -92,20 +92,19 @@ def test_a_cache_that_cannot_be_written_ends_both_processes(experiments: Path, t
     assert "Traceback" not in done.stderr
 
 
-def test_a_teacher_that_no_term_distils_is_not_asked_for(experiments: Path, tmp_path: Path) -> None:
-    """So that one overlay serves every method of a sweep."""
+def test_unused_teachers_are_not_built(experiments: Path, tmp_path: Path) -> None:
     overlay = ("--config", experiments / "scenes/teachers.yaml", *MATCHING_ALONE)
-    succeeded(fit(experiments, tmp_path, *overlay))  # there is no checkpoint of any teacher
+    succeeded(fit(experiments, tmp_path, *overlay))  # the checkpoints of the overlay do not exist
 
 
-def test_the_configuration_that_a_teachers_run_wrote_describes_it(trained: Path) -> None:
-    """The only true one of a teacher that was trained with options of its own."""
+@pytest.mark.slow
+def test_config_of_a_teacher_run_builds_the_teacher(trained: Path) -> None:
     for modality in ("image", "text"):
         words = ["--config", str(trained / modality / "config.yaml")]
         assert teacher_tower(words, str(trained / modality / "checkpoints/final.ckpt")).modality == modality
 
 
-def test_building_a_teacher_leaves_the_random_generators_alone(experiments: Path) -> None:
+def test_building_a_teacher_keeps_the_random_state(experiments: Path) -> None:
     before = torch.get_rng_state()
     words = ["--config", str(experiments / "scenes/image_teacher.yaml")]
     first, second = teacher_tower(words, None), teacher_tower(words, None)

@@ -1,4 +1,4 @@
-"""Runs on W&B, offline: what is in their files, continued runs, and failures in mid-run."""
+"""Offline W&B runs: contents, resumed runs and failures."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from wandb.proto.wandb_internal_pb2 import Record
 
 from sdr_lightning.cli.main import main
 from sdr_lightning.reporting.wandb_file import TrackedRun, _records, read_tracked
-from tests.e2e.sdr import MATCHING_ALONE, SMALL, complaint, sdr, succeeded
+from tests.e2e.sdr import MATCHING_ALONE, SMALL, error_line, sdr, succeeded
 
 LOGGER = "--trainer.logger.init_args"
 
@@ -29,7 +29,7 @@ def tracked(folder: Path) -> list[TrackedRun]:
     return [read_tracked(path) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
 
 
-def test_what_an_offline_run_holds(experiments: Path, tmp_path: Path) -> None:
+def test_contents_of_an_offline_run(experiments: Path, tmp_path: Path) -> None:
     words = (f"{LOGGER}.group=seeds", f"{LOGGER}.tags=[a, b]", f"{LOGGER}.notes=said", f"{LOGGER}.job_type=student")
     project = (f"{LOGGER}.project=mine", f"{LOGGER}.entity=team", f"{LOGGER}.name=first")
     folder = tmp_path / "run"
@@ -40,7 +40,7 @@ def test_what_an_offline_run_holds(experiments: Path, tmp_path: Path) -> None:
     assert (run.meta["job_type"], run.meta["display_name"]) == ("student", "first")
     assert run.config["run"] == yaml.safe_load((folder / "config.yaml").read_text())
     assert run.config["record"]["git"] == json.loads((folder / "run.json").read_text())["git"]
-    assert run.config.keys() == {"_wandb", "run", "record"}  # swept keys stay the sweep's own
+    assert run.config.keys() == {"_wandb", "run", "record"}  # other keys are reserved for sweeps
     logged = {name for row in run.history for name in row}
     assert {"val/rsum", "val/rsum_best", "train/loss", "method/temperature", "epoch"} <= logged
     assert any(name.startswith("curves") for name in logged)
@@ -55,7 +55,7 @@ def test_what_an_offline_run_holds(experiments: Path, tmp_path: Path) -> None:
     assert (folder / "metrics.csv").is_file()
 
 
-def test_a_continued_training_goes_on_in_the_same_run(experiments: Path, tmp_path: Path) -> None:
+def test_resumed_training_continues_the_same_run(experiments: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     succeeded(fit(experiments, folder, "--trainer.max_epochs=1"))
     succeeded(fit(experiments, folder, "--trainer.max_epochs=2", "--ckpt_path=last"))
@@ -64,14 +64,14 @@ def test_a_continued_training_goes_on_in_the_same_run(experiments: Path, tmp_pat
     assert {row["epoch"] for row in second.history if "val/rsum" in row} == {1}
 
 
-def test_two_processes_make_one_run(experiments: Path, tmp_path: Path) -> None:
+def test_two_processes_write_one_run(experiments: Path, tmp_path: Path) -> None:
     ddp = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--trainer.max_epochs=1")
     succeeded(fit(experiments, tmp_path / "run", *ddp))
     assert len(tracked(tmp_path / "run")) == 1
 
 
-def test_a_failure_in_mid_run_stops_nothing(experiments: Path, tmp_path: Path) -> None:
-    """W&B's files vanish and every call fails; training ends well and metrics.csv is whole."""
+def test_failures_during_training_are_warnings(experiments: Path, tmp_path: Path) -> None:
+    """Every call of W&B fails; training finishes and metrics.csv is complete."""
     breaking = "--trainer.callbacks+=tests.training.killing.BreakWandb"
     done = fit(experiments, tmp_path / "run", "--trainer.max_epochs=2", breaking, PYTHONPATH=str(experiments.parent))
     succeeded(done)
@@ -93,7 +93,7 @@ def test_a_failure_in_mid_run_stops_nothing(experiments: Path, tmp_path: Path) -
     ],
     ids=["error", "SIGTERM"],
 )
-def test_wandb_is_told_how_a_run_ended(
+def test_wandb_records_the_exit_status(
     options: tuple[str, ...], status: int, experiments: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -105,20 +105,15 @@ def test_wandb_is_told_how_a_run_ended(
     except SystemExit as error:
         exited = error.code
     assert exited == status
-    wandb.teardown()  # its service keeps the working directory
+    wandb.teardown()  # its service holds the working directory
     (path,) = tmp_path.glob("run/wandb/offline-run-*/*.wandb")
     records = [Record.FromString(data) for data in _records(path)]
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [status]
 
 
-def test_off(experiments: Path, tmp_path: Path) -> None:
-    succeeded(fit(experiments, tmp_path / "run", "--trainer.max_epochs=1", WANDB_MODE="disabled"))
-    assert tracked(tmp_path / "run") == []
-
-
 @pytest.mark.parametrize("overlay", [True, False])
-def test_without_wandb(overlay: bool, experiments: Path, tmp_path: Path) -> None:
-    """A package that cannot be imported stands in for one that is not installed."""
+def test_missing_wandb_is_an_error_only_with_its_logger(overlay: bool, experiments: Path, tmp_path: Path) -> None:
+    """Imports of wandb and sweeps are blocked."""
     (tmp_path / "hidden").mkdir()
     (tmp_path / "hidden/sitecustomize.py").write_text(
         "import sys\n"
@@ -132,6 +127,6 @@ def test_without_wandb(overlay: bool, experiments: Path, tmp_path: Path) -> None
     options = ("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL, "--trainer.max_epochs=1")
     if overlay:
         done = fit(experiments, tmp_path / "run", "--trainer.max_epochs=1", **hidden)
-        assert "logging to W&B needs wandb: pip install 'sdr_lightning[wandb]'" in complaint(done)
+        assert "logging to W&B needs wandb: pip install 'sdr_lightning[wandb]'" in error_line(done)
     else:
         succeeded(sdr("fit", *options, "--run_dir", tmp_path / "run", cwd=tmp_path, **hidden))

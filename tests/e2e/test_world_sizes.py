@@ -1,4 +1,4 @@
-"""The same training at any number of processes, and what batch systems do to several of them."""
+"""Training with several processes: equal results, signals and errors."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Any
 import pytest
 import torch
 
-from tests.e2e.sdr import MATCHING_ALONE, complaint, sdr, succeeded
+from tests.e2e.sdr import MATCHING_ALONE, error_line, sdr, succeeded
 
 SIZES = tuple(
     f"--data.init_args.source.init_args.num_{name}={n}" for name, n in (("train", 90), ("val", 21), ("test", 20))
 )
 RUN = (
-    *("--model", "experiments/models/tiny_vit_clip.yaml"),  # a batch norm would see a process's own images alone
+    *("--model", "experiments/models/tiny_vit_clip.yaml"),  # batch norm would depend on the number of processes
     *("--data", "experiments/data/scenes.yaml", "--data.init_args.augmentation=none", "--data.init_args.batch_size=60"),
     *("--model.init_args.optimisation.init_args.learning_rate=1e-4", *MATCHING_ALONE),
     *("--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"),
 )
-# The gradient of an attention's key bias is zero but for rounding, which Adam normalises to steps of any sign.
+# The gradients of key biases are zero up to rounding, which Adam normalises to steps of any sign.
 ROUNDING = ("k_proj.bias", "qkv.bias")
 
 
@@ -34,7 +34,7 @@ def checkpoint(folder: Path) -> Any:
 
 
 @pytest.mark.slow
-def test_losses_and_weights_are_those_of_one_process(experiments: Path, tmp_path: Path) -> None:
+def test_losses_and_weights_do_not_depend_on_the_number_of_processes(experiments: Path, tmp_path: Path) -> None:
     for processes in (1, 2, 3):
         succeeded(fit(experiments.parent, tmp_path / str(processes), processes, "--trainer.max_epochs=3"))
     one = checkpoint(tmp_path / "1")
@@ -50,8 +50,8 @@ def test_losses_and_weights_are_those_of_one_process(experiments: Path, tmp_path
 
 
 @pytest.mark.slow
-def test_sigterm_at_two_processes(experiments: Path, tmp_path: Path) -> None:
-    """Each process has its own generators, and they go on where they were."""
+def test_sigterm_in_two_processes(experiments: Path, tmp_path: Path) -> None:
+    """The generators of both processes are restored."""
     root = experiments.parent
     succeeded(fit(root, tmp_path / "whole", 2, "--trainer.max_epochs=2"))
     kill = ("--trainer.callbacks+=tests.training.killing.KillAfter", "--trainer.callbacks.step=3")
@@ -65,14 +65,14 @@ def test_sigterm_at_two_processes(experiments: Path, tmp_path: Path) -> None:
     assert (tmp_path / "whole/metrics.csv").read_text() == (tmp_path / "cut/metrics.csv").read_text()
 
 
-def test_a_batch_that_processes_cannot_share(experiments: Path, tmp_path: Path) -> None:
+def test_indivisible_batch_size_is_rejected(experiments: Path, tmp_path: Path) -> None:
     done = fit(experiments.parent, tmp_path / "run", 2, "--data.init_args.batch_size=7")
     assert done.returncode != 0
     assert "the global batch size 7 cannot be divided over 2 processes" in done.stderr
 
 
-def test_processes_that_were_started_side_by_side_name_their_folder(experiments: Path, tmp_path: Path) -> None:
+def test_externally_started_processes_need_run_dir(experiments: Path, tmp_path: Path) -> None:
     options = ("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE)
-    line = complaint(sdr("fit", *options, cwd=tmp_path, WORLD_SIZE="2", RANK="0", LOCAL_RANK="0"))
+    line = error_line(sdr("fit", *options, cwd=tmp_path, WORLD_SIZE="2", RANK="0", LOCAL_RANK="0"))
     assert "must share a folder: give --run_dir" in line
     assert not list(tmp_path.iterdir())

@@ -18,17 +18,8 @@ def make_encoder(image_frozen=False, text_frozen=False, **kwargs):
     return encoder
 
 
-PROJECTIONS = [
-    {},
-    {"hidden_width": 9},
-    {"hidden_width": 9, "dropout": 0.5},
-    {"normalise_features": True},
-    {"hidden_width": 9, "normalise_features": True},
-]
-
-
-@pytest.mark.parametrize("kwargs", PROJECTIONS)
-def test_embeddings_are_unit_vectors_of_the_common_space(kwargs):
+@pytest.mark.parametrize("kwargs", [{}, {"hidden_width": 9, "dropout": 0.5, "normalise_features": True}])
+def test_embeddings_are_normalised(kwargs):
     encoder = make_encoder(**kwargs)
     for embeddings in (encoder.encode_image(images()), encoder.encode_text(tokens())):
         assert embeddings.shape == (3, 6)
@@ -38,7 +29,7 @@ def test_embeddings_are_unit_vectors_of_the_common_space(kwargs):
     assert (nn.LayerNorm in layers[0]) == kwargs.get("normalise_features", False)
 
 
-def test_an_embedding_is_the_normalised_projection_of_the_towers_feature():
+def test_embedding_is_the_normalised_projection_of_the_features():
     encoder = make_encoder().eval()
     image, text = encoder.image_projection[-1], encoder.text_projection[-1]
     expected = F.normalize(encoder.image_tower(images()) @ image.weight.T + image.bias, dim=1)
@@ -58,24 +49,6 @@ def test_cached_features_give_the_same_embeddings():
 
 
 @pytest.mark.parametrize(
-    ("image_frozen", "text_frozen", "names"),
-    [
-        (False, False, []),
-        (True, False, ["image_tower"]),
-        (False, True, ["text_tower"]),
-        (True, True, ["image_tower", "text_tower"]),
-    ],
-)
-def test_frozen_towers(image_frozen, text_frozen, names):
-    encoder = make_encoder(image_frozen, text_frozen).train()
-    assert list(encoder.frozen_towers()) == names
-    assert all(encoder.get_submodule(name) is tower for name, tower in encoder.frozen_towers().items())
-    (encoder.encode_image(images())[:, 0].sum() + encoder.encode_text(tokens())[:, 0].sum()).backward()
-    for name, parameter in encoder.named_parameters():
-        assert (parameter.grad is None) == name.startswith(tuple(f"{frozen}." for frozen in names)), name
-
-
-@pytest.mark.parametrize(
     ("arguments", "layers"),
     [
         ({}, [nn.Dropout, nn.Linear]),
@@ -83,14 +56,14 @@ def test_frozen_towers(image_frozen, text_frozen, names):
         ({"hidden_width": 8, "dropout": 0.1}, [nn.Dropout, nn.Linear, nn.GELU, nn.Dropout, nn.Linear]),
     ],
 )
-def test_layers_of_a_projection(arguments, layers):
+def test_projection_layers(arguments, layers):
     projection = Projection(5, 3, **arguments)
     assert [type(layer) for layer in projection] == layers
     assert projection(torch.randn(2, 5)).shape == (2, 3)
 
 
 @pytest.mark.parametrize("hidden_width", [None, 64])
-def test_dropout_acts_in_training_only(hidden_width):
+def test_dropout_is_applied_in_training_only(hidden_width):
     projection = Projection(5, 3, hidden_width, dropout=0.5)
     assert all(layer.p == 0.5 for layer in projection if isinstance(layer, nn.Dropout))
     rows = torch.randn(20, 5, generator=torch.Generator().manual_seed(0))
@@ -102,7 +75,7 @@ def test_dropout_acts_in_training_only(hidden_width):
     assert torch.equal(without(rows), without(rows))
 
 
-def test_a_layer_norm_makes_the_scale_of_the_features_irrelevant():
+def test_layer_norm_removes_the_scale_of_features():
     torch.manual_seed(0)
     rows = torch.randn(4, 16)
     with_norm, without = Projection(16, 3, normalise_input=True), Projection(16, 3)

@@ -1,4 +1,4 @@
-"""The fusion encoder against transformers' own BERT layers with cross-attention, and what it takes from a BERT."""
+"""The fusion encoder against BERT layers of transformers with cross-attention, and loading of BERT weights."""
 
 import json
 
@@ -25,7 +25,7 @@ def fusion_encoder(first_layer=2, dtype=torch.float32, **config):
 
 
 def captions(lengths=(4, 7, 2), padding=3.0, padded_to=None, dtype=torch.float32):
-    """Caption tokens, padded on the right with junk."""
+    """Return random caption tokens, padded on the right with arbitrary values."""
     generator = torch.Generator().manual_seed(4)
     hidden = torch.full((len(lengths), padded_to or max(lengths), WIDTH), padding, dtype=dtype)
     mask = torch.zeros(hidden.shape[:2], dtype=torch.int64)
@@ -41,7 +41,7 @@ def image_tokens(count=2, dtype=torch.float32):
 
 
 def reference_layer(layer, **config):
-    """A BERT decoder layer with the same weights, by BERT's names."""
+    """Build a BERT decoder layer with the same weights."""
     arguments = {key: value for key, value in CONFIG.items() if key != "model_type"} | config
     settings = BertConfig(**arguments, is_decoder=True, add_cross_attention=True, attn_implementation="eager")
     reference = BertLayer(settings)
@@ -52,26 +52,33 @@ def reference_layer(layer, **config):
 
 
 def reference_forward(layers, text, images, rows):
-    """All tokens of every layer, and each caption beside its own copy of its image."""
+    """Apply the layers to all tokens, with a copy of its image for each caption."""
     hidden = text.tokens
-    barred = torch.zeros(text.mask.shape, dtype=hidden.dtype).masked_fill(text.mask == 0, torch.finfo(hidden.dtype).min)
+    bias = torch.zeros(text.mask.shape, dtype=hidden.dtype).masked_fill(text.mask == 0, torch.finfo(hidden.dtype).min)
     chosen = images[rows] if rows is not None else images.expand(len(hidden), -1, -1)
     for layer in layers:
-        hidden = layer(hidden, barred[:, None, None, :], chosen)
+        hidden = layer(hidden, bias[:, None, None, :], chosen)
     return hidden
 
 
 ROWS = {
-    "several captions an image": (2, torch.tensor([1, 0, 1])),
-    "an image nobody looks at": (3, torch.tensor([0, 0, 0])),
+    "several captions per image": (2, torch.tensor([1, 0, 1])),
+    "unused image": (3, torch.tensor([0, 0, 0])),
     "one image for all": (1, None),
 }
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("first_layer", [3, 1])
-@pytest.mark.parametrize(("count", "rows"), ROWS.values(), ids=list(ROWS))
-def test_the_fused_token_and_every_gradient_are_those_of_berts_layers(count, rows, first_layer, dtype):
+@pytest.mark.parametrize(
+    ("rows", "first_layer", "dtype"),
+    [
+        ("several captions per image", 1, torch.float64),
+        ("several captions per image", 1, torch.float32),
+        ("unused image", 3, torch.float64),
+        ("one image for all", 1, torch.float64),
+    ],
+)
+def test_fused_token_and_gradients_equal_those_of_bert_layers(rows, first_layer, dtype):
+    count, rows = ROWS[rows]
     encoder = fusion_encoder(first_layer, dtype).eval()
     layers = [reference_layer(layer) for layer in encoder.layers]
     assert len(layers) == 4 - first_layer
@@ -94,9 +101,8 @@ def test_the_fused_token_and_every_gradient_are_those_of_berts_layers(count, row
             torch.testing.assert_close(parameter.grad, theirs[bert_name(name)], rtol=1e-4, atol=scale, msg=name)
 
 
-@pytest.mark.parametrize("first_alone", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-def test_every_token_of_one_layer(first_alone, masked):
+@pytest.mark.parametrize(("first_alone", "masked"), [(False, True), (True, False)])
+def test_layer_output_equals_that_of_a_bert_layer(first_alone, masked):
     (layer,) = fusion_encoder(3, torch.float64).eval().layers
     assert isinstance(layer, FusionLayer)
     text, images = captions(dtype=torch.float64), image_tokens(3, torch.float64)
@@ -109,7 +115,7 @@ def test_every_token_of_one_layer(first_alone, masked):
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu_new"])
-def test_a_bert_of_another_activation_is_followed_or_refused(activation):
+def test_other_activations(activation):
     try:
         encoder = fusion_encoder(3, torch.float64, hidden_act=activation).eval()
     except ValueError as error:
@@ -120,7 +126,7 @@ def test_a_bert_of_another_activation_is_followed_or_refused(activation):
     torch.testing.assert_close(encoder(text, encoder.contexts(images)), expected, rtol=0, atol=1e-8)
 
 
-def test_what_is_dropped_is_what_is_added_to_the_residual():
+def test_dropout_is_applied_before_the_residual_sum():
     everything = {"hidden_dropout_prob": 1.0, "attention_probs_dropout_prob": 0.0}
     encoder = fusion_encoder(2, **everything).train()
     text, images = captions(), image_tokens(1)
@@ -129,7 +135,7 @@ def test_what_is_dropped_is_what_is_added_to_the_residual():
 
 
 @pytest.mark.parametrize("kind", list(NO_DROPOUT))
-def test_dropout_is_for_training(kind):
+def test_dropout_is_applied_in_training_only(kind):
     encoder = fusion_encoder(**NO_DROPOUT | {kind: 0.5}).train()
     text, contexts = captions(), encoder.contexts(image_tokens(1))
     torch.manual_seed(0)
@@ -140,11 +146,11 @@ def test_dropout_is_for_training(kind):
     torch.testing.assert_close(encoder(text, contexts), expected)
 
 
-# --- Who sees what.
+# --- Dependence on tokens and images.
 
 
 @pytest.mark.parametrize("first_layer", [3, 2])
-def test_the_first_token_sees_the_last_and_nothing_sees_padding(first_layer):
+def test_fused_token_depends_on_all_tokens_but_padding(first_layer):
     encoder = fusion_encoder(first_layer).eval()
     contexts = encoder.contexts(image_tokens(1))
     text = captions()
@@ -156,12 +162,12 @@ def test_the_first_token_sees_the_last_and_nothing_sees_padding(first_layer):
         assert moved.tolist() == [each == row for each in range(3)]
     for other in (captions(padding=-50.0), captions(padded_to=20)):
         torch.testing.assert_close(encoder(other, contexts), fused)
-    alone = Encoded(text.embedding[:1], text.tokens[:1, :4])  # no mask: every token counts
+    alone = Encoded(text.embedding[:1], text.tokens[:1, :4])  # no mask: no padding
     torch.testing.assert_close(encoder(alone, contexts), fused[:1])
     assert not torch.allclose(encoder(text._replace(mask=None), contexts)[2], fused[2], atol=1e-3)
 
 
-def test_rows_say_which_image_a_caption_looks_at():
+def test_rows_select_the_image_of_each_caption():
     encoder = fusion_encoder().eval()
     text, images, rows = captions(), image_tokens(3), torch.tensor([2, 0, 2])
     fused = encoder(text, encoder.contexts(images), rows)
@@ -177,20 +183,20 @@ def test_rows_say_which_image_a_caption_looks_at():
     torch.testing.assert_close(encoder(shuffled, encoder.contexts(images[order]), places), fused[order])
 
 
-def test_images_are_bags_of_tokens_and_captions_are_not_told_their_positions_again():
+def test_fused_token_is_invariant_to_token_order():
     encoder = fusion_encoder().eval()
     text, images = captions((6, 6)), image_tokens(1)
     fused = encoder(text, encoder.contexts(images))
     torch.testing.assert_close(encoder(text, encoder.contexts(images.flip(1))), fused)
-    turned = torch.cat([text.tokens[:, :1], text.tokens[:, 1:].flip(1)], dim=1)  # only the first has a role
-    torch.testing.assert_close(encoder(text._replace(tokens=turned), encoder.contexts(images)), fused)
+    flipped = torch.cat([text.tokens[:, :1], text.tokens[:, 1:].flip(1)], dim=1)  # all but the first
+    torch.testing.assert_close(encoder(text._replace(tokens=flipped), encoder.contexts(images)), fused)
     for token in range(images.shape[1]):
         changed = images.clone()
         changed[0, token] += 1
         assert not torch.allclose(encoder(text, encoder.contexts(changed)), fused, atol=1e-3)
 
 
-def test_contexts_are_made_once_and_not_changed():
+def test_contexts_can_be_reused():
     encoder = fusion_encoder().eval()
     contexts = encoder.contexts(image_tokens(2))
     assert len(contexts) == 2
@@ -202,12 +208,12 @@ def test_contexts_are_made_once_and_not_changed():
         encoder(captions(), contexts[:1], rows)
 
 
-# --- What it takes from a BERT.
+# --- BERT weights.
 
 
 @pytest.fixture(scope="module")
 def bert():
-    """Four layers; the norm after attention as every BERT starts it, so that normalising again changes nothing."""
+    """Return a BERT of four layers; its norms after attention are initial, so that applying them twice has no effect."""
     model = BertModel(BertConfig(**{k: v for k, v in CONFIG.items() if k != "model_type"} | {"layer_norm_eps": 1e-12}))
     randomise(model, seed=8)
     for layer in model.encoder.layer:
@@ -227,10 +233,10 @@ CROSS = [
     f"cross_attention.{part}.{kind}" for part in ("query", "key", "value", "output") for kind in ("weight", "bias")
 ]
 HEAD = [f"head.{number}.{kind}" for number in (0, 1, 3) for kind in ("weight", "bias")]
-FRESH = {f"layers.{n}.{name}" for n in (0, 1) for name in [*CROSS, "cross_norm.weight", "cross_norm.bias"]} | {*HEAD}
+NEW = {f"layers.{n}.{name}" for n in (0, 1) for name in [*CROSS, "cross_norm.weight", "cross_norm.bias"]} | {*HEAD}
 
 
-def test_text_tower_and_fusion_encoder_share_one_bert(bert, folder):
+def test_text_tower_and_fusion_encoder_add_up_to_bert(bert, folder):
     text = TransformersTextTower(folder, layers=2, pooling="cls").eval()
     fusion = FusionEncoder(IMAGE_WIDTH, folder, first_layer=2).eval()
     encoded = text.encode(tokens())
@@ -243,18 +249,18 @@ def test_text_tower_and_fusion_encoder_share_one_bert(bert, folder):
     for layer in fusion.layers:
         nn.init.zeros_(layer.cross_attention.output.weight)
         nn.init.zeros_(layer.cross_attention.output.bias)
-    # Images say nothing now, and a norm with neither scale nor bias after such a norm is the identity: BERT is left.
+    # Cross-attention returns zeros now, and a norm without scale and bias after another norm is the identity.
     torch.testing.assert_close(fusion(encoded, contexts), hidden[4][:, 0], rtol=1e-4, atol=1e-5)
 
 
-def test_exactly_cross_attention_and_head_are_fresh(bert, folder):
+def test_only_cross_attention_and_head_are_newly_initialized(bert, folder):
     own = [FusionEncoder(IMAGE_WIDTH, folder, first_layer=2) for _ in range(2)]
     assert own[0].pretrained
-    assert set(own[0].newly_initialized_parameters()) == FRESH
+    assert set(own[0].newly_initialized_parameters()) == NEW
     known = bert.state_dict()
     other = dict(own[1].named_parameters())
     for name, parameter in own[0].named_parameters():
-        if name not in FRESH:
+        if name not in NEW:
             _, number, rest = name.split(".", 2)
             assert torch.equal(parameter, known[f"encoder.layer.{2 + int(number)}.{bert_name(rest)}"]), name
         elif parameter.ndim == 2:
@@ -265,7 +271,7 @@ def test_exactly_cross_attention_and_head_are_fresh(bert, folder):
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
-def test_fresh_layers_start_as_berts_do(folder, pretrained):
+def test_new_layers_have_the_initialisation_of_bert(folder, pretrained):
     torch.manual_seed(0)
     source = {"weights": folder} if pretrained else {"config": CONFIG}
     for layer in FusionEncoder(IMAGE_WIDTH, **source, first_layer=2).layers:
@@ -277,7 +283,7 @@ def test_fresh_layers_start_as_berts_do(folder, pretrained):
 
 
 @pytest.mark.parametrize("class_name", ["BertForMaskedLM", "BertModel without a pooler", "half precision"])
-def test_berts_in_other_wrappings(bert, tmp_path, class_name):
+def test_bert_weights_of_other_classes_and_precisions(bert, tmp_path, class_name):
     import transformers
 
     if class_name == "BertForMaskedLM":
@@ -300,15 +306,15 @@ def test_berts_in_other_wrappings(bert, tmp_path, class_name):
 
 
 @pytest.mark.parametrize("part", ["fusion", "text"])
-def test_a_bert_that_lacks_layers_is_refused(folder, tmp_path, part):
+def test_weights_with_missing_layers_are_rejected(folder, tmp_path, part):
     BertModel.from_pretrained(folder).save_pretrained(tmp_path)
     settings = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 5}))
-    with pytest.raises(ValueError, match=r"encoder\.layer\.4"):  # else random weights would count as pretrained
+    with pytest.raises(ValueError, match=r"encoder\.layer\.4"):
         FusionEncoder(8, str(tmp_path), first_layer=2) if part == "fusion" else TransformersTextTower(str(tmp_path))
 
 
-# --- What it refuses.
+# --- Errors.
 
 
 @pytest.mark.parametrize(
@@ -319,7 +325,7 @@ def test_a_bert_that_lacks_layers_is_refused(folder, tmp_path, part):
             {"weights": "somewhere", "config": CONFIG},
             r"the fusion encoder needs either weights or config .* and not both",
         ),
-        ({"config": {"model_type": "vit"}}, "made of a BERT's layers, got a vit"),
+        ({"config": {"model_type": "vit"}}, "made of BERT layers, got model_type vit"),
         ({"config": {"model_type": "bertt"}}, "config needs a model_type that transformers knows"),
         ({"config": CONFIG, "first_layer": 4}, "first_layer must be from 0 to 3, got 4"),
         ({"config": CONFIG, "first_layer": -1}, "first_layer must be from 0 to 3, got -1"),
@@ -331,27 +337,27 @@ def test_a_bert_that_lacks_layers_is_refused(folder, tmp_path, part):
         ({"weights": "package:no_such_package/model"}, "names the package no_such_package, which is not installed"),
     ],
 )
-def test_what_a_fusion_encoder_cannot_be_made_of(arguments, message):
+def test_invalid_arguments_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message) as caught:
         FusionEncoder(IMAGE_WIDTH, **arguments)
     assert "\n" not in str(caught.value)
 
 
-def test_weights_that_nobody_has(offline, folder, tmp_path):
+def test_unavailable_weights_are_rejected(offline, folder, tmp_path):
     (tmp_path / "config only").mkdir()
     BertConfig().save_pretrained(tmp_path / "config only")
     for reference in ("nobody/has-this-model", str(tmp_path), str(tmp_path / "nothing"), str(tmp_path / "config only")):
         with pytest.raises(
-            ValueError, match=r"is no local folder, and the hub did not give it|holds no model that can be read"
+            ValueError, match=r"is no local folder and unavailable from the hub|holds no readable model"
         ) as caught:
             FusionEncoder(IMAGE_WIDTH, reference)
         assert f"fusion encoder {reference!r}" in str(caught.value)
-        assert "pass fusion.init_args.weights a local folder" in str(caught.value)
+        assert "set fusion.init_args.weights to a local folder" in str(caught.value)
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("found", ["none", "a width of 12"])
-def test_captions_it_cannot_read(found):
+def test_captions_without_matching_tokens_are_rejected(found):
     encoder = fusion_encoder()
     text = Encoded(torch.zeros(3, WIDTH), None if found == "none" else torch.zeros(3, 4, 12))
     with pytest.raises(ValueError, match=f"reads caption tokens of width 16, found {found}"):

@@ -1,4 +1,4 @@
-"""How long the captions are that a text tower can read."""
+"""Maximum number of tokens of text towers."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ GPT2: dict[str, Any] = {"vocab_size": 80, "n_positions": 64, "n_embd": 8, "n_hea
 SPECIAL = {"bos_token_id": 1, "eos_token_id": 2}
 TOWERS: dict[str, tuple[dict[str, Any], int | None]] = {
     "bert": (SMALL, 64),
-    "roberta": (SMALL, 62),  # positions start behind the padding token's, 1
+    "roberta": (SMALL, 62),  # positions start at padding_idx + 1 = 2
     "mpnet": (SMALL, 62),
     "clip_text_model": (SMALL | SPECIAL, 64),
     "gpt2": (GPT2 | SPECIAL, 64),
-    "deberta-v2": (SMALL | {"position_biased_input": False}, None),  # relative positions alone
+    "deberta-v2": (SMALL | {"position_biased_input": False}, None),  # relative positions only
 }
 
 
 @pytest.mark.parametrize("kind", TOWERS)
-def test_the_longest_caption(kind: str) -> None:
+def test_maximum_number_of_tokens(kind: str) -> None:
     config, longest = TOWERS[kind]
     tower = TransformersTextTower(config={"model_type": kind, **config}).eval()
     assert tower.max_positions == longest
@@ -43,5 +43,5 @@ def test_the_longest_caption(kind: str) -> None:
         check_tokens(tower, 81, length)
 
 
-def test_a_tower_without_limits() -> None:
+def test_tower_without_limits_passes() -> None:
     check_tokens(PrecomputedImageTower(4, 4), 10**6, 10**6)

@@ -1,4 +1,4 @@
-"""Compiled towers, and towers that compute activations again, say and learn what the plain ones do."""
+"""Compilation, activation checkpointing and memory format change no values."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def encoder(**options: Any) -> DualEncoder:
 
 
 def learn(module: DualEncoder) -> tuple[float, dict[str, torch.Tensor]]:
-    """A loss and its gradients."""
+    """Return a loss and its gradients."""
     generator = torch.Generator().manual_seed(1)
     images = torch.randint(0, 256, (6, 3, 16, 16), dtype=torch.uint8, generator=generator)
     ids = torch.randint(1, 80, (6, 5), generator=generator)
@@ -48,7 +48,7 @@ def saved_bytes(module: DualEncoder) -> int:
 
 
 @pytest.mark.parametrize("option", ["activation_checkpointing", pytest.param("compile", marks=pytest.mark.slow)])
-def test_values_gradients_and_names_stay_the_same(option: str) -> None:
+def test_values_gradients_and_names_are_unchanged(option: str) -> None:
     plain, other = encoder(), encoder(**{option: True})
     assert plain.state_dict().keys() == other.state_dict().keys()
     assert plain.image_tower.fingerprint() == other.image_tower.fingerprint()
@@ -60,17 +60,17 @@ def test_values_gradients_and_names_stay_the_same(option: str) -> None:
         torch.testing.assert_close(theirs[name], gradient, rtol=1e-3, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_activations_within_layers_are_not_kept() -> None:
+def test_activation_checkpointing_saves_memory() -> None:
     assert saved_bytes(encoder(activation_checkpointing=True)) < saved_bytes(encoder()) / 2
 
 
-def test_a_tower_that_cannot_says_so() -> None:
+def test_unsupported_activation_checkpointing_is_rejected() -> None:
     text = TransformersTextTower(config=dict(BERT))
     with pytest.raises(ValueError, match="PrecomputedImageTower has no activation checkpointing"):
         DualEncoder(PrecomputedImageTower(4, 8), text, 8, activation_checkpointing=True)
 
 
-def test_channels_last_or_first_is_a_matter_of_memory_alone() -> None:
+def test_channels_last_changes_only_the_memory_format() -> None:
     images = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     towers = []
     for channels_last in (True, False):

@@ -1,4 +1,4 @@
-"""The smallest real models: random weights, a few milliseconds each."""
+"""Tiny real models with random weights."""
 
 import torch
 
@@ -33,7 +33,7 @@ def images(count=3, size=32, seed=0):
 
 
 def tokens(lengths=(4, 7, 2), padded_to=None, seed=0, padding=0):
-    """Captions of the given lengths, padded on the right with any token."""
+    """Return random captions of the given lengths, padded on the right."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.full((len(lengths), padded_to or max(lengths)), padding)
     mask = torch.zeros_like(ids)
@@ -44,7 +44,7 @@ def tokens(lengths=(4, 7, 2), padded_to=None, seed=0, padding=0):
 
 
 def randomise(module, seed=0, scale=0.3):
-    """Every parameter and its neighbour differ: biases, scales of norms, and attention that is far from uniform."""
+    """Set all parameters to random values, including biases and norms."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():

@@ -27,7 +27,7 @@ def test_features_come_in_the_order_of_the_ids():
     assert torch.equal(rows, FEATURES[[3, 0, 2]])
 
 
-def test_an_id_may_be_asked_for_twice_and_none_at_all():
+def test_ids_may_be_repeated_or_empty():
     assert torch.equal(make_bank().rows(["a", "a"], np.array([22, 22])), FEATURES[[1, 1]])
     assert make_bank().rows([], np.array([], dtype=np.int64)).shape == (0, 3)
 
@@ -51,26 +51,23 @@ def test_changed_content_is_counted_and_the_first_is_named():
 # --- What is no bank.
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_ids_that_do_not_fit():
+    for change, message in [
         ({"ids": IDS[:3]}, "got 3 ids, 4 hashes, 4 features"),
         ({"content": CONTENT[:2]}, "got 4 ids, 2 hashes, 4 features"),
         ({"features": FEATURES[:1]}, "got 4 ids, 4 hashes, 1 features"),
         ({"ids": ["a", "b", "a", "a"]}, "needs unique ids, got 2 repeated"),
-    ],
-)
-def test_ids_that_do_not_fit(change, message):
-    with pytest.raises(ValueError, match=message):
-        make_bank(**change)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            make_bank(**change)
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_features_that_are_not_finite(bad):
-    features = FEATURES.clone()
-    features[2, 1] = bad
-    with pytest.raises(ValueError, match="needs finite features; the text tower gave NaN or infinity"):
-        make_bank(features=features, modality="text")
+def test_features_that_are_not_finite():
+    for bad in [float("nan"), float("inf"), float("-inf")]:
+        features = FEATURES.clone()
+        features[2, 1] = bad
+        with pytest.raises(ValueError, match="needs finite features; the text tower gave NaN or infinity"):
+            make_bank(features=features, modality="text")
 
 
 # --- Identity.
@@ -99,27 +96,24 @@ def ids_of(bank: FeatureBank) -> list[str]:
     return list(bank.ids)
 
 
-@pytest.mark.parametrize(
-    ("ids", "content", "kept"),
-    [
+def test_unchanged_selects_items_with_equal_id_and_content() -> None:
+    for ids, content, kept in [
         (IDS, CONTENT, [0, 1, 2, 3]),
         (["d", "b"], [44, 11], [0, 3]),
         (["a", "b"], [22, 99], [1]),
         (["new", "d"], [44, 44], [3]),
         (["a", "d"], [44, 22], []),
         ([], [], []),
-    ],
-)
-def test_a_part_is_of_the_items_that_are_as_they_were(ids: list[str], content: list[int], kept: list[int]) -> None:
-    part = make_bank(modality="text", source="abc").having(ids, np.array(content, dtype=np.int64))
-    assert ids_of(part) == [IDS[row] for row in kept]
-    assert part.content.tolist() == CONTENT[kept].tolist()
-    assert part.content.dtype == np.int64
-    assert torch.equal(part.features, FEATURES[kept])
-    assert (part.modality, part.source) == ("text", "abc")
+    ]:
+        part = make_bank(modality="text", source="abc").unchanged(ids, np.array(content, dtype=np.int64))
+        assert ids_of(part) == [IDS[row] for row in kept]
+        assert part.content.tolist() == CONTENT[kept].tolist()
+        assert part.content.dtype == np.int64
+        assert torch.equal(part.features, FEATURES[kept])
+        assert (part.modality, part.source) == ("text", "abc")
 
 
-def test_a_union_is_one_bank_over_all_items() -> None:
+def test_union_concatenates_banks() -> None:
     banks = [make_bank(IDS[:1], CONTENT[:1], FEATURES[:1]), make_bank(IDS[1:], CONTENT[1:], FEATURES[1:])]
     for parts in (banks, banks[::-1]):
         union = FeatureBank.union(parts)
@@ -130,9 +124,9 @@ def test_a_union_is_one_bank_over_all_items() -> None:
     assert ids_of(FeatureBank.union([make_bank()])) == IDS
 
 
-def test_the_parts_of_a_bank_make_it_whole_again() -> None:
+def test_unchanged_part_and_new_part_form_the_full_bank() -> None:
     bank, changed = make_bank(), CONTENT + np.array([0, 1, 0, 0])
-    kept = bank.having(IDS, changed)
+    kept = bank.unchanged(IDS, changed)
     anew = make_bank(["a"], changed[[1]], FEATURES[[1]] + 5)
     found = FeatureBank.union([kept, anew]).rows(IDS, changed)
     assert torch.equal(found, FEATURES + 5 * torch.tensor([0, 1, 0, 0])[:, None])
@@ -157,7 +151,7 @@ def test_a_placebo_is_a_function_of_seed_and_id():
     assert torch.equal(alone.features[0], placebo.features[3])
 
 
-def test_a_placebo_knows_nothing_of_the_features_but_their_width():
+def test_placebo_is_independent_of_the_features():
     assert torch.equal(make_bank(features=-5 * FEATURES).placebo(3).features, make_bank().placebo(3).features)
     wide = make_bank(features=torch.zeros(4, 50)).placebo(0)
     assert wide.features.shape == (4, 50)
@@ -174,7 +168,7 @@ def test_placebo_features_are_independent_standard_normals():
         assert torch.nn.functional.cosine_similarity(features, other).abs().max() < 0.6
 
 
-def test_a_placebo_answers_for_the_same_items_and_says_that_it_is_one():
+def test_placebo_has_the_same_items_and_another_fingerprint():
     bank = make_bank(modality="text")
     placebo = bank.placebo(3)
     assert (placebo.modality, list(placebo.ids)) == ("text", IDS)
@@ -229,7 +223,7 @@ def test_a_save_that_fails_leaves_the_old_bank_and_nothing_else(tmp_path, monkey
     assert [entry.name for entry in tmp_path.iterdir()] == ["bank.safetensors"]
 
 
-def test_the_other_modality_is_refused(tmp_path):
+def test_bank_of_the_other_modality_is_refused(tmp_path):
     path = tmp_path / "bank.safetensors"
     make_bank(modality="text").save(path)
     with pytest.raises(ValueError, match=r"bank\.safetensors is a bank of the text modality, expected image"):

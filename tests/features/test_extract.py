@@ -24,7 +24,7 @@ class TinyTower(Tower):
         super().__init__(frozen)
         torch.manual_seed(0)
         self.layers = nn.Sequential(nn.Flatten(), nn.Linear(12, 4), nn.BatchNorm1d(4), nn.Dropout(0.5))
-        self.freeze_if_asked()
+        self.apply_frozen()
 
     def settings(self):
         return "tiny"
@@ -43,18 +43,16 @@ def flat(inputs):
     return inputs.flatten(1)
 
 
-@pytest.mark.parametrize(
-    "rows", [[range(7)], [[0, 1, 2], [3, 4, 5], [6]], [[6, 2], [0], [5, 1, 4, 3]], [[1, 0], [1, 2], [3, 4, 5, 6]]]
-)
-def test_every_item_is_put_into_its_own_row(rows):
-    features = encode(flat, batches(*map(list, rows)), EVERY, CPU)
-    assert torch.equal(features, INPUTS.flatten(1))
+def test_every_item_is_put_into_its_own_row():
+    for rows in [[range(7)], [[0, 1, 2], [3, 4, 5], [6]], [[6, 2], [0], [5, 1, 4, 3]], [[1, 0], [1, 2], [3, 4, 5, 6]]]:
+        features = encode(flat, batches(*map(list, rows)), EVERY, CPU)
+        assert torch.equal(features, INPUTS.flatten(1))
 
 
-@pytest.mark.parametrize(("rows", "count"), [([[0, 1, 2, 3], [5, 6]], 1), ([[0, 0, 0]], 6), ([], 7)])
-def test_items_that_no_batch_held_are_counted(rows, count):
-    with pytest.raises(ValueError, match=f"{count} of 7 items were not encoded"):
-        encode(flat, batches(*rows), EVERY, CPU)
+def test_items_that_no_batch_held_are_counted():
+    for rows, count in [([[0, 1, 2, 3], [5, 6]], 1), ([[0, 0, 0]], 6), ([], 7)]:
+        with pytest.raises(ValueError, match=f"{count} of 7 items were not encoded"):
+            encode(flat, batches(*rows), EVERY, CPU)
 
 
 def test_features_are_float32_and_carry_no_gradient():
@@ -82,9 +80,8 @@ def test_progress_is_shown_where_it_is_described(capfd):
     assert "image features" in capfd.readouterr().out
 
 
-@pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("frozen", [True, False])
-def test_a_bank_holds_what_the_tower_says_in_evaluation_mode(training, frozen):
+@pytest.mark.parametrize(("training", "frozen"), [(True, False), (False, False), (True, True)])
+def test_bank_holds_features_of_evaluation_mode(training, frozen):
     tower = TinyTower(frozen).train(training)
     before = tower.fingerprint()
     bank = extract(tower, batches([4, 5, 6], [0, 1, 2, 3]), EVERY, IDS, CONTENT, CPU)

@@ -44,8 +44,7 @@ def test_the_estimate_is_the_mean_over_seeds_of_the_mean_over_queries():
     assert mean_over_seeds(sums, counts).tolist() == [1.5]
 
 
-@pytest.mark.parametrize("seeds", [1, 3])
-@pytest.mark.parametrize("chunk_elements", [1, 100, 2**22])
+@pytest.mark.parametrize(("seeds", "chunk_elements"), [(1, 100), (3, 1), (3, 2**22)])
 def test_equals_a_slow_loop_for_any_chunk(monkeypatch, seeds, chunk_elements):
     monkeypatch.setattr(bootstrap, "_CHUNK_ELEMENTS", chunk_elements)
     sums, counts = random_problem(seeds)
@@ -66,13 +65,13 @@ def test_draws_do_not_depend_on_the_metrics():
     np.testing.assert_allclose(alone, bootstrap_mean(sums, counts, 50)[:, :1], rtol=1e-12)
 
 
-def test_a_system_differs_from_itself_by_exactly_nothing():
+def test_difference_of_a_system_to_itself_is_zero():
     sums, counts = random_problem()
     difference = bootstrap_mean(sums, counts) - bootstrap_mean(sums.copy(), counts.copy())
     assert (difference == 0).all()
 
 
-def test_pairing_removes_what_makes_a_draw_hard():
+def test_paired_difference_of_a_constant_shift_is_constant():
     sums, counts = random_problem(1, 200, 1)
     better = bootstrap_mean(sums + counts, counts) - bootstrap_mean(sums, counts)
     np.testing.assert_allclose(better, 1, rtol=1e-10)
@@ -99,7 +98,7 @@ def ends(values, image, images, replicates=500, seed=0):
     return low[0], high[0]
 
 
-def test_intervals_cover_the_truth_as_often_as_they_promise():
+def test_intervals_have_the_nominal_coverage():
     rng = np.random.default_rng(0)
     covered = 0
     for repetition in range(200):
@@ -108,7 +107,7 @@ def test_intervals_cover_the_truth_as_often_as_they_promise():
     assert 0.90 <= covered / 200 <= 0.985
 
 
-def test_width_is_that_of_the_textbook():
+def test_width_equals_the_normal_approximation():
     values, image = clustered(np.random.default_rng(1), 400, queries=1)
     low, high = ends(values, image, 400, replicates=4000)
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.05)
@@ -123,7 +122,7 @@ def test_repeating_each_caption_adds_no_evidence():
     assert alone[1] - alone[0] < 0.8 * (once[1] - once[0])
 
 
-def test_a_draw_without_any_defined_query_is_left_out():
+def test_replicate_without_a_defined_query_is_skipped():
     sums, counts = np.zeros((1, 3, 2)), np.zeros((1, 3, 2))
     sums[0, 0, 0], counts[0, 0, 0] = 7, 1
     replicates = bootstrap_mean(sums, counts, 100)
@@ -133,21 +132,18 @@ def test_a_draw_without_any_defined_query_is_left_out():
     assert np.isnan([low[1], high[1]]).all()
 
 
-@pytest.mark.parametrize(
-    ("sums", "counts", "replicates", "message"),
-    [
+def test_invalid_arguments_are_refused():
+    for sums, counts, replicates, message in [
         (np.ones((2, 3)), np.ones((2, 3)), 10, "must both be"),
         (np.ones((1, 2, 3)), np.ones((1, 2, 4)), 10, r"\(1, 2, 3\) and \(1, 2, 4\)"),
         (np.ones((1, 0, 3)), np.ones((1, 0, 3)), 10, "found 1 and 0"),
         (np.ones((1, 2, 3)), np.ones((1, 2, 3)), 0, "at least 1, not 0"),
-    ],
-)
-def test_refuses_what_it_cannot_draw_from(sums, counts, replicates, message):
-    with pytest.raises(ValueError, match=message):
-        bootstrap_mean(sums, counts, replicates)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            bootstrap_mean(sums, counts, replicates)
 
 
-@pytest.mark.parametrize("confidence", [0, 1, 95])
-def test_confidence_is_a_fraction(confidence):
-    with pytest.raises(ValueError, match="between 0 and 1"):
-        interval(np.ones((3, 1)), confidence)
+def test_confidence_out_of_range_is_refused():
+    for confidence in [0, 1, 95]:
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            interval(np.ones((3, 1)), confidence)

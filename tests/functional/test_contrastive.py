@@ -42,7 +42,7 @@ def test_soft_cross_entropy_by_hand():
     close(soft_cross_entropy(logits, targets), expected)
 
 
-def test_a_masked_logit_is_no_candidate_and_gets_no_gradient():
+def test_masked_logit_is_excluded_and_has_no_gradient():
     logits = torch.tensor([[0.3, float("-inf"), -0.2], [float("-inf"), 1.0, 0.5]], requires_grad=True)
     targets = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]])
     loss = soft_cross_entropy(logits, targets)
@@ -54,13 +54,13 @@ def test_a_masked_logit_is_no_candidate_and_gets_no_gradient():
     assert logits.grad[1, 0] == 0
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_logits_are_summed_in_float32(dtype):
-    logits = torch.randn(6, 200, generator=torch.Generator().manual_seed(1)).to(dtype)
-    targets = torch.eye(6, 200)
-    loss = soft_cross_entropy(logits, targets)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, soft_cross_entropy(logits.float(), targets), rtol=0, atol=0)
+def test_half_precision_logits_are_summed_in_float32():
+    for dtype in [torch.bfloat16, torch.float16]:
+        logits = torch.randn(6, 200, generator=torch.Generator().manual_seed(1)).to(dtype)
+        targets = torch.eye(6, 200)
+        loss = soft_cross_entropy(logits, targets)
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, soft_cross_entropy(logits.float(), targets), rtol=0, atol=0)
 
 
 def test_contrast_of_orthonormal_pairs_by_hand():
@@ -70,9 +70,8 @@ def test_contrast_of_orthonormal_pairs_by_hand():
         close(contrast(rows, rows, targets, tau), math.log(1 + 2 * math.exp(-1 / tau)))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_contrast_equals_the_reference_on_a_gallery_of_another_size(seed):
-    queries, gallery = unit_rows(4, seed=seed), unit_rows(7, seed=10 + seed)
+def test_contrast_equals_the_reference_on_a_gallery_of_another_size():
+    queries, gallery = unit_rows(4, seed=0), unit_rows(7, seed=10)
     query_ids, tau = [9, 4, 7, 9], 0.2
     queries.requires_grad_()
     gallery.requires_grad_()
@@ -89,9 +88,8 @@ def test_contrast_equals_the_reference_on_a_gallery_of_another_size(seed):
     close(gallery.grad, reference.gradient(lambda rows: direction(q, rows), g))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_itc_and_its_gradients_equal_the_reference(seed):
-    image, text = unit_rows(7, seed=seed).requires_grad_(), unit_rows(7, seed=10 + seed).requires_grad_()
+def test_itc_and_its_gradients_equal_the_reference():
+    image, text = unit_rows(7, seed=0).requires_grad_(), unit_rows(7, seed=10).requires_grad_()
     tau = torch.tensor(0.15, dtype=torch.float64, requires_grad=True)
     loss = image_text_contrast(image, text, torch.tensor(IDS), tau)
     loss.backward()
@@ -145,9 +143,8 @@ def test_nt_xent_by_hand():
     close(nt_xent(rows, torch.tensor([0, 0, 1]), 0.5), math.log(1 + math.exp(-2)))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_nt_xent_and_its_gradient_equal_the_reference(seed):
-    rows = unit_rows(7, seed=seed).requires_grad_()
+def test_nt_xent_and_its_gradient_equal_the_reference():
+    rows = unit_rows(7, seed=0).requires_grad_()
     loss = nt_xent(rows, torch.tensor(IDS), 0.1)
     loss.backward()
     plain = rows.tolist()
@@ -201,10 +198,9 @@ def indecision_by_loop(rows, low=0.1, high=0.5):
     return total / max(1, count)
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("low", "high"), [(0.1, 0.5), (-0.3, 0.9)])
-def test_indecision_and_its_gradient_equal_a_loop(seed, low, high):
-    rows = unit_rows(7, seed=seed).requires_grad_()
+def test_ambiguity_penalty_and_its_gradient_equal_a_loop(low, high):
+    rows = unit_rows(7, seed=0).requires_grad_()
     loss = ambiguity_penalty(rows, low, high)
     loss.backward()
     plain = rows.tolist()
@@ -217,19 +213,17 @@ def at_cosine(cosine):
     return torch.tensor([[1.0, 0.0], [cosine, math.sqrt(1 - cosine**2)]], dtype=torch.float64)
 
 
-@pytest.mark.parametrize(
-    ("cosine", "expected"), [(-0.9, 0), (0.0, 0), (0.1, 0), (0.15, 0.05), (0.3, 0.2), (0.45, 0.05), (0.5, 0), (0.9, 0)]
-)
-def test_indecision_by_hand(cosine, expected):
-    rows = at_cosine(cosine).requires_grad_()
-    loss = ambiguity_penalty(rows)
-    loss.backward()
-    assert loss.item() == pytest.approx(expected, abs=1e-12)
-    if cosine < 0.09 or cosine > 0.51:
-        assert not rows.grad.any()
+def test_ambiguity_penalty_by_hand():
+    for cosine, expected in [(-0.9, 0), (0.0, 0), (0.1, 0), (0.15, 0.05), (0.3, 0.2), (0.45, 0.05), (0.5, 0), (0.9, 0)]:
+        rows = at_cosine(cosine).requires_grad_()
+        loss = ambiguity_penalty(rows)
+        loss.backward()
+        assert loss.item() == pytest.approx(expected, abs=1e-12)
+        if cosine < 0.09 or cosine > 0.51:
+            assert not rows.grad.any()
 
 
-def test_indecision_of_one_item_is_zero_and_of_equal_items_too():
+def test_ambiguity_penalty_of_one_item_or_equal_items_is_zero():
     alone = unit_rows(1).requires_grad_()
     loss = ambiguity_penalty(alone)
     loss.backward()
@@ -238,21 +232,19 @@ def test_indecision_of_one_item_is_zero_and_of_equal_items_too():
     assert ambiguity_penalty(unit_rows(1).expand(4, -1)) == 0
 
 
-@pytest.mark.parametrize(
-    ("start", "ends_below", "ends_above"), [(0.12, 0.101, -1), (0.25, 0.101, -1), (0.35, 1, 0.499)]
-)
-def test_descent_on_indecision_drives_similarities_out_of_the_range(start, ends_below, ends_above):
+def test_gradient_descent_moves_similarities_out_of_the_range():
     """To the nearer end: what is rather different becomes different, what is rather alike becomes alike."""
-    angle = torch.tensor(math.acos(start), dtype=torch.float64, requires_grad=True)
-    for _ in range(100):
-        rows = torch.stack([torch.eye(2, dtype=torch.float64)[0], torch.stack([angle.cos(), angle.sin()])])
-        (gradient,) = torch.autograd.grad(ambiguity_penalty(rows), angle)
-        with torch.no_grad():
-            angle -= 0.01 * gradient
-    assert ends_above <= math.cos(angle.item()) <= ends_below
+    for start, ends_below, ends_above in [(0.12, 0.101, -1), (0.25, 0.101, -1), (0.35, 1, 0.499)]:
+        angle = torch.tensor(math.acos(start), dtype=torch.float64, requires_grad=True)
+        for _ in range(100):
+            rows = torch.stack([torch.eye(2, dtype=torch.float64)[0], torch.stack([angle.cos(), angle.sin()])])
+            (gradient,) = torch.autograd.grad(ambiguity_penalty(rows), angle)
+            with torch.no_grad():
+                angle -= 0.01 * gradient
+        assert ends_above <= math.cos(angle.item()) <= ends_below
 
 
-def test_indecision_is_computed_in_float32_under_autocast():
+def test_ambiguity_penalty_is_computed_in_float32_under_autocast():
     rows = unit_rows(7).float()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = ambiguity_penalty(rows)

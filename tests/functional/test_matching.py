@@ -23,8 +23,7 @@ def seeded(seed=0):
 # --- Weights.
 
 
-@pytest.mark.parametrize("temperature", [0.07, torch.tensor(0.5, dtype=torch.float64)])
-@pytest.mark.parametrize("by_text", [False, True])
+@pytest.mark.parametrize(("temperature", "by_text"), [(0.07, False), (torch.tensor(0.5, dtype=torch.float64), True)])
 def test_weights_equal_the_reference_on_a_gallery_of_another_size(temperature, by_text):
     queries, gallery = unit_rows(4), unit_rows(7, seed=1)
     query_ids, gallery_ids = [9, 4, 7, 9], [4, 9, 4, 2, 9, 9, 7]
@@ -50,28 +49,28 @@ def test_the_weights_carry_no_gradient():
     assert not negative_weights(rows, rows, torch.arange(3), torch.arange(3), temperature).requires_grad
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
-def test_weights_are_computed_in_float32_at_least(dtype, autocast):
-    queries, gallery = unit_rows(6, 32).to(dtype), unit_rows(9, 32, seed=1).to(dtype)
-    ids = torch.arange(6), torch.arange(9)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
-        weights = negative_weights(queries, gallery, *ids, 0.01)
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    assert weights.dtype == wide
-    torch.testing.assert_close(
-        weights, negative_weights(queries.to(wide), gallery.to(wide), *ids, 0.01), rtol=0, atol=0
-    )
+def test_weights_are_computed_in_float32_at_least():
+    for dtype in [torch.float16, torch.bfloat16, torch.float32, torch.float64]:
+        for autocast in [False, True]:
+            queries, gallery = unit_rows(6, 32).to(dtype), unit_rows(9, 32, seed=1).to(dtype)
+            ids = torch.arange(6), torch.arange(9)
+            with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast):
+                weights = negative_weights(queries, gallery, *ids, 0.01)
+            wide = torch.float64 if dtype == torch.float64 else torch.float32
+            assert weights.dtype == wide
+            torch.testing.assert_close(
+                weights, negative_weights(queries.to(wide), gallery.to(wide), *ids, 0.01), rtol=0, atol=0
+            )
 
 
-@pytest.mark.parametrize("temperature", [1e-4, 0.01, 100.0])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-def test_weights_are_finite_and_every_other_image_stays_possible(dtype, temperature):
-    rows = torch.cat([unit_rows(1), -unit_rows(1), unit_rows(6, seed=1)]).to(dtype)  # cosines from -1 to 1
-    weights = negative_weights(rows, rows, torch.arange(8), torch.arange(8), temperature)
-    assert weights.isfinite().all()
-    assert (weights.diagonal() == 0).all()
-    assert (weights >= 1e-5).sum() == 8 * 7
+def test_weights_are_finite_and_positive_for_all_non_positives():
+    for dtype in [torch.float16, torch.bfloat16, torch.float32]:
+        for temperature in [1e-4, 0.01, 100.0]:
+            rows = torch.cat([unit_rows(1), -unit_rows(1), unit_rows(6, seed=1)]).to(dtype)  # cosines from -1 to 1
+            weights = negative_weights(rows, rows, torch.arange(8), torch.arange(8), temperature)
+            assert weights.isfinite().all()
+            assert (weights.diagonal() == 0).all()
+            assert (weights >= 1e-5).sum() == 8 * 7
 
 
 # --- Draws.
@@ -84,7 +83,7 @@ def test_weights_are_finite_and_every_other_image_stays_possible(dtype, temperat
     seed=st.integers(0, 2**32),
     temperature=st.floats(0.005, 2),
 )
-def test_a_negative_never_shows_the_querys_image(query_ids, gallery_ids, seed, temperature):
+def test_negatives_are_never_positives(query_ids, gallery_ids, seed, temperature):
     queries, gallery = unit_rows(len(query_ids), seed=seed), unit_rows(len(gallery_ids), seed=seed + 1)
     index, gallery_index = torch.tensor(query_ids), torch.tensor(gallery_ids)
     rows, exist = draw_negatives(negative_weights(queries, gallery, index, gallery_index, temperature), seeded(seed))
@@ -102,19 +101,19 @@ def test_one_image_has_no_negative():
     assert negatives.rows.tolist() == [0] * 4
 
 
-@pytest.mark.parametrize("sizes", [range(2, 33), range(33, 257, 7), (255, 256)], ids=["small", "middle", "large"])
-def test_the_draws_are_those_of_a_loop_over_rows(sizes):
-    for size in sizes:
-        rows, ids = unit_rows(size, seed=size).float(), torch.arange(size) // 2
-        weights = negative_weights(rows, rows, ids, ids, 0.07)
-        loop, batched = seeded(size), seeded(size)
-        expected = [torch.multinomial(row if row.any() else row + 1, 1, generator=loop).item() for row in weights]
-        found = draw_negatives(weights, batched)
-        assert torch.where(found.exist, found.rows, torch.tensor(expected)).tolist() == expected
-        assert torch.equal(loop.get_state(), batched.get_state())
+def test_draws_equal_a_loop_over_rows():
+    for sizes in (range(2, 33), range(33, 257, 14), (255, 256)):
+        for size in sizes:
+            rows, ids = unit_rows(size, seed=size).float(), torch.arange(size) // 2
+            weights = negative_weights(rows, rows, ids, ids, 0.07)
+            loop, batched = seeded(size), seeded(size)
+            expected = [torch.multinomial(row if row.any() else row + 1, 1, generator=loop).item() for row in weights]
+            found = draw_negatives(weights, batched)
+            assert torch.where(found.exist, found.rows, torch.tensor(expected)).tolist() == expected
+            assert torch.equal(loop.get_state(), batched.get_state())
 
 
-def test_a_row_without_negatives_does_not_move_the_others_draws():
+def test_row_without_negatives_does_not_change_other_draws():
     weights = torch.rand(5, 6, generator=seeded())
     whole = draw_negatives(weights, seeded(1))
     weights[2] = 0
@@ -175,9 +174,9 @@ def test_a_query_without_negative_is_not_counted():
     torch.testing.assert_close(matching_loss(logits, labels), F.cross_entropy(logits[counted], labels[counted]))
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_logits_are_summed_in_float32(dtype):
-    logits, labels = torch.randn(64, 2, generator=seeded()).to(dtype), torch.arange(64) % 2
-    loss = matching_loss(logits, labels)
-    assert loss.dtype == torch.float32
-    torch.testing.assert_close(loss, matching_loss(logits.float(), labels), rtol=0, atol=0)
+def test_half_precision_logits_are_summed_in_float32():
+    for dtype in [torch.float16, torch.bfloat16]:
+        logits, labels = torch.randn(64, 2, generator=seeded()).to(dtype), torch.arange(64) % 2
+        loss = matching_loss(logits, labels)
+        assert loss.dtype == torch.float32
+        torch.testing.assert_close(loss, matching_loss(logits.float(), labels), rtol=0, atol=0)

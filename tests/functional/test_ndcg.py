@@ -52,17 +52,16 @@ def test_exclusion_removes_the_item_from_ranking_and_ideal():
     assert relevance[0, 0] == 1.0  # the arguments are left alone
 
 
-def test_exclusion_of_a_negative_scored_gallery():
+def test_exclusion_works_with_negative_scores():
     # Writing 0 for the query itself would put it before everything else here.
     scores = torch.tensor([[-0.1, -0.2, -0.3]])
     relevance = torch.tensor([[0.0, 1.0, 0.5]])
     assert ndcg(scores, relevance, ks=(1, 2), exclude=torch.tensor([0])).tolist() == [[1.0, 1.0]]
 
 
-@pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("gallery", [1, 9, 10, 11, 51, 130])
-def test_equals_the_reference_with_ties(gallery, seed):
-    scores, relevance = random_problem(gallery=gallery, seed=seed)
+def test_equals_the_reference_with_ties(gallery):
+    scores, relevance = random_problem(gallery=gallery, seed=0)
     exclude = torch.arange(20) % gallery if gallery > 1 else None
     values = ndcg(scores, relevance, exclude=exclude)
     for query in range(20):
@@ -98,7 +97,7 @@ def test_perfect_scores_are_perfect():
     assert (ndcg(-relevance, relevance) < 0.5).all()
 
 
-def test_a_cut_beyond_the_gallery_uses_the_gallery():
+def test_cutoff_beyond_the_gallery_uses_the_whole_gallery():
     scores, relevance = random_problem(gallery=12)
     values = ndcg(scores, relevance, ks=(10, 12, 50))
     assert torch.equal(values[:, 1], values[:, 2])
@@ -112,7 +111,7 @@ def test_permuting_the_gallery_changes_nothing_without_ties():
     assert torch.equal(ndcg(scores, relevance), ndcg(scores[:, order], relevance[:, order]))
 
 
-def test_the_top_of_a_union_is_that_of_its_parts():
+def test_top_of_a_union_is_merged_from_its_parts():
     scores, relevance = random_problem(gallery=150)
     exclude = torch.arange(20)
     whole = top_gains(scores, relevance, 50, exclude)
@@ -141,9 +140,8 @@ def test_half_precision_and_top_deeper_than_asked():
     assert torch.equal(ndcg_of_top(top_gains(scores, relevance, 90), (10, 20, 50)), ndcg(scores, relevance))
 
 
-@pytest.mark.parametrize(
-    ("scores", "relevance", "ks", "message"),
-    [
+def test_errors():
+    for scores, relevance, ks, message in [
         (
             [[1.0, torch.nan]],
             [[1.0, 0.0]],
@@ -154,8 +152,6 @@ def test_half_precision_and_top_deeper_than_asked():
         ([[1.0, 0.0]], [[1.0, -0.5]], (1,), "must not be negative, found -0.5"),
         ([[1.0, 0.0]], [[1.0]], (1,), r"not \(1, 2\) and \(1, 1\)"),
         ([[1.0, 0.0]], [[1.0, 0.0]], (0,), "k must be at least 1"),
-    ],
-)
-def test_errors(scores, relevance, ks, message):
-    with pytest.raises(ValueError, match=message):
-        ndcg(torch.tensor(scores), torch.tensor(relevance), ks=ks)
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ndcg(torch.tensor(scores), torch.tensor(relevance), ks=ks)

@@ -73,7 +73,7 @@ def test_other_positives_are_never_ahead():
         assert result.tied.tolist() == [False]
 
 
-def test_an_equal_item_between_two_equal_positives_is_not_ahead():
+def test_tie_between_two_equal_positives_is_not_ahead():
     scores = torch.full((1, 3), 0.5)
     assert rank_scores(scores, torch.tensor([1]), torch.tensor([1, 0, 1])).ranks.tolist() == [0]
 
@@ -105,20 +105,20 @@ def test_embeddings_rank_as_their_scores_at_any_chunk_size():
 
 
 @pytest.mark.parametrize("collapsed", [False, True])
-@pytest.mark.parametrize("ties", ["index", "pessimistic"])
-def test_tiles_of_the_gallery_change_nothing(collapsed, ties):
-    image, text, image_ids, text_ids = random_problem()
-    if collapsed:  # ties everywhere, and a few that are not
-        image, text = torch.ones_like(image), torch.ones_like(text)
-        text[::3] *= 1.5
-    expected = rank_scores(similarity(image, text), image_ids, text_ids, ties=ties)
-    for tile in (1, 7, 64, 100000):
-        found = rank_embeddings(image, text, image_ids, text_ids, ties=ties, gallery_tile=tile, chunk_size=9)
-        assert torch.equal(found.ranks, expected.ranks)
-        assert torch.equal(found.tied, expected.tied)
+def test_result_is_independent_of_gallery_tiles(collapsed):
+    for ties in ["index", "pessimistic"]:
+        image, text, image_ids, text_ids = random_problem()
+        if collapsed:  # ties everywhere, and a few that are not
+            image, text = torch.ones_like(image), torch.ones_like(text)
+            text[::3] *= 1.5
+        expected = rank_scores(similarity(image, text), image_ids, text_ids, ties=ties)
+        for tile in (1, 7, 64, 100000):
+            found = rank_embeddings(image, text, image_ids, text_ids, ties=ties, gallery_tile=tile, chunk_size=9)
+            assert torch.equal(found.ranks, expected.ranks)
+            assert torch.equal(found.tied, expected.tied)
 
 
-def test_scores_that_differ_by_less_than_fp32_can_tell_are_ranked_exactly():
+def test_differences_below_fp32_precision_are_ranked_exactly():
     """Single-precision products of these would be in any order; the definition sums in fp64."""
     generator = torch.Generator().manual_seed(3)
     base = normalize(torch.randn(1, 300, generator=generator))
@@ -171,7 +171,7 @@ def test_recall_never_falls_with_k():
     assert recalls[0] < recalls[-1] == 100.0
 
 
-def test_a_collapsed_model_is_at_chance_and_never_rewarded():
+def test_collapsed_model_is_at_chance_or_below():
     ids = torch.arange(200)
     collapsed = torch.ones(200, 16)
     result = rank_embeddings(collapsed, collapsed, ids, ids)
@@ -193,16 +193,15 @@ def test_one_query_one_item():
     assert rank_scores(torch.tensor([[-3.0]]), torch.tensor([5]), torch.tensor([5])).ranks.tolist() == [0]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.int64])
-def test_other_precisions(dtype):
-    scores = torch.tensor([[3, 1, 2], [2, 2, 1]]).to(dtype)
-    result = rank_scores(scores, torch.tensor([2, 1]), torch.tensor([0, 1, 2]))
-    assert result.ranks.tolist() == [1, 1]
+def test_other_precisions():
+    for dtype in [torch.float16, torch.bfloat16, torch.float64, torch.int64]:
+        scores = torch.tensor([[3, 1, 2], [2, 2, 1]]).to(dtype)
+        result = rank_scores(scores, torch.tensor([2, 1]), torch.tensor([0, 1, 2]))
+        assert result.ranks.tolist() == [1, 1]
 
 
-@pytest.mark.parametrize(
-    ("values", "dtype"),
-    [
+def test_scores_of_every_type_are_compared_exactly():
+    for values, dtype in [
         ((1.0 + 1e-12, 1.0), torch.float64),
         ((2**24 + 1, 2**24), torch.int32),
         ((2**32 - 1, 2**32 - 2), torch.uint32),
@@ -210,16 +209,14 @@ def test_other_precisions(dtype):
         ((-(2**63) + 1, -(2**63)), torch.int64),
         ((2**63, 2**63 - 1), torch.uint64),
         ((2**64 - 1, 0), torch.uint64),
-    ],
-)
-def test_scores_of_every_type_are_compared_exactly(values, dtype):
-    high, low = values
-    scores = torch.tensor([[low, high, low], [high, high, low]], dtype=dtype)
-    found = rank_scores(scores, torch.tensor([2, 1]), torch.arange(3))
-    assert found.ranks.tolist() == [2, 1]
-    assert found.tied.tolist() == [True, True]
-    assert not rank_scores(scores[:, 1:], torch.tensor([2, 2]), torch.tensor([1, 2])).tied.any()
-    assert ndcg(scores, torch.tensor([[0, 1, 0], [0, 0, 1]]), ks=(1, 3)).tolist() == [[1.0, 1.0], [0.0, 0.5]]
+    ]:
+        high, low = values
+        scores = torch.tensor([[low, high, low], [high, high, low]], dtype=dtype)
+        found = rank_scores(scores, torch.tensor([2, 1]), torch.arange(3))
+        assert found.ranks.tolist() == [2, 1]
+        assert found.tied.tolist() == [True, True]
+        assert not rank_scores(scores[:, 1:], torch.tensor([2, 2]), torch.tensor([1, 2])).tied.any()
+        assert ndcg(scores, torch.tensor([[0, 1, 0], [0, 0, 1]]), ks=(1, 3)).tolist() == [[1.0, 1.0], [0.0, 0.5]]
 
 
 def test_similarity_is_fp32_whatever_the_setting():
@@ -250,21 +247,18 @@ def test_queries_without_a_positive_are_counted_and_named():
         rank_scores(SCORES, torch.tensor([7, 4, 5]), GALLERY_IDS)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_errors():
+    for change, message in [
         ({"scores": SCORES[0]}, "scores must be"),
         ({"query_ids": QUERY_IDS[:2]}, "query_ids must be 3 integers"),
         ({"gallery_ids": GALLERY_IDS.float()}, "gallery_ids must be 6 integers"),
         ({"ties": "optimistic"}, "optimistic"),
         ({"chunk_size": 0}, "chunk_size must be at least 1"),
         ({"scores": SCORES[:0], "query_ids": QUERY_IDS[:0]}, "no queries"),
-    ],
-)
-def test_errors(change, message):
-    arguments = {"scores": SCORES, "query_ids": QUERY_IDS, "gallery_ids": GALLERY_IDS} | change
-    with pytest.raises(ValueError, match=message):
-        rank_scores(**arguments)
+    ]:
+        arguments = {"scores": SCORES, "query_ids": QUERY_IDS, "gallery_ids": GALLERY_IDS} | change
+        with pytest.raises(ValueError, match=message):
+            rank_scores(**arguments)
 
 
 def test_more_errors():

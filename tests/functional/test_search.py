@@ -37,19 +37,23 @@ def galleries():
 @pytest.mark.parametrize(
     ("queries", "gallery"), [(q, g) for _, q, g in galleries()], ids=[n for n, _, _ in galleries()]
 )
-@pytest.mark.parametrize("k", [1, 10, 196, 211, 300])
-@pytest.mark.parametrize("screened", [True, False])
-def test_equals_a_stable_sort_of_exact_scores(queries, gallery, k, screened, monkeypatch):
-    if screened:  # small galleries are searched in fp64 throughout; here they are to be treated as large ones are
-        monkeypatch.setattr(search, "_FEW", 0)
-    exclude = torch.stack([torch.arange(23), torch.arange(23) * 5, torch.full((23,), 210)], dim=1)
-    for left_out in (None, exclude):
-        scores, index = reference(queries, gallery, k, left_out)
-        for query_tile, gallery_tile in ((256, 32768), (5, 64), (23, 200)):
-            found = top_k(queries, gallery, k, exclude=left_out, query_tile=query_tile, gallery_tile=gallery_tile)
-            assert torch.equal(found.scores, scores)
-            there = scores > -torch.inf  # among what is left out no order is promised
-            assert torch.equal(found.items[there], index[there])
+def test_equals_a_stable_sort_of_exact_scores(queries, gallery, monkeypatch):
+    for k in [1, 10, 196, 211, 300]:
+        for screened in [True, False]:
+            if (
+                screened
+            ):  # small galleries are searched in fp64 throughout; here they are to be treated as large ones are
+                monkeypatch.setattr(search, "_EXACT_RATIO", 0)
+            exclude = torch.stack([torch.arange(23), torch.arange(23) * 5, torch.full((23,), 210)], dim=1)
+            for left_out in (None, exclude):
+                scores, index = reference(queries, gallery, k, left_out)
+                for query_tile, gallery_tile in ((256, 32768), (5, 64), (23, 200)):
+                    found = top_k(
+                        queries, gallery, k, exclude=left_out, query_tile=query_tile, gallery_tile=gallery_tile
+                    )
+                    assert torch.equal(found.scores, scores)
+                    there = scores > -torch.inf  # among what is left out no order is promised
+                    assert torch.equal(found.items[there], index[there])
 
 
 def test_the_bound_on_the_error_holds():

@@ -1,3 +1,5 @@
+"""Terms of SDR against reference loops, their gradients, degenerate batches and errors."""
+
 import math
 
 import pytest
@@ -22,6 +24,7 @@ COSINE_DISTANCES = ["mae", "mse", "kl", "wasserstein", "weighted_wasserstein", "
 RKD = ["rkd_distance", "rkd_angle"]
 DISTANCES = COSINE_DISTANCES + RKD
 EMBEDDINGS = ("image", "text", "fused", "match_logits")
+PAIRWISE = [(distance, RELATIONS[number % 5]) for number, distance in enumerate(DISTANCES)]
 
 
 def random_rows(count, width, seed):
@@ -29,14 +32,14 @@ def random_rows(count, width, seed):
 
 
 def random_pairs(seed=0, ids=IDS):
-    """Pairs and what a fusion encoder says of each pair, of each text's negative and of each image's."""
+    """Random pairs with fusion outputs of each pair, of each text with a negative image, and vice versa."""
     count, widths = len(ids), (WIDTH, WIDTH, IMAGE_WIDTH, TEXT_WIDTH, TOKEN_WIDTH)
     image, text, image_teacher, text_teacher, fused = (
         random_rows(count, width, 6 * seed + i) for i, width in enumerate(widths)
     )
     image, text = F.normalize(image, dim=1).requires_grad_(), F.normalize(text, dim=1).requires_grad_()
     logits = random_rows(3 * count, 2, 6 * seed + 5).requires_grad_()
-    labels = torch.tensor([1] * count + [0] * (2 * count - 1) + [-100])  # the last one does not exist
+    labels = torch.tensor([1] * count + [0] * (2 * count - 1) + [-100])  # the last negative does not exist
     if all(other == ids[0] for other in ids):
         labels[count:] = -100
     return Pairs(
@@ -67,7 +70,7 @@ def make_sdr(weights=ALL, tau=0.2, tau2=0.4, share=0.3, learnable=True, distance
 
 
 def short(name):
-    """The name that the reference gives a parameter."""
+    """Return the name of a parameter in the reference."""
     return name.replace("structure.temperature", "relation_temperature").removeprefix("structure.")
 
 
@@ -76,7 +79,7 @@ def parameters(module):
 
 
 def plain(module, pairs):
-    """The input of the reference: the method's state and the batch, as lists."""
+    """Convert state and batch to lists, the input of the reference."""
     tensors = {short(name): tensor for name, tensor in module.state_dict().items()}
     tensors |= {name: value for name, value in pairs._asdict().items() if value is not None}
     return {name: tensor.tolist() for name, tensor in tensors.items()} | {"constant_text": pairs.text.tolist()}
@@ -93,7 +96,7 @@ def gradients(module, pairs, term):
 
 
 def assert_gradients_equal(module, pairs, names, weighted_reference):
-    """Gradients that `backward` has left against central differences of a function of what the reference is given."""
+    """Compare gradients in `.grad` with central differences of the reference."""
     tensors, given = parameters(module) | pairs._asdict(), plain(module, pairs)
     for name in names:
         slopes = reference.gradient(lambda value, n=name: weighted_reference(given | {n: value}), given[name])
@@ -103,12 +106,11 @@ def assert_gradients_equal(module, pairs, names, weighted_reference):
         )
 
 
-# --- Every term against loops.
+# --- Values and gradients against the reference.
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("relation", [*RELATIONS, SEVERAL], ids=[*RELATIONS, "several"])
-def test_structure_terms_equal_the_reference(relation, distance):
+@pytest.mark.parametrize(("distance", "relation"), PAIRWISE)
+def test_structure_terms_equal_the_reference(distance, relation):
     module = make_sdr(dict.fromkeys(STRUCTURE, 1), relation=relation, distance=distance)
     for seed in range(2):
         pairs = random_pairs(seed)
@@ -140,8 +142,10 @@ def test_instance_terms_and_their_gradients_equal_the_reference(ids):
     assert_gradients_equal(module, pairs, names, total)
 
 
-@pytest.mark.parametrize("teacher_mlps", [False, True], ids=["features", "mlps"])
-@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize(
+    ("distance", "teacher_mlps"),
+    [*((distance, False) for distance in DISTANCES), ("mae", True), ("mse", True), ("weighted_wasserstein", True)],
+)
 def test_gradients_of_structure_terms_equal_the_reference(distance, teacher_mlps):
     weights = {name: ALL[name] for name in STRUCTURE}
     module = make_sdr(weights, relation=SEVERAL, distance=distance, teacher_mlps=teacher_mlps)
@@ -159,38 +163,21 @@ def test_gradients_of_structure_terms_equal_the_reference(distance, teacher_mlps
     assert_gradients_equal(module, pairs, names if teacher_mlps else ["image", "text", "fused", *names], total)
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_gradients_by_gradcheck(distance):
-    # The weights of the weighted distance are constants of kdi and kdt, which differences cannot tell.
-    weights = {"kd": 1.0} if distance == "weighted_wasserstein" else ALL
-    module = make_sdr(weights, distance=distance, relation=SEVERAL)
-    pairs = random_pairs(ids=[3, 8, 3, 5])
-    scalars = [parameter for parameter in module.parameters() if parameter.ndim == 0]
-
-    def total(image, text, fused, logits, *_):
-        return module.total(module(pairs._replace(image=image, text=text, fused=fused, match_logits=logits)))
-
-    assert torch.autograd.gradcheck(total, (*(getattr(pairs, name) for name in EMBEDDINGS), *scalars))
-
-
 # --- The sum.
 
 
-def test_the_total_is_the_sum_of_weights_times_unweighted_terms():
+def test_total_is_the_weighted_sum_of_unweighted_terms():
     pairs = random_pairs()
     terms = make_sdr()(pairs)
     assert list(terms) == list(TERMS)
     torch.testing.assert_close(make_sdr().total(terms), sum(ALL[name] * value for name, value in terms.items()))
     unweighted = make_sdr(dict.fromkeys(TERMS, 1))(pairs)
-    torch.testing.assert_close(unweighted, terms)  # a term does not depend on any weight
+    torch.testing.assert_close(unweighted, terms)
+    by_hand = SDR({"itc": 0.5, "kd": 2.0}).total({"itc": torch.tensor(3.0), "kd": torch.tensor(0.25)})
+    assert by_hand.item() == 2.0
 
 
-def test_a_total_by_hand():
-    module = SDR({"itc": 0.5, "kd": 2.0})
-    assert module.total({"itc": torch.tensor(3.0), "kd": torch.tensor(0.25)}).item() == 2.0
-
-
-def test_a_term_is_the_same_alone_and_among_the_others():
+def test_terms_do_not_depend_on_other_terms():
     pairs, together = random_pairs(), make_sdr()
     for name, value in together(pairs).items():
         alone = make_sdr({name: 1})
@@ -198,7 +185,7 @@ def test_a_term_is_the_same_alone_and_among_the_others():
         torch.testing.assert_close(alone(pairs), {name: value})
 
 
-def test_without_weights_the_papers():
+def test_default_weights_are_those_of_the_paper():
     module = SDR(None, WIDTH, IMAGE_WIDTH, TEXT_WIDTH)
     assert module.weights == {"itc": 1, "itm": 2, "iic": 1, "ttc": 2, "kd": 2, "kdi": 1, "kdt": 1}
 
@@ -206,18 +193,18 @@ def test_without_weights_the_papers():
 # --- Which terms are computed.
 
 
-@pytest.mark.parametrize("zero", list(TERMS))
-def test_a_term_with_weight_zero_is_neither_computed_nor_given_parameters(zero):
-    absent = {name: weight for name, weight in ALL.items() if name != zero}
-    module = make_sdr(absent | {zero: 0})
-    assert set(module(random_pairs())) == set(absent)
-    assert module.state_dict().keys() == make_sdr(absent).state_dict().keys()
-    assert any("project_image" in key for key in module.state_dict()) == (zero != "iic")
-    assert any("project_text" in key for key in module.state_dict()) == (zero != "ttc")
+def test_terms_with_weight_zero_have_no_value_and_no_parameters():
+    for zero in TERMS:
+        absent = {name: weight for name, weight in ALL.items() if name != zero}
+        module = make_sdr(absent | {zero: 0})
+        assert set(module(random_pairs())) == set(absent)
+        assert module.state_dict().keys() == make_sdr(absent).state_dict().keys()
+        assert any("project_image" in key for key in module.state_dict()) == (zero != "iic")
+        assert any("project_text" in key for key in module.state_dict()) == (zero != "ttc")
 
 
 @pytest.mark.parametrize("term", ["itc", "itm"])
-def test_matching_alone_needs_nothing_of_the_teachers(term):
+def test_matching_terms_need_no_teachers(term):
     module = SDR(ALL | dict.fromkeys(set(ALL) - {term}, 0), teacher_mlps=True)
     pairs = random_pairs()._replace(image_teacher=None, text_teacher=None)
     assert list(module(pairs)) == [term]
@@ -226,7 +213,7 @@ def test_matching_alone_needs_nothing_of_the_teachers(term):
     assert not module.needs & {"image_teacher", "text_teacher"}
 
 
-def test_the_students_relation_is_not_computed_without_kd(monkeypatch):
+def test_student_relation_is_computed_only_for_kd(monkeypatch):
     def refuse(*_):
         raise AssertionError("computed")
 
@@ -238,10 +225,9 @@ def test_the_students_relation_is_not_computed_without_kd(monkeypatch):
 
 @pytest.mark.parametrize(
     ("term", "image", "text"),
-    [("itc", False, False), ("itm", False, False), ("iic", True, False), ("ttc", False, True)]
-    + [(name, True, True) for name in STRUCTURE],
+    [("itc", False, False), ("iic", True, False), ("ttc", False, True)] + [(name, True, True) for name in STRUCTURE],
 )
-def test_which_teachers_a_term_needs(term, image, text):
+def test_terms_need_their_teachers(term, image, text):
     module, pairs = make_sdr({term: 1}), random_pairs()
     assert ("image_teacher" in module.needs, "text_teacher" in module.needs) == (image, text)
     for modality, needed in (("image", image), ("text", text)):
@@ -263,7 +249,7 @@ def test_which_teachers_a_term_needs(term, image, text):
         ({"itc": 1, "kdi": 1, "kdt": 1}, "fused", False, False),
     ],
 )
-def test_what_needs_the_fusion_encoder(weights, relation, matching, fusion):
+def test_itm_and_fused_relation_need_fusion(weights, relation, matching, fusion):
     module = SDR(weights, relation=relation)
     assert ("matching" in module.needs, "fusion" in module.needs) == (matching, fusion)
     if not fusion:
@@ -273,21 +259,19 @@ def test_what_needs_the_fusion_encoder(weights, relation, matching, fusion):
 # --- Structure.
 
 
-@pytest.mark.parametrize("kind", RELATIONS)
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_structure_is_zero_when_all_relations_coincide_and_only_then(kind, distance):
+@pytest.mark.parametrize(("distance", "kind"), PAIRWISE)
+def test_structure_is_zero_iff_all_relations_are_equal(distance, kind):
     module = make_sdr(dict.fromkeys(STRUCTURE, 1), relation=kind, distance=distance)
     rows = F.normalize(random_rows(4, WIDTH, 3), dim=1)
-    # Teachers and fused tokens are the same rows in a turned and scaled space.
+    # Teachers and fused tokens are rotated and scaled copies of the rows.
     turned = [rows @ torch.linalg.qr(random_rows(WIDTH, WIDTH, seed)).Q * seed for seed in (1, 2, 3)]
     pairs = Pairs(rows, rows, torch.arange(4), None, *turned)
     assert max(module(pairs).values()) < 1e-6
     assert min(module(pairs._replace(text_teacher=random_rows(4, 6, 9))).values()) > 1e-4
 
 
-@pytest.mark.parametrize("kind", RELATIONS)
-@pytest.mark.parametrize("distance", COSINE_DISTANCES)
-def test_kd_is_zero_when_the_students_relation_is_the_fused_one(kind, distance):
+@pytest.mark.parametrize(("distance", "kind"), PAIRWISE[:6])
+def test_kd_is_zero_iff_student_relation_equals_the_target(distance, kind):
     module = make_sdr({"kd": 1}, share=0.3, relation=kind, distance=distance)
     image_teacher, text_teacher = random_rows(4, 6, 1), random_rows(4, 7, 2)
     cosines = [F.normalize(t, dim=1) @ F.normalize(t, dim=1).T for t in (image_teacher, text_teacher)]
@@ -302,7 +286,7 @@ def test_kd_is_zero_when_the_students_relation_is_the_fused_one(kind, distance):
     assert module(swapped)["kd"].item() > 1e-3
 
 
-def test_structure_by_hand():
+def test_structure_terms_of_two_pairs():
     # Two pairs: each relation matrix has one number off its diagonal.
     cosine = {"student": 0.0, "image": 0.6, "text": -0.8}
     pairs = Pairs(
@@ -329,29 +313,29 @@ def test_structure_by_hand():
     )
 
 
-def test_several_relations_are_summed_by_their_weights():
+def test_several_relations_are_a_weighted_sum():
     pairs = random_pairs()
     single = {kind: make_sdr({"kd": 1}, relation=kind)(pairs)["kd"] for kind in SEVERAL}
     several = make_sdr({"kd": 1}, relation=SEVERAL)(pairs)["kd"]
     torch.testing.assert_close(several, sum(SEVERAL[kind] * value for kind, value in single.items()))
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_structure_does_not_see_a_rotation(distance):
+@pytest.mark.parametrize("distance", ["mae", "kl", "rkd_angle"])
+def test_structure_is_invariant_to_rotation(distance):
     module, pairs = make_sdr(relation=SEVERAL, distance=distance), random_pairs()
     rotation, of_tokens = (torch.linalg.qr(random_rows(w, w, 9)).Q for w in (WIDTH, TOKEN_WIDTH))
     moved = pairs._replace(image=pairs.image @ rotation, text=pairs.text @ rotation, fused=pairs.fused @ of_tokens)
     rotated, still = module(moved), module(pairs)
     for name in ("itc", *STRUCTURE):
         torch.testing.assert_close(rotated[name], still[name])
-    for name in ("iic", "ttc"):  # these are tied to the teachers' projections
+    for name in ("iic", "ttc"):  # compared with projected teachers, which are not rotated
         assert abs(rotated[name] - still[name]) > 1e-3
     one_sided = module(pairs._replace(image=pairs.image @ rotation))
     assert abs(one_sided["kd"] - still["kd"]) > 1e-4
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_permuting_the_pairs_permutes_every_terms_gradient(distance):
+@pytest.mark.parametrize("distance", ["mse", "weighted_wasserstein", "paper_cumsum", "rkd_distance"])
+def test_gradients_are_equivariant_to_permutation(distance):
     module, pairs = make_sdr(relation=SEVERAL, distance=distance), random_pairs()
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     moved_rows = {name: torch.cat([order + 6 * i for i in range(3)]) for name in ("match_logits", "match_labels")}
@@ -375,7 +359,7 @@ def test_permuting_the_pairs_permutes_every_terms_gradient(distance):
 
 
 @pytest.mark.parametrize(("distance", "power"), [("mae", 1), ("mse", 2), ("wasserstein", 1), ("paper_cumsum", 1)])
-def test_growing_tau2_shrinks_every_structure_term(distance, power):
+def test_structure_terms_scale_with_tau2(distance, power):
     pairs = random_pairs()
     cold = make_sdr(tau2=0.1, distance=distance)(pairs)
     warm = make_sdr(tau2=0.8, distance=distance)(pairs)
@@ -386,8 +370,8 @@ def test_growing_tau2_shrinks_every_structure_term(distance, power):
 
 
 @pytest.mark.parametrize("distance", COSINE_DISTANCES)
-def test_a_tau2_that_crossed_zero(distance):
-    """As it may where temperatures are not clamped: a distance of relations over tau2 stays a distance."""
+def test_negative_tau2_keeps_distances_positive(distance):
+    """Happens without clamping."""
     module = make_sdr(dict.fromkeys(STRUCTURE, 1), distance=distance, clamp_temperatures=False)
     with torch.no_grad():
         module.structure.temperature.value.neg_()
@@ -396,7 +380,7 @@ def test_a_tau2_that_crossed_zero(distance):
     assert {name: value.item() for name, value in module(pairs).items()} == pytest.approx(expected, rel=1e-6)
 
 
-def test_with_mae_the_teachers_two_terms_sum_to_their_distance_whatever_lambda():
+def test_kdi_and_kdt_with_mae_sum_to_the_teacher_distance():
     pairs = random_pairs()
     relations = [reference.relation(teacher.tolist()) for teacher in (pairs.image_teacher, pairs.text_teacher)]
     expected = reference.distance(*relations, "mae") / 0.4
@@ -412,7 +396,7 @@ def test_with_mae_the_teachers_two_terms_sum_to_their_distance_whatever_lambda()
         assert outside.total(outside(pairs)).item() == pytest.approx(2 * expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("distance", DISTANCES)
+@pytest.mark.parametrize("distance", ["mae", "kl", "rkd_distance"])
 def test_lambda_is_the_share_of_the_text_teacher(distance):
     pairs = random_pairs()
     text_only = make_sdr(share=1.0, distance=distance)(pairs)
@@ -423,8 +407,8 @@ def test_lambda_is_the_share_of_the_text_teacher(distance):
     assert image_only["kdt"] > 0.01
 
 
-@pytest.mark.parametrize("kind", RELATIONS)
-def test_the_weights_of_the_wasserstein_distance_are_the_texts_whatever_the_relation(kind):
+@pytest.mark.parametrize("kind", ["fused", "image_image"])
+def test_wasserstein_weights_come_from_texts(kind):
     module, pairs = make_sdr({"kd": 1}, relation=kind, distance="weighted_wasserstein"), random_pairs()
     other_text = F.normalize(random_rows(6, WIDTH, 50), dim=1)
     assert abs(module(pairs._replace(text=other_text))["kd"] - module(pairs)["kd"]) > 1e-3
@@ -433,7 +417,7 @@ def test_the_weights_of_the_wasserstein_distance_are_the_texts_whatever_the_rela
 # --- The teachers' MLPs.
 
 
-def test_the_mlps_widths():
+def test_teacher_mlp_widths():
     module = SDR({"kd": 1}, None, IMAGE_WIDTH, TEXT_WIDTH, teacher_mlps=True)
     for mlp, width in (
         (module.structure.image_teacher_mlp, IMAGE_WIDTH),
@@ -452,7 +436,7 @@ def test_the_mlps_widths():
     }
 
 
-def test_without_structure_there_are_no_mlps():
+def test_no_teacher_mlps_without_structure_terms():
     module = make_sdr({"itc": 1, "iic": 1}, teacher_mlps=False)
     asked = SDR({"itc": 1, "iic": 1}, WIDTH, IMAGE_WIDTH, teacher_mlps=True)
     assert asked.state_dict().keys() == module.state_dict().keys()
@@ -460,7 +444,7 @@ def test_without_structure_there_are_no_mlps():
 
 # --- What carries gradient.
 
-CARRIES = {
+GRADIENT_TO = {
     "itc": {"image", "text", "temperature.value"},
     "itm": {"match_logits"},
     "iic": {"image", "temperature.value", "project_image_teacher.weight", "project_image_teacher.bias"},
@@ -472,34 +456,34 @@ CARRIES = {
 
 
 @pytest.mark.parametrize("term", list(TERMS))
-def test_what_a_term_moves(term):
+def test_terms_have_gradient_to_their_inputs_only(term):
     found = gradients(make_sdr(), random_pairs(), term)
-    assert {name for name, value in found.items() if value is not None} == CARRIES[term]
-    assert all(found[name].abs().max() > 0 for name in CARRIES[term])
+    assert {name for name, value in found.items() if value is not None} == GRADIENT_TO[term]
+    assert all(found[name].abs().max() > 0 for name in GRADIENT_TO[term])
 
 
 @pytest.mark.parametrize(
-    ("kind", "moved"),
+    ("kind", "moved", "distance"),
     [
-        ("fused", {"fused"}),
-        ("image_image", {"image"}),
-        ("text_text", {"text"}),
-        ("image_text", {"image", "text"}),
-        ("averaged", {"image", "text"}),
-        ({"fused": 1, "text_text": 1}, {"fused", "text"}),
+        ("fused", {"fused"}, "mae"),
+        ("image_image", {"image"}, "kl"),
+        ("text_text", {"text"}, "rkd_angle"),
+        ("image_text", {"image", "text"}, "mae"),
+        ("averaged", {"image", "text"}, "kl"),
+        ({"fused": 1, "text_text": 1}, {"fused", "text"}, "rkd_angle"),
     ],
 )
-@pytest.mark.parametrize("distance", ["mae", "kl", "rkd_angle"])
-def test_kd_moves_the_embeddings_that_its_relation_names(kind, moved, distance):
+def test_kd_has_gradient_to_the_embeddings_of_its_relation(kind, moved, distance):
     found = gradients(make_sdr(relation=kind, distance=distance), random_pairs(), "kd")
     assert {name for name in EMBEDDINGS if found[name] is not None} == moved
     assert all(found[name].any() for name in moved)
 
 
-@pytest.mark.parametrize("teacher_mlps", [False, True], ids=["features", "mlps"])
-@pytest.mark.parametrize("term", ["kdi", "kdt"])
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_the_teachers_terms_move_lambda_tau2_and_the_mlps_alone(distance, term, teacher_mlps):
+@pytest.mark.parametrize(
+    ("distance", "term", "teacher_mlps"),
+    [(distance, ("kdi", "kdt")[n % 2], n % 4 > 1) for n, distance in enumerate(DISTANCES)],
+)
+def test_kdi_and_kdt_have_gradient_to_scalars_and_mlps_only(distance, term, teacher_mlps):
     found = gradients(make_sdr(distance=distance, teacher_mlps=teacher_mlps), random_pairs(), term)
     moved = {name for name, value in found.items() if value is not None and value.any()}
     scalars = {"text_share.value"} | (set() if distance in RKD else {"relation_temperature.value"})
@@ -508,9 +492,10 @@ def test_the_teachers_terms_move_lambda_tau2_and_the_mlps_alone(distance, term, 
     assert (mlps <= moved) == teacher_mlps
 
 
-@pytest.mark.parametrize("teacher_mlps", [False, True], ids=["features", "mlps"])
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_no_gradient_ever_reaches_the_teachers_features(distance, teacher_mlps):
+@pytest.mark.parametrize(
+    ("distance", "teacher_mlps"), [("mae", False), ("mae", True), ("kl", False), ("rkd_angle", True)]
+)
+def test_teacher_features_get_no_gradient(distance, teacher_mlps):
     pairs = random_pairs()
     pairs.image_teacher.requires_grad_()
     pairs.text_teacher.requires_grad_()
@@ -521,7 +506,7 @@ def test_no_gradient_ever_reaches_the_teachers_features(distance, teacher_mlps):
     assert pairs.image.grad is not None
 
 
-def test_fixed_scalars_are_no_parameters_but_are_saved():
+def test_fixed_scalars_are_buffers():
     module, pairs = make_sdr(learnable=False), random_pairs()
     scalars = {"temperature.value", "relation_temperature.value", "text_share.value"}
     assert not scalars & set(parameters(module))
@@ -530,7 +515,7 @@ def test_fixed_scalars_are_no_parameters_but_are_saved():
 
 
 @pytest.mark.parametrize("distance", ["mae", "kl"])
-def test_a_bounded_lambda_weighs_the_relations(distance):
+def test_bounded_lambda_equals_free_lambda(distance):
     pairs, given = random_pairs(), {"relation_temperature": Temperature(0.4), "distance": distance}
     weights = dict.fromkeys(STRUCTURE, 1)
     bounded = SDR(weights, text_share=TextShare(0.3, "bounded"), **given).double()
@@ -550,7 +535,7 @@ def degenerate(name):
     if name == "two pairs of one image":
         return random_pairs(ids=[7, 7])
     pairs = random_pairs(ids=[7, 7, 7, 7] if name == "one image" else [7, 7, 8, 9])
-    if name == "an image twice":  # of two captions, and two equal fused tokens
+    if name == "an image twice":  # with two captions and equal fused tokens
         rows = torch.tensor([0, 0, 2, 3])
         return pairs._replace(image=pairs.image[rows], fused=pairs.fused[rows], image_teacher=pairs.image_teacher[rows])
     if name == "equal embeddings":
@@ -574,19 +559,19 @@ BATCHES = [
 ]
 
 
-@pytest.mark.parametrize("teacher_mlps", [False, True], ids=["features", "mlps"])
-@pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("batch", BATCHES)
-def test_degenerate_batches_are_defined(batch, distance, teacher_mlps):
-    module, pairs = make_sdr(relation=SEVERAL, distance=distance, teacher_mlps=teacher_mlps), degenerate(batch)
-    terms = module(pairs)
-    assert all(-1e-12 < value < 1e3 for value in terms.values()), terms
-    for term in TERMS:
-        for name, found in gradients(module, pairs, term).items():
-            assert found is None or found.abs().max() < 1e4, (term, name)  # finite, and of a size to learn from
+def test_degenerate_batches_have_finite_terms_and_gradients(batch):
+    pairs = degenerate(batch)
+    for number, distance in enumerate(DISTANCES):
+        module = make_sdr(relation=SEVERAL, distance=distance, teacher_mlps=(number + BATCHES.index(batch)) % 2 == 1)
+        terms = module(pairs)
+        assert all(-1e-12 < value < 1e3 for value in terms.values()), (distance, terms)
+        for term in TERMS:
+            for name, found in gradients(module, pairs, term).items():
+                assert found is None or found.abs().max() < 1e4, (distance, term, name)
 
 
-def test_weights_that_round_below_zero_do_not_blow_up():
+def test_slightly_negative_wasserstein_weights_stay_finite():
     module = make_sdr(dict.fromkeys(STRUCTURE, 1), distance="weighted_wasserstein")
     for seed in range(40):
         pairs = random_pairs(seed, [0, 1])
@@ -595,7 +580,7 @@ def test_weights_that_round_below_zero_do_not_blow_up():
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-def test_a_batch_of_one_pair(distance):
+def test_single_pair_has_zero_loss_and_gradient(distance):
     module, pairs = make_sdr(relation=SEVERAL, distance=distance), random_pairs(ids=[7])
     terms = module(pairs)
     module.total(terms).backward()
@@ -604,15 +589,6 @@ def test_a_batch_of_one_pair(distance):
     assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, abs=1e-12)
     for tensor in (pairs.image, pairs.text, pairs.fused, *module.parameters()):
         assert tensor.grad.abs().max() < 1e-12
-
-
-@pytest.mark.parametrize("distance", DISTANCES)
-def test_a_batch_of_one_image(distance):
-    module, pairs = make_sdr(relation=SEVERAL, distance=distance), random_pairs(ids=[7, 7, 7, 7])
-    terms, given = module(pairs), plain(module, pairs)
-    expected = reference.instance_terms(given) | structure_terms(module, given)
-    assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, rel=1e-6)
-    assert all(terms[name] >= math.log(4) for name in ("itc", "iic", "ttc"))
 
 
 # --- Scalars.
@@ -627,7 +603,7 @@ def fill(module, **values):
             module.get_parameter(f"{place}.value").fill_(value)
 
 
-def test_clamp_puts_both_temperatures_back_and_leaves_lambda():
+def test_after_step_clamps_temperatures_but_not_lambda():
     module = make_sdr()
     fill(module, temperature=-3, relation_temperature=50, text_share=1.7)
     module.after_step()
@@ -638,7 +614,7 @@ def test_clamp_puts_both_temperatures_back_and_leaves_lambda():
     SDR({"kd": 1}, distance="rkd_angle").after_step()
 
 
-def test_temperatures_can_be_left_alone():
+def test_clamping_can_be_disabled():
     module = make_sdr(clamp_temperatures=False)
     fill(module, temperature=-3, relation_temperature=50, text_share=1.7)
     module.after_step()
@@ -647,7 +623,7 @@ def test_temperatures_can_be_left_alone():
     )
 
 
-def test_logged_scalars():
+def test_scalars():
     values = make_sdr(tau=0.2, tau2=0.4, share=0.3).scalars()
     assert {name: value.item() for name, value in values.items()} == pytest.approx(
         {"temperature": 0.2, "relation_temperature": 0.4, "lambda": 0.3}
@@ -658,7 +634,7 @@ def test_logged_scalars():
 
 
 @pytest.mark.parametrize("distance", RKD)
-def test_relational_knowledge_distillation_has_no_temperature(distance):
+def test_rkd_has_no_temperature(distance):
     module = SDR({"kd": 1, "itc": 1}, distance=distance)
     assert set(module.scalars()) == {"temperature", "lambda"}
     assert set(parameters(module)) == {"temperature.value", "text_share.value"}
@@ -666,21 +642,21 @@ def test_relational_knowledge_distillation_has_no_temperature(distance):
         SDR({"kd": 1}, distance=distance, relation_temperature=Temperature())
 
 
-def test_the_temperature_that_negatives_are_drawn_with():
+def test_hard_negative_temperature():
     found = make_sdr(tau=0.2).hard_negative_temperature()
     assert found.item() == pytest.approx(0.2)
     assert not found.requires_grad
     assert SDR({"itm": 1, "kd": 1}, relation="fused").hard_negative_temperature() == 0.07
 
 
-def test_the_published_starting_values():
+def test_initial_scalars_are_those_of_the_public_code():
     values = SDR({"itc": 1, "kd": 2}).scalars()
     assert {name: value.item() for name, value in values.items()} == pytest.approx(
         {"temperature": 0.07, "relation_temperature": 0.07, "lambda": 0.5}
     )
 
 
-def test_two_methods_share_no_scalar():
+def test_instances_share_no_parameters():
     first, second = SDR({"itc": 1, "kd": 1}), SDR({"itc": 1, "kd": 1})
     assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
     assert first.temperature is not first.structure.temperature
@@ -698,10 +674,9 @@ def test_two_methods_share_no_scalar():
         ({"itc": 1.0, "kd": math.nan}, r"weight of 'kd' must be finite and >= 0, got nan"),
         ({"itc": math.inf}, r"weight of 'itc' must be finite and >= 0, got inf"),
         ({"itc": 0.0, "kd": 0.0}, "no term has a positive weight"),
-        ({}, "no term has a positive weight"),
     ],
 )
-def test_weights_that_make_no_sense(weights, message):
+def test_invalid_weights_are_rejected(weights, message):
     with pytest.raises(ValueError, match=message):
         make_sdr(weights)
 
@@ -717,12 +692,12 @@ def test_weights_that_make_no_sense(weights, message):
                 {"relation": {"averaged": 1, "fused": weight}},
                 rf"weight of relation 'fused' must be .* positive, got {weight}",
             )
-            for weight in (0, -1.0, math.inf, math.nan)
+            for weight in (0, math.inf, math.nan)
         ),
         ({"distance": "wd"}, f"distance must be one of {', '.join(DISTANCES)}, got 'wd'"),
     ],
 )
-def test_relations_and_distances_that_make_no_sense(arguments, message):
+def test_invalid_relations_and_distances_are_rejected(arguments, message):
     with pytest.raises(ValueError, match=message):
         SDR({"kd": 1}, **arguments)
 
@@ -738,26 +713,26 @@ def test_relations_and_distances_that_make_no_sense(arguments, message):
         ({"kdi": 1}, True, "teacher_mlps", "text_teacher_width"),
     ],
 )
-def test_a_missing_width(weights, mlps, reader, missing):
+def test_missing_widths_are_rejected(weights, mlps, reader, missing):
     widths = {"embedding_width": 4, "image_teacher_width": 6, "text_teacher_width": 7}
     with pytest.raises(ValueError, match=f"{reader} needs {missing}"):
         SDR(weights, teacher_mlps=mlps, **{k: v for k, v in widths.items() if k != missing})
 
 
 @pytest.mark.parametrize(("term", "argument"), [("iic", "image_teacher_width"), ("ttc", "text_teacher_width")])
-def test_widths_that_no_term_reads_may_be_missing(term, argument):
+def test_unused_widths_may_be_missing(term, argument):
     module = SDR({term: 1}, WIDTH, **{argument: 7})
     (projection,) = [child for child in module.children() if isinstance(child, nn.Linear)]
     assert (projection.in_features, projection.out_features) == (7, WIDTH)
 
 
 @pytest.mark.parametrize(("term", "modality", "width"), [("iic", "image", 5), ("ttc", "text", 3)])
-def test_a_bank_of_another_width(term, modality, width):
+def test_teacher_features_of_another_width_are_rejected(term, modality, width):
     pairs = random_pairs()._replace(**{f"{modality}_teacher": random_rows(6, 11, 0)})
     message = rf"{modality} bank is 11 wide.*expects {width}.*{modality}_teacher_width to 11"
     with pytest.raises(ValueError, match=message):
         make_sdr({term: 1})(pairs)
-    make_sdr({"kd": 1})(pairs)  # relations do not mind widths
+    make_sdr({"kd": 1})(pairs)  # relations do not depend on widths
 
 
 @pytest.mark.parametrize(
@@ -768,6 +743,6 @@ def test_a_bank_of_another_width(term, modality, width):
         ({"kd": 1}, "fused", "fused tokens needs a fusion encoder"),
     ],
 )
-def test_without_a_fusion_encoder(weights, absent, message):
+def test_missing_fusion_outputs_are_rejected(weights, absent, message):
     with pytest.raises(ValueError, match=message):
         make_sdr(weights, relation="fused")(random_pairs()._replace(**{absent: None}))

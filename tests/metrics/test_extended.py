@@ -64,7 +64,7 @@ def test_items_of_another_split_are_refused(split):
 
 @pytest.mark.data
 @pytest.mark.skipif("SDR_SHARED" not in os.environ, reason="SDR_SHARED names no folder with COCO's captions")
-def test_a_list_without_caption_ids_goes_by_position(split):
+def test_captions_without_ids_are_matched_by_position(split):
     """The public list has the images in the package's order; ten images have a sixth caption, which the package lacks."""
     _, images, captions, index, image, text = split
     entries = json.loads((Path(os.environ["SDR_SHARED"]) / "data/official_json/coco_test.json").read_text())

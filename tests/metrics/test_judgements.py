@@ -62,7 +62,7 @@ def test_agreement_equals_its_definition(tmp_path, embeddings):
     assert found["expert_i2t_NDCG"] == pytest.approx(50 * sum(values))
 
 
-def test_crowd(tmp_path, embeddings):
+def test_crowd_judgements_are_read(tmp_path, embeddings):
     path = write(tmp_path, "a.jpg\ta.jpg#0\t1\t3\t0\na.jpg\tb.jpg#0\t0.333333\t1\t2\nb.jpg\tb.jpg#0\t0\t0\t3\n")
     judgements = read_judgements(path)
     assert judgements.kind == "crowd"
@@ -72,20 +72,17 @@ def test_crowd(tmp_path, embeddings):
     }
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
+def test_malformed_files(tmp_path):
+    for text, message in [
         ("", "holds no judgements"),
         ("a.jpg a.jpg#0 1 1 1\n", "line 1 is 'a.jpg a.jpg#0 1 1 1': expected image.jpg"),
         ("a.jpg\ta.jpg#0\t5\t1\t1\n", "line 1"),
         ("a.jpg\ta.jpg\t4\t1\t1\n", "line 1"),
         ("a.jpg\ta.jpg#0\t4\t1\t1\na.jpg\tb.jpg#0\t0.5\t1\t1\n", "line 2 is a judgement of the crowd kind"),
         ("a.jpg\ta.jpg#0\t4\t1\t1\na.jpg\ta.jpg#0\t4\t1\t1\n", "line 2 rates a.jpg and a.jpg#0 again"),
-    ],
-)
-def test_malformed_files(tmp_path, text, message):
-    with pytest.raises(ValueError, match=message):
-        read_judgements(write(tmp_path, text))
+    ]:
+        with pytest.raises(ValueError, match=message):
+            read_judgements(write(tmp_path, text))
 
 
 def test_judgements_of_other_images(tmp_path, embeddings):

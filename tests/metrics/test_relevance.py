@@ -42,25 +42,25 @@ class TestFacts:
         itself = relevance.rows("image", "image", EVERYTHING)
         assert torch.equal(itself, torch.diag(torch.tensor([1.0, 1.0, 0.0])))  # empty is like nothing, not itself
 
-    @pytest.mark.parametrize("as_torch", [False, True])
-    def test_equals_the_definition(self, as_torch):
-        draw = np.random.default_rng(0)
-        images, texts = (
-            draw.integers(0, 5, (11, 7)),
-            draw.integers(0, 4, (23, 7)) * draw.integers(0, 2, (23, 1)),
-        )
-        texts[0, 0] = 100_000  # costs one more level, not as many as it counts
-        facts = {"image": images, "text": texts}
-        relevance = FactRelevance(*(map(torch.from_numpy, (images, texts)) if as_torch else (images, texts)))
-        for query in facts:
-            for gallery in facts:
-                smaller = np.minimum(facts[query][:, None], facts[gallery]).sum(2)
-                greater = np.maximum(facts[query][:, None], facts[gallery]).sum(2)
-                expected = np.where(greater > 0, smaller / np.maximum(greater, 1), 0)
-                found = relevance.rows(query, gallery, EVERYTHING)
-                assert found.dtype == torch.float32
-                np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
-                assert torch.equal(relevance.rows(query, gallery, slice(3, 8)), found[3:8])
+    def test_equals_the_definition(self):
+        for as_torch in [False, True]:
+            draw = np.random.default_rng(0)
+            images, texts = (
+                draw.integers(0, 5, (11, 7)),
+                draw.integers(0, 4, (23, 7)) * draw.integers(0, 2, (23, 1)),
+            )
+            texts[0, 0] = 100_000  # costs one more level, not as many as it counts
+            facts = {"image": images, "text": texts}
+            relevance = FactRelevance(*(map(torch.from_numpy, (images, texts)) if as_torch else (images, texts)))
+            for query in facts:
+                for gallery in facts:
+                    smaller = np.minimum(facts[query][:, None], facts[gallery]).sum(2)
+                    greater = np.maximum(facts[query][:, None], facts[gallery]).sum(2)
+                    expected = np.where(greater > 0, smaller / np.maximum(greater, 1), 0)
+                    found = relevance.rows(query, gallery, EVERYTHING)
+                    assert found.dtype == torch.float32
+                    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
+                    assert torch.equal(relevance.rows(query, gallery, slice(3, 8)), found[3:8])
 
     def test_fingerprint_is_of_the_content(self):
         base = FactRelevance(self.images, self.texts).fingerprint
@@ -75,18 +75,15 @@ class TestFacts:
         relevance = FactRelevance(np.zeros((2, 0), int), np.zeros((3, 4), int)[:, :0])
         assert torch.equal(relevance.rows("text", "image", slice(0, 2)), torch.zeros(2, 2))
 
-    @pytest.mark.parametrize(
-        ("images", "message"),
-        [
+    def test_errors(self):
+        for images, message in [
             (np.array([[-1, 0, 0]]), "image_facts must not be negative, found -1"),
             (np.array([[0.5, 0, 0]]), "integers"),
             (np.array([1, 0, 0]), "integers"),
             (np.array([[1, 0]]), "image_facts have 2 facts, text_facts 3"),
-        ],
-    )
-    def test_errors(self, images, message):
-        with pytest.raises(ValueError, match=message):
-            FactRelevance(images, self.texts)
+        ]:
+            with pytest.raises(ValueError, match=message):
+                FactRelevance(images, self.texts)
 
 
 class TestRougeL:
@@ -154,9 +151,8 @@ class TestRougeL:
         assert RougeLRelevance(pair, [0, 1], 2).rows("text", "image", EVERYTHING)[0, 1] == 1
         assert RougeLRelevance(pair, [0, 1], 2, tokenizer="tern").rows("text", "image", EVERYTHING)[0, 1] < 1
 
-    @pytest.mark.parametrize(
-        ("caption", "tokens"),
-        [
+    def test_scripts_without_blanks_are_taken_by_character(self):
+        for caption, tokens in [
             ("一只猫，in a T恤。", ["一", "只", "猫", "in", "a", "t", "恤"]),
             ("カメラを持つ ﾈｺ、々", ["カ", "メ", "ラ", "を", "持", "つ", "ﾈ", "ｺ", "々"]),
             ("กำลังขี่ม้า", ["ก", "ำ", "ลั", "ง", "ขี่", "ม้", "า"]),  # marks stay with their letter
@@ -164,12 +160,10 @@ class TestRougeL:
             ("မြန်မာ", ["မြ", "န်", "မာ"]),
             ("ລາວ", ["ລ", "າ", "ວ"]),
             ("강아지 두 마리, ein Hündchen", ["강아지", "두", "마리", "ein", "hündchen"]),
-        ],
-    )
-    def test_scripts_without_blanks_are_taken_by_character(self, caption, tokens):
-        assert tokenize([caption]) == [tokens]
+        ]:
+            assert tokenize([caption]) == [tokens]
 
-    def test_what_the_tokens_are_is_part_of_the_record(self):
+    def test_kind_and_fingerprint_depend_on_the_tokenisation(self):
         """Of captions in English nothing changed, down to the fingerprint, which is the name of the cached file."""
         english = RougeLRelevance(["a dog", "a cat"], [0, 1], 2)
         assert english.kind == "rouge-l stripped"
@@ -228,7 +222,7 @@ class TestCache:
         assert torch.equal(first.rows("text", "image", EVERYTHING), second.rows("text", "image", EVERYTHING))
 
     @pytest.mark.parametrize("damage", ["cut", "empty", "text", "shape", "type", "nan", "pickle"])
-    def test_a_damaged_file_is_computed_again(self, tmp_path, damage):
+    def test_damaged_file_is_recomputed(self, tmp_path, damage):
         expected = self.build(tmp_path).rows("text", "image", EVERYTHING)
         (file,) = tmp_path.iterdir()
         content = file.read_bytes()

@@ -39,11 +39,11 @@ class Architecture(NamedTuple):
         return self.embed_dim * 2 ** (len(self.depths) - 1)
 
     def side(self, stage: int) -> int:
-        """How many tokens a side of the image has in a stage."""
+        """Return the number of tokens per image side in a stage."""
         return self.image_size // self.patch // 2**stage
 
     def windows(self, stage: int, block: int) -> tuple[int, int]:
-        """Side of a block's windows, and by how much they are shifted."""
+        """Return the window side and the shift of a block."""
         side = self.side(stage)
         if side <= self.window:
             return side, 0
@@ -54,7 +54,7 @@ class Architecture(NamedTuple):
 
 
 def image_tokens(state, sizes, images):
-    """(B, 1 + N, width) of uint8 images: the mean, and every token."""
+    """Return (B, 1 + N, width) tokens of uint8 images: the mean, then all tokens."""
     pixels = images.float() / 255
     pixels = torch.stack([(pixels[:, c] - MEAN[c]) / STD[c] for c in range(3)], dim=1)
     return swin(below(state, "vision_encoder"), sizes, pixels)
@@ -65,7 +65,7 @@ def image_embeddings(state, sizes, images):
 
 
 def text_tokens(state, sizes, ids, mask):
-    """(B, L, width): BERT's text mode."""
+    """Return (B, L, width) tokens of BERT's text mode."""
     bert = bert_of(state)
     hidden = bert["embeddings.word_embeddings.weight"][ids]
     hidden = hidden + bert["embeddings.token_type_embeddings.weight"][0]
@@ -81,7 +81,7 @@ def text_embeddings(state, sizes, ids, mask):
 
 
 def matching_logits(state, sizes, images, ids, mask):
-    """(B, 2) of each image with the caption beside it: BERT's fusion mode, and the head on its first token."""
+    """Return (B, 2) matching logits of pairs: BERT's fusion mode, and the head on its first token."""
     seen, hidden, bert = image_tokens(state, sizes, images), text_tokens(state, sizes, ids, mask), bert_of(state)
     for number in range(sizes.fusion_layer, sizes.layers):
         hidden = bert_layer(hidden, mask, seen, below(bert, f"encoder.layer.{number}"), sizes.text_heads)
@@ -126,7 +126,7 @@ def swin_block(tokens, part, heads, window, shift):
 
 
 def window_attention(tokens, part, heads, mask):
-    """Of (B, N, width): each head's queries, keys and values are consecutive thirds of ``qkv``."""
+    """Attend within (B, N, width); queries, keys and values are consecutive thirds of ``qkv``."""
     query, key, value = linear(tokens, part, "qkv").chunk(3, dim=-1)
     width, outputs = query.shape[-1] // heads, []
     for head in range(heads):
@@ -138,13 +138,13 @@ def window_attention(tokens, part, heads, mask):
 
 
 def merged(tokens, part):
-    """Four neighbours into one, twice as wide."""
+    """Merge 2 x 2 neighbours into one token of twice the width."""
     four = [tokens[:, row::2, column::2] for row, column in ((0, 0), (1, 0), (0, 1), (1, 1))]
     return layer_norm(torch.cat(four, dim=-1), part, "norm", 1e-5) @ part["reduction.weight"].T
 
 
 def relative_position_index(window):
-    """(N, N) rows of the bias table."""
+    """Return the (N, N) row indices into the bias table."""
     places = [(y, x) for y in range(window) for x in range(window)]
     return torch.tensor(
         [[(y - v + window - 1) * (2 * window - 1) + x - u + window - 1 for v, u in places] for y, x in places]
@@ -152,7 +152,7 @@ def relative_position_index(window):
 
 
 def attention_mask(side, window, shift):
-    """(windows, N, N) of -100 between tokens that are neighbours only because the image was rolled, else 0."""
+    """Return the (windows, N, N) mask: -100 between tokens that are neighbours only after the cyclic shift, else 0."""
 
     def region(place):
         return 0 if place < side - window else 1 if place < side - shift else 2
@@ -169,7 +169,7 @@ def attention_mask(side, window, shift):
 
 
 def bert_of(state):
-    """The part ``text_encoder``, or ``text_encoder.bert`` where a language model's head is around it."""
+    """Return the part ``text_encoder``, or ``text_encoder.bert`` if there is a language modelling head."""
     return below(state, "text_encoder.bert") or below(state, "text_encoder")
 
 
@@ -202,7 +202,7 @@ def bert_attention(hidden, context, mask, part, heads):
 
 
 def below(state, prefix):
-    """What stands below a name, by the rest of its name."""
+    """Return the entries below a prefix, by the rest of their names."""
     return {name[len(prefix) + 1 :]: value for name, value in state.items() if name.startswith(f"{prefix}.")}
 
 
@@ -224,7 +224,7 @@ def gelu(rows):
 
 
 def random_state(sizes: Architecture, seed: int = 0, teacher_mlps: bool = False) -> dict[str, Tensor]:
-    """Every key of a checkpoint of the public code, with buffers, and random values large enough that each one matters."""
+    """Return random values for every key of a checkpoint of the public code, with buffers."""
     generator = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor] = {}
 
@@ -257,7 +257,7 @@ def random_state(sizes: Architecture, seed: int = 0, teacher_mlps: bool = False)
 
 
 def first_stage(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a checkpoint of the public code's first stage has of a whole one: no distillation."""
+    """Return the keys of a first-stage checkpoint, without those of distillation."""
     return {key: value for key, value in state.items() if not key.startswith(("sig_", "temp2", "lamba"))}
 
 

@@ -1,4 +1,4 @@
-"""Evaluations as ``sdr evaluate --output`` writes them, of models that exist in name only."""
+"""Write the files of ``sdr evaluate --output`` with synthetic ranks."""
 
 import json
 from pathlib import Path
@@ -12,9 +12,9 @@ CAPTIONS = 3
 def write_evaluation(
     path: Path, skill: float = 0.0, seed: int = 0, images: int = 60, graded: bool = True, **meta: Any
 ) -> Path:
-    """Write ``metrics.json`` and its queries; the greater `skill`, the better the ranks. `meta` replaces entries."""
+    """Write ``metrics.json`` and its queries; higher `skill` gives better ranks, `meta` replaces entries."""
     rng = np.random.default_rng(seed)
-    hard = np.random.default_rng(99).normal(0, 1, images)  # of each image, whoever ranks it
+    hard = np.random.default_rng(99).normal(0, 1, images)  # difficulty of each image, shared by all systems
     text_image = np.arange(images).repeat(CAPTIONS)
 
     def ranks(image: np.ndarray) -> np.ndarray:

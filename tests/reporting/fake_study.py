@@ -1,4 +1,4 @@
-"""A study's folder with made-up numbers, as the study writes it."""
+"""Write the folder of a study with synthetic metrics."""
 
 import csv
 import json
@@ -113,7 +113,7 @@ def edit_json(path: Path, **changes: object) -> None:
 
 
 def metrics_of(method: str, imbalance: str, ratio: float, seed: int, ndcg: bool = True) -> dict[str, float]:
-    """Metrics that depend on their arguments alone; rsum is the sum of the recalls."""
+    """Return deterministic metrics; rsum is the sum of the recalls."""
     draw = random.Random(f"{method} {imbalance} {ratio} {seed}")
     level = BASE[method] - SLOPE[method] * ratio * STEEPNESS[imbalance] + 6 * math.sin(7 * seed) + draw.gauss(0, 3)
     shares = {"R@1": 0.10, "R@5": 0.18, "R@10": 0.22}

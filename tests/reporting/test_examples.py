@@ -3,13 +3,13 @@ from pathlib import Path
 import pytest
 
 from sdr_lightning.reporting.examples import collect_examples
-from sdr_lightning.reporting.thumbnails import Thumbnails
+from sdr_lightning.reporting.figures.thumbnails import Thumbnails
 from sdr_lightning.results.loading import load_study
 from sdr_lightning.results.schema import Condition
 from tests.reporting.fake_study import CAPTIONS, edit_json, folder, write_study
 
 
-def test_methods_side_by_side_at_the_highest_ratio_with_examples(tmp_path: Path) -> None:
+def test_examples_are_from_the_highest_ratio_and_first_seed_that_have_any(tmp_path: Path) -> None:
     write_study(tmp_path, ratios=(0, 0.3, 0.6), extras=True)
     for method in ("ITC", "SDR"):
         for seed in (0, 1, 2):
@@ -20,27 +20,17 @@ def test_methods_side_by_side_at_the_highest_ratio_with_examples(tmp_path: Path)
     assert [example.query.direction for example in group.examples] == ["t2i", "t2i", "i2t", "i2t"]
     assert [example.query.text for example in group.examples[:2]] == list(CAPTIONS[:2])
     assert all(list(example.results) == ["ITC", "SDR"] for example in group.examples)
-    assert [result.correct for result in group.examples[0].results["SDR"]] == [
-        False,
-        True,
-        False,
-        False,
-        False,
-    ]
+    assert [result.correct for result in group.examples[0].results["SDR"]] == [False, True, False, False, False]
 
 
-def test_no_examples(tmp_path: Path) -> None:
-    assert collect_examples(load_study(write_study(tmp_path))) == ()
-
-
-def test_malformed_examples_name_the_file(tmp_path: Path) -> None:
+def test_malformed_examples_are_rejected(tmp_path: Path) -> None:
     path = folder(write_study(tmp_path, extras=True), "SDR", "mismatch", 0.6, 0) / "examples.json"
     edit_json(path, queries=[{"direction": "t2t"}])
     with pytest.raises(ValueError, match=rf"{path}: query 0: 'direction' must be one of t2i, i2t, found 't2t'"):
         collect_examples(load_study(tmp_path))
 
 
-def test_a_key_never_leads_out_of_the_folder(tmp_path: Path) -> None:
+def test_thumbnails_are_read_from_their_folder_only(tmp_path: Path) -> None:
     (tmp_path / "thumbnails").mkdir()
     (tmp_path / "secret.png").write_bytes(b"x")
     (tmp_path / "thumbnails" / "a b.jpg").write_bytes(b"x")

@@ -8,16 +8,15 @@ from sdr_lightning.reporting.formatting import verdict_text
 from sdr_lightning.reporting.statistics import Interval, mean_interval, paired_difference, verdict
 
 
-def test_mean_interval_by_hand() -> None:
-    # s = 1, t(2, 0.975) = 4.302653, so half = 4.302653 / sqrt(3).
+def test_mean_interval_of_three_values() -> None:
+    # s = 1 and t(2, 0.975) = 4.302653, so half = 4.302653 / sqrt(3).
     interval = mean_interval([1.0, 2.0, 3.0])
     assert interval.mean == 2.0
     assert interval.half == pytest.approx(2.484138, abs=1e-6)
     assert (interval.low, interval.high) == pytest.approx((-0.484138, 4.484138), abs=1e-6)
 
 
-@pytest.mark.parametrize("n", [2, 3, 10])
-@pytest.mark.parametrize("confidence", [0.95, 0.8])
+@pytest.mark.parametrize(("n", "confidence"), [(2, 0.95), (10, 0.8)])
 def test_paired_difference_equals_scipy(n: int, confidence: float) -> None:
     rng = np.random.default_rng(n)
     a, b = rng.normal(3, 2, n), rng.normal(2, 2, n)
@@ -27,30 +26,21 @@ def test_paired_difference_equals_scipy(n: int, confidence: float) -> None:
     assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
 
 
-def test_pairing_is_by_seed_not_by_position() -> None:
+def test_paired_difference_pairs_by_seed() -> None:
     found = paired_difference({2: 12.0, 0: 10.0, 7: 99.0}, {0: 9.0, 2: 11.0, 5: -99.0})
     assert found == Interval(mean=1.0, half=0.0, n=2)
 
 
-@pytest.mark.parametrize(("values", "n"), [([], 0), ([4.0], 1)])
-def test_too_few_values_have_no_interval(values: list[float], n: int) -> None:
+@pytest.mark.parametrize("values", [[], [4.0]], ids=len)
+def test_fewer_than_two_values_have_no_interval(values: list[float]) -> None:
     interval = mean_interval(values)
-    assert (interval.half, interval.low, interval.high, interval.n) == (None, None, None, n)
-    assert math.isnan(interval.mean) == (n == 0)
-    assert verdict(interval) == "undecided"
-    assert verdict_text(interval) == f"undecided (n={n})"
+    assert (interval.half, interval.low, interval.high, interval.n) == (None, None, None, len(values))
+    assert math.isnan(interval.mean) == (not values)
+    assert verdict_text(interval) == f"undecided (n={len(values)})"
 
 
-@pytest.mark.parametrize(
-    ("mean", "half", "expected"),
-    [
-        (1.0, 0.9, "supported"),
-        (-1.0, 0.9, "not supported"),
-        (1.0, 1.1, "undecided"),
-        (-1.0, 1.1, "undecided"),
-        (1.0, 1.0, "undecided"),
-        (0.0, 0.0, "undecided"),
-    ],
-)
-def test_verdict(mean: float, half: float, expected: str) -> None:
-    assert verdict(Interval(mean, half, 3)) == expected
+def test_verdict_excludes_zero_strictly() -> None:
+    assert verdict(Interval(1.0, 0.9, 3)) == "supported"
+    assert verdict(Interval(-1.0, 0.9, 3)) == "not supported"
+    for mean, half in ((1.0, 1.0), (-1.0, 1.0), (1.0, 1.1), (-1.0, 1.1), (0.0, 0.0)):
+        assert verdict(Interval(mean, half, 3)) == "undecided"

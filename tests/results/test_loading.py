@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from sdr_lightning.cli.report import run as report
+from sdr_lightning.reporting.notes import caveats
 from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL
-from sdr_lightning.reporting.record_tables import caveats
 from sdr_lightning.results.codec import from_json, to_json
 from sdr_lightning.results.loading import load_study
 from sdr_lightning.results.schema import (

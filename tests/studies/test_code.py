@@ -55,7 +55,7 @@ def test_comments_messages_reports_and_unused_readers_do_not_count(package: Path
         ("data/scenes.py", 'raise ValueError(f"', 'raise ValueError(f"Other words. '),
         ("data/tabular.py", "\nclass ", f"\n{UNUSED}class "),
         ("data/__init__.py", "\n__all__", "\nfrom sdr_lightning.data.check import *\n\n__all__"),
-        ("reporting/plots.py", "WIDTH = 11.0", "WIDTH = 12.0"),
+        ("reporting/figures/style.py", "WIDTH = 11.0", "WIDTH = 12.0"),
         ("results/schema.py", "\nclass ", f"\n{UNUSED}class "),
         ("cli/main.py", "\ndef ", f"\n{UNUSED}def "),
         ("configure/parser_errors.py", "\ndef ", f"\n{UNUSED}def "),

@@ -1,4 +1,4 @@
-"""Callbacks that end a training as batch systems and power cuts do."""
+"""Callbacks that interrupt a training."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class KillAfter(pl.Callback):
     """Sends this process a signal after a batch.
 
     Args:
-        step: how many batches were trained on by then, over all epochs.
-        name: of the signal.
+        step: number of trained batches over all epochs after which the signal is sent.
+        name: name of the signal.
     """
 
     def __init__(self, step: int, name: str = "SIGKILL") -> None:
@@ -29,7 +29,7 @@ class KillAfter(pl.Callback):
 
 
 class BreakWandb(pl.Callback):
-    """Lets W&B fail as on a full disk, once training has begun."""
+    """Makes W&B fail as on a full disk after the first epoch."""
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for logger in trainer.loggers:

@@ -1,4 +1,4 @@
-"""Students small enough for many fits: towers of one layer without anything random, and the real fusion encoder."""
+"""Tiny deterministic students for tests: towers of one layer, and the real fusion encoder."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ BERT: dict[str, Any] = {
     "max_position_embeddings": 64,
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
-    "initializer_range": 0.5,  # so that a fusion encoder without training tells pairs apart
+    "initializer_range": 0.5,  # so that an untrained fusion encoder gives distinct scores
 }
 ALL = {"itc": 1.0, "iic": 0.7, "ttc": 1.3, "kd": 2.0, "kdi": 0.6, "kdt": 0.9}
 TEXT_CONTENT = np.array([7, 8, 7, 9])
@@ -54,7 +54,7 @@ WITH_MATCHING = {**ALL, "itm": 2.0}
 
 
 class ImageTower(Tower):
-    """Four patches of a 16-pixel image, one linear map; ``rows`` remembers how many images each call had."""
+    """One linear layer over the four patches of a 16-pixel image; ``rows`` stores the batch size of each call."""
 
     modality = "image"
 
@@ -62,7 +62,7 @@ class ImageTower(Tower):
         super().__init__(frozen)
         self.width = self.tokens_width = width
         self.patch, self.pretrained, self.rows = nn.Linear(3 * 8 * 8, width), pretrained, list[int]()
-        self.freeze_if_asked()
+        self.apply_frozen()
 
     def settings(self) -> str:
         return "patches"
@@ -76,7 +76,7 @@ class ImageTower(Tower):
 
 
 class TextTower(Tower):
-    """Words by table and one linear map; the caption is their mean. ``rows`` is the image tower's."""
+    """Word embeddings, one linear layer and mean pooling; ``rows`` stores the batch size of each call."""
 
     modality = "text"
 
@@ -85,7 +85,7 @@ class TextTower(Tower):
         self.width = self.tokens_width = width
         self.words, self.mix = nn.Embedding(80, width), nn.Linear(width, width)
         self.pretrained, self.rows = pretrained, list[int]()
-        self.freeze_if_asked()
+        self.apply_frozen()
 
     def settings(self) -> str:
         return "words"
@@ -107,7 +107,7 @@ def student(
     optimisation: Optimisation | None = None,
     **options: Any,
 ) -> RetrievalModule:
-    """A student with every parameter at random; without a fusion encoder only if asked."""
+    """Build a student with random parameters."""
     torch.manual_seed(seed)
     encoder = DualEncoder(
         ImageTower("image" in frozen),
@@ -120,7 +120,7 @@ def student(
 
 
 def pictures(ids: Sequence[int]) -> Tensor:
-    """The picture of each image id, (B, 3, 16, 16) uint8."""
+    """Return the image of each id, (B, 3, 16, 16) uint8."""
     return torch.stack(
         [
             torch.randint(0, 256, (3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(100 + i))
@@ -130,7 +130,7 @@ def pictures(ids: Sequence[int]) -> Tensor:
 
 
 def sentences(lengths: Sequence[int], seed: int = 0) -> Tokens:
-    """Random captions of these lengths, padded to the longest with a word that must not be read."""
+    """Return random captions of these lengths, padded with an unused word."""
     generator = torch.Generator().manual_seed(seed)
     ids, mask = torch.full((len(lengths), max(lengths)), 79), torch.zeros(len(lengths), max(lengths), dtype=torch.int64)
     for row, length in enumerate(lengths):
@@ -140,7 +140,7 @@ def sentences(lengths: Sequence[int], seed: int = 0) -> Tokens:
 
 
 def pairs(ids: Sequence[int], lengths: Sequence[int], seed: int = 0) -> RetrievalBatch:
-    """A batch of pairs with teachers' features."""
+    """Return a batch of pairs with random teacher features."""
     generator = torch.Generator().manual_seed(seed + 50)
     return RetrievalBatch(
         pictures(ids),
@@ -153,12 +153,12 @@ def pairs(ids: Sequence[int], lengths: Sequence[int], seed: int = 0) -> Retrieva
 
 
 def hardest(weights: Tensor, generator: torch.Generator | None = None) -> Negatives:
-    """In the place of a random draw: the likeliest negative."""
+    """Replace the random draw by the most likely negative."""
     return Negatives(weights.argmax(dim=1), weights.sum(dim=1) > 0)
 
 
 class FixedBatches(pl.LightningDataModule):
-    """The same batches every epoch, of a data module that knows nothing else."""
+    """A data module with the same batches in every epoch."""
 
     def __init__(self, batches: Iterable[RetrievalBatch]) -> None:
         super().__init__()
@@ -167,16 +167,16 @@ class FixedBatches(pl.LightningDataModule):
         self.tokenizer = SceneTokenizer(max_tokens=32)
 
     def attach_teacher(self, modality: str) -> None:
-        """Features of teachers are in the batches."""
+        """Do nothing: teacher features are in the batches."""
 
     def split(self, split: Split) -> Any:
-        """Asked for the teachers' sources when training is continued, and for the captions that are equal."""
+        """Return the attributes that training reads."""
         rows = sum(len(batch.image_index) for batch in self.batches)
         table = SimpleNamespace(captions=[""] * rows)
         return SimpleNamespace(teacher_sources={}, content=lambda _: TEXT_CONTENT, table=table)
 
     def set_epoch_order(self, _: Any) -> None:
-        """The batches stay the same."""
+        """Do nothing: the batches are fixed."""
 
     def train_dataloader(self) -> Any:
         return DataLoader(self.batches, batch_size=None, collate_fn=_itself)  # type: ignore[arg-type]
@@ -190,7 +190,7 @@ def _itself(batch: Any) -> Any:
 
 
 def trainer(**options: Any) -> pl.Trainer:
-    """A trainer of one process that writes and shows nothing."""
+    """Build a trainer of one process without output."""
     defaults: dict[str, Any] = {
         "accelerator": "cpu",
         "devices": 1,
@@ -209,13 +209,13 @@ SCENES = SceneSource(num_train=12, num_val=6, num_test=7, size=16)
 
 
 def scenes(**options: Any) -> RetrievalDataModule:
-    """A data module of 60 pairs of scenes."""
+    """Build a data module of 60 pairs of scenes."""
     defaults: dict[str, Any] = {"source": SCENES, "batch_size": 20, "image_size": 16}
     return RetrievalDataModule(tokenizer=SceneTokenizer(), **{**defaults, **options})
 
 
 class RaggedSource(MemorySource):
-    """Images with one to five captions each, of lengths of their own, and a relevance that says nothing."""
+    """Images with one to five captions of different lengths, and constant relevance."""
 
     def table(self, split: Split) -> Any:
         table = super().table(split)
@@ -227,7 +227,7 @@ class RaggedSource(MemorySource):
 
 
 class NamedScenes(SceneSource):
-    """Scenes under any name, with captions that are as long as asked for."""
+    """Scenes with a given name and number of words per caption."""
 
     def __init__(self, name: str, words: int = 5, num_train: int = 12, num_val: int = 6, num_test: int = 7) -> None:
         super().__init__(num_train=num_train, num_val=num_val, num_test=num_test, size=16)
@@ -240,6 +240,6 @@ class NamedScenes(SceneSource):
 
 
 def flattened(batches: Iterable[Any]) -> Iterator[Any]:
-    """The rows of batches."""
+    """Yield the rows of batches."""
     for batch in batches:
         yield from batch

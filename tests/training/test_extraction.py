@@ -1,3 +1,5 @@
+"""Feature extraction: the cache, reuse under other corruptions, and interruption."""
+
 import os
 import signal
 import threading
@@ -29,7 +31,7 @@ CLEAN = Imbalance()
 
 
 class CountingTower(Tower):
-    """A linear tower that remembers how many rows it was asked for."""
+    """A linear tower that counts the rows it encodes."""
 
     width = 4
 
@@ -39,7 +41,7 @@ class CountingTower(Tower):
         generator = torch.Generator().manual_seed(seed)
         self.weight = nn.Parameter(torch.randn(100 if modality == "text" else 768, 4, generator=generator))
         self.rows: list[int] = []
-        self.freeze_if_asked()
+        self.apply_frozen()
 
     def settings(self) -> str:
         return "counting"
@@ -51,8 +53,8 @@ class CountingTower(Tower):
             return Encoded(words.sum(1).float() @ self.weight)
         return Encoded(inputs.flatten(1).float() / 255 @ self.weight)
 
-    def asked(self) -> int:
-        """Rows since it was last asked."""
+    def encoded_rows(self) -> int:
+        """Return the number of rows since the last call."""
         rows, self.rows = sum(self.rows), []
         return rows
 
@@ -68,12 +70,12 @@ def bank(tower: Tower, data: RetrievalDataModule, split: Split = "train") -> Fea
     return split_bank(tower, data, split, CPU)
 
 
-def assert_fresh(found: FeatureBank, tower: CountingTower, data: RetrievalDataModule, empty: Path) -> None:
-    """A bank is the one that the same tower gives where nothing is kept, by row."""
+def assert_equals_recomputed(found: FeatureBank, tower: CountingTower, data: RetrievalDataModule, empty: Path) -> None:
+    """Check that a bank equals the one computed without a cache."""
     again = CountingTower(tower.modality)
     fresh = bank(again, module(empty, *data.imbalances))
     split = data.split("train")
-    assert again.asked() == len(split.ids(tower.modality))
+    assert again.encoded_rows() == len(split.ids(tower.modality))
     assert list(found.ids) == list(split.ids(tower.modality))
     assert np.array_equal(found.content, split.content(tower.modality))
     assert torch.equal(found.features, fresh.features)
@@ -81,26 +83,26 @@ def assert_fresh(found: FeatureBank, tower: CountingTower, data: RetrievalDataMo
 
 
 @pytest.mark.parametrize(("modality", "items"), [("image", 20), ("text", 100)])
-def test_a_frozen_tower_speaks_once(modality: Literal["image", "text"], items: int, tmp_path: Path) -> None:
+def test_frozen_features_are_computed_once(modality: Literal["image", "text"], items: int, tmp_path: Path) -> None:
     tower = CountingTower(modality)
     first = bank(tower, module(tmp_path))
-    assert tower.asked() == items
+    assert tower.encoded_rows() == items
     again = bank(tower, module(tmp_path))
-    assert tower.asked() == 0
+    assert tower.encoded_rows() == 0
     assert torch.equal(first.features, again.features)
     assert len(list(tmp_path.glob(f"{modality}-*.safetensors"))) == 1
 
 
-def test_a_trained_teacher_is_asked_every_time_and_nothing_is_kept(tmp_path: Path) -> None:
+def test_features_of_trained_teachers_are_not_cached(tmp_path: Path) -> None:
     tower = CountingTower("image", frozen=False)
     for _ in range(2):
         extract_bank(tower, module(tmp_path), ["train", "val"], CPU)
-        assert tower.asked() == 26
+        assert tower.encoded_rows() == 26
     assert not list(tmp_path.iterdir())
 
 
-def meeting(tower: CountingTower, batch: int, event: Callable[[], object]) -> CountingTower:
-    """Let something happen in one of a tower's batches."""
+def with_event(tower: CountingTower, batch: int, event: Callable[[], object]) -> CountingTower:
+    """Call a function in one of the batches of a tower."""
     plain = tower.encode_inputs
 
     def encode_inputs(inputs: Tensor | Tokens) -> Encoded:
@@ -114,29 +116,28 @@ def meeting(tower: CountingTower, batch: int, event: Callable[[], object]) -> Co
 
 
 def kill() -> None:
-    """Fail where nothing is saved any more."""
+    """Fail without saving, like a kill."""
     raise MemoryError
 
 
-def sent(number: signal.Signals) -> Callable[[], None]:
+def sending(number: signal.Signals) -> Callable[[], None]:
     return lambda: os.kill(os.getpid(), number)
 
 
-@pytest.mark.parametrize("frozen", [True, False])
 @pytest.mark.parametrize(
-    ("event", "kept"),
-    [(sent(signal.SIGINT), [7, 7]), (sent(signal.SIGTERM), [7, 7]), (kill, [7])],
+    ("event", "kept", "frozen"),
+    [(sending(signal.SIGINT), [7, 7], True), (sending(signal.SIGTERM), [7, 7], False), (kill, [7], True)],
     ids=["Ctrl-C", "SIGTERM", "kill"],
 )
-def test_an_interrupted_extraction_goes_on_with_the_batches_that_are_left(
+def test_interrupted_extraction_resumes_with_the_missing_batches(
     event: Callable[[], object], kept: list[int], frozen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After an error, as after a kill, what is lost is what was computed since the last part."""
+    """A kill loses only the batches since the last part."""
     whole = CountingTower("image", frozen)
     expected = bank(whole, module(tmp_path / "whole"))
     if event is kill:
-        monkeypatch.setattr(extraction, "_PART_S", 0.0)
-    tower = meeting(CountingTower("image", frozen), 2, event)
+        monkeypatch.setattr(extraction, "_PART_SECONDS", 0.0)
+    tower = with_event(CountingTower("image", frozen), 2, event)
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with pytest.raises((Stopped, MemoryError)) as caught:
         extract_bank(tower, module(tmp_path), ["train"], CPU)
@@ -151,22 +152,23 @@ def test_an_interrupted_extraction_goes_on_with_the_batches_that_are_left(
     assert [path.suffix for path in tmp_path.glob("image-*")] == [".safetensors"] * frozen
 
 
-def test_a_stop_in_a_later_split_keeps_the_earlier_ones(tmp_path: Path) -> None:
+def test_interruption_keeps_earlier_splits(tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         extract_bank(
-            meeting(CountingTower("image", False), 4, sent(signal.SIGTERM)), module(tmp_path), ["train", "val"], CPU
+            with_event(CountingTower("image", False), 4, sending(signal.SIGTERM)),
+            module(tmp_path),
+            ["train", "val"],
+            CPU,
         )
     tower = CountingTower("image", frozen=False)
     assert len(extract_bank(tower, module(tmp_path), ["train", "val"], CPU).ids) == 26
-    assert tower.asked() == 0
+    assert tower.encoded_rows() == 0
     assert not list(tmp_path.iterdir())
 
 
-def test_a_second_process_waits_for_the_features_of_the_first(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_second_process_waits_for_the_first(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     begun, waited = threading.Event(), threading.Event()
-    slow = meeting(CountingTower("image"), 1, lambda: (begun.set(), waited.wait(10)))
+    slow = with_event(CountingTower("image"), 1, lambda: (begun.set(), waited.wait(10)))
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(bank, slow, module(tmp_path))
         assert begun.wait(10)
@@ -176,7 +178,7 @@ def test_a_second_process_waits_for_the_features_of_the_first(
             assert not second.done()
         waited.set()
         assert torch.equal(first.result().features, second.result().features)
-    assert tower.asked() == 0
+    assert tower.encoded_rows() == 0
 
 
 STEPS: dict[str, tuple[Literal["image", "text"], Sequence[tuple[Imbalance, int]]]] = {
@@ -197,36 +199,35 @@ STEPS: dict[str, tuple[Literal["image", "text"], Sequence[tuple[Imbalance, int]]
         "image",
         [(Imbalance("gaussian_noise", 0.5, severity=5), 20), (Imbalance("gaussian_noise", 0.5, severity=4), 10)],
     ),
-    "another kind": ("image", [(Imbalance("blur", 0.5), 20), (Imbalance("missing", 1.0, "image"), 20), (CLEAN, 10)]),
-    "a mismatch shows and says the same": ("image", [(CLEAN, 20), (Imbalance("mismatch", 1.0), 0)]),
-    "mismatched captions say the same": ("text", [(CLEAN, 100), (Imbalance("mismatch", 1.0), 0)]),
-    "noise of the other modality": ("text", [(CLEAN, 100), (Imbalance("blur", 1.0), 0)]),
+    "other kinds": ("image", [(Imbalance("blur", 0.5), 20), (Imbalance("missing", 1.0, "image"), 20), (CLEAN, 10)]),
+    "mismatched images": ("image", [(CLEAN, 20), (Imbalance("mismatch", 1.0), 0)]),
+    "mismatched captions": ("text", [(CLEAN, 100), (Imbalance("mismatch", 1.0), 0)]),
     "missing captions": ("text", [(CLEAN, 100), (Imbalance("missing", 0.4, "text"), 40)]),
 }
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_only_items_in_a_new_state_are_encoded(name: str, tmp_path: Path) -> None:
+def test_only_items_of_new_content_are_encoded(name: str, tmp_path: Path) -> None:
     modality, steps = STEPS[name]
     tower = CountingTower(modality)
     for number, (imbalance, encoded) in enumerate(steps):
         data = module(tmp_path, imbalance)
         found = bank(tower, data)
-        assert tower.asked() == encoded
-        assert_fresh(found, tower, data, tmp_path / f"fresh {number}")
+        assert tower.encoded_rows() == encoded
+        assert_equals_recomputed(found, tower, data, tmp_path / f"fresh {number}")
 
 
-def test_dropped_words_that_leave_a_caption_as_it_was_are_no_new_state(tmp_path: Path) -> None:
+def test_unchanged_captions_are_not_encoded_again(tmp_path: Path) -> None:
     tower = CountingTower("text")
     bank(tower, module(tmp_path))
-    tower.asked()
+    tower.encoded_rows()
     data = module(tmp_path, Imbalance("drop_words", 0.5, severity=1))
     found = bank(tower, data)
     captions = zip(data.split("train").table.captions, SCENES.table("train").captions, strict=True)
     changed = sum(now != was for now, was in captions)
-    assert tower.asked() == changed
+    assert tower.encoded_rows() == changed
     assert 0 < changed < 50
-    assert_fresh(found, tower, data, tmp_path / "fresh")
+    assert_equals_recomputed(found, tower, data, tmp_path / "fresh")
 
 
 @pytest.mark.parametrize(
@@ -237,15 +238,15 @@ def test_dropped_words_that_leave_a_caption_as_it_was_are_no_new_state(tmp_path:
         {"source": SceneSource(seed=1, num_train=20, num_val=6, num_test=5, size=16)},
     ],
 )
-def test_other_inputs_are_encoded_anew(change: dict[str, Any], tmp_path: Path) -> None:
+def test_other_input_settings_are_encoded_again(change: dict[str, Any], tmp_path: Path) -> None:
     options = {"source": SCENES, "batch_size": 10, "image_size": 16, "cache": str(tmp_path)}
     data = [RetrievalDataModule(tokenizer=SceneTokenizer(), **{**options, **each}) for each in ({}, change)]
     towers = [CountingTower("image") for _ in data]
-    for tower in towers:  # of any image size
+    for tower in towers:  # accept any image size
         tower.encode_inputs = lambda inputs, tower=tower: Encoded(pooled(tower, inputs))  # type: ignore[method-assign]
     for tower, each in zip(towers, data, strict=True):
         bank(tower, each)
-        assert tower.asked() == 20
+        assert tower.encoded_rows() == 20
 
 
 def pooled(tower: CountingTower, inputs: Tensor) -> Tensor:
@@ -253,35 +254,35 @@ def pooled(tower: CountingTower, inputs: Tensor) -> Tensor:
     return inputs.float().mean((2, 3)) @ tower.weight[:3]
 
 
-def test_another_tower_is_asked_anew(tmp_path: Path) -> None:
+def test_other_weights_are_encoded_again(tmp_path: Path) -> None:
     first, second = CountingTower("image", seed=0), CountingTower("image", seed=1)
     banks = [bank(tower, module(tmp_path)) for tower in (first, second)]
-    assert (first.asked(), second.asked()) == (20, 20)
+    assert (first.encoded_rows(), second.encoded_rows()) == (20, 20)
     assert banks[0].source != banks[1].source
     assert not torch.equal(banks[0].features, banks[1].features)
 
 
-def test_another_limit_of_tokens_is_encoded_anew(tmp_path: Path) -> None:
+def test_other_token_limit_is_encoded_again(tmp_path: Path) -> None:
     tower = CountingTower("text")
     for limit in (40, 5):
         data = RetrievalDataModule(SCENES, SceneTokenizer(limit), batch_size=10, image_size=16, cache=str(tmp_path))
         bank(tower, data)
-        assert tower.asked() == 100
+        assert tower.encoded_rows() == 100
 
 
-def test_the_splits_of_a_bank_are_kept_apart_and_put_together(tmp_path: Path) -> None:
+def test_bank_of_several_splits(tmp_path: Path) -> None:
     tower, data = CountingTower("image"), module(tmp_path)
     both = extract_bank(tower, data, ["train", "test"], CPU)
-    assert tower.asked() == 25
+    assert tower.encoded_rows() == 25
     assert len(both.ids) == 25
     for split in ("train", "test"):
         prepared = data.split(split)
         found = both.rows(prepared.ids("image"), prepared.content("image"))
         assert torch.equal(found, bank(tower, data, split).features)
-    assert tower.asked() == 0
+    assert tower.encoded_rows() == 0
 
 
-def test_what_is_kept_is_handed_out_instead_of_pixels(tmp_path: Path) -> None:
+def test_cached_features_replace_pixels(tmp_path: Path) -> None:
     tower = CountingTower("image")
     bank(tower, module(tmp_path, CLEAN))
     data = module(tmp_path, Imbalance("gaussian_noise", 0.5))

@@ -1,4 +1,4 @@
-"""Chunks of a batch against the whole of it: values, gradients, random numbers, memory, and what chunks cannot do."""
+"""Gradient caching against the whole batch: gradients, random numbers, memory and errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ BERT |= {"intermediate_size": 32, "max_position_embeddings": 64}
 
 
 def gradients(module: RetrievalModule, batch: RetrievalBatch, precision: Any = "32-true") -> dict[str, Tensor]:
-    """Of one training step."""
+    """Return the gradients of one training step."""
     found = Gradients()
     with patch.object(matching, "draw_negatives", hardest):
         fit = trainer(precision=precision, max_steps=1, limit_val_batches=0, callbacks=[found])
@@ -47,7 +47,7 @@ def gradients(module: RetrievalModule, batch: RetrievalBatch, precision: Any = "
 
 
 def towers(dropout: float = 0.0, **options: Any) -> RetrievalModule:
-    """A vision transformer of timm and a BERT of transformers."""
+    """Build a student with a timm ViT and a BERT."""
     torch.manual_seed(0)
     size = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "drop_rate": dropout}
     image = TimmImageTower("vit_tiny_patch16_224", model_args=size)
@@ -57,9 +57,8 @@ def towers(dropout: float = 0.0, **options: Any) -> RetrievalModule:
     return RetrievalModule(encoder, method, **options)
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 6, 7, 100])
-@pytest.mark.parametrize("relation", ["averaged", "fused"])
-def test_any_chunk_has_the_gradient_of_the_whole_batch(size: int, relation: str) -> None:
+@pytest.mark.parametrize(("size", "relation"), [(1, "fused"), (3, "averaged"), (6, "fused"), (100, "averaged")])
+def test_chunks_have_the_gradient_of_the_whole_batch(size: int, relation: str) -> None:
     batch, options = pairs(IDS, LENGTHS), {"weights": WITH_MATCHING, "relation": relation}
     whole = gradients(student(**options), batch, "64-true")
     chunks = gradients(student(**options, micro_batch=size), batch, "64-true")
@@ -68,23 +67,23 @@ def test_any_chunk_has_the_gradient_of_the_whole_batch(size: int, relation: str)
         torch.testing.assert_close(chunks[name], gradient, rtol=1e-10, atol=1e-13, msg=lambda m, n=name: f"{n}: {m}")
 
 
-def test_real_towers_to_rounding_in_float32() -> None:
+def test_real_towers_in_float32() -> None:
     batch = pairs(IDS, LENGTHS)
     whole, chunks = gradients(towers(), batch), gradients(towers(micro_batch=2), batch)
     for name, gradient in whole.items():
-        apart = (chunks[name] - gradient).norm() / max(gradient.norm().item(), 1e-4)  # keys' biases have none
+        apart = (chunks[name] - gradient).norm() / max(gradient.norm().item(), 1e-4)  # zero for biases of keys
         assert apart < 1e-5, name
 
 
-def test_real_towers_under_bf16() -> None:
+def test_real_towers_in_bf16() -> None:
     batch = pairs(IDS, LENGTHS)
     whole, chunks = (gradients(towers(micro_batch=size), batch, "bf16-mixed") for size in (None, 2))
     flat = [torch.cat([gradient.flatten() for gradient in found.values()]) for found in (whole, chunks)]
     assert torch.cosine_similarity(*flat, dim=0) > 0.999
 
 
-def test_a_chunk_that_is_encoded_again_drops_the_same_units() -> None:
-    """The gradient with dropout against the chunks encoded one after another, once and with everything kept."""
+def test_recomputation_uses_the_same_dropout() -> None:
+    """Compare with chunks encoded one after another without recomputation."""
     batch = pairs(IDS, LENGTHS)
     module = towers(0.3)
     inputs = batch.images
@@ -95,7 +94,7 @@ def test_a_chunk_that_is_encoded_again_drops_the_same_units() -> None:
             vectors = torch.cat([module.encoder.encode_image(chunk) for chunk in inputs.split(3)])
         else:
             vectors = encode_in_chunks(module.encoder.image, inputs, 3).embedding
-        torch.rand(5)  # moves the generator on before the chunks are encoded again
+        torch.rand(5)  # advance the generator before recomputation
         (found,) = torch.autograd.grad(
             vectors.mul(torch.arange(42).view(7, 6)).sum(), [next(module.encoder.image_tower.parameters())]
         )
@@ -109,7 +108,7 @@ def test_a_chunk_that_is_encoded_again_drops_the_same_units() -> None:
 
 
 class Deep(nn.Module):
-    """Ten layers whose activations are far larger than what comes out; counts how many calls are kept at once."""
+    """Ten layers with activations far larger than the output."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,8 +118,8 @@ class Deep(nn.Module):
         return Encoded(self.layers(inputs))
 
 
-def kept_between_passes(size: int | None) -> int:
-    """Bytes that the forward pass keeps for the backward one."""
+def saved_bytes(size: int | None) -> int:
+    """Return the bytes saved for the backward pass."""
     deep, kept = Deep(), set[tuple[int, int]]()
 
     def keep(tensor: Tensor) -> Tensor:
@@ -133,13 +132,13 @@ def kept_between_passes(size: int | None) -> int:
     return sum(size for _, size in kept)
 
 
-def test_activations_are_not_kept() -> None:
-    whole = kept_between_passes(None)
+def test_chunks_save_memory() -> None:
+    whole = saved_bytes(None)
     assert whole > 10 * 512 * 64 * 4
-    assert kept_between_passes(32) < whole / 10
+    assert saved_bytes(32) < whole / 10
 
 
-def test_batch_norm_and_no_pair_at_all_are_refused() -> None:
+def test_batch_norm_and_empty_chunks_are_rejected() -> None:
     torch.manual_seed(0)
     text, method = TransformersTextTower(config=BERT), SDR({"itc": 1})
     with pytest.raises(ValueError, match="image tower's batch norm the statistics of 4 pairs: freeze"):
@@ -150,6 +149,6 @@ def test_batch_norm_and_no_pair_at_all_are_refused() -> None:
         RetrievalModule(frozen, method, micro_batch=0)
 
 
-def test_local_loss_without_the_exact_gradient_is_refused() -> None:
+def test_local_loss_requires_exact_gathering() -> None:
     with pytest.raises(ValueError, match="set gather to exact"):
         student(fusion=False, gather="albef", local_loss=True)

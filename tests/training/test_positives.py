@@ -1,4 +1,4 @@
-"""Captions of the same text, of two images."""
+"""Equal captions of different images as positives."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ pytestmark = LIGHTNINGS_OWN_WARNINGS
 
 
 class Seen(pl.Callback):
-    """The batches, and what the method is told of them."""
+    """Stores the batches and the inputs of the method."""
 
     def __init__(self) -> None:
         self.batches: list[RetrievalBatch] = []
@@ -31,7 +31,7 @@ class Seen(pl.Callback):
 
 
 @pytest.mark.parametrize("by_text", [False, True])
-def test_pairs_with_the_same_caption_are_positives_where_it_is_asked_for(by_text: bool) -> None:
+def test_equal_captions_are_positives_with_image_or_text(by_text: bool) -> None:
     data, seen = scenes(batch_size=60, imbalance=Imbalance("missing", 0.3, "text")), Seen()
     options = {"positives": "image_or_text"} if by_text else {}
     module = student({"itc": 1.0}, fusion=False, **options)
@@ -43,13 +43,8 @@ def test_pairs_with_the_same_caption_are_positives_where_it_is_asked_for(by_text
     expected = [
         [images[i] == images[j] or (by_text and captions[i] == captions[j]) for j in range(60)] for i in range(60)
     ]
-    same_text = sum(  # those that are missing, for one
+    same_text = sum(  # for example missing captions
         captions[i] == captions[j] and images[i] != images[j] for i in range(60) for j in range(60)
     )
-    assert same_text > 0  # or this data tells nothing
+    assert same_text > 0
     assert torch.equal(positives(pairs.image_index, pairs.image_index), torch.tensor(expected))
-
-
-def test_an_unknown_word() -> None:
-    with pytest.raises(ValueError, match="positives is image or image_or_text, got 'text'"):
-        student(positives="text")

@@ -1,4 +1,4 @@
-"""Checkpoints of the public code, imported, against the public code's model written out from the same state dict."""
+"""Import of checkpoints of the public code, against a reference implementation of its model."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ ARCHITECTURES = {
     "three stages, the first two shifted": TINY._replace(patch=2, depths=(2, 3, 2), image_heads=(2, 4, 8)),
     "a stage smaller than its windows": TINY._replace(depths=(1, 2, 2), image_heads=(2, 2, 4)),
     "odd windows": TINY._replace(image_size=24, window=3),
-    "one text layer, three that fuse": TINY._replace(fusion_layer=1),
-    "three text layers, one that fuses": TINY._replace(fusion_layer=3),
+    "one text layer, three fusion layers": TINY._replace(fusion_layer=1),
+    "three text layers, one fusion layer": TINY._replace(fusion_layer=3),
 }
 CAPTIONS = tokens((4, 7, 2), padding=13)
 PROJECTIONS = {f"method.project_{side}_teacher.{kind}" for side in ("image", "text") for kind in ("weight", "bias")}
@@ -82,7 +82,7 @@ def bert(sizes: Architecture) -> dict[str, Any]:
 
 
 def method(sizes: Architecture = TINY, **options: Any) -> SDR:
-    """The paper's, unless told otherwise."""
+    """Build an SDR method, by default with the terms of the paper."""
     widths = (sizes.embedding, sizes.image_teacher, sizes.text_teacher)
     return SDR(options.pop("weights", None), *widths, **{"relation": "fused", **options})
 
@@ -90,7 +90,7 @@ def method(sizes: Architecture = TINY, **options: Any) -> SDR:
 def student(
     sizes: Architecture = TINY, parts: dict[str, Any] | None = None, terms: SDR | None = None
 ) -> RetrievalModule:
-    """A student of an architecture with random weights; parts of its encoder may be others."""
+    """Build a student with random weights; ``parts`` replaces arguments of its encoder."""
     torch.manual_seed(5)
     encoder: dict[str, Any] = {
         "image_tower": swin(sizes),
@@ -102,8 +102,8 @@ def student(
 
 
 @torch.no_grad()
-def said(module: RetrievalModule, sizes: Architecture = TINY) -> tuple[Tensor, Tensor, Tensor]:
-    """Image embeddings, text embeddings, and the logits of each of three images with the caption beside it."""
+def outputs(module: RetrievalModule, sizes: Architecture = TINY) -> tuple[Tensor, Tensor, Tensor]:
+    """Return image embeddings, text embeddings and matching logits of three pairs."""
     encoder = module.eval().encoder
     image, text = encoder.image(images(3, sizes.image_size)), encoder.text(CAPTIONS)
     assert encoder.fusion is not None
@@ -113,7 +113,7 @@ def said(module: RetrievalModule, sizes: Architecture = TINY) -> tuple[Tensor, T
 
 
 def expected(state: State, sizes: Architecture = TINY) -> tuple[Tensor, Tensor, Tensor]:
-    """The same of the public code."""
+    """Return the same outputs of the reference implementation."""
     pixels = images(3, sizes.image_size)
     return (
         public.image_embeddings(state, sizes, pixels),
@@ -129,20 +129,20 @@ def unchanged(module: RetrievalModule) -> Iterator[None]:
     torch.testing.assert_close(dict(module.state_dict()), before, rtol=0, atol=0)
 
 
-# --- What it says once imported.
+# --- Outputs after import.
 
 
 @pytest.mark.parametrize("sizes", ARCHITECTURES.values(), ids=list(ARCHITECTURES))
-def test_an_imported_student_says_what_the_public_code_says(sizes: Architecture) -> None:
+def test_imported_student_equals_the_public_code(sizes: Architecture) -> None:
     state, module = public.random_state(sizes), student(sizes)
-    before = said(module, sizes)
+    before = outputs(module, sizes)
     import_public_sdr(module, state)
-    for mine, then, theirs in zip(said(module, sizes), before, expected(state, sizes), strict=True):
+    for mine, then, theirs in zip(outputs(module, sizes), before, expected(state, sizes), strict=True):
         torch.testing.assert_close(mine, theirs, **TOLERANCE)
         assert ((then - theirs).abs().amax(1) > 0.1).all()
 
 
-def test_tokens_are_the_mean_and_then_the_grid_row_by_row() -> None:
+def test_image_tokens_equal_the_public_code() -> None:
     state, module = public.random_state(TINY), student()
     import_public_sdr(module, state)
     pixels = images()
@@ -150,11 +150,12 @@ def test_tokens_are_the_mean_and_then_the_grid_row_by_row() -> None:
     assert theirs.shape == (3, 1 + 4 * 4, 16)
     torch.testing.assert_close(mine, theirs, **TOLERANCE)
     torch.testing.assert_close(theirs[:, 0], theirs[:, 1:].mean(1))
-    assert theirs[0, 1:].unique(dim=0).shape == (16, 16)  # tokens that could be confused would show nothing
+    assert theirs[0, 1:].unique(dim=0).shape == (16, 16)  # all tokens differ
 
 
-def test_every_weight_matters_to_what_is_compared() -> None:
-    """So that a weight in another's place cannot go unnoticed; keys' biases alone cancel in the softmax."""
+@pytest.mark.slow
+def test_every_weight_affects_the_compared_outputs() -> None:
+    """Except for biases of keys, which cancel in the softmax."""
     state = public.random_state(TINY)
     reference, generator = expected(state), torch.Generator().manual_seed(1)
     used = import_public_sdr(student(), state).used
@@ -166,32 +167,21 @@ def test_every_weight_matters_to_what_is_compared() -> None:
             assert apart > 10 * TOLERANCE["atol"], name
 
 
-def test_every_value_is_its_own() -> None:
+def test_values_are_copied() -> None:
     state, module = public.random_state(TINY), student()
     own = module.state_dict()
     for key, name in import_public_sdr(module, state).used.items():
         assert torch.equal(own[key], state[name].reshape(own[key].shape)), name  # a state dict shares its storage
 
 
-def test_temperatures_and_lambda_arrive() -> None:
+def test_scalars_are_imported() -> None:
     module = student()
     import_public_sdr(module, public.random_state(TINY))
     scalars = {name: value.item() for name, value in module.method.scalars().items()}
     assert scalars == {"temperature": 0.0625, "relation_temperature": 0.125, "lambda": 0.375}
 
 
-def test_the_teachers_projections_arrive() -> None:
-    state, module = public.random_state(TINY), student()
-    import_public_sdr(module, state)
-    features = torch.randn(2, 7)
-    theirs = features @ state["sig_vision_proj.weight"].T + state["sig_vision_proj.bias"]
-    torch.testing.assert_close(module.method.project_image_teacher(features), theirs)
-    features = torch.randn(2, 6)
-    theirs = features @ state["sig_text_proj.weight"].T + state["sig_text_proj.bias"]
-    torch.testing.assert_close(module.method.project_text_teacher(features), theirs)
-
-
-def test_the_teachers_mlps_arrive() -> None:
+def test_teacher_mlps_are_imported() -> None:
     state = public.random_state(TINY, teacher_mlps=True)
     module = student(terms=method(distance="wasserstein", teacher_mlps=True))
     imported = import_public_sdr(module, state)
@@ -205,60 +195,54 @@ def test_the_teachers_mlps_arrive() -> None:
         torch.testing.assert_close(mlp(features), theirs)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
-def test_values_take_the_students_precision(dtype: torch.dtype) -> None:
+def test_half_precision_is_converted() -> None:
     state, module = public.random_state(TINY), student()
     import_public_sdr(
-        module, {key: value.to(dtype) if value.is_floating_point() else value for key, value in state.items()}
+        module, {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     )
     assert {value.dtype for value in module.state_dict().values()} == {torch.float32}
-    for mine, theirs in zip(said(module), expected(state), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-2 if dtype == torch.float16 else 1e-5)
+    for mine, theirs in zip(outputs(module), expected(state), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=2e-2)
 
 
-@pytest.mark.parametrize("tower", ["image_tower", "text_tower"])
-def test_a_frozen_tower_is_imported_as_well(tower: str) -> None:
-    frozen = {"image_tower": swin(TINY, frozen=True)}
-    if tower == "text_tower":
-        frozen = {tower: TransformersTextTower(config=bert(TINY), pooling="cls", layers=2, frozen=True)}
+def test_frozen_towers_are_imported() -> None:
+    text_tower = TransformersTextTower(config=bert(TINY), pooling="cls", layers=2, frozen=True)
+    frozen = {"image_tower": swin(TINY, frozen=True), "text_tower": text_tower}
     state, module = public.random_state(TINY), student(parts=frozen)
     import_public_sdr(module, state)
-    for mine, theirs in zip(said(module), expected(state), strict=True):
+    for mine, theirs in zip(outputs(module), expected(state), strict=True):
         torch.testing.assert_close(mine, theirs, **TOLERANCE)
 
 
-# --- What it reports.
+# --- Reported keys.
 
 
-def around_a_language_model(state: State) -> State:
-    """As X-VLM's own checkpoints have it: BERT is below a head that predicts masked words."""
+def with_language_model_head(state: State) -> State:
+    """Convert to the layout of X-VLM checkpoints, with a masked language modelling head around BERT."""
     inner = {key.replace("text_encoder.", "text_encoder.bert."): value for key, value in state.items()}
     return inner | {"text_encoder.cls.predictions.bias": torch.zeros(50)}
 
 
-SPARE = {
+EXTRA = {
     "vision_encoder.head.weight": torch.zeros(2, 16),
     "text_encoder.pooler.dense.weight": torch.zeros(12, 12),
     "queue": torch.zeros(3),
 }
 KINDS: dict[str, tuple[Callable[[State], State], set[str], set[str]]] = {
-    "whole": (dict, set(), set()),
     "ordered": (OrderedDict, set(), set()),
-    "around a language model": (around_a_language_model, {"text_encoder.cls.predictions.bias"}, set()),
-    "of the first stage": (
+    "language model head": (with_language_model_head, {"text_encoder.cls.predictions.bias"}, set()),
+    "first stage": (
         public.first_stage,
         set(),
         {*PROJECTIONS, "method.structure.temperature.value", "method.structure.text_share.value"},
     ),
-    "with more": (lambda state: state | SPARE, set(SPARE), set()),
+    "extra keys": (lambda state: state | EXTRA, set(EXTRA), set()),
 }
 
 
-@pytest.mark.parametrize("sizes", ARCHITECTURES.values(), ids=list(ARCHITECTURES))
-@pytest.mark.parametrize(("change", "unused", "missing"), KINDS.values(), ids=list(KINDS))
-def test_every_key_is_reported_once(
-    change: Callable[[State], State], unused: set[str], missing: set[str], sizes: Architecture
-) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_key_is_reported_once(kind: str) -> None:
+    (change, unused, missing), sizes = KINDS[kind], list(ARCHITECTURES.values())[1 + list(KINDS).index(kind)]
     state, module = change(public.random_state(sizes)), student(sizes)
     buffers = {key for key in state if re.search(r"relative_position_index$|attn_mask$|position_ids$", key)}
     imported = import_public_sdr(module, state)
@@ -266,12 +250,12 @@ def test_every_key_is_reported_once(
     assert imported.missing == sorted(missing)
     assert sorted([*imported.used.values(), *imported.unused]) == sorted(state)
     assert sorted([*imported.used, *imported.missing]) == sorted(module.state_dict())
-    for mine, theirs in zip(said(module, sizes), expected(state, sizes), strict=True):
+    for mine, theirs in zip(outputs(module, sizes), expected(state, sizes), strict=True):
         torch.testing.assert_close(mine, theirs, **TOLERANCE)
 
 
-def test_where_keys_go() -> None:
-    used = import_public_sdr(student(), around_a_language_model(public.random_state(TINY))).used
+def test_key_mapping() -> None:
+    used = import_public_sdr(student(), with_language_model_head(public.random_state(TINY))).used
     theirs, image, text = {name: key for key, name in used.items()}, "encoder.image_tower.model", "text_encoder.bert"
     assert (
         theirs["vision_encoder.layers.0.downsample.reduction.weight"] == f"{image}.layers.1.downsample.reduction.weight"
@@ -283,7 +267,7 @@ def test_where_keys_go() -> None:
     assert theirs["temp"] == "method.temperature.value"
 
 
-def test_what_is_missing_stays_as_it_was() -> None:
+def test_missing_values_are_unchanged() -> None:
     module = student()
     before = {key: value.clone() for key, value in module.state_dict().items()}
     imported = import_public_sdr(module, public.first_stage(public.random_state(TINY)))
@@ -293,7 +277,7 @@ def test_what_is_missing_stays_as_it_was() -> None:
     assert module.method.temperature().item() == 0.0625
 
 
-def test_an_objective_of_fewer_terms_leaves_the_rest_unused() -> None:
+def test_parameters_of_absent_terms_are_unused() -> None:
     module = student(terms=method(weights={"itc": 1, "itm": 1}))
     imported = import_public_sdr(module, public.random_state(TINY))
     assert not imported.missing
@@ -304,47 +288,37 @@ def test_an_objective_of_fewer_terms_leaves_the_rest_unused() -> None:
     }
 
 
-def test_a_fixed_lambda_takes_the_checkpoints_value() -> None:
+def test_fixed_lambda_is_imported() -> None:
     module = student(terms=method(text_share=TextShare(0.5, "fixed")))
     import_public_sdr(module, public.random_state(TINY))
     assert module.method.structure.text_share().item() == 0.375
 
 
-def one_tensor_by_two_names(state: State) -> State:
+def shared_tensor(state: State) -> State:
     names = [f"vision_encoder.layers.0.blocks.{block}.norm1.bias" for block in (0, 1)]
     return state | dict.fromkeys(names, torch.ones(8))
 
 
-def as_many_tensors(state: State) -> State:
-    return {key: value.clone() for key, value in one_tensor_by_two_names(state).items()}
-
-
-@pytest.mark.parametrize("change", [one_tensor_by_two_names, as_many_tensors])
-def test_equal_values_are_told_apart(change: Callable[[State], State]) -> None:
-    state = change(public.random_state(TINY))
+def test_shared_tensors_are_reported_by_key() -> None:
+    state = shared_tensor(public.random_state(TINY))
     imported = import_public_sdr(student(), state)
     assert sorted([*imported.used.values(), *imported.unused]) == sorted(state)
 
 
-# --- What is refused.
+# --- Errors.
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "vision_encoder.patch_embed.norm.weight",
         "vision_encoder.layers.0.downsample.norm.bias",
-        "vision_encoder.layers.1.blocks.1.attn.relative_position_bias_table",
-        "text_encoder.embeddings.word_embeddings.weight",
         "text_encoder.encoder.layer.1.attention.self.key.bias",
         "text_encoder.encoder.layer.3.crossattention.self.query.weight",
-        "text_encoder.encoder.layer.2.output.LayerNorm.weight",
         "vision_proj.bias",
-        "text_proj.weight",
         "itm_head.3.weight",
     ],
 )
-def test_a_checkpoint_that_lacks_a_weight_of_the_encoder_is_refused(name: str) -> None:
+def test_missing_encoder_weights_are_rejected(name: str) -> None:
     module, whole = student(), public.random_state(TINY)
     key = next(key for key, theirs in import_public_sdr(student(), whole).used.items() if theirs == name)
     state = {theirs: value for theirs, value in whole.items() if theirs != name}
@@ -352,8 +326,8 @@ def test_a_checkpoint_that_lacks_a_weight_of_the_encoder_is_refused(name: str) -
         import_public_sdr(module, state)
 
 
-@pytest.mark.parametrize("prefix", ["vision_encoder.", "text_encoder.", "itm_head."])
-def test_a_checkpoint_without_a_part_is_refused(prefix: str) -> None:
+@pytest.mark.parametrize("prefix", ["vision_encoder.", "text_encoder."])
+def test_missing_parts_are_rejected(prefix: str) -> None:
     module, state = student(), {k: v for k, v in public.random_state(TINY).items() if not k.startswith(prefix)}
     with (
         unchanged(module),
@@ -362,54 +336,52 @@ def test_a_checkpoint_without_a_part_is_refused(prefix: str) -> None:
         import_public_sdr(module, state)
 
 
-WHAT = "configure the architecture that the checkpoint was trained with"
+ADVICE = "configure the architecture that the checkpoint was trained with"
 OTHERS = {
     "width of the space": (
         TINY._replace(embedding=11),
-        rf"vision_proj.weight is of shape \(11, 16\) and encoder.image_projection.1.weight of \(10, 16\): {WHAT}",
+        rf"vision_proj.weight is of shape \(11, 16\) and encoder.image_projection.1.weight of \(10, 16\): {ADVICE}",
     ),
     "vocabulary": (TINY._replace(vocabulary=51), r"word_embeddings.weight is of shape \(51, 12\) .* of \(50, 12\)"),
-    "positions": (TINY._replace(positions=31), r"position_embeddings.weight is of shape \(31, 12\) .* of \(32, 12\)"),
-    "width of BERT": (TINY._replace(hidden=16), rf"text_encoder.* is of shape .*: {WHAT}"),
-    "width of Swin": (TINY._replace(embed_dim=12), rf"vision_encoder.* is of shape .*: {WHAT}"),
+    "width of BERT": (TINY._replace(hidden=16), rf"text_encoder.* is of shape .*: {ADVICE}"),
     "teacher": (
         TINY._replace(image_teacher=8),
-        rf"sig_vision_proj.weight is of shape \(10, 8\) .* of \(10, 7\): {WHAT}",
+        rf"sig_vision_proj.weight is of shape \(10, 8\) .* of \(10, 7\): {ADVICE}",
     ),
-    "heads of Swin": (TINY._replace(image_heads=(4, 4)), rf"bias_table is of shape \(49, 4\) .* of \(49, 2\): {WHAT}"),
-    "more stages": (TINY._replace(depths=(2, 2, 2), image_heads=(2, 4, 4)), r"vision_encoder.*shape|lacks"),
+    "heads of Swin": (
+        TINY._replace(image_heads=(4, 4)),
+        rf"bias_table is of shape \(49, 4\) .* of \(49, 2\): {ADVICE}",
+    ),
     "fewer stages": (TINY._replace(depths=(2,), image_heads=(2,)), r"vision_encoder.*shape|lacks"),
     "fewer blocks": (TINY._replace(depths=(2, 1)), r"lacks 13 weights of the encoder, first .*layers.1.blocks.1"),
-    "fewer layers": (TINY._replace(layers=3), r"lacks 26 weights of the encoder, first encoder.fusion.layers.1"),
-    "fuses later": (
+    "later fusion": (
         TINY._replace(fusion_layer=3),
         r"lacks 10 weights of the encoder, first encoder.fusion.layers.0.cross",
     ),
     "more blocks": (
         TINY._replace(depths=(2, 3)),
-        rf"13 weights of the checkpoint have no place in the student, first vision_encoder.layers.1.blocks.2.*: {WHAT}",
+        rf"13 weights of the checkpoint have no place in the student, first vision_encoder.layers.1.blocks.2.*: {ADVICE}",
     ),
     "more layers": (
         TINY._replace(layers=5),
-        rf"26 weights of the checkpoint have no place in the student, first text_encoder.encoder.layer.4.*: {WHAT}",
+        rf"26 weights of the checkpoint have no place in the student, first text_encoder.encoder.layer.4.*: {ADVICE}",
     ),
-    "fuses earlier": (
+    "earlier fusion": (
         TINY._replace(fusion_layer=1),
-        rf"10 weights of the checkpoint have no place in the student, first .*layer.1.crossattention.*: {WHAT}",
+        rf"10 weights of the checkpoint have no place in the student, first .*layer.1.crossattention.*: {ADVICE}",
     ),
-    "windows": (TINY._replace(window=2), rf"bias_table is of shape \(9, 2\) .* of \(49, 2\): {WHAT}"),
-    "patches": (TINY._replace(patch=2, image_size=16), rf"proj.weight is of shape \(8, 3, 2, 2\) .*: {WHAT}"),
+    "windows": (TINY._replace(window=2), rf"bias_table is of shape \(9, 2\) .* of \(49, 2\): {ADVICE}"),
 }
 
 
-@pytest.mark.parametrize(("sizes", "said"), OTHERS.values(), ids=list(OTHERS))
-def test_a_checkpoint_of_another_architecture_is_refused(sizes: Architecture, said: str) -> None:
+@pytest.mark.parametrize(("sizes", "message"), OTHERS.values(), ids=list(OTHERS))
+def test_other_architectures_are_rejected(sizes: Architecture, message: str) -> None:
     module = student()
-    with unchanged(module), pytest.raises(ValueError, match=said):
+    with unchanged(module), pytest.raises(ValueError, match=message):
         import_public_sdr(module, public.random_state(sizes))
 
 
-def test_a_temperature_that_is_no_number_is_refused() -> None:
+def test_non_scalar_temperature_is_rejected() -> None:
     module, state = student(), public.random_state(TINY) | {"temp": torch.ones(2)}
     with (
         unchanged(module),
@@ -428,25 +400,25 @@ KIND = "go into a student with a timm image tower and a fusion encoder"
 STUDENTS: dict[str, tuple[Architecture, dict[str, Any], dict[str, Any], str]] = {
     "no fusion": (TINY, {"fusion": None}, {"weights": {"itc": 1}}, KIND),
     "another image tower": (TINY, {"image_tower": vision_transformer}, {}, KIND),
-    "a middle layer": (
+    "hidden layer": (
         TINY,
         {"hidden_width": 10},
         {},
         r"lacks 4 weights of the encoder, first encoder.image_projection",
     ),
-    "a norm": (
+    "norm": (
         TINY,
         {"normalise_features": True},
         {},
         r"lacks 8 weights of the encoder, first encoder.image_projection",
     ),
-    "lambda with bounds": (
+    "bounded lambda": (
         TINY,
         {},
         {"text_share": lambda: TextShare(0.5, "bounded")},
         "lambda has no bounds: configure text_share's kind as free or fixed",
     ),
-    "a text tower that is not split": (
+    "text tower with all layers": (
         TINY,
         {"text_tower": lambda: TransformersTextTower(config=bert(TINY), pooling="cls")},
         {},
@@ -461,16 +433,16 @@ STUDENTS: dict[str, tuple[Architecture, dict[str, Any], dict[str, Any], str]] = 
 }
 
 
-@pytest.mark.parametrize(("sizes", "parts", "options", "said"), STUDENTS.values(), ids=list(STUDENTS))
-def test_a_student_of_another_kind_is_refused(
-    sizes: Architecture, parts: dict[str, Any], options: dict[str, Any], said: str
+@pytest.mark.parametrize(("sizes", "parts", "options", "message"), STUDENTS.values(), ids=list(STUDENTS))
+def test_unsupported_students_are_rejected(
+    sizes: Architecture, parts: dict[str, Any], options: dict[str, Any], message: str
 ) -> None:
     made = [{name: part() if callable(part) else part for name, part in given.items()} for given in (parts, options)]
     module = student(sizes, made[0], method(sizes, **made[1]))
-    with unchanged(module), pytest.raises(ValueError, match=said):
+    with unchanged(module), pytest.raises(ValueError, match=message):
         import_public_sdr(module, public.random_state(sizes))
 
 
-def test_lambdas_bounds_are_no_matter_where_there_is_no_lambda() -> None:
+def test_bounded_lambda_is_accepted_without_structure_terms() -> None:
     module = student(terms=method(weights={"itc": 1, "itm": 2}, text_share=TextShare(0.5, "bounded")))
     assert "lamba" in import_public_sdr(module, public.random_state(TINY)).unused

@@ -1,4 +1,4 @@
-"""Which options of Lightning's Trainer a run can be made with."""
+"""Checks of Trainer options."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ pytestmark = LIGHTNINGS_OWN_WARNINGS
     ],
     ids=["precision", "overfit_batches", "spawn", "finder"],
 )
-def test_what_a_trainer_may_not_be(options: dict[str, Any], said: str) -> None:
+def test_unsupported_options_are_rejected(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         check_trainer(trainer(**options))
 
 
-@pytest.mark.parametrize("precision", ["32-true", "64-true", "bf16-mixed"])
-def test_precisions_that_may_be(precision: str) -> None:
-    check_trainer(trainer(precision=precision))
+def test_supported_precisions() -> None:
+    for precision in ("32-true", "64-true", "bf16-mixed"):
+        check_trainer(trainer(precision=precision))
 
 
 def fit(**options: Any) -> Any:
-    """Train on a gallery of three batches of images and 15 of captions."""
+    """Train with a gallery of three batches of images and 15 of captions."""
     options = {"max_epochs": 1, **options, "callbacks": [*options.get("callbacks", []), CheckGalleryAndMonitors()]}
     module = student({"itc": 1.0}, fusion=False)
     trainer(**options).fit(module, datamodule=scenes(evaluation_batch_size=2))
@@ -44,7 +44,7 @@ def fit(**options: Any) -> Any:
 
 
 @pytest.mark.parametrize("options", [{"limit_val_batches": 14}, {"limit_val_batches": 0.5}])
-def test_a_part_of_a_gallery_is_refused(options: dict[str, Any]) -> None:
+def test_partial_galleries_are_rejected(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"limit_val_batches leaves out a part of the gallery \(15 batches\)"):
         fit(**options)
 
@@ -59,7 +59,7 @@ def test_a_part_of_a_gallery_is_refused(options: dict[str, Any]) -> None:
     ],
     ids=str,
 )
-def test_recall_is_of_the_whole_gallery_or_none(options: dict[str, Any], measured: bool) -> None:
+def test_recall_is_computed_over_the_whole_gallery_or_not_at_all(options: dict[str, Any], measured: bool) -> None:
     assert (fit(**options).val_embeddings is not None) == measured
 
 
@@ -78,15 +78,14 @@ def test_recall_is_of_the_whole_gallery_or_none(options: dict[str, Any], measure
     ],
     ids=["best", "early stopping", "another checkpoint"],
 )
-def test_a_monitor_that_is_never_logged(callback: Any, said: str) -> None:
+def test_unknown_monitors_are_rejected(callback: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         fit(callbacks=[callback], enable_checkpointing=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*exists and is not empty")
-@pytest.mark.parametrize("monitor", ["val/rsum_best", "train/loss", "train/itc", "method/temperature"])
-def test_monitors_that_are_logged_are_found(monitor: str, tmp_path: Path) -> None:
-    """And the best checkpoint is told from another that comes before it."""
+@pytest.mark.parametrize("monitor", ["val/rsum_best", "train/itc", "method/temperature"])
+def test_logged_metrics_can_be_monitored(monitor: str, tmp_path: Path) -> None:
     other, best = ModelCheckpoint(tmp_path / "other", monitor="val/i2t_R@1"), BestCheckpoint(monitor)
     stopping = EarlyStopping(monitor, check_on_train_epoch_end=True)
     fit(callbacks=[stopping, other, best], enable_checkpointing=True, default_root_dir=tmp_path, max_epochs=2)

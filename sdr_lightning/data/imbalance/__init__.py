@@ -1,4 +1,4 @@
-"""Modal imbalance: what is done to a share of the data, as a pure function of ids and specification."""
+"""Modal imbalance: corruption of a share of the data, a pure function of item ids and the specification."""
 
 from sdr_lightning.data.imbalance.application import Imbalanced, Realised, imbalanced
 from sdr_lightning.data.imbalance.noise_table import NoiseTable, is_noise_table, read_noise

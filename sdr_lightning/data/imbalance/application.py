@@ -1,4 +1,4 @@
-"""Imbalances at work: a split's pairing, wording and pixels as they are under a stack of specifications."""
+"""Application of corruptions: pairing, captions and pixels of a split under a list of specifications."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from sdr_lightning.paths import expand
 
 @dataclass(frozen=True)
 class Realised:
-    """What a stack of imbalances came to on a split.
+    """What a list of corruptions changed in a split.
 
     Attributes:
-        parts: what each chose.
-        sha256: of pairing, wording and images, so that two runs can be seen to share them.
-        wrong_captions_per_image: how many images have 0, 1, 2 ... captions of another image.
+        parts: the items changed by each corruption.
+        sha256: hash of pairing, captions and images; equal for two runs on the same data.
+        wrong_captions_per_image: numbers of images with 0, 1, 2, ... captions of another image.
     """
 
     parts: tuple[NoiseTable, ...]
@@ -34,19 +34,23 @@ class Realised:
     wrong_captions_per_image: dict[int, int]
 
     def record(self) -> dict[str, Any]:
-        """Plain values for a run's record."""
+        """Return plain values for a run's record."""
         histogram = {str(wrong): images for wrong, images in self.wrong_captions_per_image.items()}
         parts = [part.record() for part in self.parts]
         return {"imbalances": parts, "sha256": self.sha256, "wrong_captions_per_image": histogram}
 
 
 class Imbalanced:
-    """A split under a stack of imbalances.
+    """A split with corruptions applied.
+
+    Args:
+        clean: the split without corruption.
+        parts: the corruptions with the items they change, in order.
 
     Attributes:
-        table: captions as they are paired and worded now; ids and order are those of the clean table.
-        image_content: (N,) int64 hash of what each image shows now.
-        realised: what was done.
+        table: captions and pairing after corruption; ids and order are those of the clean table.
+        image_content: (N,) int64 hashes of the images' content after corruption.
+        realised: what was changed.
     """
 
     def __init__(self, clean: CaptionTable, parts: Sequence[NoiseTable]) -> None:
@@ -73,18 +77,18 @@ class Imbalanced:
         )
 
     def changes_image(self, row: int) -> bool:
-        """Whether an image is not as it was."""
+        """Whether an image is corrupted."""
         return row in self._of_image
 
     def image(self, row: int, image: AnyImage) -> AnyImage:
-        """An image as it is now, a function of its id and the specifications.
+        """Return an image after corruption, a function of its id and the specifications.
 
         Args:
-            row: of the image.
-            image: (H, W, 3) uint8 pixels, or (R, D) features, which can only be missing (zeros).
+            row: row of the image.
+            image: (H, W, 3) uint8 pixels, or (R, D) features, for which ``missing`` (zeros) is the only corruption.
 
         Raises:
-            ValueError: a corruption of pixels where only features are at hand.
+            ValueError: a corruption of pixels is applied to features.
         """
         for imbalance in self._of_image.get(row, ()):
             if image.dtype == np.uint8:
@@ -98,16 +102,20 @@ class Imbalanced:
 
 
 def imbalanced(clean: CaptionTable, imbalances: Sequence[Imbalance]) -> Imbalanced:
-    """Apply a stack of imbalances to a split, in order.
+    """Apply corruptions to a split, in order.
 
-    Each chooses among all items, whatever the others chose; of two mismatches of the same caption the later one counts.
+    Each corruption chooses among all items, independent of the others. If two mismatches choose the same caption, the later
+    one applies.
 
     Args:
-        clean: the split.
-        imbalances: what is wrong with it; those of other splits are passed over.
+        clean: the split without corruption.
+        imbalances: the corruptions; those of other splits are ignored.
+
+    Returns:
+        The corrupted split.
 
     Raises:
-        ValueError: a noise table of other data, or a mismatch of items that cannot be paired wrongly.
+        ValueError: a noise table is of other data, or the chosen items cannot all be mismatched.
     """
     active = [imbalance for imbalance in imbalances if imbalance.active and clean.split in imbalance.splits]
     return Imbalanced(clean, [_resolve(clean, imbalance) for imbalance in active])
@@ -117,7 +125,9 @@ def _resolve(clean: CaptionTable, imbalance: Imbalance) -> NoiseTable:
     if imbalance.file is None:
         return NoiseTable.draw(clean, imbalance)
     part = read_noise(Path(expand(imbalance.file)), clean)
-    return replace(part, imbalance=replace(part.imbalance, splits=imbalance.splits))  # refuses a mismatched test split
+    return replace(
+        part, imbalance=replace(part.imbalance, splits=imbalance.splits)
+    )  # raises for a mismatched test split
 
 
 def _reword(captions: list[str], clean: CaptionTable, part: NoiseTable) -> None:

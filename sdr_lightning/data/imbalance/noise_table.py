@@ -1,4 +1,4 @@
-"""Which items an imbalance changed, as a file: this project's own, and the two published forms of a mismatch."""
+"""Noise tables, the files of the items that a corruption changes: this project's format, and two published formats."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _FORMAT = "sdr-noise-table-1"
 
 @dataclass(frozen=True)
 class NoiseTable:
-    """What an imbalance chose on one split.
+    """The items that a corruption changes in one split.
 
     Attributes:
         imbalance: the specification.
         collection: name of the collection.
-        split: which split.
-        fingerprint: of the clean split; empty where a published index does not say.
-        rows: (n,) int64 images or captions, as the level says, that are changed.
-        caption_image: (C,) int64 image that each caption is paired with.
-        clean: (C,) int64 image that each caption belongs to.
+        split: the split.
+        fingerprint: fingerprint of the clean split; empty for a published index read without a split.
+        rows: (n,) int64 rows of the changed images or captions, depending on the level.
+        caption_image: (C,) int64 image paired with each caption after corruption.
+        clean: (C,) int64 true image of each caption.
         images: number of images.
     """
 
@@ -49,10 +49,13 @@ class NoiseTable:
 
         Args:
             table: a clean split.
-            imbalance: with a kind, not a file.
+            imbalance: a specification with a kind, not a file.
+
+        Returns:
+            The chosen items.
 
         Raises:
-            ValueError: a mismatch of items that cannot be paired wrongly.
+            ValueError: the chosen items cannot all be mismatched.
         """
         rows = imbalance.choose(table) if imbalance.active else np.empty(0, dtype=np.int64)
         paired = table.caption_image
@@ -63,27 +66,27 @@ class NoiseTable:
 
     @property
     def of(self) -> int:
-        """Number of items that could have been chosen."""
+        """Number of items to choose from."""
         return self.images if self.imbalance.level == "image" else len(self.clean)
 
     @property
     def ratio(self) -> float:
-        """Share of the items that are changed."""
+        """Share of changed items, in [0, 1]."""
         return len(self.rows) / self.of
 
     @property
     def wrong_captions_per_image(self) -> dict[int, int]:
-        """How many images have 0, 1, 2 ... captions of another image."""
+        """Numbers of images with 0, 1, 2, ... captions of another image."""
         return wrong_captions_per_image(self.clean, self.caption_image, self.images)
 
     @property
     def sha256(self) -> str:
-        """Of what is chosen and how it is paired."""
+        """Hash of the specification, the chosen items and the pairing."""
         what = f"{self.imbalance.content_key} {self.imbalance.level}"
         return sha256(what, np.sort(self.rows).tobytes(), self.caption_image.tobytes())
 
     def record(self) -> dict[str, Any]:
-        """Plain values for a run's record."""
+        """Return plain values for a run's record."""
         return {
             **asdict(self.imbalance),
             "affected": len(self.rows),
@@ -93,14 +96,14 @@ class NoiseTable:
         }
 
     def save(self, path: Path) -> None:
-        """Write the table, atomically.
+        """Write the table atomically.
 
         Args:
-            path: ``.npz`` for this project's form; ``.npy`` for the published form of a mismatch: (N,) images of which image
-                i gets the captions, or (C,) image of caption k, by level.
+            path: ``.npz`` for this project's format. ``.npy`` for the published format of a mismatch: at level image, (N,)
+                with the image that receives the captions of image i; at level caption, (C,) with the image of caption k.
 
         Raises:
-            ValueError: another suffix, or ``.npy`` for what is no mismatch.
+            ValueError: another suffix, or ``.npy`` for a corruption other than a mismatch.
         """
         if path.suffix == ".npz":
             header: dict[str, Any] = {"format": _FORMAT, "collection": self.collection, "split": self.split}
@@ -125,17 +128,20 @@ class NoiseTable:
 def read_noise(path: Path, table: CaptionTable | None = None) -> NoiseTable:
     """Read a noise table or a published index.
 
-    A published index of N numbers below N is taken for images: the captions of image i are paired with image index[i] (RCL,
-    DECL). One of C numbers is taken for captions: caption k is paired with image index[k] (NCR, BiCro). Both count rows, so
-    they mean what their authors meant where the split is read in their order.
+    A published index with N entries has level image: the captions of image i are paired with image index[i] (RCL, DECL). One
+    with C entries has level caption: caption k is paired with image index[k] (NCR, BiCro). Entries are row numbers, so the split
+    must be in the same order as in the publication.
 
     Args:
-        path: ``.npz`` or ``.npy``; nothing pickled is read.
-        table: the split that it is for; when None, captions are taken to be in the order of the images, equally many each.
+        path: ``.npz`` or ``.npy`` without pickled content.
+        table: the clean split; when None, captions are assumed to be grouped by image, with equally many per image.
+
+    Returns:
+        The table.
 
     Raises:
-        ValueError: no such file, another format, another length than the split has images or captions, or a table of other
-            data.
+        ValueError: the file is missing, in another format, of another length than the split's images or captions, or made for
+            other data.
     """
     if not path.is_file():
         raise ValueError(f"no noise table at {path}: make one with sdr noise make")
@@ -143,7 +149,7 @@ def read_noise(path: Path, table: CaptionTable | None = None) -> NoiseTable:
         return _read_published(path, table)
     try:
         found = _read_own(path)
-    except Exception as error:  # a damaged file makes numpy, zipfile and zlib raise almost anything
+    except Exception as error:  # numpy, zipfile and zlib raise many types of errors for damaged files
         raise ValueError(f"{path} is not a noise table of sdr noise make: {error}") from error
     if table is not None and table.fingerprint != found.fingerprint:
         raise ValueError(
@@ -156,21 +162,24 @@ def read_noise(path: Path, table: CaptionTable | None = None) -> NoiseTable:
 
 
 def is_noise_table(path: Path) -> bool:
-    """Whether :meth:`NoiseTable.save` wrote an ``.npz``; a published index, an array like any other, cannot be told."""
+    """Whether a file is an ``.npz`` written by :meth:`NoiseTable.save`; published indices are not recognised."""
     try:
         _read_own(path)
-    except Exception:  # a foreign file makes numpy, zipfile and json raise almost anything
+    except Exception:  # numpy, zipfile and json raise many types of errors for other files
         return False
     return True
 
 
 def wrong_captions_per_image(clean: NDArray[np.int64], paired: NDArray[np.int64], images: int) -> dict[int, int]:
-    """How many images have 0, 1, 2 ... captions of another image.
+    """Count the images with 0, 1, 2, ... captions of another image.
 
     Args:
-        clean: (C,) image that each caption belongs to.
-        paired: (C,) image that it is paired with.
+        clean: (C,) true image of each caption.
+        paired: (C,) image paired with each caption.
         images: number of images.
+
+    Returns:
+        Number of images by number of wrong captions.
     """
     wrong = np.bincount(paired[paired != clean], minlength=images)
     return {int(k): int(n) for k, n in enumerate(np.bincount(wrong)) if n}
@@ -196,11 +205,8 @@ def _read_own(path: Path) -> NoiseTable:
     images = int(header["images"])
     if max(int(clean.max()), int(paired.max())) >= images:
         raise ValueError(f"found pairs beyond its {images} images")
-    imbalance, made_for = (
-        Imbalance(**header["imbalance"]),
-        (header["collection"], header["split"], header["fingerprint"]),
-    )
-    return NoiseTable(imbalance, *made_for, rows, paired, clean, images)
+    made_for = header["collection"], header["split"], header["fingerprint"]
+    return NoiseTable(Imbalance(**header["imbalance"]), *made_for, rows, paired, clean, images)
 
 
 def _fits(found: NoiseTable, table: CaptionTable) -> bool:
@@ -217,9 +223,9 @@ def _read_published(path: Path, table: CaptionTable | None) -> NoiseTable:
             index = _rows(np.lib.format.read_array(file, allow_pickle=False))
         if not len(index):
             raise ValueError("it is empty")
-    except Exception as error:  # as above
+    except Exception as error:  # see read_noise
         raise ValueError(f"{path} is not a published index, rows of images in a plain .npy array: {error}") from error
-    level, clean, images = _meaning(path, index, table)
+    level, clean, images = _interpreted(path, index, table)
     paired = index[clean] if level == "image" else index
     changed = np.flatnonzero(index != (np.arange(images) if level == "image" else clean))
     imbalance = Imbalance("mismatch", len(changed) / len(index), level=level)
@@ -227,7 +233,9 @@ def _read_published(path: Path, table: CaptionTable | None) -> NoiseTable:
     return NoiseTable(imbalance, *made_for, changed, paired, clean, images)
 
 
-def _meaning(path: Path, index: NDArray[np.int64], table: CaptionTable | None) -> tuple[Level, NDArray[np.int64], int]:
+def _interpreted(
+    path: Path, index: NDArray[np.int64], table: CaptionTable | None
+) -> tuple[Level, NDArray[np.int64], int]:
     images = int(index.max()) + 1
     if table is None:
         if len(index) == images:

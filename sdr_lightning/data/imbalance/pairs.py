@@ -1,9 +1,10 @@
-"""Mismatched pairs, "noisy correspondence", in both published meanings.
+"""Mismatched pairs ("noisy correspondence") in both published definitions.
 
-[0] Hu et al., "Cross-Modal Retrieval with Partially Mismatched Pairs" (RCL), TPAMI 2023; Qin et al., DECL, 2022: level
-    image. Whole images lose all their captions.
-[1] Huang et al., "Learning with Noisy Correspondence for Cross-modal Matching" (NCR), NeurIPS 2021: level caption.
-    Captions are shuffled one by one.
+References:
+    [0] Hu et al., "Cross-Modal Retrieval with Partially Mismatched Pairs" (RCL), TPAMI 2023; Qin et al., DECL, 2022: level
+        image. Chosen images exchange all their captions.
+    [1] Huang et al., "Learning with Noisy Correspondence for Cross-modal Matching" (NCR), NeurIPS 2021: level caption.
+        Chosen captions are shuffled individually.
 """
 
 from __future__ import annotations
@@ -18,18 +19,18 @@ Rows = NDArray[np.int64]
 
 
 def mismatched(table: CaptionTable, rows: Rows, level: Level) -> Rows:
-    """Pair chosen items wrongly; nobody keeps their own.
+    """Mismatch all chosen items.
 
     Args:
         table: a clean split.
-        rows: (n,) the chosen images or captions, in random order.
-        level: what the rows are of.
+        rows: (n,) int64 rows of the chosen images or captions, in random order.
+        level: whether the rows are images or captions.
 
     Returns:
-        (C,) the image that each caption is now paired with.
+        (C,) int64 image paired with each caption.
 
     Raises:
-        ValueError: the chosen items cannot all be paired wrongly.
+        ValueError: the chosen items cannot all be mismatched.
     """
     if level == "image":
         if len(rows) == 1:
@@ -37,7 +38,7 @@ def mismatched(table: CaptionTable, rows: Rows, level: Level) -> Rows:
                 f"{table.name} {table.split}: a mismatch needs at least two chosen images, the ratio gives one"
             )
         receiver = np.arange(len(table.image_ids))
-        receiver[rows] = np.roll(rows, -1)  # each hands its captions to the next
+        receiver[rows] = np.roll(rows, -1)  # each passes its captions to the next
         return receiver[table.caption_image]
     paired = table.caption_image.copy()
     paired[rows] = _deranged(table, table.caption_image[rows])
@@ -45,10 +46,10 @@ def mismatched(table: CaptionTable, rows: Rows, level: Level) -> Rows:
 
 
 def _deranged(table: CaptionTable, own: Rows) -> Rows:
-    """The images in another order, so that nobody gets their own."""
+    """Permute the images so that no caption keeps its own."""
     given = np.roll(own, -1)
     for place in np.flatnonzero(given == own):
-        # Swap with the next place where neither would then have its own.
+        # Swap with the next place such that neither gets its own image.
         others = np.roll(np.arange(len(own)), -place - 1)
         fits = (given[others] != own[place]) & (own[others] != given[place])
         if not fits.any():

@@ -1,8 +1,8 @@
-"""Poor images: noise, blur, occlusion, low resolution, low light, compression.
+"""Image corruptions: noise, blur, occlusion, low resolution, low light, compression.
 
 Severities follow Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations" (ImageNet-C), ICLR 2019, whose lengths are in pixels of 224; here they are shares of the side, so that they
-mean the same at any size. Pillow filters and resizes in integers: the same bytes on every machine.
+Perturbations" (ImageNet-C), ICLR 2019. Lengths in pixels at side 224 are scaled to the side of the image. Pillow's filters
+use integer arithmetic, so results are the same on every machine.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def blurred(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pi
 
 
 def occluded(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Cover a part of the image's own proportions."""
+    """Cover a rectangle with the aspect ratio of the image in grey."""
     height, width = pixels.shape[:2]
     share = _COVERED[severity - 1] ** 0.5
     tall, wide = max(1, round(height * share)), max(1, round(width * share))
@@ -48,15 +48,15 @@ def occluded(pixels: Pixels, severity: int, generator: np.random.Generator) -> P
     return covered
 
 
-def coarse(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
+def low_resolution(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
     """Shrink and enlarge."""
     image = Image.fromarray(pixels)
     small = image.resize([max(1, round(side * _SHRUNK[severity - 1])) for side in image.size], Image.Resampling.BOX)
     return np.array(small.resize(image.size, Image.Resampling.BOX))
 
 
-def dark(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Count few photons, and show them darkly."""
+def low_light(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
+    """Simulate photon (Poisson) noise, and darken."""
     photons = _PHOTONS[severity - 1]
     counted = generator.poisson(pixels / 255 * photons) / photons
     return _rounded(counted * (255 * _LIGHT[severity - 1]))
@@ -70,7 +70,7 @@ def compressed(pixels: Pixels, severity: int, generator: np.random.Generator) ->
 
 
 def blank(pixels: Pixels, severity: int, generator: np.random.Generator) -> Pixels:
-    """Show nothing."""
+    """Replace all pixels by grey."""
     return np.full_like(pixels, _GREY)
 
 
@@ -78,8 +78,8 @@ IMAGE_KINDS: dict[str, Callable[[Pixels, int, np.random.Generator], Pixels]] = {
     "gaussian_noise": noisy,
     "blur": blurred,
     "occlusion": occluded,
-    "low_resolution": coarse,
-    "low_light": dark,
+    "low_resolution": low_resolution,
+    "low_light": low_light,
     "jpeg": compressed,
     "missing": blank,
 }

@@ -1,4 +1,4 @@
-"""What is wrong with how much of the data."""
+"""Specification of a corruption (imbalance): its kind, and the share of the data it changes."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ Kind = Literal[
 
 
 class KindOf(NamedTuple):
-    """What a kind is.
+    """Properties of a kind of corruption.
 
     Attributes:
-        modalities: what it can be done to.
-        has_degrees: whether the severity means anything.
+        modalities: modalities it can be applied to.
+        has_degrees: whether it depends on the severity.
         description: one sentence.
     """
 
@@ -98,24 +98,24 @@ KINDS: dict[Kind, KindOf] = {
 
 @dataclass(frozen=True)
 class Imbalance:
-    """What is wrong with how much of the data.
+    """Corruption of a share of the data.
 
-    The choice of items is nested: what is chosen at a ratio is chosen at every greater one with the same seed.
+    Chosen items are nested: items chosen at a ratio are also chosen at every higher ratio with the same seed.
 
     Attributes:
-        kind: see :data:`KINDS`.
-        ratio: share of the items that are chosen, in [0, 1].
-        modality: ``image``, ``text`` or ``pair``; the kind decides, but for ``missing``, where it must be said.
-        level: the items that are chosen among: ``image`` (with all its captions) or ``caption``; by default images for
-            ``mismatch`` and images, captions for texts.
-        severity: 1 (mild) to 5, of kinds that have degrees.
-        seed: of the choice and of the noise.
-        splits: which splits; training alone by default.
-        file: a noise table of ``sdr noise make`` (``.npz``) or a published index (``.npy``) that takes the place of all but the
-            splits, where the ratio is 0; ``$NAME`` and ``${NAME:-default}`` are filled in.
+        kind: kind of corruption, see :data:`KINDS`.
+        ratio: share of chosen items, in [0, 1].
+        modality: ``image``, ``text`` or ``pair``; determined by the kind, except for ``missing``, where it is required.
+        level: ``image`` chooses images (with all their captions), ``caption`` chooses captions. By default ``caption`` for
+            texts, otherwise ``image``.
+        severity: 1 (mild) to 5, for kinds that depend on it.
+        seed: random seed of the choice and of the noise.
+        splits: splits to corrupt; the training split by default.
+        file: a noise table from ``sdr noise make`` (``.npz``) or a published index (``.npy``) that replaces all fields except
+            the splits; requires ratio 0. ``$NAME`` and ``${NAME:-default}`` are expanded.
 
     Raises:
-        ValueError: a value out of its range, or two that do not go together.
+        ValueError: a value is out of range, or values are incompatible.
     """
 
     kind: Kind = "none"
@@ -160,7 +160,7 @@ class Imbalance:
 
     @property
     def meaning(self) -> str:
-        """What it does, in words."""
+        """Description in words."""
         if self.file is not None:
             return f"as the file {self.file} says"
         if self.kind != "mismatch":
@@ -171,18 +171,18 @@ class Imbalance:
 
     @property
     def content_key(self) -> tuple[str, int, int]:
-        """What an item's noise is a function of, besides its id."""
+        """What determines the noise of an item, besides its id: kind, severity and seed."""
         name = f"missing {self.modality}" if self.kind == "missing" else self.kind
         return name, self.severity if KINDS[self.kind].has_degrees else 0, self.seed
 
     def choose(self, table: CaptionTable) -> NDArray[np.int64]:
-        """The rows that are changed, in an order of their own.
+        """Choose the items to change: those whose ids have the smallest hashes.
 
         Args:
             table: a split.
 
         Returns:
-            (round(ratio n),) int64 rows of images or captions, as the level says: the ids with the smallest hashes.
+            (round(ratio n),) int64 rows of images or captions, depending on the level, in order of their hashes.
         """
         ids = table.image_ids if self.level == "image" else table.caption_ids
         name, _, seed = self.content_key
@@ -190,5 +190,5 @@ class Imbalance:
         return order[: round(self.ratio * len(ids))]
 
     def generator(self, item: str) -> np.random.Generator:
-        """The random numbers of one item."""
+        """Return the random generator of one item."""
         return np.random.default_rng(stable_hash(*self.content_key, item) & 0xFFFFFFFFFFFFFFFF)

@@ -1,4 +1,4 @@
-"""Poor captions: words dropped, masked, cut off or misspelt."""
+"""Caption corruptions: words dropped, masked, truncated or misspelt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 _SHARE_STEP, _TYPO_STEP = 0.15, 0.03
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
-# The closed classes of English: what is left when they are gone are nouns, verbs, adjectives, adverbs and numbers.
+# Function words of English; without them, nouns, verbs, adjectives, adverbs and numbers remain.
 _CLOSED_CLASSES = """
     a an the this that these those some any each every either neither no all both
     i me my mine myself we us our ours you your yours he him his himself she her hers herself it its itself they them their
@@ -25,31 +25,31 @@ _FUNCTION_WORDS = frozenset(_CLOSED_CLASSES.split())
 
 
 def dropped(words: Sequence[str], severity: int, generator: np.random.Generator) -> list[str]:
-    """Drop words independently; one always stays."""
+    """Drop words independently, but keep at least one."""
     keep = _kept(len(words), severity, generator)
     return [word for word, kept in zip(words, keep, strict=True) if kept]
 
 
 def masked(words: Sequence[str], severity: int, generator: np.random.Generator) -> list[str]:
-    """Replace words by ``[MASK]`` independently; one always stays."""
+    """Replace words by ``[MASK]`` independently, but keep at least one."""
     keep = _kept(len(words), severity, generator)
     return [word if kept else "[MASK]" for word, kept in zip(words, keep, strict=True)]
 
 
 def truncated(words: Sequence[str], severity: int, generator: np.random.Generator) -> list[str]:
-    """Keep the beginning."""
+    """Keep the first words, at least one."""
     return list(words[: max(1, ceil(round(len(words) * (1 - _SHARE_STEP * severity), 6)))])
 
 
-def contentful(words: Sequence[str], severity: int, generator: np.random.Generator) -> list[str]:
-    """Keep words that carry content; a caption of function words alone keeps its last."""
+def content_words(words: Sequence[str], severity: int, generator: np.random.Generator) -> list[str]:
+    """Remove function words; a caption of function words only keeps its last word."""
     bare = [word.lower().strip(".,;:!?\"'") for word in words]
     kept = [word for word, letters in zip(words, bare, strict=True) if letters and letters not in _FUNCTION_WORDS]
     return kept or list(words[-1:])
 
 
 def misspelt(words: Sequence[str], severity: int, generator: np.random.Generator) -> list[str]:
-    """Drop, double, replace or swap characters independently; blanks stay where they are and no word vanishes."""
+    """Drop, double, replace or swap characters independently; spaces are kept and no word becomes empty."""
     hit = generator.random(sum(map(len, words))) < _TYPO_STEP * severity
     ends = np.cumsum([len(word) for word in words])
     spelt = list(words)
@@ -63,7 +63,7 @@ TEXT_KINDS: dict[str, Callable[[Sequence[str], int, np.random.Generator], list[s
     "drop_words": dropped,
     "mask_words": masked,
     "truncate": truncated,
-    "content_words": contentful,
+    "content_words": content_words,
     "typos": misspelt,
     "missing": lambda words, severity, generator: [],
 }

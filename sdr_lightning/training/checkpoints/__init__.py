@@ -1,1 +1,1 @@
-"""Checkpoints: which are kept, how training continues from them, and which weights they hold."""
+"""Checkpoint selection, contents, resumption and import."""

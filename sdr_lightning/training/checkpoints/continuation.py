@@ -1,4 +1,4 @@
-"""What makes a continued training the same, bit for bit, as one that was never stopped."""
+"""Exact resumption: a resumed training gives bit-identical results to an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ _GENERATORS, _LOADER, _TERMS, _ROWS = "generators", "loader", "epoch_terms", "me
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes each checkpoint in one step, and keeps the ``last.ckpt`` before the newest as ``previous.ckpt``."""
+    """Writes checkpoints atomically, and keeps the preceding ``last.ckpt`` as ``previous.ckpt``."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None) -> None:
-        """Write a checkpoint; a reader finds the old file or the whole new one, at any moment."""
+        """Write a checkpoint atomically."""
         path = Path(path)
         if path.name == LAST and path.is_file():
             link = path.with_name(f".{PREVIOUS}")
             link.unlink(missing_ok=True)
-            os.link(path, link)  # a second name of the same file: there is no moment without a last.ckpt
+            os.link(path, link)  # a hard link, so that last.ckpt exists at any time
             link.replace(path.with_name(PREVIOUS))
         write_atomically(path, lambda part: torch.save(checkpoint, part))
 
 
 def last_checkpoint(folder: Path) -> Path:
-    """The newest whole checkpoint of a run to continue from.
+    """Return the newest readable checkpoint to resume from.
 
     Args:
-        folder: ``checkpoints`` of the run's folder.
+        folder: folder ``checkpoints`` of the run.
 
     Raises:
         ValueError: there is none.
@@ -53,7 +53,7 @@ def last_checkpoint(folder: Path) -> Path:
         if path.is_file():
             try:
                 torch.load(path, map_location="meta", weights_only=True)
-            except Exception as error:  # whatever a damaged file makes torch raise
+            except Exception as error:  # torch raises many types for damaged files
                 rank_zero_warn(f"{path} cannot be read ({type(error).__name__}): the one before is tried")
                 continue
             return path
@@ -64,11 +64,12 @@ def last_checkpoint(folder: Path) -> Path:
 
 
 class Continuation(pl.Callback):
-    """Keeps generators, the epoch's terms and the rows of ``metrics.csv`` in each checkpoint, and saves on SIGTERM and Ctrl-C.
+    """Makes training resumable: extends checkpoints, and saves one on SIGTERM and Ctrl-C.
 
-    Dropout, stochastic depth and drawn negatives read torch's generators. Process r starts from ``seed + r``, so that no
-    two drop the same units. On SIGTERM, which batch systems send before they kill, and on Ctrl-C ``last.ckpt`` is written at
-    the end of the optimiser's step and :class:`Stopped` leaves the training in all processes. A second Ctrl-C does not wait.
+    Checkpoints additionally hold the state of torch's random generators in all processes, the terms of the epoch and the rows
+    of ``metrics.csv``. Process r is seeded with ``seed + r``, so that dropout differs between processes. On SIGTERM or Ctrl-C,
+    ``last.ckpt`` is written after the current optimiser step, and :class:`Stopped` is raised in all processes. A second Ctrl-C
+    stops at once.
     """
 
     def __init__(self) -> None:
@@ -77,13 +78,13 @@ class Continuation(pl.Callback):
         self._interruption = Interruption()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+        """Restore the signal handlers."""
         self._interruption.stop()
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Gather the generators of all processes; called in each of them."""
+        """Add the state to a checkpoint; called in all processes."""
         mine = {"cpu": torch.get_rng_state()}
         if pl_module.device.type == "cuda":
             mine["cuda"] = torch.cuda.get_rng_state(pl_module.device)
@@ -95,14 +96,14 @@ class Continuation(pl.Callback):
         if isinstance(loader := trainer.train_dataloader, ResumableLoader):
             checkpoint[_LOADER] = loader.state_dict()
             if loader.exhausted and isinstance(pl_module, EpochTerms) and _ROWS in checkpoint:
-                # Lightning logs these after it saves, and does not come back to an epoch whose batches are done.
+                # Lightning logs these only after saving, and does not repeat the end of an epoch when resuming.
                 row = checkpoint[_ROWS].setdefault(trainer.global_step - 1, {"epoch": trainer.current_epoch})
                 row.update({name: value.item() for name, value in pl_module.epoch_means().items()})
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Take them out; they are put back when training starts, because building models draws as well."""
+        """Read the state of a checkpoint. Generators are restored when training starts, because building models uses them."""
         if trainer.state.fn != TrainerFn.FITTING:
             return
         self._generators, self._loader = checkpoint.get(_GENERATORS), checkpoint.get(_LOADER)
@@ -112,16 +113,16 @@ class Continuation(pl.Callback):
             log.rows = checkpoint.get(_ROWS, {})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put loader and generators where they were, or the generators apart; take over the signals.
+        """Restore loader and generators, or seed the generators by process; install the signal handlers.
 
-        Lightning's handler, which it sets before this, waits for all processes where it stands and saves nothing.
+        They replace the handlers of Lightning, which do not save a checkpoint.
         """
         self._interruption.start()
         if isinstance(loader := trainer.train_dataloader, ResumableLoader):
             loader.limit = trainer.num_training_batches
         found, self._generators = self._generators, None
         if self._loader is not None and isinstance(loader := trainer.train_dataloader, ResumableLoader):
-            # Lightning does so as well, unless the optimiser's schedule has asked for the number of steps before.
+            # Lightning does this too, but not if the learning rate schedule has read the number of steps before.
             loader.load_state_dict(self._loader)
         if found is not None and len(found) == trainer.world_size:
             mine = found[trainer.global_rank]
@@ -131,41 +132,41 @@ class Continuation(pl.Callback):
             return
         if found is not None:
             rank_zero_warn(
-                f"the checkpoint was written by {len(found)} processes and {trainer.world_size} continue it: batches and "
-                "losses go on as they would have, dropout and drawn negatives do not"
+                f"the checkpoint was written by {len(found)} processes and is resumed by {trainer.world_size}: the order of "
+                "batches is kept, but dropout and drawn negatives differ from an uninterrupted training"
             )
         if trainer.global_rank > 0:
             torch.manual_seed(torch.initial_seed() + trainer.global_rank)
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Leave, if a process was asked to since the last epoch's checkpoint."""
+        """Stop if any process received a signal since the checkpoint of the last epoch."""
         if trainer.current_epoch > 0:
-            self._leave_if_asked(trainer)
+            self._stop_on_signal(trainer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Save and leave, if any process was asked to; after an epoch's last step once its checkpoint is written."""
+        """Save and stop if any process received a signal, except after the last step of an epoch."""
         if is_between_steps(trainer, batch_idx) and not trainer.is_last_batch:
-            self._leave_if_asked(trainer, save=True)
+            self._stop_on_signal(trainer, save=True)
 
-    def _leave_if_asked(self, trainer: pl.Trainer, save: bool = False) -> None:
-        asked = self._interruption.asked
-        if trainer.strategy.reduce_boolean_decision(asked is not None, all=False):
+    def _stop_on_signal(self, trainer: pl.Trainer, save: bool = False) -> None:
+        received = self._interruption.received
+        if trainer.strategy.reduce_boolean_decision(received is not None, all=False):
             last = Path(trainer.default_root_dir) / "checkpoints" / LAST
             if save and trainer.checkpoint_callbacks and not is_dev_run(trainer):
                 trainer.save_checkpoint(last)
             how = "; --ckpt_path last continues" if last.is_file() else ", and no last.ckpt is kept"
-            raise Stopped(asked or signal.SIGTERM, f"at step {trainer.global_step}{how}")
+            raise Stopped(received or signal.SIGTERM, f"at step {trainer.global_step}{how}")
 
 
 def is_between_steps(trainer: pl.Trainer, batch_idx: int) -> bool:
-    """Whether the optimiser has taken its step after this batch, so that no accumulated gradient would be lost."""
+    """Whether the optimiser stepped after this batch, so that no accumulated gradients are pending."""
     return (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
 
 
 def is_dev_run(trainer: pl.Trainer) -> bool:
-    """Whether this is ``fast_dev_run``, which tries a few batches and writes nothing."""
+    """Whether ``fast_dev_run`` is set, which runs a few batches and writes nothing."""
     return bool(trainer.fast_dev_run)  # type: ignore[attr-defined]
 
 

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: deferred until work is saved, and told in one line with the exit status that shells expect."""
+"""Handling of SIGTERM and Ctrl-C: deferred until work is saved, then one line and the conventional exit status."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
-class Stopped(SIGTERMException):  # which Lightning passes on as it is
-    """Work that was asked to stop by a signal.
+class Stopped(SIGTERMException):  # the one exception that Lightning re-raises unchanged
+    """Raised when work was stopped by a signal.
 
     Args:
-        asked: SIGTERM or SIGINT.
-        state: where the work is and whether it can be continued, for the message.
+        received: SIGTERM or SIGINT.
+        state: progress and whether it can be resumed, for the message.
 
     Attributes:
         signal: SIGTERM or SIGINT.
     """
 
-    def __init__(self, asked: signal.Signals, state: str = "") -> None:
-        name = "Ctrl-C" if asked == signal.SIGINT else asked.name
+    def __init__(self, received: signal.Signals, state: str = "") -> None:
+        name = "Ctrl-C" if received == signal.SIGINT else received.name
         super().__init__(f"stopped by {name}" + (f" {state}" if state else ""))
-        self.signal, self.state = asked, state
+        self.signal, self.state = received, state
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.signal, self.state)
@@ -39,25 +39,24 @@ class Stopped(SIGTERMException):  # which Lightning passes on as it is
 class Interruption:
     """Defer SIGTERM and Ctrl-C within a block; a second Ctrl-C is not deferred.
 
-    Work that can be saved checks :attr:`asked` between its steps and raises :class:`Stopped`. Otherwise the end of the
-    block raises it. Outside the main thread, which alone receives signals, nothing is deferred. An ignored signal stays
-    ignored.
+    Code that can save its work checks :attr:`received` between its steps and raises :class:`Stopped`. Otherwise the end of
+    the block raises it. Nothing is deferred outside the main thread. Ignored signals stay ignored.
 
     Attributes:
-        asked: the signal that was received, or None.
+        received: the signal that was received, or None.
     """
 
     def __init__(self) -> None:
-        self.asked: signal.Signals | None = None
+        self.received: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
 
     def start(self) -> None:
-        """Take over the signals."""
-        self.asked = None
+        """Install the signal handlers."""
+        self.received = None
         self._handlers = _handle(self._defer)
 
     def stop(self) -> None:
-        """Restore the handlers that were there before."""
+        """Restore the previous handlers."""
         _restore(self._handlers)
 
     def __enter__(self) -> Self:
@@ -68,20 +67,20 @@ class Interruption:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.stop()
-        if self.asked is not None and error is None:
-            raise Stopped(self.asked)
+        if self.received is not None and error is None:
+            raise Stopped(self.received)
 
     def _defer(self, number: int, _: object) -> None:
-        self.asked = signal.Signals(number)
-        if self.asked == signal.SIGINT:
-            signal.signal(number, self._handlers.pop(self.asked))
+        self.received = signal.Signals(number)
+        if self.received == signal.SIGINT:
+            signal.signal(number, self._handlers.pop(self.received))
 
 
 @contextlib.contextmanager
 def stopped_by_signals() -> Iterator[None]:
-    """Raise :class:`Stopped` at once on SIGTERM and Ctrl-C, wherever the block is.
+    """Raise :class:`Stopped` at once on SIGTERM and Ctrl-C.
 
-    Lightning exits with status 1 and no message on ``KeyboardInterrupt``.
+    On ``KeyboardInterrupt``, Lightning would exit with status 1 and no message.
     """
 
     def stop(number: int, _: object) -> None:
@@ -96,7 +95,7 @@ def stopped_by_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def exit_when_stopped() -> Iterator[None]:
-    """Print why the block was stopped, and exit.
+    """Print the reason and exit if the block was stopped by a signal.
 
     Raises:
         SystemExit: with status 143 after SIGTERM, 130 after Ctrl-C.
@@ -109,7 +108,7 @@ def exit_when_stopped() -> Iterator[None]:
 
 
 def exit_status(error: BaseException) -> int:
-    """The status that the command line exits with after an error."""
+    """Return the exit status of the command line after an error."""
     if isinstance(error, SIGTERMException):
         return 128 + (error.signal if isinstance(error, Stopped) else signal.SIGTERM)
     if isinstance(error, SystemExit):
@@ -120,7 +119,7 @@ def exit_status(error: BaseException) -> int:
 
 
 def _handle(handler: Any) -> dict[signal.Signals, Any]:
-    """Install a handler for each signal that is not ignored; return those it replaces."""
+    """Install a handler for each signal that is not ignored; return the previous handlers."""
     if threading.current_thread() is not threading.main_thread():
         return {}
     return {

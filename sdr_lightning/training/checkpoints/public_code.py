@@ -1,8 +1,8 @@
-"""Checkpoints of the TIP 2024 paper's public code as a student's weights.
+"""Import of checkpoints of the public code of the TIP 2024 paper.
 
-Its names are those of X-VLM: ``vision_encoder`` (Swin), ``text_encoder`` (BERT, whose later layers fuse), ``vision_proj``,
-``text_proj``, ``itm_head``, and its own ``sig_vision_proj``, ``sig_text_proj``, ``img_wd_proj``, ``text_wd_proj``, ``temp``,
-``temp2`` and ``lamba``.
+Key names follow X-VLM: ``vision_encoder`` (Swin), ``text_encoder`` (BERT; its later layers are the fusion encoder),
+``vision_proj``, ``text_proj`` and ``itm_head``. The paper adds ``sig_vision_proj``, ``sig_text_proj``, ``img_wd_proj``,
+``text_wd_proj``, ``temp``, ``temp2`` and ``lamba``.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ _SCALARS = {
     "lamba": "method.structure.text_share.value",
 }
 _TEXT = "encoder.text_tower.encoder.model."
-_ENCODER = ("vision_encoder.", "text_encoder.", "vision_proj.", "text_proj.", "itm_head.")
-_SPARE = re.compile(
+_ENCODER_PREFIXES = ("vision_encoder.", "text_encoder.", "vision_proj.", "text_proj.", "itm_head.")
+_IGNORED = re.compile(
     r"relative_position_index$|attn_mask$|^vision_encoder\.head\.|position_ids$|^text_encoder\.(bert\.)?pooler\.|^text_encoder\.cls\."
 )
 _ADVICE = "configure the architecture that the checkpoint was trained with"
 
 
 class Imported(NamedTuple):
-    """What an import came to.
+    """Result of an import.
 
     Attributes:
-        used: the public code's key by ours.
-        unused: keys of the public code's that nothing here takes.
-        missing: keys of ours that the checkpoint does not have, and that keep what they were.
+        used: keys of the public code, by the keys of this package.
+        unused: keys of the public code that were not loaded.
+        missing: keys of this package that are not in the checkpoint; their values are unchanged.
     """
 
     used: dict[str, str]
@@ -55,18 +55,19 @@ class Imported(NamedTuple):
 
 
 def import_public_sdr(module: RetrievalModule, state: dict[str, Tensor]) -> Imported:
-    """Put a checkpoint of the public code into a student.
+    """Load a checkpoint of the public code into a student.
 
     Args:
-        module: a student with a Swin of timm, a BERT that is split, and linear projections; it receives the weights.
-        state: the checkpoint's state dict.
+        module: a student with a timm Swin, a BERT divided into text tower and fusion encoder, and linear projections.
+            Modified in place.
+        state: state dict of the checkpoint.
 
     Returns:
-        Which keys were used, and which not.
+        The keys that were used, unused and missing.
 
     Raises:
-        ValueError: a student of another kind, or a checkpoint that lacks weights of its encoder or has others' shapes
-            (named). The student is then left as it was.
+        ValueError: the student has another architecture, or weights of the encoder are missing or have other shapes. The
+            student is then unchanged.
     """
     if module.encoder.fusion is None or not isinstance(module.encoder.image_tower, TimmImageTower):
         raise ValueError("the public code's checkpoints go into a student with a timm image tower and a fusion encoder")
@@ -85,7 +86,7 @@ def import_public_sdr(module: RetrievalModule, state: dict[str, Tensor]) -> Impo
     missing = sorted(own.keys() - found.keys())
     unused = sorted(state.keys() - set(used.values()))
     lacking = [key for key in missing if key.startswith("encoder.")]
-    homeless = [theirs for theirs in unused if theirs.startswith(_ENCODER) and not _SPARE.search(theirs)]
+    unmatched = [theirs for theirs in unused if theirs.startswith(_ENCODER_PREFIXES) and not _IGNORED.search(theirs)]
     for key, (theirs, value) in found.items():
         if value.shape != own[key].shape:
             raise ValueError(
@@ -93,9 +94,9 @@ def import_public_sdr(module: RetrievalModule, state: dict[str, Tensor]) -> Impo
             )
     if lacking:
         raise ValueError(f"the checkpoint lacks {len(lacking)} weights of the encoder, first {lacking[0]}: {_ADVICE}")
-    if homeless:
+    if unmatched:
         raise ValueError(
-            f"{len(homeless)} weights of the checkpoint have no place in the student, first {homeless[0]}: {_ADVICE}, its "
+            f"{len(unmatched)} weights of the checkpoint have no place in the student, first {unmatched[0]}: {_ADVICE}, its "
             "layers and its projections"
         )
     module.load_state_dict({key: value for key, (_, value) in found.items()}, strict=False)
@@ -103,7 +104,7 @@ def import_public_sdr(module: RetrievalModule, state: dict[str, Tensor]) -> Impo
 
 
 def _renamed(module: RetrievalModule, state: dict[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
-    """Our key, the public code's, and the value."""
+    """Yield the key in this package, the key in the public code, and the value."""
     assert module.encoder.fusion is not None
     fusing = {bert_name(name): name for name in module.encoder.fusion.layers[0].state_dict()}
     split = int(module.encoder.text_tower.encoder.model.config.num_hidden_layers)  # type: ignore[union-attr, arg-type]
@@ -113,9 +114,7 @@ def _renamed(module: RetrievalModule, state: dict[str, Tensor]) -> Iterator[tupl
             yield _SCALARS[theirs], theirs, value
         elif part in _HEADS:
             yield f"{_HEADS[part]}.{name}", theirs, value
-        elif (
-            part == "vision_encoder"
-        ):  # a stage's downsampling is at its end there, and at the start of the next in timm
+        elif part == "vision_encoder":  # downsampling is the end of a stage there, the start of the next in timm
             renamed = re.sub(r"layers\.(\d+)\.downsample", lambda at: f"layers.{int(at[1]) + 1}.downsample", name)
             yield f"encoder.image_tower.model.{renamed}", theirs, value
         elif part == "text_encoder":

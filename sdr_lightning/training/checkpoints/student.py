@@ -1,4 +1,4 @@
-"""What a student's checkpoint holds, and how training and later stages use it."""
+"""Contents of student checkpoints, and loading them for training, evaluation and later stages."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ _FROZEN, _TEACHERS, _PROTOCOL, _BEST = "frozen_towers", "teachers", "protocol", 
 
 
 def save_student(checkpoint: dict[str, Any], module: RetrievalModule) -> None:
-    """Add the protocol, the best rsum and the teachers' fingerprints; replace frozen towers' weights by fingerprints."""
+    """Add protocol, best rsum and teacher fingerprints; replace the weights of frozen towers by fingerprints."""
     train = module.data.splits.get("train")
     checkpoint[_PROTOCOL], checkpoint[_BEST] = module.protocol, module.best_rsum
     checkpoint[_TEACHERS] = {} if train is None else dict(train.teacher_sources)
-    leave_frozen_out(checkpoint, module.encoder)
+    remove_frozen_weights(checkpoint, module.encoder)
 
 
 def load_student(checkpoint: dict[str, Any], module: RetrievalModule) -> None:
-    """Check that a checkpoint fits, and complete it with the weights of frozen towers.
+    """Check that a checkpoint fits, and add the weights of frozen towers.
 
-    To continue training, everything has to fit. To evaluate, the method may be another one: only values of its parameters
-    that exist here, with the same shape, are loaded.
+    To resume training, everything must fit. For evaluation, the method may differ: only parameters of the same name and shape
+    are loaded.
 
     Raises:
-        ValueError: the checkpoint is of another protocol, a frozen tower or a teacher differs, or the method's own
-            similarity lacks parameters.
+        ValueError: the protocol, a frozen tower or a teacher differs, or parameters of the method's own similarity are
+            missing.
     """
     trained = checkpoint.get(_PROTOCOL, "clean")
     if trained != module.protocol:
-        raise ValueError(f"the checkpoint was trained under protocol {trained}: say --protocol {trained}")
+        raise ValueError(f"the checkpoint was trained under protocol {trained}: use --protocol {trained}")
     if module.trainer.state.fn == TrainerFn.FITTING:
         _check_teachers(checkpoint.get(_TEACHERS, {}), module)
         module.best_rsum = checkpoint.get(_BEST, 0.0)
     else:
         checkpoint["state_dict"] = _for_evaluation(checkpoint["state_dict"], module)
-    put_frozen_back(checkpoint, module.encoder)
+    restore_frozen_weights(checkpoint, module.encoder)
 
 
 def _for_evaluation(state: dict[str, Tensor], module: RetrievalModule) -> dict[str, Tensor]:
@@ -59,16 +59,16 @@ def _for_evaluation(state: dict[str, Tensor], module: RetrievalModule) -> dict[s
     return {key: value for key, value in state.items() if not key.startswith("method.")} | own | fitting
 
 
-def _check_teachers(then: dict[Modality, str], module: RetrievalModule) -> None:
+def _check_teachers(saved: dict[Modality, str], module: RetrievalModule) -> None:
     for modality, source in module.data.split("train").teacher_sources.items():
-        if then.get(modality, source) != source:
+        if saved.get(modality, source) != source:
             raise ValueError(
                 f"the {modality} teacher is another than the one this training began with: continue with that one, or "
                 "start again"
             )
 
 
-def leave_frozen_out(checkpoint: dict[str, Any], encoder: DualEncoder) -> None:
+def remove_frozen_weights(checkpoint: dict[str, Any], encoder: DualEncoder) -> None:
     """Replace the weights of frozen towers by their fingerprints."""
     towers = encoder.frozen_towers()
     checkpoint[_FROZEN] = {name: tower.fingerprint() for name, tower in towers.items()}
@@ -77,8 +77,8 @@ def leave_frozen_out(checkpoint: dict[str, Any], encoder: DualEncoder) -> None:
             del checkpoint["state_dict"][key]
 
 
-def put_frozen_back(checkpoint: dict[str, Any], encoder: DualEncoder) -> None:
-    """Complete a checkpoint with the weights of the towers that are frozen here.
+def restore_frozen_weights(checkpoint: dict[str, Any], encoder: DualEncoder) -> None:
+    """Add the weights of the encoder's frozen towers to a checkpoint.
 
     Raises:
         ValueError: a frozen tower differs from the one that was frozen in training.
@@ -94,14 +94,14 @@ def put_frozen_back(checkpoint: dict[str, Any], encoder: DualEncoder) -> None:
 
 
 def start_from(path: Path, module: RetrievalModule) -> None:
-    """Load the encoder of an earlier stage, and the parameters of its method that this stage's method has too.
+    """Load the encoder of an earlier stage, and those parameters of its method that this method has too.
 
     Args:
         path: a checkpoint of ``sdr fit``.
-        module: the student of this stage.
+        module: the student of this stage; modified in place.
 
     Raises:
-        ValueError: no such checkpoint, or one of another encoder.
+        ValueError: there is no such checkpoint, or it does not fit the encoder or the method.
     """
     if not path.is_file():
         raise ValueError(f"no checkpoint to start from at {path}: run the earlier stage first")
@@ -110,7 +110,7 @@ def start_from(path: Path, module: RetrievalModule) -> None:
         state: dict[str, Tensor] = checkpoint["state_dict"]
     except Exception as error:  # torch raises many types
         raise ValueError(f"{path} is no checkpoint of sdr fit ({type(error).__name__})") from error
-    put_frozen_back(checkpoint, module.encoder)
+    restore_frozen_weights(checkpoint, module.encoder)
     own, learned = module.state_dict(), {f"method.{name}" for name, _ in module.method.named_parameters()}
     theirs = {key: value for key, value in state.items() if key.startswith("encoder.") or key in learned}
     try:

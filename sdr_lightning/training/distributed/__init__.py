@@ -1,1 +1,1 @@
-"""Several processes: collectives that keep the gradient, and the assignment of GPUs."""
+"""Distributed training: differentiable collectives, and the assignment of GPUs to jobs."""

@@ -1,4 +1,4 @@
-"""Everything that crosses processes: gathering with the single-process gradient, and tables of embeddings."""
+"""Collectives: gathering with the single-process gradient, and tables of embeddings."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ Gather = Literal["exact", "albef"]
 
 
 def gather(module: pl.LightningModule, tensor: T, how: Gather = "exact") -> T:
-    """Concatenate the ranks' tensors; every rank then computes the same loss over the global batch.
+    """Concatenate the tensors of all W processes, so that each computes the same loss over the global batch.
 
     Args:
         module: attached to a trainer.
-        tensor: (B, ...) of this rank, the same shape on all, or None.
-        how: ``exact``: gradients flow back to every rank's slice, so that, after DDP's averaging, they are those of one
-            process with the whole batch. ``albef``: to this rank's slice alone, as in the public code and in ALBEF, whose
-            averaged gradients are 1 / W of that.
+        tensor: (B, ...), the same shape in all processes, or None.
+        how: ``exact``: gradient flows to the slices of all processes; averaged by DDP, it equals that of one process with the
+            global batch. ``albef``: gradient flows only to the slice of this process, as in ALBEF and the public code;
+            averaged by DDP, it is 1 / W of the exact one.
 
     Returns:
-        (W B, ...) ordered by rank; the tensor itself when there is one process.
+        (W B, ...) in order of rank; the tensor itself in a single process.
     """
     if tensor is None or module.trainer.world_size == 1:
         return tensor
@@ -49,7 +49,7 @@ def gather(module: pl.LightningModule, tensor: T, how: Gather = "exact") -> T:
 
 
 def gather_encoded(module: pl.LightningModule, encoded: Encoded) -> Encoded:
-    """Concatenate what the ranks' encoders say, with the exact gradient; shorter captions are padded to the longest."""
+    """Concatenate the encoder outputs of all processes with the exact gradient; pad captions to the longest."""
     if module.trainer.world_size == 1:
         return encoded
     tokens, mask = encoded.tokens, encoded.mask
@@ -61,7 +61,7 @@ def gather_encoded(module: pl.LightningModule, encoded: Encoded) -> Encoded:
 
 
 def gather_objects(trainer: pl.Trainer, mine: S) -> list[S]:
-    """What each process has, by rank; called in all of them, outside training steps."""
+    """Return the objects of all processes, by rank. Must be called in all processes, outside training steps."""
     if trainer.world_size == 1:
         return [mine]
     found: list[Any] = [None] * trainer.world_size
@@ -70,11 +70,11 @@ def gather_objects(trainer: pl.Trainer, mine: S) -> list[S]:
 
 
 def in_first_process(trainer: pl.Trainer, action: Callable[[], object]) -> None:
-    """Let the first process do something, however long it takes, while the others wait; called in all of them.
+    """Run an action in the first process while the others wait without timeout. Must be called in all processes.
 
     Raises:
-        ValueError: in every process, where the action raised it or an ``OSError``: none is left waiting.
-        Stopped: in every process, where the action was stopped by a signal, which the others do not act on while they wait.
+        ValueError: in all processes, if the action raised it or an ``OSError``.
+        Stopped: in all processes, if the action was stopped by a signal. Waiting processes defer signals.
     """
     failure: ValueError | Stopped | None = None
     with contextlib.nullcontext() if trainer.is_global_zero else Interruption():
@@ -93,10 +93,9 @@ def in_first_process(trainer: pl.Trainer, action: Callable[[], object]) -> None:
 
 
 class EmbeddingTable(Metric):
-    """Collects (row, embedding) over batches and ranks and puts every embedding into its own row.
+    """Collects embeddings over batches and processes, and sorts them by row.
 
-    Rows are assigned, never summed, and each must come exactly once: an item that a sampler repeats to even out the
-    ranks would be noticed, not counted twice.
+    Each row must be added exactly once; rows that a sampler repeats or leaves out raise an error.
     """
 
     full_state_update = False
@@ -109,26 +108,26 @@ class EmbeddingTable(Metric):
         self.add_state("embeddings", default=[], dist_reduce_fx="cat")
 
     def update(self, index: Tensor, embeddings: Tensor) -> None:
-        """Take a batch.
+        """Add a batch.
 
         Args:
             index: (B,) int64 rows.
-            embeddings: (B, d).
+            embeddings: (B, d); detached and converted to float32.
         """
         self.index.append(index)
         self.embeddings.append(embeddings.detach().float())
 
     def table(self, size: int) -> Tensor:
-        """:meth:`compute`, and start again.
+        """Call :meth:`compute` and reset.
 
         Args:
-            size: N, the number of rows there must be.
+            size: N, the expected number of rows.
 
         Returns:
             (N, d) float32 on the CPU.
 
         Raises:
-            ValueError: rows that came twice, or are missing.
+            ValueError: rows are missing or were added twice.
         """
         embeddings: Tensor = self.compute()
         self.reset()
@@ -137,10 +136,10 @@ class EmbeddingTable(Metric):
         return embeddings.cpu()
 
     def compute(self) -> Tensor:
-        """(N, d) float32, the rows of all ranks in order.
+        """Return the (N, d) float32 embeddings of all processes, in order of rows.
 
         Raises:
-            ValueError: rows that came twice, or are missing below the greatest that came.
+            ValueError: rows below the greatest one are missing, or rows were added twice.
         """
         index, embeddings = dim_zero_cat(self.index), dim_zero_cat(self.embeddings)
         order = index.argsort()

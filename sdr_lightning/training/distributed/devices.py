@@ -1,4 +1,4 @@
-"""Which GPUs each of several trainings side by side has."""
+"""Assignment of GPUs to parallel jobs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import torch
 
 
 def shares(jobs: int) -> list[dict[str, str]]:
-    """Equal shares of the machine's GPUs, as environment variables of each job.
+    """Divide the visible GPUs evenly over parallel jobs.
 
     Args:
-        jobs: how many trainings run at a time.
+        jobs: number of jobs at a time.
 
     Returns:
-        A dictionary a job; empty where there are fewer GPUs than jobs, which then share all.
+        Environment variables per job; empty if there are fewer GPUs than jobs, so that all jobs share all GPUs.
     """
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     found = list(map(str, range(torch.cuda.device_count()))) if named is None else [g for g in named.split(",") if g]

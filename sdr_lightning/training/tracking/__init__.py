@@ -1,1 +1,1 @@
-"""What a run records: metrics by epoch, the environment, and W&B runs."""
+"""Tracking of runs: ``metrics.csv``, the environment, and W&B."""

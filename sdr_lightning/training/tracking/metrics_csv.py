@@ -1,4 +1,4 @@
-"""``metrics.csv``: one row an epoch, whole at any moment, and continued where a checkpoint left it."""
+"""Logger that writes ``metrics.csv``, one row per epoch, atomically and resumably."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from sdr_lightning.paths import write_text
 
 
 class MetricsCSV(Logger):
-    """Writes what is logged as ``metrics.csv`` of a folder.
+    """Writes logged metrics to ``metrics.csv`` in a folder.
 
-    What is logged at one step makes one row; the columns are ``epoch``, ``step`` and then the metrics in the order of their
-    names. The file is replaced in one step whenever Lightning saves its loggers, at each end of an epoch.
+    Metrics logged at the same step share a row. Columns are ``epoch``, ``step`` and the metrics sorted by name. The file is
+    replaced atomically at the end of each epoch.
 
     Args:
         save_dir: the folder.
@@ -32,12 +32,12 @@ class MetricsCSV(Logger):
 
     @property
     def name(self) -> str:
-        """Nothing: the folder is the run's own."""
+        """Empty: no subfolder is used."""
         return ""
 
     @property
     def version(self) -> str:
-        """Nothing, likewise."""
+        """Empty: no subfolder is used."""
         return ""
 
     @property
@@ -47,11 +47,11 @@ class MetricsCSV(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Add to the row of a step."""
+        """Add metrics to the row of a step."""
         self.rows.setdefault(step or 0, {}).update(metrics)
 
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the run's ``config.yaml`` has them."""
+        """Do nothing: hyper-parameters are in the run's ``config.yaml``."""
 
     @rank_zero_only
     def save(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run was made with."""
+"""Record of versions, commit and hardware."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _PACKAGES = ("torch", "lightning", "timm", "transformers", "torchmetrics", "data
 
 @cache
 def environment() -> dict[str, Any]:
-    """Versions, commit and hardware, as plain values for a run's record; as they were when a process first asked."""
+    """Return versions, commit and hardware as plain values; cached at the first call."""
     return {"versions": versions(), "git": git(), "hardware": hardware()}
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that numbers depend on."""
+    """Return the versions of Python and of the packages that results depend on."""
     return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}
 
 
 def git() -> dict[str, Any]:
-    """Commit of this code and whether it was changed since; None where it is not a checkout."""
+    """Return the commit of this code and whether it has local changes; None outside a git checkout."""
     folder = Path(__file__).parent
 
     def ask(*words: str) -> str:
@@ -41,14 +41,14 @@ def git() -> dict[str, Any]:
 
 
 def hardware() -> str:
-    """The processor or accelerator, in words."""
+    """Describe the GPU, or the CPU without one."""
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{platform.machine()} CPU, {os.cpu_count()} cores"
 
 
 def peak_memory() -> dict[str, float]:
-    """The most memory this process ever held, in MiB: of the machine, and of its GPU if it has one."""
+    """Return the peak memory of this process in MiB, and that of its GPU if there is one."""
     found = {"peak_memory_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10}
     if torch.cuda.is_available():
         found["peak_gpu_memory_mib"] = torch.cuda.max_memory_allocated() / 2**20

@@ -1,4 +1,4 @@
-"""Runs on Weights & Biases, as an overlay: ``--config experiments/_base/wandb.yaml``."""
+"""Weights & Biases logger, enabled by ``--config experiments/_base/wandb.yaml``."""
 
 from __future__ import annotations
 
@@ -16,21 +16,20 @@ from sdr_lightning.paths import read_json, write_json
 
 
 class WandbRun(WandbLogger):
-    """One W&B run for one run folder, whatever number of processes; a continued training goes on in the same run.
+    """One W&B run per run folder, for any number of processes; a resumed training continues the same run.
 
-    A failure of W&B once training goes on (no network, a full disk) is told once and stops nothing: ``metrics.csv`` is
-    written either way.
+    A failure of W&B during training (no network, a full disk) gives one warning; training and ``metrics.csv`` continue.
 
     Args:
         project: default ``WANDB_PROJECT``, or sdr_lightning.
         entity: user or team; default ``WANDB_ENTITY``, or that of the login.
-        group: runs that belong together, such as the seeds of one setting.
-        tags: to filter by.
-        notes: a longer description.
-        job_type: such as ``teacher`` or ``student``.
-        name: shown for the run; W&B invents one if left out.
-        mode: ``online``, ``offline`` (kept on disk for ``wandb sync``) or ``disabled``; default ``WANDB_MODE``, or online.
-        save_dir: the run's folder, which the command line fills in.
+        group: group of the run, such as the seeds of one setting.
+        tags: tags of the run.
+        notes: description of the run.
+        job_type: type of the run, such as ``teacher`` or ``student``.
+        name: display name; W&B generates one by default.
+        mode: ``online``, ``offline`` (on disk, for ``wandb sync``) or ``disabled``; default ``WANDB_MODE``, or online.
+        save_dir: the run folder; set by the command line.
 
     Raises:
         ValueError: wandb is not installed.
@@ -70,7 +69,7 @@ class WandbRun(WandbLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run, which is started when it is first asked for.
+        """The W&B run; started at the first access.
 
         Raises:
             ValueError: W&B cannot start.
@@ -86,11 +85,11 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def begin(self, configuration: Mapping[str, Any], record: Mapping[str, Any]) -> None:
-        """Start the run, or go on with the one of this folder.
+        """Start the run, or resume the one of this folder.
 
         Args:
-            configuration: as resolved; it goes under the one key ``run``, so that keys which a sweep sets stay its own.
-            record: what the run is made with, under ``record``.
+            configuration: the resolved configuration, logged under the key ``run`` to not collide with keys of a sweep.
+            record: versions, commit, hardware and data, logged under the key ``record``.
 
         Raises:
             ValueError: W&B cannot start.
@@ -101,20 +100,20 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Log, or say that it cannot be done."""
+        """Log metrics, see :meth:`attempt`."""
         self.attempt(lambda: super(WandbRun, self).log_metrics(metrics, step))
 
     def log_hyperparams(self, params: Any) -> None:
-        """Nothing: :meth:`begin` has the whole configuration."""
+        """Do nothing: :meth:`begin` logs the whole configuration."""
 
     @rank_zero_only
     def conclude(self, best: Mapping[str, float], pictures: Mapping[str, Path], table: Sequence[Sequence[Any]]) -> None:
-        """Log what came of the training.
+        """Log the results of the training.
 
         Args:
-            best: metrics of the epoch that was kept; in the summary as ``best/...``.
-            pictures: files of pictures by key.
-            table: example queries: headings, then rows; arrays (H, W, 3) are shown as pictures.
+            best: metrics of the selected epoch, logged in the summary as ``best/...``.
+            pictures: image files by key.
+            table: example queries, a header row and data rows; (H, W, 3) arrays are shown as images.
         """
         import wandb
 
@@ -133,7 +132,7 @@ class WandbRun(WandbLogger):
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
-        """Nothing: the run ends with :meth:`finish`, after its report."""
+        """Do nothing: :meth:`finish` ends the run after its report."""
 
     @rank_zero_only
     def finish(self, exit_code: int = 0) -> None:
@@ -143,11 +142,11 @@ class WandbRun(WandbLogger):
             self.attempt(lambda: run.finish(exit_code=exit_code))
 
     def attempt(self, action: Callable[[], None]) -> None:
-        """Do something with W&B; its first failure is told, and nothing is tried after it."""
+        """Call a function of W&B. The first failure gives a warning and disables all later calls."""
         if self._failed is not None:
             return
         try:
             action()
-        except Exception as error:  # whatever a service, a disk or a network makes wandb raise
+        except Exception as error:  # wandb raises many types for network and disk failures
             self._failed = f"{type(error).__name__}: {' '.join(str(error).split())}"
             rank_zero_warn(f"W&B failed ({self._failed}); training goes on without it, metrics.csv is written")

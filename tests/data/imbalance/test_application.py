@@ -9,7 +9,6 @@ import pytest
 
 from sdr_lightning.data.images import Pixels
 from sdr_lightning.data.imbalance import Imbalance, Imbalanced, Level, NoiseTable, imbalanced
-from sdr_lightning.data.table import Split
 from tests.data.collection import COUNTS, make_table
 from tests.data.imbalance import image_of_caption, shuffled, worded, words_of_caption
 
@@ -48,21 +47,22 @@ def digest(stack: list[Imbalance]) -> str:
     return sha256(b"".join([*parts, json.dumps(state.realised.record()).encode()])).hexdigest()
 
 
-@pytest.mark.parametrize(
-    "stack",
-    [[], [Imbalance()], [Imbalance("none", 0.5)], [Imbalance("mismatch"), Imbalance("blur"), Imbalance("typos")]],
-    ids=["empty", "none", "none at a ratio", "ratio 0"],
-)
-def test_no_imbalance_changes_nothing(stack: list[Imbalance]) -> None:
-    state = imbalanced(TABLE, stack)
-    assert state.table.fingerprint == TABLE.fingerprint
-    np.testing.assert_array_equal(state.image_content, TABLE.image_content)
-    assert changed_images(state) == set()
-    assert state.realised.wrong_captions_per_image == {0: 40}
-    assert state.realised.record()["imbalances"] == []
+def test_inactive_corruptions_change_nothing() -> None:
+    for stack in [
+        [],
+        [Imbalance()],
+        [Imbalance("none", 0.5)],
+        [Imbalance("mismatch"), Imbalance("blur"), Imbalance("typos")],
+    ]:
+        state = imbalanced(TABLE, stack)
+        assert state.table.fingerprint == TABLE.fingerprint
+        np.testing.assert_array_equal(state.image_content, TABLE.image_content)
+        assert changed_images(state) == set()
+        assert state.realised.wrong_captions_per_image == {0: 40}
+        assert state.realised.record()["imbalances"] == []
 
 
-def test_a_stack_s_parts_choose_independently() -> None:
+def test_corruptions_choose_items_independently() -> None:
     together = imbalanced(TABLE, STACK)
     pairs, words, blur = (imbalanced(TABLE, [part]) for part in STACK)
     np.testing.assert_array_equal(together.table.caption_image, pairs.table.caption_image)
@@ -73,15 +73,15 @@ def test_a_stack_s_parts_choose_independently() -> None:
     assert [part.sha256 for part in together.realised.parts] == alone
 
 
-@pytest.mark.parametrize("imbalance", EVERY_SORT, ids=lambda i: f"{i.kind} {i.modality} {i.level}")
-def test_one_imbalance_changes_its_own_column_alone(imbalance: Imbalance) -> None:
-    state = imbalanced(TABLE, [imbalance])
-    assert (state.table.captions != TABLE.captions) == (imbalance.modality == "text")
-    assert (state.table.caption_image != TABLE.caption_image).any() == (imbalance.modality == "pair")
-    assert (state.image_content != TABLE.image_content).any() == (imbalance.modality == "image")
-    assert state.table.image_ids == TABLE.image_ids
-    assert state.table.caption_ids == TABLE.caption_ids
-    assert (state.table.name, state.table.split) == (TABLE.name, TABLE.split)
+def test_corruption_changes_its_own_modality_only() -> None:
+    for imbalance in EVERY_SORT:
+        state = imbalanced(TABLE, [imbalance])
+        assert (state.table.captions != TABLE.captions) == (imbalance.modality == "text")
+        assert (state.table.caption_image != TABLE.caption_image).any() == (imbalance.modality == "pair")
+        assert (state.image_content != TABLE.image_content).any() == (imbalance.modality == "image")
+        assert state.table.image_ids == TABLE.image_ids
+        assert state.table.caption_ids == TABLE.caption_ids
+        assert (state.table.name, state.table.split) == (TABLE.name, TABLE.split)
 
 
 def test_the_clean_table_is_left_alone() -> None:
@@ -99,7 +99,7 @@ def test_images_are_chosen_for_words_by_their_clean_captions() -> None:
     assert imbalanced(TABLE, [MISMATCH, words]).table.captions == imbalanced(TABLE, [words]).table.captions
 
 
-def test_wordings_follow_one_another() -> None:
+def test_caption_corruptions_are_applied_in_order() -> None:
     mask = Imbalance("mask_words", 1.0, severity=2)
     both = imbalanced(TABLE, [mask, Imbalance("truncate", 1.0)]).table.captions
     masked = imbalanced(TABLE, [mask]).table.captions
@@ -113,7 +113,7 @@ def test_the_later_of_two_mismatches_counts() -> None:
     assert len({pairing.tobytes() for pairing in (one, two, both)}) == 3
 
 
-def test_corruptions_of_an_image_follow_one_another() -> None:
+def test_image_corruptions_are_applied_in_order() -> None:
     cover, noise = Imbalance("occlusion", 1.0, severity=1), replace(NOISE, ratio=1.0)
     both, first, second = (imbalanced(TABLE, s) for s in ([cover, noise], [cover], [noise]))
     covered = first.image(3, picture("i3"))
@@ -131,19 +131,19 @@ def test_only_the_chosen_images_are_changed() -> None:
         np.testing.assert_array_equal(pixels, picture(f"i{row}"))
 
 
-@pytest.mark.parametrize("imbalance", [BLUR, NOISE, BLANK], ids=lambda i: i.kind)
-def test_the_content_changes_for_changed_images_alone_and_at_every_ratio_alike(imbalance: Imbalance) -> None:
-    few, many = (imbalanced(TABLE, [replace(imbalance, ratio=ratio)]) for ratio in (0.2, 0.7))
-    for state in (few, many):
-        assert set(np.flatnonzero(state.image_content != TABLE.image_content).tolist()) == changed_images(state)
-    rows = sorted(changed_images(few))
-    assert len(rows) == 8
-    np.testing.assert_array_equal(few.image_content[rows], many.image_content[rows])
-    for row in rows:
-        np.testing.assert_array_equal(few.image(row, picture(f"i{row}")), many.image(row, picture(f"i{row}")))
+def test_the_content_changes_for_changed_images_alone_and_at_every_ratio_alike() -> None:
+    for imbalance in [BLUR, NOISE, BLANK]:
+        few, many = (imbalanced(TABLE, [replace(imbalance, ratio=ratio)]) for ratio in (0.2, 0.7))
+        for state in (few, many):
+            assert set(np.flatnonzero(state.image_content != TABLE.image_content).tolist()) == changed_images(state)
+        rows = sorted(changed_images(few))
+        assert len(rows) == 8
+        np.testing.assert_array_equal(few.image_content[rows], many.image_content[rows])
+        for row in rows:
+            np.testing.assert_array_equal(few.image(row, picture(f"i{row}")), many.image(row, picture(f"i{row}")))
 
 
-def test_other_noise_is_other_content() -> None:
+def test_content_depends_on_kind_severity_and_seed() -> None:
     whole = replace(NOISE, ratio=1.0)
     others = [whole, replace(whole, seed=1), replace(whole, severity=3), replace(whole, kind="low_light")]
     contents = [imbalanced(TABLE, [other]).image_content.tolist() for other in others]
@@ -156,33 +156,33 @@ def test_content_is_a_function_of_the_image_and_not_of_its_row() -> None:
     assert by_id[0] == by_id[1]
 
 
-@pytest.mark.parametrize("imbalance", EVERY_SORT, ids=lambda i: f"{i.kind} {i.modality} {i.level}")
-def test_the_order_of_reading_does_not_matter(imbalance: Imbalance) -> None:
-    here, there = (imbalanced(table, [*STACK, NOISE, imbalance]) for table in (TABLE, shuffled(TABLE)))
-    assert image_of_caption(here.table) == image_of_caption(there.table)
-    assert words_of_caption(here.table) == words_of_caption(there.table)
-    assert pictures(here) == pictures(there)
+def test_the_order_of_reading_does_not_matter() -> None:
+    for imbalance in EVERY_SORT:
+        here, there = (imbalanced(table, [*STACK, NOISE, imbalance]) for table in (TABLE, shuffled(TABLE)))
+        assert image_of_caption(here.table) == image_of_caption(there.table)
+        assert words_of_caption(here.table) == words_of_caption(there.table)
+        assert pictures(here) == pictures(there)
 
 
 @pytest.mark.slow
-def test_every_process_comes_to_the_same() -> None:
+def test_corruption_is_the_same_in_every_process() -> None:
     """Fresh interpreters, whose built-in hashes differ."""
     stack = [*STACK, NOISE, EMPTY]
     with multiprocessing.get_context("spawn").Pool(2, maxtasksperchild=1) as pool:
         assert pool.map(digest, [stack, stack], chunksize=1) == [digest(stack)] * 2
 
 
-@pytest.mark.parametrize("split", ["train", "val", "test"])
-@pytest.mark.parametrize("splits", [("train",), ("val", "test"), ("train", "val", "test")])
-def test_other_splits_are_passed_over(split: Split, splits: tuple[Split, ...]) -> None:
-    table = replace(TABLE, split=split)
-    state = imbalanced(table, [replace(NOISE, splits=splits), replace(WORDS, splits=splits)])
-    assert bool(changed_images(state)) == (split in splits)
-    assert (state.table.captions != table.captions) == (split in splits)
-    assert len(state.realised.parts) == (2 if split in splits else 0)
+def test_corruptions_of_other_splits_are_ignored() -> None:
+    for split in ["train", "val", "test"]:
+        for splits in [("train",), ("val", "test"), ("train", "val", "test")]:
+            table = replace(TABLE, split=split)
+            state = imbalanced(table, [replace(NOISE, splits=splits), replace(WORDS, splits=splits)])
+            assert bool(changed_images(state)) == (split in splits)
+            assert (state.table.captions != table.captions) == (split in splits)
+            assert len(state.realised.parts) == (2 if split in splits else 0)
 
 
-def test_an_impossible_mismatch_of_another_split_is_passed_over() -> None:
+def test_impossible_mismatch_of_another_split_is_ignored() -> None:
     single = make_table((2,), split="val")
     assert imbalanced(single, [MISMATCH]).table.fingerprint == single.fingerprint
 
@@ -211,9 +211,8 @@ def test_the_realised_hash_tells_what_was_done_and_nothing_else() -> None:
     assert imbalanced(replace(TABLE, name="elsewhere"), []).realised.sha256 not in hashes
 
 
-@pytest.mark.parametrize("level", ["image", "caption"])
-@pytest.mark.parametrize("suffix", [".npz", ".npy"])
-def test_a_file_gives_the_pairing_that_it_was_made_of(level: Level, suffix: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("level", "suffix"), [("image", ".npz"), ("image", ".npy"), ("caption", ".npy")])
+def test_file_reproduces_the_pairing_of_its_specification(level: Level, suffix: str, tmp_path: Path) -> None:
     imbalance, path = replace(MISMATCH, level=level), tmp_path / f"noise{suffix}"
     NoiseTable.draw(TABLE, imbalance).save(path)
     drawn, read = imbalanced(TABLE, [imbalance]), imbalanced(TABLE, [Imbalance(file=str(path))])
@@ -221,13 +220,13 @@ def test_a_file_gives_the_pairing_that_it_was_made_of(level: Level, suffix: str,
     assert drawn.realised.wrong_captions_per_image == read.realised.wrong_captions_per_image
 
 
-@pytest.mark.parametrize("imbalance", [WORDS, replace(WORDS, level="image"), BLUR, NOISE, BLANK, EMPTY])
-def test_a_file_of_another_kind_does_the_same_as_its_specification(imbalance: Imbalance, tmp_path: Path) -> None:
-    NoiseTable.draw(TABLE, imbalance).save(tmp_path / "noise.npz")
-    drawn = imbalanced(TABLE, [imbalance])
-    read = imbalanced(TABLE, [Imbalance(file=str(tmp_path / "noise.npz"))])
-    assert drawn.realised.sha256 == read.realised.sha256
-    assert pictures(drawn) == pictures(read)
+def test_npz_file_reproduces_its_specification(tmp_path: Path) -> None:
+    for imbalance in [WORDS, replace(WORDS, level="image"), BLUR, NOISE, BLANK, EMPTY]:
+        NoiseTable.draw(TABLE, imbalance).save(tmp_path / "noise.npz")
+        drawn = imbalanced(TABLE, [imbalance])
+        read = imbalanced(TABLE, [Imbalance(file=str(tmp_path / "noise.npz"))])
+        assert drawn.realised.sha256 == read.realised.sha256
+        assert pictures(drawn) == pictures(read)
 
 
 def test_files_stack_with_specifications(tmp_path: Path) -> None:
@@ -253,12 +252,12 @@ def test_a_file_s_splits_are_those_of_the_configuration(tmp_path: Path) -> None:
     np.testing.assert_array_equal(state.table.caption_image, imbalanced(TABLE, [MISMATCH]).table.caption_image)
 
 
-@pytest.mark.parametrize("splits", [("test",), ("val", "test")])
-def test_a_file_cannot_mismatch_the_test_split(splits: tuple[Split, ...], tmp_path: Path) -> None:
-    NoiseTable.draw(TABLE, MISMATCH).save(tmp_path / "noise.npy")
-    file = Imbalance(file=str(tmp_path / "noise.npy"), splits=splits)
-    with pytest.raises(ValueError, match="a mismatched test split has no truth to measure against"):
-        imbalanced(replace(TABLE, split="test"), [file])
+def test_a_file_cannot_mismatch_the_test_split(tmp_path: Path) -> None:
+    for splits in [("test",), ("val", "test")]:
+        NoiseTable.draw(TABLE, MISMATCH).save(tmp_path / "noise.npy")
+        file = Imbalance(file=str(tmp_path / "noise.npy"), splits=splits)
+        with pytest.raises(ValueError, match="a mismatched test split has no truth to measure against"):
+            imbalanced(replace(TABLE, split="test"), [file])
 
 
 def test_a_file_may_corrupt_the_test_split(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sdr_lightning.data.imbalance import Imbalance, Level, NoiseTable, imbalanced
 from sdr_lightning.data.imbalance.pairs import mismatched
 from sdr_lightning.data.table import CaptionTable
-from tests.data.collection import COUNTS, make_table
+from tests.data.collection import make_table
 from tests.data.imbalance import image_of_caption, shuffled, worded
 
 FIVE_EACH = worded((5,) * 2000)
@@ -72,43 +72,37 @@ def test_caption_level_is_refused_exactly_where_it_is_impossible(own: list[int])
 
 
 @pytest.mark.parametrize("level", ["image", "caption"])
-@pytest.mark.parametrize("ratio", [0.1, 0.4, 0.6, 1.0])
-def test_the_realised_ratio_is_the_asked_one(level: Level, ratio: float) -> None:
-    noise = NoiseTable.draw(FIVE_EACH, Imbalance("mismatch", ratio, level=level, seed=5))
-    wrong = noise.caption_image != FIVE_EACH.caption_image
-    assert wrong.mean() == pytest.approx(ratio, abs=0.005)
-    assert noise.ratio == pytest.approx(ratio, abs=0.005)
+def test_the_realised_ratio_is_the_asked_one(level: Level) -> None:
+    for ratio in [0.1, 0.4, 0.6, 1.0]:
+        noise = NoiseTable.draw(FIVE_EACH, Imbalance("mismatch", ratio, level=level, seed=5))
+        wrong = noise.caption_image != FIVE_EACH.caption_image
+        assert wrong.mean() == pytest.approx(ratio, abs=0.005)
+        assert noise.ratio == pytest.approx(ratio, abs=0.005)
 
 
-@pytest.mark.parametrize("ratio", [0.2, 0.4])
-def test_image_level_leaves_an_image_all_its_captions_or_none(ratio: float) -> None:
-    noise = NoiseTable.draw(FIVE_EACH, Imbalance("mismatch", ratio))
-    assert noise.wrong_captions_per_image == {0: 2000 - round(2000 * ratio), 5: round(2000 * ratio)}
+def test_image_level_leaves_an_image_all_its_captions_or_none() -> None:
+    for ratio in [0.2, 0.4]:
+        noise = NoiseTable.draw(FIVE_EACH, Imbalance("mismatch", ratio))
+        assert noise.wrong_captions_per_image == {0: 2000 - round(2000 * ratio), 5: round(2000 * ratio)}
 
 
-@pytest.mark.parametrize("ratio", [0.2, 0.4, 0.6])
-@pytest.mark.parametrize("seed", [0, 1])
-def test_caption_level_makes_the_wrong_captions_of_an_image_binomial(ratio: float, seed: int) -> None:
-    histogram = NoiseTable.draw(
-        FIVE_EACH, Imbalance("mismatch", ratio, level="caption", seed=seed)
-    ).wrong_captions_per_image
-    assert sum(histogram.values()) == 2000
-    assert sum(wrong * images for wrong, images in histogram.items()) == round(10000 * ratio)
-    for wrong in range(6):
-        share = comb(5, wrong) * ratio**wrong * (1 - ratio) ** (5 - wrong)
-        deviation = sqrt(2000 * share * (1 - share))
-        assert abs(histogram.get(wrong, 0) - 2000 * share) < 4 * deviation
+def test_caption_level_makes_the_wrong_captions_of_an_image_binomial() -> None:
+    for seed in [0, 1]:
+        for ratio in [0.2, 0.4, 0.6]:
+            histogram = NoiseTable.draw(
+                FIVE_EACH, Imbalance("mismatch", ratio, level="caption", seed=seed)
+            ).wrong_captions_per_image
+            assert sum(histogram.values()) == 2000
+            assert sum(wrong * images for wrong, images in histogram.items()) == round(10000 * ratio)
+            for wrong in range(6):
+                share = comb(5, wrong) * ratio**wrong * (1 - ratio) ** (5 - wrong)
+                deviation = sqrt(2000 * share * (1 - share))
+                assert abs(histogram.get(wrong, 0) - 2000 * share) < 4 * deviation
 
 
-def test_at_forty_per_cent_eight_images_in_a_hundred_keep_five_right_captions() -> None:
+def test_caption_level_at_forty_per_cent_leaves_eight_per_cent_of_images_intact() -> None:
     noise = NoiseTable.draw(FIVE_EACH, Imbalance("mismatch", 0.4, level="caption"))
     assert noise.wrong_captions_per_image[0] / 2000 == pytest.approx(0.078, abs=0.018)
-
-
-def test_sets_of_other_sizes_are_counted_where_they_arrive() -> None:
-    noise = NoiseTable.draw(make_table(), Imbalance("mismatch", 1.0))
-    assert sorted(np.bincount(noise.caption_image).tolist()) == sorted(COUNTS)
-    assert noise.wrong_captions_per_image == {1: 2, 2: 3, 3: 1, 4: 1, 5: 1}
 
 
 @pytest.mark.parametrize("level", ["image", "caption"])
@@ -125,29 +119,29 @@ def test_every_other_image_is_as_likely(level: Level) -> None:
 
 
 @pytest.mark.parametrize("level", ["image", "caption"])
-@pytest.mark.parametrize("seed", range(3))
-def test_the_order_of_reading_does_not_matter(level: Level, seed: int) -> None:
-    table = make_table((3, 1, 2, 5, 4) * 5)
-    imbalance = Imbalance("mismatch", 0.6, level=level, seed=seed)
-    here, there = (imbalanced(order, [imbalance]).table for order in (table, shuffled(table)))
-    assert image_of_caption(here) == image_of_caption(there)
+def test_the_order_of_reading_does_not_matter(level: Level) -> None:
+    for seed in range(3):
+        table = make_table((3, 1, 2, 5, 4) * 5)
+        imbalance = Imbalance("mismatch", 0.6, level=level, seed=seed)
+        here, there = (imbalanced(order, [imbalance]).table for order in (table, shuffled(table)))
+        assert image_of_caption(here) == image_of_caption(there)
 
 
 @pytest.mark.parametrize(
     ("level", "message"),
     [("image", "needs at least two chosen images, the ratio gives one"), ("caption", "of 1 captions, .*: choose more")],
 )
-def test_a_ratio_that_picks_one_is_refused(level: Level, message: str) -> None:
+def test_ratio_that_chooses_one_item_is_refused(level: Level, message: str) -> None:
     table = make_table((1,) * 30)
     with pytest.raises(ValueError, match=f"memory train: a mismatch {message}"):
         NoiseTable.draw(table, Imbalance("mismatch", 1 / 30, level=level))
 
 
-@pytest.mark.parametrize("level", ["image", "caption"])
-def test_a_ratio_that_picks_none_changes_nothing(level: Level) -> None:
-    noise = NoiseTable.draw(make_table(), Imbalance("mismatch", 0.001, level=level))
-    assert (len(noise.rows), noise.ratio) == (0, 0)
-    np.testing.assert_array_equal(noise.caption_image, make_table().caption_image)
+def test_ratio_that_chooses_no_item_changes_nothing() -> None:
+    for level in ["image", "caption"]:
+        noise = NoiseTable.draw(make_table(), Imbalance("mismatch", 0.001, level=level))
+        assert (len(noise.rows), noise.ratio) == (0, 0)
+        np.testing.assert_array_equal(noise.caption_image, make_table().caption_image)
 
 
 def test_too_many_captions_of_one_image_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Evaluations that ``sdr evaluate`` wrote: read, checked, and kept apart where they answer different questions."""
+"""Read the files that ``sdr evaluate --output`` writes, and check that they are comparable."""
 
 import math
 import re
@@ -22,23 +22,23 @@ from sdr_lightning.results.schema import RECALLS
 _RECALL = re.compile(r"(i2t|t2i)_R@(\d+)")
 _NDCG = re.compile(r"(i2t|t2i|i2i|t2t|i2it|t2it)_(NDCG\w*)@(\d+)")
 _NAME = re.compile(r"([^=/,]+)=(.+)")
-_TOLERANCE = 1e-4  # percent; one query of a million is as much
+_TOLERANCE = 1e-4  # percent: one query of a million
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What was asked: numbers may be set side by side only where all of it agrees.
+class EvaluationSettings:
+    """Settings that must be equal for evaluations to be comparable.
 
     Attributes:
         protocol: ``clean`` or ``paper``.
-        split: of the data; None where the data have none.
+        split: split of the data; None if unknown.
         images: number of images N.
         texts: number of captions C.
-        data: fingerprint of the items and of which caption belongs to which image.
+        data: fingerprint of the items and of the image of each caption.
         ties: rule for equal scores.
-        siblings: ``keep`` or ``exclude``, what happens to the other captions of a query's image.
-        folds: number of folds whose recall was averaged; None without.
-        relevance: fingerprint of the relevance that NDCG was taken with; None without.
+        siblings: ``keep`` or ``exclude`` other captions of a query's image.
+        folds: number of folds over which recall is averaged; None without folds.
+        relevance: fingerprint of the relevance for NDCG; None without relevance.
     """
 
     protocol: str
@@ -53,22 +53,22 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """One file of metrics, and what its queries add up to image by image.
+class EvaluationFile:
+    """Metrics of one evaluation, and sums over the queries of each image for the bootstrap.
 
     Attributes:
-        path: the file, as it was given.
-        metrics: by name; recall and NDCG in percent.
-        terms: what was asked.
-        queries: for each metric that is a mean over queries, the sums and numbers (N,) of its values by image.
-        relevance_kind: for instance ``rouge-l``; empty without relevance.
-        code: version and commit of the program, in words.
-        inputs: SHA-256 of the files it was made from, by name.
+        path: the file, as given.
+        metrics: value by name; recall and NDCG in percent.
+        settings: settings of the evaluation.
+        queries: by metric that is a mean over queries: sums and numbers (N,) of query values by image.
+        relevance_kind: such as ``rouge-l``; empty without relevance.
+        code: version and commit of the program.
+        inputs: SHA-256 of the input files by name.
     """
 
     path: Path
     metrics: dict[str, float]
-    terms: Terms
+    settings: EvaluationSettings
     queries: dict[str, tuple[Floats, Floats]]
     relevance_kind: str
     code: str
@@ -77,22 +77,22 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class System:
-    """A name and the evaluations of one model or, trained with several seeds, of one recipe."""
+    """A named system: one evaluation per training seed."""
 
     name: str
-    evaluations: tuple[Evaluation, ...]
+    evaluations: tuple[EvaluationFile, ...]
 
 
 def load_systems(arguments: Sequence[str]) -> tuple[System, ...]:
-    """Read what is to be set side by side.
+    """Read the systems to compare.
 
     Args:
-        arguments: each ``FILE``, or ``NAME=FILE`` or ``NAME=FILE,FILE`` with one file per seed. Without a name
-            a system is called as its file is, or as its folder if that is ``metrics.json``, with as many
-            folders before it as tell it from the others.
+        arguments: each ``FILE``, ``NAME=FILE`` or ``NAME=FILE,FILE`` with one file per seed. The default name is the
+            file name without suffix (for ``metrics.json``, the folder), with as many parent folders as needed to be
+            unique.
 
     Raises:
-        ValueError: a name or a seed given twice, a malformed file, or evaluations of different terms.
+        ValueError: a name or file is repeated, a file is malformed, or settings differ.
     """
     given = [_split(argument) for argument in arguments]
     systems = tuple(
@@ -105,21 +105,21 @@ def load_systems(arguments: Sequence[str]) -> tuple[System, ...]:
     return systems
 
 
-def load_evaluation(path: Path) -> Evaluation:
-    """Read ``metrics.json`` and, beside it, ``metrics.queries.npz``.
+def load_evaluation(path: Path) -> EvaluationFile:
+    """Read ``metrics.json`` and ``metrics.queries.npz`` of the same folder.
 
     Raises:
-        ValueError: a file is missing or malformed, or the two are not of the same evaluation.
+        ValueError: a file is missing or malformed, or the two files belong to different evaluations.
     """
-    values = read_json(path, "what sdr evaluate --output wrote")
+    values = read_json(path, "a file of sdr evaluate --output")
     if not isinstance(values, dict) or not isinstance(values.get("meta"), dict):
         raise ValueError(
-            f"{path} is not an evaluation (it has no object 'meta'): give what sdr evaluate --output wrote"
+            f"{path} is not an evaluation (it has no object 'meta'): expected a file of sdr evaluate --output"
         )
     metrics = Fields({key: value for key, value in values.items() if key != "meta"}, str(path)).table()
     meta = Fields(values["meta"], f"{path}: meta")
     relevance = meta.optional_child("relevance")
-    terms = Terms(
+    settings = EvaluationSettings(
         protocol=meta.text("protocol"),
         split=meta.optional_text("split"),
         images=meta.integer("images"),
@@ -131,20 +131,20 @@ def load_evaluation(path: Path) -> Evaluation:
         relevance=relevance.text("fingerprint") if "relevance" in meta else None,
     )
     code = meta.optional_child("code")
-    changed = " with changes" if code.flag("dirty", default=False) else ""
-    return Evaluation(
+    changed = " with uncommitted changes" if code.flag("dirty", default=False) else ""
+    return EvaluationFile(
         path=path,
         metrics=metrics,
-        terms=terms,
-        queries=_queries(path, metrics, terms),
+        settings=settings,
+        queries=_queries(path, metrics, settings),
         relevance_kind=relevance.text("kind") if "relevance" in meta else "",
         code=f"{code.text('version', '')} {code.text('commit', '')[:10]}{changed}".strip(),
         inputs=meta.optional_child("inputs").words(),
     )
 
 
-def in_order(metrics: set[str]) -> list[str]:
-    """Recall, its sum, NDCG by gain, task and cut-off, then everything else by name."""
+def sort_metrics(metrics: set[str]) -> list[str]:
+    """Sort metrics: recall, rsum, NDCG by gain, task and cut-off, then others by name."""
     tasks = ("i2t", "t2i", "i2i", "t2t", "i2it", "t2it")
 
     def position(metric: str) -> tuple[int, str, int, int, str]:
@@ -158,7 +158,7 @@ def in_order(metrics: set[str]) -> list[str]:
 
 
 def _split(argument: str) -> tuple[str | None, list[Path]]:
-    """A name, None if there is none, and paths; a file whose own name has = or a comma is taken as it is."""
+    """Split an argument into name (or None) and paths; an existing file may contain ``=`` or a comma in its name."""
     name, files = None, argument
     if not Path(argument).is_file() and (match := _NAME.fullmatch(argument)):
         name, files = match[1], match[2]
@@ -180,23 +180,23 @@ def _names(given: Sequence[tuple[str | None, list[Path]]]) -> list[str]:
         names = [name or "/".join(part[-depth:]) for (name, _), part in zip(given, parts, strict=True)]
         if len(set(names)) == len(names):
             return names
-    # The same file as two systems: only a number can tell them apart.
+    # The same file is given twice: number the names.
     names = [name or part[-1] for (name, _), part in zip(given, parts, strict=True)]
     return [f"{name} ({i})" if names.count(name) > 1 else name for i, name in enumerate(names, start=1)]
 
 
-def _check_comparable(first: Evaluation, other: Evaluation) -> None:
-    for field in fields(Terms):
-        one, two = getattr(first.terms, field.name), getattr(other.terms, field.name)
+def _check_comparable(first: EvaluationFile, other: EvaluationFile) -> None:
+    for field in fields(EvaluationSettings):
+        one, two = getattr(first.settings, field.name), getattr(other.settings, field.name)
         if one != two:
             raise ValueError(
-                f"{first.path} and {other.path} answer different questions: {field.name} is {one!r} in the first and "
-                f"{two!r} in the second; run sdr evaluate alike on both"
+                f"{first.path} and {other.path} are not comparable: {field.name} is {one!r} in the first and {two!r} in "
+                "the second; run sdr evaluate with the same settings on both"
             )
 
 
-def _queries(path: Path, metrics: dict[str, float], terms: Terms) -> dict[str, tuple[Floats, Floats]]:
-    """By metric the sums and numbers (N,) of its queries by image, after a check that they give the metric."""
+def _queries(path: Path, metrics: dict[str, float], settings: EvaluationSettings) -> dict[str, tuple[Floats, Floats]]:
+    """Sum the query values of each metric by image, and check that they reproduce the metric."""
     source = path.with_suffix(".queries.npz")
     arrays = _arrays(source)
 
@@ -207,15 +207,15 @@ def _queries(path: Path, metrics: dict[str, float], terms: Terms) -> dict[str, t
 
     text_image = array("text_image")
     if (
-        text_image.shape != (terms.texts,)
+        text_image.shape != (settings.texts,)
         or text_image.dtype.kind not in "iu"
-        or (text_image.size and not 0 <= int(text_image.min()) <= int(text_image.max()) < terms.images)
+        or (text_image.size and not 0 <= int(text_image.min()) <= int(text_image.max()) < settings.images)
     ):
         raise ValueError(
-            f"{source}: 'text_image' must be {terms.texts} integers in [0, {terms.images}), as {path.name} says, not "
-            f"{text_image.shape} {text_image.dtype}: run sdr evaluate again"
+            f"{source}: 'text_image' must be {settings.texts} integers in [0, {settings.images}), as in {path.name}, "
+            f"got {text_image.shape} {text_image.dtype}: run sdr evaluate again"
         )
-    images = np.arange(terms.images)
+    images = np.arange(settings.images)
     queries = {}
     for metric, stated in metrics.items():
         if match := _RECALL.fullmatch(metric):
@@ -225,17 +225,17 @@ def _queries(path: Path, metrics: dict[str, float], terms: Terms) -> dict[str, t
         else:
             continue
         values = array(name)
-        # One query per caption; the paper's protocol asks with the first caption of each image alone.
-        asked = [images] if match[1].startswith("i") else [text_image.astype(np.int64), images]
-        image = next((image for image in asked if values.shape == image.shape), None)
+        # Text queries: one per caption, or one per image under the protocol paper.
+        candidates = [images] if match[1].startswith("i") else [text_image.astype(np.int64), images]
+        image = next((image for image in candidates if values.shape == image.shape), None)
         if image is None or values.dtype.kind not in kinds:
-            expected = " or ".join(str(len(image)) for image in asked)
+            expected = " or ".join(str(len(image)) for image in candidates)
             raise ValueError(
                 f"{source}: {name!r} must be {expected} {'integers' if kinds == 'iu' else 'floats'}, one per query, "
-                f"not {values.shape} {values.dtype}: run sdr evaluate again"
+                f"got {values.shape} {values.dtype}: run sdr evaluate again"
             )
         percent = 100.0 * (values < int(match[2])) if kinds == "iu" else values
-        sums, counts = by_image(percent.astype(np.float64), image, terms.images)
+        sums, counts = by_image(percent.astype(np.float64), image, settings.images)
         _check_same(path, source, metric, stated, float(sums.sum() / counts.sum()) if counts.any() else math.nan)
         queries[metric] = sums, counts
     if "rsum" in metrics and all(recall in queries for recall in RECALLS):
@@ -246,18 +246,18 @@ def _queries(path: Path, metrics: dict[str, float], terms: Terms) -> dict[str, t
 def _check_same(path: Path, source: Path, metric: str, stated: float, found: float) -> None:
     if not math.isclose(stated, found, rel_tol=0, abs_tol=_TOLERANCE):
         raise ValueError(
-            f"{source} is not of the same evaluation as {path}: {metric} is {found:.4f} by its queries, {stated:.4f} in "
-            f"{path.name}; run sdr evaluate again"
+            f"{source} and {path} are from different evaluations: {metric} is {found:.4f} from the queries and "
+            f"{stated:.4f} in {path.name}; run sdr evaluate again"
         )
 
 
 def _arrays(source: Path) -> dict[str, NDArray[Any]]:
     if not source.is_file():
-        raise ValueError(f"no queries at {source}, which an interval is made from: run sdr evaluate again")
+        raise ValueError(f"no file {source}, which intervals are computed from: run sdr evaluate again")
     try:
         loaded = np.load(source, allow_pickle=False)
         if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise ValueError("one array, not an archive of them")
+            raise ValueError("a single array")
         with loaded:
             return dict(loaded)
     except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:

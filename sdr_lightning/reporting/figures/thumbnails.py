@@ -1,4 +1,4 @@
-"""Small images named by their keys, for the page (inside it) and for Markdown (beside it)."""
+"""Thumbnails of the images of a study: embedded in HTML, linked from Markdown."""
 
 import base64
 from dataclasses import dataclass
@@ -9,18 +9,22 @@ _MIME = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg"}
 
 
 def data_uri(content: bytes, mime: str) -> str:
-    """Bytes as an address that needs no other file."""
+    """Encode bytes as a data URI."""
     return f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 @dataclass(frozen=True)
 class Thumbnails:
-    """The folder ``thumbnails`` of a study, which may be absent or incomplete."""
+    """The folder ``thumbnails`` of a study; it may be missing or incomplete.
+
+    Attributes:
+        root: folder of the study.
+    """
 
     root: Path
 
     def path(self, key: str) -> Path | None:
-        """The image of a key, None where there is none. A key never leads out of the folder."""
+        """Return the file of an image; None if there is none inside the folder."""
         folder = (self.root / "thumbnails").resolve()
         for suffix in _MIME:
             path = (folder / f"{key}{suffix}").resolve()
@@ -29,11 +33,11 @@ class Thumbnails:
         return None
 
     def embedded(self, key: str) -> str | None:
-        """The image as a data URI."""
+        """Return the image as a data URI; None if there is none."""
         path = self.path(key)
         return None if path is None else data_uri(path.read_bytes(), _MIME[path.suffix])
 
     def link(self, key: str) -> str | None:
-        """The image's address relative to the study's folder."""
+        """Return the URL of the image relative to the study; None if there is none."""
         path = self.path(key)
         return None if path is None else quote(path.relative_to(self.root.resolve()).as_posix())

@@ -1,11 +1,11 @@
-"""The report's tables of results: claims, comparisons and means."""
+"""Tables of results: paired comparisons and means over seeds."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from sdr_lightning.reporting import formatting as write
-from sdr_lightning.reporting.claims import CLAIMS, Comparison, claims, compare
+from sdr_lightning.reporting import formatting
+from sdr_lightning.reporting.claims import CLAIMS, PairedComparison, compare_claims, compare_with_baseline
 from sdr_lightning.reporting.quantities import (
     CUTOFFS,
     DIAGNOSTICS,
@@ -17,41 +17,44 @@ from sdr_lightning.reporting.quantities import (
     Quantity,
 )
 from sdr_lightning.reporting.statistics import Interval
-from sdr_lightning.reporting.table import Block, Cell, Table
+from sdr_lightning.reporting.tables.table import Block, Cell, Table
 from sdr_lightning.results.schema import Study
 
 
 def claims_table(study: Study) -> Table:
-    """Candidate minus baseline for each claim (columns) under each condition (rows), with verdicts."""
-    comparisons = claims(study)
+    """Candidate minus baseline, with verdicts: one row per condition, one column per claim."""
+    comparisons = compare_claims(study)
     return Table(
         key="claims",
-        caption=f"{study.candidate} − {study.baseline}, mean over seeds [95{write.NBSP}% interval]",
+        caption=f"{study.candidate} − {study.baseline}, mean over seeds [95{formatting.NBSP}% interval]",
         headings=("Condition", *(f"{title}: {CLAIMS[title].label}" for title in comparisons)),
         blocks=_by_condition(study, list(comparisons.values())),
     )
 
 
-def claims_by_task(study: Study) -> Table | None:
-    """The same differences for each retrieval task alone."""
+def claims_by_task_table(study: Study) -> Table | None:
+    """Candidate minus baseline in NDCG@10, by task; None without NDCG."""
     quantities = [quantity for quantity in NDCG_AT_10.values() if quantity.present(study)]
     if not quantities:
         return None
-    columns = [[compare(study, study.candidate, c, quantity) for c in study.conditions] for quantity in quantities]
+    columns = [
+        [compare_with_baseline(study, study.candidate, c, quantity) for c in study.conditions]
+        for quantity in quantities
+    ]
     return Table(
         key="claims-by-task",
-        caption=f"{study.candidate} − {study.baseline} by task, NDCG@10 in percent",
+        caption=f"{study.candidate} − {study.baseline} by task: NDCG@10, %",
         headings=("Condition", *(quantity.label for quantity in quantities)),
         blocks=_by_condition(study, columns),
     )
 
 
-def against_baseline(study: Study) -> Table | None:
-    """Every method minus the baseline in rsum; None where the table of claims says it all."""
+def against_baseline_table(study: Study) -> Table | None:
+    """Every method minus the baseline in rsum; None if the candidate is the only other method."""
     others = [method for method in study.methods if method != study.baseline]
     if others in ([], [study.candidate]) or not RSUM.present(study):
         return None
-    columns = [[compare(study, method, c, RSUM) for c in study.conditions] for method in others]
+    columns = [[compare_with_baseline(study, method, c, RSUM) for c in study.conditions] for method in others]
     return Table(
         key="against-baseline",
         caption=f"Each method − {study.baseline}, rsum",
@@ -60,23 +63,25 @@ def against_baseline(study: Study) -> Table | None:
     )
 
 
-def _by_condition(study: Study, columns: Sequence[Sequence[Comparison]]) -> tuple[Block, ...]:
+def _by_condition(study: Study, columns: Sequence[Sequence[PairedComparison]]) -> tuple[Block, ...]:
     rows = zip(study.conditions, *columns, strict=True)
-    return (Block(tuple((Cell(write.condition_label(c)), *(_difference(study, x) for x in row)) for c, *row in rows)),)
+    return (
+        Block(tuple((Cell(formatting.condition_label(c)), *(_difference(study, x) for x in row)) for c, *row in rows)),
+    )
 
 
-def _difference(study: Study, comparison: Comparison) -> Cell:
+def _difference(study: Study, comparison: PairedComparison) -> Cell:
     difference, decimals = comparison.difference, comparison.quantity.difference_decimals
     few = f"n={difference.n}" if 2 <= difference.n < len(study.seeds) else ""
     return Cell(
-        text=write.signed(difference.mean, decimals),
-        detail=" ".join(filter(None, (write.bounds(difference, decimals), few))),
-        tag=write.verdict_text(difference),
+        text=formatting.signed(difference.mean, decimals),
+        detail=" ".join(filter(None, (formatting.bounds(difference, decimals), few))),
+        tag=formatting.verdict_text(difference),
     )
 
 
 def means_tables(study: Study) -> tuple[Table, ...]:
-    """Mean ± half interval of every main metric, by condition and method; diagnostics last."""
+    """Means ± half-width of the interval, by condition and method: recall, NDCG, diagnostics."""
     recalls, ndcg = list(RECALL.values()), list(NDCG.values())
     tables = (
         _means(
@@ -89,11 +94,11 @@ def means_tables(study: Study) -> tuple[Table, ...]:
         _means(
             study,
             "ndcg",
-            "Single-modal and mixed retrieval: NDCG@K in percent",
+            "Single-modal and mixed retrieval: NDCG@K, %",
             ndcg,
             (("", 1), *((f"{task}: {words}", len(CUTOFFS)) for task, words in TASKS.items())),
         ),
-        _means(study, "diagnostics", "Diagnostics", list(DIAGNOSTICS), (), best=False),
+        _means(study, "diagnostics", "Diagnostics", [q for q in DIAGNOSTICS if q.present(study)], (), best=False),
     )
     return tuple(table for table in tables if table is not None)
 
@@ -121,11 +126,11 @@ def _means(
                 ]
             )
         rows = tuple((Cell(method), *row) for method, *row in zip(study.methods, *columns, strict=True))
-        blocks.append(Block(rows, write.condition_label(condition)))
+        blocks.append(Block(rows, formatting.condition_label(condition)))
     return Table(key, caption, ("Method", *(q.label for q in quantities)), tuple(blocks), groups)
 
 
 def _mean(study: Study, quantity: Quantity, interval: Interval) -> Cell:
-    spread = "" if interval.half is None else f"±{write.NBSP}{write.number(interval.half, quantity.decimals)}"
+    spread = "" if interval.half is None else f"±{formatting.NBSP}{formatting.number(interval.half, quantity.decimals)}"
     few = f"n={interval.n}" if 0 < interval.n < len(study.seeds) else ""
-    return Cell(write.number(interval.mean, quantity.decimals), " ".join(filter(None, (spread, few))))
+    return Cell(formatting.number(interval.mean, quantity.decimals), " ".join(filter(None, (spread, few))))

@@ -1,46 +1,47 @@
-"""The report as Markdown, with its figures as files beside it."""
+"""Render reports as Markdown."""
 
-from sdr_lightning.reporting import formatting as write
-from sdr_lightning.reporting import wording
-from sdr_lightning.reporting.contents import Contents, Picture
+from collections.abc import Iterable
+
+from sdr_lightning.reporting import formatting, notes
 from sdr_lightning.reporting.examples import DIRECTIONS, SHOWN, Example, Result
 from sdr_lightning.reporting.generator import GENERATOR
-from sdr_lightning.reporting.table import Cell, Table
+from sdr_lightning.reporting.study_contents import ReportFigure, StudyContents
+from sdr_lightning.reporting.tables.table import Cell, Table
 
 
-def render_markdown(contents: Contents) -> str:
-    """The same contents as the page, in the same order."""
+def study_markdown(contents: StudyContents) -> str:
+    """Render a study report: the same contents as the HTML page, in the same order."""
     study = contents.study
     parts = [
         MARK,
         f"# {escape(study.title)}",
         escape(study.description),
-        escape(contents.summary),
+        bullets(contents.summary),
         escape(contents.provenance),
-        _table(contents.methods),
-        _table(contents.imbalances),
-        "## Claims",
-        wording.claims_note(study),
-        *(_table(t) for t in (contents.claims, contents.claims_by_task, contents.against_baseline) if t),
-        *(wording.absent_note(name) for name in contents.absent),
+        markdown_table(contents.methods),
+        markdown_table(contents.imbalances),
+        "## Candidate against baseline",
+        notes.claims_note(study),
+        *(markdown_table(t) for t in (contents.claims, contents.claims_by_task, contents.against_baseline) if t),
+        *(notes.missing_metrics_note(name) for name in contents.missing),
         "## Metrics against the imbalance ratio",
-        wording.curves_note(),
-        *(_picture(picture) for picture in contents.pictures),
-        "## Means",
-        wording.means_note(study),
-        *(_table(table) for table in contents.means),
+        notes.CURVES,
+        *(_figure(figure) for figure in contents.figures),
+        "## Means over seeds",
+        notes.means_note(study),
+        *(markdown_table(table) for table in contents.means),
         "## Training",
-        _picture(contents.training) if contents.training else "No run there has a log.",
+        _figure(contents.training) if contents.training else "No run at these ratios has a training log.",
         "## Example retrievals",
-        wording.examples_note() if contents.examples else "",
+        notes.EXAMPLES if contents.examples else "",
         *_examples(contents),
-        "## Teachers and realised imbalance",
-        _table(contents.teachers) if contents.teachers else "The study has no teachers.",
-        _table(contents.realised) if contents.realised else "No run says what was done to its data.",
+        "## Teachers and corrupted training data",
+        markdown_table(contents.teachers) if contents.teachers else "The study has no teachers.",
+        markdown_table(contents.realised) if contents.realised else "No run recorded the corruption of its data.",
         "## Provenance",
-        _table(contents.runs),
+        markdown_table(contents.runs),
         "## Notes",
-        "\n".join(f"- {escape(note)}" for note in contents.caveats) or "None.",
+        bullets(contents.caveats) or "None.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -49,7 +50,7 @@ MARK = f"<!-- generator: {GENERATOR} -->"
 
 
 def escape(text: str) -> str:
-    """Text that Markdown prints as it is: no HTML, no table bars, no line breaks."""
+    """Escape HTML, table and emphasis characters, and join lines."""
     for mark, replacement in {
         "&": "&amp;",
         "<": "&lt;",
@@ -62,7 +63,13 @@ def escape(text: str) -> str:
     return " ".join(text.split())
 
 
-def _table(table: Table) -> str:
+def bullets(texts: Iterable[str]) -> str:
+    """Render a list."""
+    return "\n".join(f"- {escape(text)}" for text in texts)
+
+
+def markdown_table(table: Table) -> str:
+    """Render a table; group headings become prefixes of the column headings."""
     groups = [group.split(":")[0] for group, span in table.groups for _ in range(span)]
     groups = groups or [""] * len(table.headings)
     headings = [escape(f"{group} {name}".strip()) for group, name in zip(groups, table.headings, strict=True)]
@@ -84,29 +91,29 @@ def _cell(cell: Cell) -> str:
     return " ".join(part for part in (text, escape(cell.detail), escape(cell.tag)) if part)
 
 
-def _picture(picture: Picture) -> str:
-    return f"![{escape(picture.caption)}](figures/{picture.key}.png)\n\n{escape(picture.caption)}"
+def _figure(figure: ReportFigure) -> str:
+    return f"![{escape(figure.caption)}](figures/{figure.key}.png)\n\n{escape(figure.caption)}"
 
 
-def _examples(contents: Contents) -> list[str]:
+def _examples(contents: StudyContents) -> list[str]:
     parts = []
     for group in contents.examples:
-        parts.append(f"### {write.condition_label(group.condition)}, seed {group.seed}")
+        parts.append(f"### {formatting.condition_label(group.condition)}, seed {group.seed}")
         parts += [_example(contents, example) for example in group.examples]
-    return parts or ["No run has examples."]
+    return parts or ["No run has example retrievals."]
 
 
-def _example(contents: Contents, example: Example) -> str:
+def _example(contents: StudyContents, example: Example) -> str:
     query = example.query
-    asked = _item(contents, Result(query.image, query.text, None, correct=False))
+    shown_query = _item(contents, Result(query.image, query.text, None, correct=False))
     lines = [_row(["Method", *(str(i + 1) for i in range(SHOWN))]), _row([":---"] * (SHOWN + 1))]
     for method, results in example.results.items():
         shown = [("✓ " if result.correct else "") + _item(contents, result) for result in results]
         lines.append(_row([escape(method), *shown, *[""] * (SHOWN - len(shown))]))
-    return f"{DIRECTIONS[query.direction]}: {asked}\n\n" + "\n".join(lines)
+    return f"{DIRECTIONS[query.direction]}: {shown_query}\n\n" + "\n".join(lines)
 
 
-def _item(contents: Contents, result: Result) -> str:
+def _item(contents: StudyContents, result: Result) -> str:
     if result.image is None:
         return escape(result.text or "")
     link = contents.thumbnails.link(result.image)

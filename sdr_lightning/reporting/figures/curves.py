@@ -1,4 +1,4 @@
-"""What a run logged while it trained, epoch by epoch."""
+"""Training curves: read ``metrics.csv`` and average over seeds."""
 
 import csv
 import math
@@ -6,16 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 Curve = dict[int, float]
-"""From the epoch to the value."""
+"""Value by epoch."""
 
 
 def read_curves(path: Path) -> dict[str, Curve]:
-    """Read a ``metrics.csv`` of Lightning's ``CSVLogger``; no file means no curves.
+    """Read the ``metrics.csv`` of Lightning's ``CSVLogger``.
 
-    Its columns are sparse: a row holds what was logged at one step. The last value of an epoch counts.
+    Columns are sparse. The last finite value of an epoch is kept.
+
+    Args:
+        path: the file; if it does not exist, there are no curves.
+
+    Returns:
+        Curves by column name.
 
     Raises:
-        ValueError: the file has no column ``epoch`` or holds something other than numbers.
+        ValueError: the file has no column ``epoch`` or a value is not a number.
     """
     curves: dict[str, Curve] = {}
     if not path.is_file():
@@ -40,9 +46,6 @@ def read_curves(path: Path) -> dict[str, Curve]:
 
 
 def mean_curve(curves: Sequence[Curve]) -> Curve:
-    """Mean over seeds at the epochs that all of them have.
-
-    Beyond the shortest, the mean would be of fewer seeds and jump for that reason alone.
-    """
+    """Average curves over the epochs that all of them have, so that every mean is over the same seeds."""
     shared = set.intersection(*(set(curve) for curve in curves)) if curves else set()
     return {epoch: math.fsum(curve[epoch] for curve in curves) / len(curves) for epoch in sorted(shared)}

@@ -1,4 +1,4 @@
-"""What a finished training shows on W&B: its best epoch, its curves and example queries."""
+"""Log the result of a finished training to W&B: best metrics, curves and example queries."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from sdr_lightning.configure.lightning_cli import SdrCLI
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.functional.search import top_k
 from sdr_lightning.paths import read_json
-from sdr_lightning.reporting.report import draw_run
+from sdr_lightning.reporting.study_report import draw_run
 from sdr_lightning.training.retrieval_module import RetrievalModule
 
 _QUERIES, _RESULTS = 8, 5
 
 
 def publish(cli: SdrCLI) -> None:
-    """Log the best metrics, the curves and examples of the last validation to the W&B runs of a training, and end them."""
+    """Log best metrics, curves and examples of the last validation to the W&B runs of a training, and end the runs."""
     if cli.subcommand != "fit" or not cli.trainer.is_global_zero:
         return
     with cli.tracking():
@@ -30,11 +30,15 @@ def publish(cli: SdrCLI) -> None:
 
 
 def examples(module: Any, data: RetrievalDataModule) -> list[list[Any]]:
-    """Queries of the last validation with what they find, as a table.
+    """Retrieve captions for images of the last validation.
+
+    Args:
+        module: the trained module.
+        data: its data.
 
     Returns:
-        Headings and rows: an image (H, W, 3), the captions found for it, and whether each is its own. Nothing where no
-        validation was made or where images are features.
+        A row of headings and one row per query: image (H, W, 3) and the top captions, marked ✓ if they belong to the
+        image, else ✗. Empty without validation and for data of image features.
     """
     if not isinstance(module, RetrievalModule) or module.val_embeddings is None or data.image_size is None:
         return []

@@ -1,0 +1,89 @@
+"""Explanatory notes of a study report."""
+
+from collections import Counter
+
+from sdr_lightning.reporting import formatting
+from sdr_lightning.reporting.claims import compare_claims
+from sdr_lightning.reporting.tables.study import realised
+from sdr_lightning.results.schema import Study
+
+CURVES = (
+    "Error bars are 95 % intervals of each mean. They do not show whether two methods differ, because a seed affects "
+    "both methods alike: use the paired differences above for that."
+)
+EXAMPLES = (
+    "The first queries of each file, selected without regard to the results. Results are in order of decreasing "
+    "similarity; a frame and ✓ mark those that belong to the query."
+)
+
+
+def claims_note(study: Study) -> str:
+    """Explain the table of claims and the scope of its intervals."""
+    comparisons = sum(len(row) for row in compare_claims(study).values())
+    return (
+        f"Each entry is the mean over seeds of {study.candidate} − {study.baseline}, paired by seed, with its 95 % "
+        "Student-t interval. Supported: the interval is entirely above 0. Not supported: entirely below 0. Undecided: "
+        "it contains 0, or there are fewer than two seeds. The intervals cover the variation between seeds only. "
+        f"There is no correction for multiple comparisons ({comparisons} in this table): if no true difference "
+        "existed, about one interval in twenty would still exclude 0. rsum is the sum of six recalls in percent (at "
+        "most 600); NDCG is in percent."
+    )
+
+
+def means_note(study: Study) -> str:
+    """Explain the tables of means."""
+    return (
+        f"Mean over {len(study.seeds)} seeds ± half-width of the 95 % interval. The highest mean of each block is "
+        "bold; this is not a significance test."
+    )
+
+
+def missing_metrics_note(name: str) -> str:
+    """State that a quantity is left out because no run has its metrics."""
+    return f"{name} is not shown: no run has these metrics."
+
+
+def provenance_line(study: Study) -> str:
+    """Summarise protocol, command, data, commits, versions and hardware in one line."""
+    runs = study.runs.values()
+    dirty = sum(run.dirty for run in runs)
+    parts = [
+        [f"protocol {study.protocol}"],
+        [f"command {study.command}"] if study.command else [],
+        [f"data {formatting.short(study.data.fingerprint)}"] if study.data.fingerprint else [],
+        sorted({f"commit {formatting.short(run.commit)}" for run in runs if run.commit}),
+        [f"code {formatting.short(study.code)}"] if study.code else [],
+        [f"{dirty} of {len(runs)} runs with uncommitted changes"] if dirty else [],
+        sorted({f"torch {run.versions['torch']}" for run in runs if "torch" in run.versions}),
+        sorted({run.hardware for run in runs if run.hardware}),
+        [f"wall time {formatting.duration(study.wall_time_s)}"] if study.wall_time_s is not None else [],
+    ]
+    return " · ".join(", ".join(part) for part in parts if part)
+
+
+def caveats(study: Study) -> list[str]:
+    """Return the notes of the study, and notes on missing, excluded and inconsistent runs."""
+    notes = list(study.notes)
+    missing = study.num_expected - len(study.runs)
+    if missing:
+        notes.append(f"{missing} of {study.num_expected} runs are missing; n is shown where it is smaller.")
+    for condition in study.conditions:
+        for seed in study.seeds:
+            if len({item.sha256 for item in realised(study, condition, seed)}) > 1:
+                where = f"{formatting.condition_label(condition)}, seed {seed}"
+                notes.append(
+                    f"{where}: the methods were trained on different corrupted data, so pairing may be invalid."
+                )
+    under = Counter(text for run in study.runs.values() for text in run.evaluation_corruption)
+    for text, runs in sorted(under.items()):
+        notes.append(f"The evaluation data is corrupted in {runs} of {len(study.runs)} runs: {text}.")
+    dirty = sum(run.dirty for run in study.runs.values())
+    if dirty:
+        notes.append(f"{dirty} runs were made with uncommitted changes to the code.")
+    if study.outdated:
+        folders = ", ".join(folder.as_posix() for folder in study.outdated)
+        notes.append(f"Made with other code than the rest and excluded until sdr reproduce repeats them: {folders}.")
+    if study.foreign:
+        folders = ", ".join(folder.as_posix() for folder in study.foreign)
+        notes.append(f"Not part of the study and excluded: {folders}.")
+    return notes
