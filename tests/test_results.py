@@ -89,7 +89,7 @@ def test_published_records_rebuild_the_report_and_go_out_of_date(study: Path, tm
     assert len(lines) == 105
     report = (target / "report.md").read_text()
     assert "Example retrievals" not in report
-    assert report.index("<!-- state: scenes -->") < report.index("## Claims")
+    assert report.index("<!-- state: scenes -->") < report.index("## Candidate against baseline")
     one = texts.Published(target, record)
     assert one.state == "measured at commit 0123456789"
     means = record["conditions"][1]["comparisons"]["rsum"]
