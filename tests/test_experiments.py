@@ -12,34 +12,32 @@ from sdr_lightning.studies.spec import read_study
 
 ROOT = Path(__file__).parent.parent / "experiments"
 FILES = sorted(ROOT.rglob("*.yaml"))
-SUITES = [path for path in FILES if path.stem.startswith("study")]
+STUDIES = [path for path in FILES if path.stem.startswith("study")]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))  # tests/sweeps builds a run of each
 OVERLAYS = sorted(path for place in ("_base/*", "methods/*", "*/teachers") for path in ROOT.glob(f"{place}.yaml"))
 FRAGMENTS = sorted(path for folder in ("models", "data", "sources") for path in (ROOT / folder).glob("*.yaml"))
 SOURCES = sorted((ROOT / "sources").glob("*.yaml"))
 DATA = sorted((ROOT / "data").glob("*.yaml"))
 ROOTS = ("FLICKR8K_ROOT", "FLICKR30K_ROOT", "COCO_ROOT", "VIZWIZ_ROOT", "OWN_ROOT", "PRECOMP_ROOT", "IMAGE_WEIGHTS")
-EXPERIMENTS = [path for path in FILES if path not in {*SUITES, *SWEEPS, *OVERLAYS, *FRAGMENTS}]
+EXPERIMENTS = [path for path in FILES if path not in {*STUDIES, *SWEEPS, *OVERLAYS, *FRAGMENTS}]
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_it_opens_with_what_it_is(path: Path) -> None:
-    assert path.read_text().startswith("# ")
+def test_headers_describe_the_file_its_command_duration_and_result() -> None:
+    lacking = [str(path) for path in FILES if not path.read_text().startswith("# ")]
+    for path in (*EXPERIMENTS, *STUDIES, *SWEEPS):
+        header = [line for line in path.read_text().splitlines() if line.startswith("#")]
+        for label in ("# Command:", "# Duration:", "# Result:"):
+            if not any(line.startswith(label) for line in header):
+                lacking.append(f"{path}: {label}")
+    assert not lacking
 
 
-@pytest.mark.parametrize("path", [*EXPERIMENTS, *SUITES, *SWEEPS], ids=lambda path: str(path.relative_to(ROOT)))
-def test_it_names_its_command_its_duration_and_its_result(path: Path) -> None:
-    header = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    for label in ("# Command:", "# Duration:", "# Result:"):
-        assert any(line.startswith(label) for line in header), f"no line {label!r}"
-
-
-@pytest.mark.parametrize("path", SUITES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_a_study_has_its_cells(path: Path, tmp_path: Path) -> None:
-    study = read_study(path)
-    conditions = len(study.imbalances) * len([ratio for ratio in study.ratios if ratio]) + (0 in study.ratios)
-    assert len(plan(study, tmp_path).cells) == len(study.methods) * conditions * len(study.seeds)
-    assert len(study.seeds) >= 3
+def test_studies_have_their_cells(tmp_path: Path) -> None:
+    for path in STUDIES:
+        study = read_study(path)
+        conditions = len(study.imbalances) * len([ratio for ratio in study.ratios if ratio]) + (0 in study.ratios)
+        assert len(plan(study, tmp_path).cells) == len(study.methods) * conditions * len(study.seeds), path
+        assert len(study.seeds) >= 3, path
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -44,7 +44,7 @@ def cells(folder: Path) -> dict[Path, float]:
     return {path: path.stat().st_mtime for path in folder.glob("cells/**/results.json")}
 
 
-def test_a_study_runs_is_interrupted_and_continues_where_it_stopped(study: Path) -> None:
+def test_interrupted_study_continues(study: Path) -> None:
     output = study / "out"
     command = [sys.executable, "-m", "sdr_lightning", "reproduce", str(study / "study.yaml"), "--output", str(output)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -57,7 +57,7 @@ def test_a_study_runs_is_interrupted_and_continues_where_it_stopped(study: Path)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors
-    assert set(output.rglob("begun.json")) == begun  # nobody took up another cell
+    assert set(output.rglob("begun.json")) == begun  # no further cell has begun
     before = cells(output)
     assert 1 <= len(before) < 12
 
@@ -81,7 +81,7 @@ def finished(study: Path) -> Path:
     return study / "out"
 
 
-def test_every_cell_records_what_made_it(finished: Path) -> None:
+def test_cells_record_their_provenance(finished: Path) -> None:
     for path in cells(finished):
         result = json.loads(path.read_text())
         ratios = [part["affected"] / part["of"] for part in result["realised"]["imbalances"]]
@@ -95,7 +95,7 @@ def test_every_cell_records_what_made_it(finished: Path) -> None:
     assert "placebo" in report
 
 
-def test_a_dry_run_prints_commands_and_writes_nothing(study: Path, tmp_path: Path) -> None:
+def test_dry_run_prints_commands_and_writes_nothing(study: Path, tmp_path: Path) -> None:
     printed = succeeded(sdr("reproduce", study / "study.yaml", "--output", tmp_path / "new", "--dry-run"))
     lines = printed.splitlines()
     assert all(line.startswith("sdr ") for line in lines)
@@ -104,7 +104,7 @@ def test_a_dry_run_prints_commands_and_writes_nothing(study: Path, tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_printed_command_can_be_typed(study: Path, finished: Path, tmp_path: Path) -> None:
+def test_printed_command_runs(study: Path, finished: Path, tmp_path: Path) -> None:
     printed = succeeded(sdr("reproduce", study / "study.yaml", "--output", finished, "--dry-run"))
     extract = next(line for line in printed.splitlines() if line.startswith("sdr extract"))
     words = shlex.split(extract)[1:]
@@ -117,7 +117,7 @@ def test_a_printed_command_can_be_typed(study: Path, finished: Path, tmp_path: P
 
 
 @pytest.mark.slow
-def test_changed_settings_run_the_cells_again(study: Path, finished: Path) -> None:
+def test_cells_with_changed_settings_run_again(study: Path, finished: Path) -> None:
     study = yaml.safe_load((study / "study.yaml").read_text())
     study["methods"] = {
         "ITC": study["methods"]["ITC"],
@@ -132,7 +132,7 @@ def test_changed_settings_run_the_cells_again(study: Path, finished: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_failing_job_stops_the_study_with_its_reason(study: Path, tmp_path: Path) -> None:
+def test_failing_job_stops_the_study(study: Path, tmp_path: Path) -> None:
     for name in ("study", "sdr", "image_teacher", "text_teacher"):
         (tmp_path / f"{name}.yaml").write_text((study / f"{name}.yaml").read_text())
     config = yaml.safe_load((tmp_path / "sdr.yaml").read_text())
@@ -143,7 +143,7 @@ def test_a_failing_job_stops_the_study_with_its_reason(study: Path, tmp_path: Pa
     assert not cells(tmp_path / "out")
 
 
-def test_an_unwritable_output_folder_is_refused(study: Path, tmp_path: Path) -> None:
+def test_unwritable_output_folder_is_refused(study: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     line = error_line(sdr("reproduce", study / "study.yaml", "--output", tmp_path / "file/out"))
     assert str(tmp_path / "file") in line

@@ -46,7 +46,7 @@ def file(experiments: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_sweep_is_interrupted_continued_and_reported(file: Path, tmp_path: Path) -> None:
+def test_interrupted_sweep_continues_and_is_reported(file: Path, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "sdr_lightning", "sweep", str(file)]
     process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     folder = tmp_path / "runs/sweeps/small"
@@ -75,7 +75,7 @@ def test_a_sweep_is_interrupted_continued_and_reported(file: Path, tmp_path: Pat
     assert "val/rsum" in compared
 
 
-def test_a_failed_run_is_told_and_the_others_go_on(file: Path, tmp_path: Path) -> None:
+def test_failed_run_is_reported(file: Path, tmp_path: Path) -> None:
     sweep = yaml.safe_load(file.read_text())
     sweep["parameters"] = {"data.init_args.batch_size": {"values": [1]}}
     file.write_text(yaml.safe_dump(sweep))
@@ -86,7 +86,7 @@ def test_a_failed_run_is_told_and_the_others_go_on(file: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-def test_a_mistake_in_the_command_does_not_run_through_the_grid(file: Path, tmp_path: Path) -> None:
+def test_sweep_gives_up_when_the_first_runs_fail(file: Path, tmp_path: Path) -> None:
     sweep = yaml.safe_load(file.read_text())
     sweep["command"].insert(-1, "--trainer.max_epoch=1")
     file.write_text(yaml.safe_dump(sweep))
@@ -96,13 +96,13 @@ def test_a_mistake_in_the_command_does_not_run_through_the_grid(file: Path, tmp_
     assert len(json.loads((tmp_path / "runs/sweeps/small/sweep.json").read_text())["runs"]) <= 4
 
 
-def test_a_sweep_that_another_process_runs(file: Path, tmp_path: Path) -> None:
+def test_sweep_of_another_process_is_refused(file: Path, tmp_path: Path) -> None:
     claim(tmp_path / "out")
     line = error_line(sdr("sweep", file, "--output", tmp_path / "out", "--resume", cwd=tmp_path))
     assert f"another process works in {tmp_path / 'out'}" in line
 
 
-def test_what_makes_it_another_sweep(file: Path, tmp_path: Path) -> None:
+def test_another_metric_is_another_sweep_and_another_cap_is_not(file: Path, tmp_path: Path) -> None:
     """Not a greater cap, or another description."""
     sweep = yaml.safe_load(file.read_text())
     record = {"name": "small", "config": {**sweep, "run_cap": 1, "description": "before"}, "runs": []}
@@ -115,7 +115,7 @@ def test_what_makes_it_another_sweep(file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_report_of_what_wandb_kept_offline(experiments: Path, tmp_path: Path) -> None:
+def test_report_of_offline_wandb_runs(experiments: Path, tmp_path: Path) -> None:
     method = ("--config", experiments / "methods/itc.yaml", "--config", experiments / "_base/wandb.yaml")
     for ratio in (0.0, 0.5):
         imbalance = ("--data.init_args.imbalance.kind=mismatch", f"--data.init_args.imbalance.ratio={ratio}")

@@ -212,7 +212,7 @@ def test_planning_is_repeatable_and_writes_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "stage",
     [
-        StudyStage(weights={"itc": 1, "kd": 3}),
+        StudyStage(config=STUDY.methods["SDR"].stages[0].config, weights={"itc": 1, "kd": 3}),
         StudyStage(config=STUDY.methods["ITC"].stages[0].config),
         StudyStage(config=STUDY.methods["SDR"].stages[0].config, epochs=3),
         StudyStage(config=STUDY.methods["SDR"].stages[0].config, options={"data.init_args.batch_size": 16}),

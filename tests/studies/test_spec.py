@@ -107,7 +107,7 @@ def test_teachers_and_the_config_of_a_method_may_be_left_out(tmp_path: Path) -> 
             "imbalance p has one file for several ratios",
         ),
     ],
-    ids=lambda value: None if isinstance(value, str) else "-",
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_mistakes_name_the_file_in_one_line(
     tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str

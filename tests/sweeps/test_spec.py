@@ -59,7 +59,7 @@ def parameter(**given: Any) -> dict[str, Any]:
         ({"run_cap": 0}, "run_cap must be a positive number of runs, got 0"),
         ({"methods": 1}, "unknown key 'methods'"),
     ],
-    ids=lambda value: None if isinstance(value, str) else "-",
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_mistakes_are_reported_in_one_line(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"some\.yaml: ") as error:
