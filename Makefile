@@ -1,4 +1,4 @@
-# `make help` lists the targets. PYTHON chooses the interpreter that .venv is made with.
+# `make help` lists the targets. PYTHON is the interpreter that creates .venv.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -10,7 +10,7 @@ READY  := $(VENV)/.ready
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
 
-install: $(READY) ## make .venv with the pinned versions
+install: $(READY) ## create .venv with the pinned versions
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -19,45 +19,45 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-reproduce-mini: $(READY) ## the whole study on generated scenes, 9.5 minutes on two cores
+reproduce-mini: $(READY) ## run the study on generated scenes, 9.5 minutes on two cores
 	$(BIN)/sdr reproduce experiments/scenes/study.yaml
 
-reproduce-flickr: $(READY) ## the study on Flickr30K: FLICKR30K_ROOT=/folder, or from the hub; wants a GPU
+reproduce-flickr: $(READY) ## run the study on Flickr30K: FLICKR30K_ROOT=/folder, or from the hub; needs a GPU
 	$(BIN)/sdr reproduce experiments/flickr30k/$(if $(FLICKR30K_ROOT),study.yaml,study_hub.yaml)
 
-reproduce-flickr8k: $(READY) ## the study on Flickr8k, for a CPU: FLICKR8K_ROOT=/folder IMAGE_WEIGHTS=/file
-	@test -n "$(FLICKR8K_ROOT)" || { echo "which folder? make reproduce-flickr8k FLICKR8K_ROOT=/folder IMAGE_WEIGHTS=/file"; exit 2; }
+reproduce-flickr8k: $(READY) ## run the study on Flickr8k, for a CPU: FLICKR8K_ROOT=/folder IMAGE_WEIGHTS=/file
+	@test -n "$(FLICKR8K_ROOT)" || { echo "FLICKR8K_ROOT is not set: make reproduce-flickr8k FLICKR8K_ROOT=/folder IMAGE_WEIGHTS=/file"; exit 2; }
 	FLICKR8K_ROOT="$(FLICKR8K_ROOT)" $(BIN)/sdr reproduce experiments/flickr8k/study.yaml
 
-sweep-mini: $(READY) ## a sweep over imbalance ratios on generated scenes, with its teachers
+sweep-mini: $(READY) ## train the teachers of the scenes and sweep over imbalance ratios
 	for modality in image text; do run=runs/$${modality}_teacher; \
 	  $(BIN)/sdr fit --config experiments/scenes/$${modality}_teacher.yaml --run_dir $$run \
 	  $$(test -f $$run/checkpoints/last.ckpt && echo --ckpt_path last) || exit 1; done
 	$(BIN)/sdr sweep experiments/sweeps/mini.yaml --jobs 2 --resume
 
-lint: $(READY) ## style and formatting
+lint: $(READY) ## check style and formatting
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-format: $(READY) ## mend style and formatting
+format: $(READY) ## fix style and formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-type: $(READY) ## types, strictly
+type: $(READY) ## check types
 	$(BIN)/mypy
 
-test: $(READY) ## the fast tests, offline
+test: $(READY) ## run the fast tests, offline
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
-test-slow: $(READY) ## the slow tests
+test-slow: $(READY) ## run the slow tests
 	$(BIN)/pytest -m slow
 
-docs: $(READY) ## write what is generated in README.md, docs/ and experiments/; STUDIES="runs/scenes ..." publishes these first
+docs: $(READY) ## regenerate results in README.md, docs/ and experiments/; STUDIES="runs/scenes ..." publishes studies first
 	$(BIN)/python docs/make_imbalance.py
 	$(BIN)/python docs/make_results.py $(STUDIES)
 
-check-results: $(READY) ## say which published results are out of date, and run two cells of each study again; NAMES="scenes ..."
+check-results: $(READY) ## list outdated published results, and run two cells of each study again; NAMES="scenes ..."
 	$(BIN)/python docs/check_results.py $(NAMES)
 
-clean: ## remove .venv and everything that tools left
+clean: ## remove .venv, build files and tool caches
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

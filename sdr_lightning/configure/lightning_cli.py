@@ -23,6 +23,7 @@ from sdr_lightning.configure.references import resolved
 from sdr_lightning.configure.run_folder import RunFolder, dated_folder
 from sdr_lightning.configure.teacher import TeacherFiles
 from sdr_lightning.encoders.tower import Tower
+from sdr_lightning.methods.sdr import SDR
 from sdr_lightning.metrics.evaluation import undefined
 from sdr_lightning.paths import FilePath, claim, expand, read_json
 from sdr_lightning.training.checkpoints.best import BestCheckpoint, best_checkpoint
@@ -166,11 +167,13 @@ class SdrCLI(LightningCLI):
                     "or use --protocol paper"
                 )
             return
-        if not _is_student(settings.model.class_path):
+        if not _is(settings.model.class_path, RetrievalModule):
             raise ValueError(f"--protocol paper is for students, and the model is a {settings.model.class_path}")
         if settings.model.init_args.optimisation is None:
             raise ValueError("--protocol paper sets parts of the optimisation: configure model.init_args.optimisation")
-        for option, value in paper_options(settings.data.init_args.source.init_args.get("name", "")).items():
+        source_name = settings.data.init_args.source.init_args.get("name", "")
+        is_sdr = _is(settings.model.init_args.method.class_path, SDR)
+        for option, value in paper_options(source_name, is_sdr).items():
             settings[option] = value
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
@@ -347,9 +350,9 @@ def _relative(folder: str) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _is_student(class_path: str) -> bool:
+def _is(class_path: str, expected: type) -> bool:
     module, _, name = class_path.rpartition(".")
-    return issubclass(getattr(import_module(module), name), RetrievalModule)
+    return issubclass(getattr(import_module(module), name), expected)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from sdr_lightning.configure.lightning_cli import SdrCLI, run
 from sdr_lightning.metrics.paper_protocol import evaluate_published
 from sdr_lightning.training import RetrievalModule
 from sdr_lightning.training.checkpoints.best import BestCheckpoint
-from sdr_lightning.training.protocol import PAPER
+from sdr_lightning.training.protocol import PAPER, PAPER_SDR
 from sdr_lightning.types import Tokens
 
 IGNORED = pytest.mark.filterwarnings("ignore:Be aware that when using .ckpt_path.")
@@ -78,7 +78,7 @@ OTHER_OPTIONS = [
 
 
 def test_switches_cover_all_paper_settings() -> None:
-    assert set(SWITCHES) - {"data.init_args.train_on"} == set(PAPER) - {
+    assert set(SWITCHES) - {"data.init_args.train_on"} == set(PAPER) | set(PAPER_SDR) - {
         "checkpoint.protocol",
         "model.init_args.protocol",
     }
