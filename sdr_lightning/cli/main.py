@@ -31,7 +31,7 @@ Data and corruption:
   sdr noise show   FILE                                    describe a noise table or a published index
 
 Studies:
-  sdr reproduce SUITE.yaml [--dry_run] [--jobs N]          run teachers, all cells and the report; resumes if interrupted
+  sdr reproduce STUDY.yaml [--dry_run] [--jobs N]          run teachers, all cells and the report; resumes if interrupted
   sdr sweep     SWEEP.yaml [--jobs N] [--resume]           run the sweep of a W&B sweep file on this machine
   sdr runs      [FOLDER] [--where OPTION=VALUE]            list, filter and compare runs
   sdr report    FOLDER                                     write the report of a study or sweep, or the curves of a run

@@ -78,7 +78,7 @@ OTHER_OPTIONS = [
 
 
 def test_switches_cover_all_paper_settings() -> None:
-    assert set(SWITCHES) - {"data.init_args.train_on"} == set(PAPER) | set(PAPER_SDR) - {
+    assert set(SWITCHES) - {"data.init_args.train_on"} == (set(PAPER) | set(PAPER_SDR)) - {
         "checkpoint.protocol",
         "model.init_args.protocol",
     }
@@ -90,6 +90,11 @@ def test_paper_overrides_all_switches(base: Callable[..., list[str]]) -> None:
         option: paper for option, (paper, _, _) in SWITCHES.items()
     }
     assert cli.protocol == cli.model.protocol == "paper"
+
+
+def test_paper_protocol_works_with_methods_other_than_sdr(base: Callable[..., list[str]]) -> None:
+    cli = build(base("--model.init_args.method", "sdr_lightning.methods.InfoNCE", "--protocol", "paper"))
+    assert cli.model.protocol == "paper"
 
 
 def test_clean_overrides_no_switch(base: Callable[..., list[str]]) -> None:
