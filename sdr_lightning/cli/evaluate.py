@@ -122,7 +122,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--scores", type=Path, nargs="+", metavar="NPY", help="(N, C) image to text; optionally (C, N) text to image"
     )
-    parser.add_argument("--annotations", type=Path, metavar="JSON", help="images and captions of the rows, in this order")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="JSON", help="images and captions of the rows, in this order"
+    )
     parser.add_argument("--split", choices=SPLITS, default="test", help="split of the annotations (default: test)")
     parser.add_argument(
         "--caption-order",
@@ -130,11 +132,18 @@ def _parser() -> ArgumentParser:
         help="order of caption rows: image by image (default), or as in the annotations. They differ if captions of "
         "different images are interleaved there, as in COCO's files",
     )
-    parser.add_argument("--captions-per-image", type=int, metavar="K", help="every K consecutive captions belong to one image")
-    parser.add_argument("--text-to-image", type=Path, metavar="NPY", help="(C,) row of the image of each caption")
-    parser.add_argument("--relevance", type=Path, metavar="FILE", help="(C, N), from sdr relevance, or the raw file of TERN")
     parser.add_argument(
-        "--protocol", choices=["clean", "paper"], default="clean", help="paper: as in the authors' public code (default: clean)"
+        "--captions-per-image", type=int, metavar="K", help="every K consecutive captions belong to one image"
+    )
+    parser.add_argument("--text-to-image", type=Path, metavar="NPY", help="(C,) row of the image of each caption")
+    parser.add_argument(
+        "--relevance", type=Path, metavar="FILE", help="(C, N), from sdr relevance, or the raw file of TERN"
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=["clean", "paper"],
+        default="clean",
+        help="paper: as in the authors' public code (default: clean)",
     )
     parser.add_argument(
         "--ties",
@@ -143,9 +152,14 @@ def _parser() -> ArgumentParser:
         help="which equally scored items rank first in recall and ranks: lower index (default), or all (pessimistic)",
     )
     parser.add_argument(
-        "--siblings", choices=get_args(Siblings), default="keep", help="other captions of the query's image in t2t and t2it (default: keep)"
+        "--siblings",
+        choices=get_args(Siblings),
+        default="keep",
+        help="captions of the query's image in t2t, t2it (default: keep)",
     )
-    parser.add_argument("--folds", type=int, metavar="K", help="also recall averaged over K disjoint folds (COCO 1K: 5)")
+    parser.add_argument(
+        "--folds", type=int, metavar="K", help="also recall averaged over K disjoint folds (COCO 1K: 5)"
+    )
     parser.add_argument("--diagnostics", action="store_true", help="also alignment, uniformity and hubness")
     for modality in ("image", "text"):
         parser.add_argument(
@@ -325,7 +339,9 @@ def _structure(options: Namespace, embeddings: tuple[Tensor, Tensor] | None, pai
     return metrics
 
 
-def _human_judgements(options: Namespace, embeddings: tuple[Tensor, Tensor] | None, pairing: _Pairing) -> dict[str, float]:
+def _human_judgements(
+    options: Namespace, embeddings: tuple[Tensor, Tensor] | None, pairing: _Pairing
+) -> dict[str, float]:
     """Agreement with human judgements and extended positives."""
     if embeddings is None or pairing.images is None or pairing.captions is None:
         raise ValueError("--judgements and --extended need embeddings and --annotations, which name the items")

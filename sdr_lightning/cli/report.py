@@ -111,9 +111,7 @@ def _compare(inputs: list[str], baseline: str | None, output: Path | None, repli
     for note in notes(comparison):
         console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
     if output is not None:
-        console.print(
-            f"\ncomparison in {output / 'comparison.html'}", markup=False, highlight=False, soft_wrap=True
-        )
+        console.print(f"\ncomparison in {output / 'comparison.html'}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

@@ -81,7 +81,11 @@ def help_text(command: str, arguments: Sequence[str]) -> str:
         ]
         for modality in ("image", "text"):
             name = f"{modality}_teacher"
-            lines += ["", f"{name}: teacher to run on the data of the student", *_keys(TeacherFiles, name, settings.get(name, {}))]
+            lines += [
+                "",
+                f"{name}: teacher for the data of the student",
+                *_keys(TeacherFiles, name, settings.get(name, {})),
+            ]
         lines += ["", "trainer: Lightning's Trainer, see --trainer.help"]
         names = " ".join(f"--trainer.{name}" for name in inspect.signature(Trainer).parameters)
         lines += textwrap.wrap(names, _width(), initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
