@@ -14,16 +14,15 @@ def test_last_finite_value_of_an_epoch_is_read(tmp_path: Path) -> None:
     assert curves["val/rsum"] == {0: 120.5}
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [("step,loss\n1,2\n", "no column 'epoch'"), ("epoch,loss\n0,high\n", "line 2, column 'loss'")],
-    ids=["column", "value"],
-)
-def test_malformed_log_is_rejected(tmp_path: Path, text: str, message: str) -> None:
+def test_malformed_log_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=rf"{path}: {message}"):
-        read_curves(path)
+    for text, message in (
+        ("step,loss\n1,2\n", "no column 'epoch'"),
+        ("epoch,loss\n0,high\n", "line 2, column 'loss'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ValueError, match=rf"{path}: {message}"):
+            read_curves(path)
 
 
 def test_mean_curve_covers_the_shared_epochs() -> None:

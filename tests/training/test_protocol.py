@@ -93,7 +93,8 @@ def test_paper_overrides_all_switches(base: Callable[..., list[str]]) -> None:
 
 
 def test_paper_protocol_works_with_methods_other_than_sdr(base: Callable[..., list[str]]) -> None:
-    cli = build(base("--model.init_args.method", "sdr_lightning.methods.InfoNCE", "--protocol", "paper"))
+    options = ("--model.init_args.method", "sdr_lightning.methods.InfoNCE", "--model.init_args.rerank", "null")
+    cli = build(base(*options, "--protocol", "paper"))
     assert cli.model.protocol == "paper"
 
 
