@@ -153,11 +153,7 @@ def _parser() -> ArgumentParser:
         "--siblings",
         choices=get_args(Siblings),
         default="keep",
-<<<<<<< HEAD
-        help="other captions of the query's image in t2t and t2it (default: keep)",
-=======
         help="captions of the query's image in t2t, t2it (default: keep)",
->>>>>>> lane-b
     )
     parser.add_argument(
         "--folds", type=int, metavar="K", help="also recall averaged over K disjoint folds (COCO 1K: 5)"

@@ -26,16 +26,7 @@ def run(arguments: list[str]) -> int:
         "--annotations", type=Path, required=True, metavar="JSON", help="in the format of Karpathy or COCO, or a list"
     )
     parser.add_argument("--split", choices=SPLITS, default="test", help="split of the annotations (default: test)")
-<<<<<<< HEAD
-    parser.add_argument(
-        "--tokenizer",
-        choices=get_args(Tokenizer),
-        default="stripped",
-        help="tern keeps punctuation (default: stripped)",
-    )
-=======
     parser.add_argument("--tokenizer", choices=get_args(Tokenizer), default="stripped", help="tern keeps punctuation")
->>>>>>> lane-b
     parser.add_argument("--dtype", choices=["float32", "float16"], default="float32", help="float16 halves the file")
     parser.add_argument("--workers", type=int, default=1, help="number of threads; -1 for all cores")
     parser.add_argument("--output", type=Path, required=True, metavar="NPY")

@@ -83,11 +83,7 @@ def help_text(command: str, arguments: Sequence[str]) -> str:
             name = f"{modality}_teacher"
             lines += [
                 "",
-<<<<<<< HEAD
-                f"{name}: teacher to run on the data of the student",
-=======
                 f"{name}: teacher for the data of the student",
->>>>>>> lane-b
                 *_keys(TeacherFiles, name, settings.get(name, {})),
             ]
         lines += ["", "trainer: Lightning's Trainer, see --trainer.help"]

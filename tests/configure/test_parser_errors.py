@@ -29,12 +29,7 @@ def error_message(*options: str) -> str:
 UNKNOWN = [
     (f"{ENCODER}.embeding_width", "DualEncoder has no 'embeding_width'", "'embedding_width'"),
     (f"{ENCODER}.image_tower.init_args.nam", "TimmImageTower has no 'nam'", "'name'"),
-<<<<<<< HEAD
     (f"{MODEL}.method.init_args.weigths", "SDR has no 'weigths'", "'weights'"),
-    (f"{MODEL}.optimisation.init_args.learning_rte", "learning_rte", "'learning_rate'"),
-=======
-    (f"{MODEL}.objective.init_args.weigths", "RebalancingObjective has no 'weigths'", "'weights'"),
->>>>>>> lane-b
     (f"{DATA}.source.init_args.num_trian", "SceneSource has no 'num_trian'", "'num_train'"),
     (f"{DATA}.imbalance.serverity", "serverity", "'severity'"),
     (f"{DATA}.imbalence.ratio", "imbalence", "'imbalance"),
@@ -75,10 +70,6 @@ def test_unknown_keys_of_files_and_mappings_are_named(tmp_path: Path) -> None:
     ("option", "value", "parts"),
     [
         (f"{DATA}.augmentation", "stong", ("stong", "weak")),
-<<<<<<< HEAD
-        (f"{MODEL}.method.init_args.relation", "avraged", ("avraged", "averaged")),
-=======
->>>>>>> lane-b
         ("--trainer.max_epochs", "many", ("max_epochs", "many")),
         ("--config", "/nowhere/student.yaml", ("/nowhere/student.yaml",)),
         (f"{DATA}.source.class_path", "sdr_lightning.data.SceneSorce", ("SceneSorce",)),
