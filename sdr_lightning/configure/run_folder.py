@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
 from collections.abc import Sequence
 from itertools import count
@@ -24,6 +23,7 @@ from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.training.tracking.metrics_csv import MetricsCSV
 from sdr_lightning.training.tracking.record import environment, git, peak_memory, versions
 
+_SHARED_FOLDER = "SDR_RUN_DIR"
 _RUN_FILES = (
     "run.json",
     "results.json",
@@ -180,9 +180,11 @@ def dated_folder(command: str) -> Path:
     Raises:
         ValueError: torchrun or srun started several processes, which cannot agree on a folder.
     """
+    if os.environ.get("LOCAL_RANK", "0") != "0" and _SHARED_FOLDER in os.environ:
+        return Path(os.environ[_SHARED_FOLDER])
     if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
         raise ValueError("the processes that torchrun or srun started must share a folder: give --run_dir")
     by_date = f"runs/{command}/{time.strftime('%Y%m%d-%H%M%S')}"
     folder = next(name for n in count(1) if not Path(name := by_date if n == 1 else f"{by_date}-{n}").exists())
-    sys.argv.append(f"--run_dir={folder}")  # passed on to the processes that DDP starts
+    os.environ[_SHARED_FOLDER] = folder  # inherited by the processes that DDP starts
     return Path(folder)

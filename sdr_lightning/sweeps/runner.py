@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from rich.console import Console
 
@@ -176,7 +178,8 @@ def fit(options: list[str], folder: Path) -> None:
         words.append("--ckpt_path=last")
     else:
         (folder / "config.yaml").unlink(missing_ok=True)  # of a run that was interrupted before its first checkpoint
-    with log_to(folder / "log.txt"):
+    # Lightning starts the further processes of a run by the arguments of this one.
+    with log_to(folder / "log.txt"), patch.object(sys, "argv", [sys.argv[0], *words]):
         publish(run_command(words))
 
 
