@@ -116,6 +116,7 @@ def test_one_line_keeps_plain_messages_and_finds_the_innermost_cause() -> None:
         "Does not validate against any of the Union subtypes\n"
         "Subtypes: [<class 'a.B'>, <class 'NoneType'>]\n"
         "Errors:\n"
+        "  - a cause further out\n"
         "  - the batch size must be at least 2, got 1\n"
         "  - Expected a <class 'NoneType'>\n"
         "Given value type: <class 'jsonargparse._namespace.Namespace'>\n"
