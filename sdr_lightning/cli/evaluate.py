@@ -196,7 +196,7 @@ def _check_options(options: Namespace) -> None:
     if options.protocol == "paper" and not has_embeddings:
         raise ValueError("protocol paper needs --image-embeddings and --text-embeddings, with or without --scores")
     if options.protocol == "paper" and (options.folds is not None or options.siblings != "keep"):
-        raise ValueError("protocol paper knows no --folds or --siblings: leave them out")
+        raise ValueError("protocol paper does not support --folds or --siblings: leave them out")
     if options.folds is not None and not has_embeddings:
         raise ValueError("--folds needs embeddings, not scores")
     if options.siblings != "keep" and (options.relevance is None or not has_embeddings):

@@ -118,7 +118,7 @@ def _hint(parts: list[str], target: Callable[..., Any]) -> str:
 
 def _nearest(part: str, known: list[str]) -> str:
     near = get_close_matches(part, known, n=2, cutoff=0.5)
-    return f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; it knows {', '.join(known)}"
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else f"; expected one of {', '.join(known)}"
 
 
 def _imported(path: str) -> Callable[..., Any]:

@@ -51,7 +51,7 @@ def test_an_unknown_option_is_named_with_its_owner_and_a_suggestion(option: str,
 
 def test_all_names_are_listed_if_none_is_similar() -> None:
     message = error_message(f"{DATA}.source.init_args.zzz", "3")
-    assert "SceneSource has no 'zzz'; it knows seed, num_train, num_val, num_test, size, max_objects" in message
+    assert "SceneSource has no 'zzz'; expected one of seed, num_train, num_val, num_test, size, max_objects" in message
 
 
 def test_unknown_keys_of_files_and_mappings_are_named(tmp_path: Path) -> None:
@@ -116,6 +116,7 @@ def test_one_line_keeps_plain_messages_and_finds_the_innermost_cause() -> None:
         "Does not validate against any of the Union subtypes\n"
         "Subtypes: [<class 'a.B'>, <class 'NoneType'>]\n"
         "Errors:\n"
+        "  - a cause further out\n"
         "  - the batch size must be at least 2, got 1\n"
         "  - Expected a <class 'NoneType'>\n"
         "Given value type: <class 'jsonargparse._namespace.Namespace'>\n"

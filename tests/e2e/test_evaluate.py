@@ -347,7 +347,7 @@ INVALID = {
         (("evaluate",), "nothing to evaluate"),
         (("evaluate", "--image-embeddings", "img.npy"), "one modality alone"),
         ((*SCORES, "--protocol", "paper"), "needs --image-embeddings"),
-        ((*PAIRED, "--protocol", "paper", "--folds", "2"), "knows no --folds"),
+        ((*PAIRED, "--protocol", "paper", "--folds", "2"), "does not support --folds"),
         ((*SCORES, "--diagnostics"), "need embeddings, not scores"),
         ((*PAIRED, "--folds", "13"), "folds must be from 1 to the 12 images"),
         ((*SCORES, "--folds", "2"), "needs embeddings, not scores"),
