@@ -8,7 +8,7 @@ from sdr_lightning.data.imbalance.pictures import noisy
 from sdr_lightning.data.split import PreparedSplit
 from sdr_lightning.data.tokenizer import SceneTokenizer
 from sdr_lightning.data.transforms import to_input
-from sdr_lightning.types import Tokens
+from sdr_lightning.types import CachedFeatures, Tokens
 from tests.data.collection import COUNTS, MemorySource, bank_of, prepared
 
 CLEAN = Imbalance()
@@ -155,12 +155,12 @@ def test_bank_of_more_items_is_accepted() -> None:
 def test_cached_features_replace_pixels_and_tokens() -> None:
     split = split_under(CLEAN)
     split.cache(bank_of(split, "image", width=4))
-    assert split.images(np.array([6, 2])).tolist() == [[6.0] * 4, [2.0] * 4]
+    assert split.images(np.array([6, 2])).values.tolist() == [[6.0] * 4, [2.0] * 4]
     with pytest.raises(ValueError, match="cannot be augmented"):
         split.images(np.array([6, 2]), lambda image: image)
     assert isinstance(split.texts(np.array([0])), Tokens)
     split.cache(bank_of(split, "text", width=2))
     texts = split.texts(np.array([19, 0, 3]))
-    assert isinstance(texts, Tensor)
-    assert texts.tolist() == [[19.0] * 2, [0.0] * 2, [3.0] * 2]
+    assert isinstance(texts, CachedFeatures)
+    assert texts.values.tolist() == [[19.0] * 2, [0.0] * 2, [3.0] * 2]
     assert split.teacher("image", np.array([0])) is None

@@ -124,6 +124,7 @@ def test_every_key_is_printed_once(imported: tuple[Path, str], state: dict[str, 
     assert [path.name for path in output.parent.iterdir()] == ["student.ckpt"]
 
 
+@pytest.mark.slow
 def test_metrics_equal_those_of_the_public_model(
     imported: tuple[Path, str], state: dict[str, Tensor], configuration: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -135,12 +135,14 @@ def test_signal_in_the_last_batch_of_an_epoch(root: Path, tmp_path: Path) -> Non
     assert torch.load(tmp_path / "cut/checkpoints/last.ckpt", weights_only=True)["global_step"] == 12
 
 
+@pytest.mark.slow
 def test_folder_of_a_running_process_is_rejected(root: Path, tmp_path: Path) -> None:
     claim(tmp_path / "run")
     line = error_line(fit(root, tmp_path / "run", *STUDENT, *SIZES, "--ckpt_path", "last"))
     assert f"another process works in {tmp_path / 'run'}" in line
 
 
+@pytest.mark.slow
 def test_resuming_without_checkpoint_is_rejected(root: Path, tmp_path: Path) -> None:
     line = error_line(fit(root, tmp_path / "none", *STUDENT, *SIZES, "--ckpt_path", "last"))
     assert "nothing to continue: there is no" in line

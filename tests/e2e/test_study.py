@@ -44,6 +44,7 @@ def cells(folder: Path) -> dict[Path, float]:
     return {path: path.stat().st_mtime for path in folder.glob("cells/**/results.json")}
 
 
+@pytest.mark.slow
 def test_interrupted_study_continues(study: Path) -> None:
     output = study / "out"
     command = [sys.executable, "-m", "sdr_lightning", "reproduce", str(study / "study.yaml"), "--output", str(output)]
@@ -143,6 +144,7 @@ def test_failing_job_stops_the_study(study: Path, tmp_path: Path) -> None:
     assert not cells(tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_unwritable_output_folder_is_refused(study: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     line = error_line(sdr("reproduce", study / "study.yaml", "--output", tmp_path / "file/out"))

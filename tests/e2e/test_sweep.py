@@ -75,6 +75,7 @@ def test_interrupted_sweep_continues_and_is_reported(file: Path, tmp_path: Path)
     assert "val/rsum" in compared
 
 
+@pytest.mark.slow
 def test_failed_run_is_reported(file: Path, tmp_path: Path) -> None:
     sweep = yaml.safe_load(file.read_text())
     sweep["parameters"] = {"data.init_args.batch_size": {"values": [1]}}
@@ -96,6 +97,7 @@ def test_sweep_gives_up_when_the_first_runs_fail(file: Path, tmp_path: Path) -> 
     assert len(json.loads((tmp_path / "runs/sweeps/small/sweep.json").read_text())["runs"]) <= 4
 
 
+@pytest.mark.slow
 def test_sweep_of_another_process_is_refused(file: Path, tmp_path: Path) -> None:
     claim(tmp_path / "out")
     line = error_line(sdr("sweep", file, "--output", tmp_path / "out", "--resume", cwd=tmp_path))

@@ -92,6 +92,7 @@ def test_unwritable_cache_stops_both_processes(experiments: Path, trained: Path,
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_unused_teachers_are_not_built(experiments: Path, tmp_path: Path) -> None:
     overlay = ("--config", experiments / "scenes/teachers.yaml", *MATCHING_ALONE)
     succeeded(fit(experiments, tmp_path, *overlay))  # the checkpoints of the overlay do not exist

@@ -55,6 +55,7 @@ def test_contents_of_an_offline_run(experiments: Path, tmp_path: Path) -> None:
     assert (folder / "metrics.csv").is_file()
 
 
+@pytest.mark.slow
 def test_resumed_training_continues_the_same_run(experiments: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     succeeded(fit(experiments, folder, "--trainer.max_epochs=1"))
@@ -64,12 +65,14 @@ def test_resumed_training_continues_the_same_run(experiments: Path, tmp_path: Pa
     assert {row["epoch"] for row in second.history if "val/rsum" in row} == {1}
 
 
+@pytest.mark.slow
 def test_two_processes_write_one_run(experiments: Path, tmp_path: Path) -> None:
     ddp = ("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accelerator=cpu", "--trainer.max_epochs=1")
     succeeded(fit(experiments, tmp_path / "run", *ddp))
     assert len(tracked(tmp_path / "run")) == 1
 
 
+@pytest.mark.slow
 def test_failures_during_training_are_warnings(experiments: Path, tmp_path: Path) -> None:
     """Every call of W&B fails; training finishes and metrics.csv is complete."""
     breaking = "--trainer.callbacks+=tests.training.killing.BreakWandb"
@@ -111,6 +114,7 @@ def test_wandb_records_the_exit_status(
     assert [record.exit.exit_code for record in records if record.HasField("exit")] == [status]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overlay", [True, False])
 def test_missing_wandb_is_an_error_only_with_its_logger(overlay: bool, experiments: Path, tmp_path: Path) -> None:
     """Imports of wandb and sweeps are blocked."""

@@ -65,12 +65,14 @@ def test_sigterm_in_two_processes(experiments: Path, tmp_path: Path) -> None:
     assert (tmp_path / "whole/metrics.csv").read_text() == (tmp_path / "cut/metrics.csv").read_text()
 
 
+@pytest.mark.slow
 def test_indivisible_batch_size_is_rejected(experiments: Path, tmp_path: Path) -> None:
     done = fit(experiments.parent, tmp_path / "run", 2, "--data.init_args.batch_size=7")
     assert done.returncode != 0
     assert "the global batch size 7 cannot be divided over 2 processes" in done.stderr
 
 
+@pytest.mark.slow
 def test_externally_started_processes_need_run_dir(experiments: Path, tmp_path: Path) -> None:
     options = ("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE)
     line = error_line(sdr("fit", *options, cwd=tmp_path, WORLD_SIZE="2", RANK="0", LOCAL_RANK="0"))

@@ -81,7 +81,7 @@ def write_study(
         imbalances={name: IMBALANCES[name] for name in imbalances},
         ratios=ratios,
         seeds=seeds,
-        notes=("The imbalance protocols are this project's own.", "One data set, made by a program."),
+        notes=("The imbalance protocols are not those of the paper.", "One data set, made by a program."),
         command="sdr reproduce experiments/scenes/study.yaml",
         wall_time_s=11100.0,
     )
