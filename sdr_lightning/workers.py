@@ -207,9 +207,9 @@ def _serve(connection: Connection, threads: int, gpus: Mapping[str, str], variab
     while True:
         try:
             function, arguments = connection.recv()
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.send(_outcome(function, arguments))
 
 
@@ -224,7 +224,7 @@ def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Outco
     """Run a task. Failures are sent as text, because not every exception can be pickled."""
     try:
         return _Outcome(function(*arguments), None)
-    except (SIGTERMException, SystemExit) as error:  # what was trained is saved
+    except (SIGTERMException, SystemExit, KeyboardInterrupt) as error:  # what was trained is saved
         if exit_status(error) != 0:
             os._exit(exit_status(error))
         return _Outcome(None, None)

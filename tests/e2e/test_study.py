@@ -57,7 +57,7 @@ def test_interrupted_study_continues(study: Path) -> None:
     begun = set(output.rglob("begun.json"))
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
-    assert "Traceback" not in errors
+    assert "Traceback" not in errors, errors
     assert set(output.rglob("begun.json")) == begun  # no further cell has begun
     before = cells(output)
     assert 1 <= len(before) < 12
@@ -119,12 +119,10 @@ def test_printed_command_runs(study: Path, finished: Path, tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_cells_with_changed_settings_run_again(study: Path, finished: Path) -> None:
-    study = yaml.safe_load((study / "study.yaml").read_text())
-    study["methods"] = {
-        "ITC": study["methods"]["ITC"],
-        "SDR": {**study["methods"]["SDR"], "weights": {"itc": 1, "ttc": 2}},
-    }
-    (study / "changed.yaml").write_text(yaml.safe_dump(study))
+    changed_study = yaml.safe_load((study / "study.yaml").read_text())
+    methods = changed_study["methods"]
+    changed_study["methods"] = {"ITC": methods["ITC"], "SDR": {**methods["SDR"], "weights": {"itc": 1, "ttc": 2}}}
+    (study / "changed.yaml").write_text(yaml.safe_dump(changed_study))
     before = cells(finished)
     succeeded(sdr("reproduce", study / "changed.yaml", "--output", finished))
     changed = {path for path, when in cells(finished).items() if when != before[path]}
