@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import json
 import math
 import os
 import re
+import sys
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 if TYPE_CHECKING:
     FilePath = str
@@ -224,14 +226,42 @@ def claim(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock", thread_local=False, fallback_to_soft=False)
     try:
-        lock.acquire(blocking=False)
+        _acquire(lock, blocking=False)
     except Timeout as error:
         raise ValueError(f"another process works in {folder}: wait for it, or stop it") from error
+    _CLAIMED[folder] = lock
+
+
+@contextlib.contextmanager
+def locked(file: Path, waiting: str = "") -> Iterator[None]:
+    """Hold the lock of a file during the block, after any other process has released it.
+
+    The folder of the file is created if missing. On a file system without locks, nothing is locked.
+
+    Args:
+        file: the lock file.
+        waiting: printed to stderr if another process holds the lock.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file, fallback_to_soft=False)
+    try:
+        _acquire(lock, blocking=False)
+    except Timeout:
+        if waiting:
+            sys.stderr.write(f"{waiting}\n")
+        _acquire(lock, blocking=True)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: BaseFileLock, blocking: bool) -> None:
+    try:
+        lock.acquire(blocking=blocking)
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
-        return
-    _CLAIMED[folder] = lock
 
 
 def write_json(path: Path, value: Any) -> None:

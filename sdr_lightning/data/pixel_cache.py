@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from sdr_lightning.data.images import Images, Pixels
 from sdr_lightning.data.transforms import to_input
-from sdr_lightning.paths import write_atomically
+from sdr_lightning.paths import locked, write_atomically
 
 _CHUNK = 256
 _PIXELS, _IDENTITIES = "pixels.u8", "identities.npy"
@@ -109,8 +108,7 @@ def fill(folder: Path, images: Images, side: int, progress: Callable[[int], obje
     if np.isin(wanted, _stored_identities(folder, side)).all():  # nothing to write: the folder may be read-only
         progress(len(wanted))
         return 0
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / "lock"):
+    with locked(folder / "lock"):
         stored, size = _stored_identities(folder, side), side * side * 3
         todo = ~np.isin(wanted, stored)
         progress(int((~todo).sum()))

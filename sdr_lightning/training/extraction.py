@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +19,7 @@ from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.features.extract import extract
 from sdr_lightning.identity import sha256
+from sdr_lightning.paths import locked
 from sdr_lightning.training.checkpoints.interruption import Interruption, Stopped
 from sdr_lightning.types import Modality
 
@@ -172,20 +171,12 @@ class _PartWriter:
 def _locked(file: Path) -> Iterator[None]:
     """Hold the lock of a bank while computing it; the lock file is removed once the bank exists."""
     path = file.with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
-    with contextlib.suppress(NotImplementedError):  # a file system without locks
+    with locked(path, f"waiting for another process, which computes the features {file}"):
         try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            sys.stderr.write(f"waiting for another process, which computes the features {file}\n")
-            lock.acquire()
-    try:
-        yield
-    finally:
-        if file.is_file():
-            path.unlink(missing_ok=True)
-        lock.release()
+            yield
+        finally:
+            if file.is_file():
+                path.unlink(missing_ok=True)
 
 
 def _cached_items(
