@@ -9,6 +9,8 @@ from dataclasses import MISSING, Field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
+from sdr_lightning.results.fields import checked_object, wrong_value
+
 T = TypeVar("T")
 _NOT_STORED = {"stored": False}
 _EXPECTED = {str: "a string", Path: "a path", bool: "true or false", int: "a whole number", float: "a finite number"}
@@ -50,8 +52,7 @@ def from_json(kind: type[T], values: object, source: str, **others: Any) -> T:
     Raises:
         ValueError: not an object, a key that is missing or of another type, or values that the dataclass refuses.
     """
-    if not isinstance(values, Mapping):
-        raise ValueError(f"{source}: expected an object, found {type(values).__name__}")
+    values = checked_object(values, source)
     hints, arguments = get_type_hints(kind), dict(others)
     for field in _stored(kind):
         name = _key(field)
@@ -82,23 +83,23 @@ def _decoded(hint: Any, values: Mapping[str, Any], name: str, source: str) -> An
         return value
     if origin is Literal:
         if value not in arguments:
-            raise _complaint(values, name, source, " or ".join(map(str, arguments)))
+            raise wrong_value(values, name, source, " or ".join(map(str, arguments)))
         return value
     if origin is tuple:
         if not isinstance(value, list):
-            raise _complaint(values, name, source, "a list")
+            raise wrong_value(values, name, source, "a list")
         inside = {f"{name}[{number}]": part for number, part in enumerate(value)}
         return tuple(_decoded(arguments[0], inside, number, source) for number in inside)
     if origin is not None:  # a mapping
         if not isinstance(value, Mapping):
-            raise _complaint(values, name, source, "an object")
+            raise wrong_value(values, name, source, "an object")
         if arguments[1] is float:
             value = {inner: number for inner, number in value.items() if not _is_absent(number)}
         decoded = {inner: _decoded(arguments[1], value, inner, f"{source}: {name}") for inner in value}
         return {int(inner): part for inner, part in decoded.items()} if arguments[0] is int else decoded
     if is_dataclass(hint):
         if not isinstance(value, Mapping):
-            raise _complaint(values, name, source, "an object")
+            raise wrong_value(values, name, source, "an object")
         return from_json(cast(Any, hint), value, f"{source}: {name}")
     return _scalar(hint, values, name, source)
 
@@ -111,13 +112,8 @@ def _scalar(hint: Any, values: Mapping[str, Any], name: str, source: str) -> Any
             return hint(value)
     elif isinstance(value, str if hint is Path else hint):
         return hint(value)
-    raise _complaint(values, name, source, _EXPECTED[hint])
+    raise wrong_value(values, name, source, _EXPECTED[hint])
 
 
 def _is_absent(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
-
-
-def _complaint(values: Mapping[str, Any], name: str, source: str, expected: str) -> ValueError:
-    found = f"found {values[name]!r}" if name in values else "the key is missing"
-    return ValueError(f"{source}: {name!r} must be {expected}, {found}")

@@ -1,9 +1,41 @@
-"""Typed access to JSON files without a dataclass; every error names the file and the key."""
+"""JSON objects and typed access to those without a dataclass; every error names the file and the key."""
 
 import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+
+def read_object(path: Path) -> Mapping[str, Any]:
+    """Read a JSON object from a file.
+
+    Raises:
+        ValueError: not UTF-8, not JSON, or not an object.
+    """
+    try:
+        return checked_object(json.loads(path.read_text(encoding="utf-8")), str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason})") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON ({error.msg}, line {error.lineno})") from error
+
+
+def checked_object(value: object, source: str) -> Mapping[str, Any]:
+    """Return parsed JSON that is an object.
+
+    Raises:
+        ValueError: it is something else; the message starts with the source.
+    """
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{source}: expected an object, found {type(value).__name__}")
+    return value
+
+
+def wrong_value(values: Mapping[str, Any], key: str, source: str, expected: str) -> ValueError:
+    """Return the error for a value of a JSON object that is missing or of another type."""
+    found = f"found {values[key]!r}" if key in values else "the key is missing"
+    return ValueError(f"{source}: {key!r} must be {expected}, {found}")
 
 
 class Fields:
@@ -14,28 +46,20 @@ class Fields:
     """
 
     def __init__(self, values: object, source: str) -> None:
-        if not isinstance(values, Mapping):
-            raise ValueError(f"{source}: expected an object, found {type(values).__name__}")
-        self._values: Mapping[str, object] = values
+        self._values: Mapping[str, object] = checked_object(values, source)
         self.source = source
 
     @classmethod
     def read(cls, path: Path) -> "Fields":
         """Read a JSON object from a file."""
-        try:
-            return cls(json.loads(path.read_text(encoding="utf-8")), str(path))
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}: not UTF-8 text ({error.reason})") from error
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not valid JSON ({error.msg}, line {error.lineno})") from error
+        return cls(read_object(path), str(path))
 
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
 
     def complaint(self, key: str, expected: str) -> ValueError:
         """Return the error for a value that is missing or of another type."""
-        found = f"found {self._values[key]!r}" if key in self._values else "the key is missing"
-        return ValueError(f"{self.source}: {key!r} must be {expected}, {found}")
+        return wrong_value(self._values, key, self.source, expected)
 
     def text(self, key: str, default: str | None = None) -> str:
         """A string."""

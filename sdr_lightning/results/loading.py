@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdr_lightning.results.codec import from_json
+from sdr_lightning.results.fields import checked_object, read_object
 from sdr_lightning.results.schema import Condition, Run, Study, StudyRecord, TeacherRecord
 
 
@@ -52,33 +53,13 @@ def published_runs(root: Path) -> Iterator[Run]:
         yield from_json(Run, value, source, folder=Path(source).relative_to(root))
 
 
-def read_object(path: Path) -> Mapping[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        ValueError: not UTF-8, not JSON, or not an object.
-    """
-    try:
-        return _object(json.loads(path.read_text(encoding="utf-8")), str(path))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason})") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}: not valid JSON ({error.msg}, line {error.lineno})") from error
-
-
-def _object(value: Any, source: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{source}: expected an object, found {type(value).__name__}")
-    return value
-
-
 def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """The objects of a JSONL file with the place of each."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     for number, line in enumerate(lines, start=1):
         source = f"{path}:{number}"
         try:
-            yield source, _object(json.loads(line), source)
+            yield source, checked_object(json.loads(line), source)
         except json.JSONDecodeError as error:
             raise ValueError(f"{source}: not valid JSON ({error.msg})") from error
 

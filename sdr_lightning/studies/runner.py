@@ -18,7 +18,8 @@ from sdr_lightning.identity import sha256
 from sdr_lightning.paths import check_output, claim, write_json
 from sdr_lightning.reporting import build_report, check_report
 from sdr_lightning.results.codec import from_json, to_json
-from sdr_lightning.results.loading import published_runs, read_object
+from sdr_lightning.results.fields import read_object
+from sdr_lightning.results.loading import published_runs
 from sdr_lightning.results.schema import Data, Run, StudyRecord, StudySpec, TeacherRecord
 from sdr_lightning.studies import jobs as work
 from sdr_lightning.studies.plan import Cell, Plan, TeacherJob
