@@ -1,4 +1,4 @@
-"""Paths with environment variables, atomic writing of files, and locks of folders."""
+"""Paths with environment variables, reading and atomic writing of files, and locks."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
 from filelock import BaseFileLock, FileLock, Timeout
 
 if TYPE_CHECKING:
@@ -262,6 +263,24 @@ def _acquire(lock: BaseFileLock, blocking: bool) -> None:
     except OSError as error:
         if error.errno not in _NO_LOCKS:
             raise
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a YAML file.
+
+    Args:
+        path: the file.
+        what: what the file holds, for error messages.
+
+    Raises:
+        ValueError: the file cannot be read, or is not YAML in UTF-8, in one line.
+    """
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"no {what} at {path} ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}") from error
 
 
 def write_json(path: Path, value: Any) -> None:

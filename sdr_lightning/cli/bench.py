@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import runpy
-import sys
 from pathlib import Path
+
+from sdr_lightning.configure.arguments import program_arguments
 
 BENCHMARKS = {
     "evaluate": "bench_evaluation.py",
@@ -23,10 +24,6 @@ def run(arguments: list[str]) -> int:
     script = Path(__file__).parents[2] / "benchmarks" / BENCHMARKS[arguments[0]]
     if not script.is_file():
         raise ValueError(f"no benchmark at {script}: sdr bench needs a checkout, installed with pip install -e")
-    before = sys.argv
-    sys.argv = [f"sdr bench {arguments[0]}", *arguments[1:]]
-    try:
+    with program_arguments([f"sdr bench {arguments[0]}", *arguments[1:]]):
         runpy.run_path(str(script), run_name="__main__")
-    finally:
-        sys.argv = before
     return 0

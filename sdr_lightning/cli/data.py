@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from itertools import islice
 from pathlib import Path
 
 from rich.console import Console
@@ -11,6 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from sdr_lightning.configure import build_data
+from sdr_lightning.configure.arguments import split_options
 from sdr_lightning.configure.help import help_text
 from sdr_lightning.data.check import Findings, check
 from sdr_lightning.data.id_list import is_id_list, write_ids
@@ -37,28 +37,11 @@ def run(arguments: list[str]) -> int:
     preparing = commands.add_parser("prepare", help="cache decoded images and tokens; resumes if interrupted")
     for command in (checking, preparing):
         command.add_argument("--data", required=True, metavar="FILE", help="data configuration")
-    own, rest = split_data_options(arguments)
+    rest, own = split_options(arguments, ("--data.",))
     options = parser.parse_args(own)
     data = build_data(["--data", options.data, *rest])
     console = Console()
     return _prepare(data, console) if options.command == "prepare" else _check(data, console, options)
-
-
-def split_data_options(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Separate the options of a command from those of the data, ``--data.NAME VALUE`` or ``--data.NAME=VALUE``.
-
-    Returns:
-        Options of the command, options of the data.
-    """
-    own: list[str] = []
-    rest: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        if word.startswith("--data."):
-            rest += [word] if "=" in word else [word, *islice(words, 1)]
-        else:
-            own.append(word)
-    return own, rest
 
 
 def _check(data: RetrievalDataModule, console: Console, options: Namespace) -> int:

@@ -6,8 +6,8 @@ import hashlib
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sdr_lightning.cli.data import split_data_options
 from sdr_lightning.configure import build_data
+from sdr_lightning.configure.arguments import split_options
 from sdr_lightning.configure.help import help_text
 from sdr_lightning.data.imbalance import KINDS, Imbalance, NoiseTable, is_noise_table, read_noise
 from sdr_lightning.data.table import SPLITS
@@ -43,7 +43,7 @@ def run(arguments: list[str]) -> int:
     showing.add_argument("file", type=Path, help=".npz of sdr noise make, or published .npy")
     showing.add_argument("--data", metavar="FILE", help="data configuration, to verify the captions of each image")
     showing.add_argument("--split", choices=SPLITS, default="train")
-    own, rest = split_data_options(arguments)
+    rest, own = split_options(arguments, ("--data.",))
     options = parser.parse_args(own)
     if options.command == "make":
         return _make(options, rest)

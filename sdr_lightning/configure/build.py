@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from argparse import ArgumentParser as StandardParser
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import lightning.pytorch as pl
-import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.seed import isolate_rng
 
-from sdr_lightning.configure.arguments import with_nulls
+from sdr_lightning.configure.arguments import split_options, with_nulls
 from sdr_lightning.configure.lightning_cli import build
 from sdr_lightning.configure.parser_errors import one_line_errors
 from sdr_lightning.configure.teacher import NOT_THE_MODEL
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.methods.base import Method
+from sdr_lightning.paths import read_yaml
 
 _ANY_VALUE = dict[str, object] | list[object] | str | int | float | bool | None  # type of ignored sections
 
@@ -76,12 +75,7 @@ def _file_and_options(arguments: Sequence[str]) -> tuple[Path, list[str]]:
 
 def _sections(file: Path) -> set[str]:
     """Return the sections of the configuration of a whole run; empty for a data configuration."""
-    try:
-        document = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"no configuration of data at {file} ({type(error).__name__})") from error
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    document = read_yaml(file, "configuration of data")
     if not isinstance(document, dict) or not {"class_path", "data"} & document.keys():
         raise ValueError(
             f"{file} is no configuration of data: expected class_path and init_args, or a run's data section"
@@ -103,10 +97,11 @@ def build_method(arguments: Sequence[str]) -> Method:
     parser.add_subclass_arguments(pl.LightningModule, "model", required=True)
     for name in (*NOT_THE_MODEL, "seed_everything"):
         parser.add_argument(f"--{name}", type=_ANY_VALUE)
+    options, _ = split_options(arguments, ("--config", "--model"))
     only = ArgumentParser(exit_on_error=False)
     only.add_subclass_arguments(Method, "method", required=True)
     with one_line_errors(), isolate_rng():
-        model = parser.parse_args(with_nulls(_model_options(arguments))).model
+        model = parser.parse_args(with_nulls(options)).model
         if "method" not in model.init_args:
             raise ValueError(
                 f"{model.class_path} trains without a method: expected a sdr_lightning.training.RetrievalModule"
@@ -114,14 +109,3 @@ def build_method(arguments: Sequence[str]) -> Method:
         method = only.instantiate(only.parse_object({"method": model.init_args.method})).method
     assert isinstance(method, Method)
     return method
-
-
-def _model_options(arguments: Sequence[str]) -> list[str]:
-    """Select the options of the model; every option must have a value."""
-    kept: list[str] = []
-    words = iter(arguments)
-    for word in words:
-        option = [word] if "=" in word else [word, *islice(words, 1)]
-        if word.startswith(("--config", "--model")):
-            kept += option
-    return kept

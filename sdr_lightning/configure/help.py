@@ -7,17 +7,17 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
-from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
-import yaml
 from lightning.pytorch import Trainer
 
+from sdr_lightning.configure.arguments import imported_class
 from sdr_lightning.configure.teacher import TeacherFiles
 from sdr_lightning.data.module import RetrievalDataModule
+from sdr_lightning.paths import read_yaml
 from sdr_lightning.training.checkpoints.best import BestCheckpoint
 from sdr_lightning.training.retrieval_module import RetrievalModule
 
@@ -62,7 +62,7 @@ def help_text(command: str, arguments: Sequence[str]) -> str:
     if section is not None:
         following = words[words.index(f"--{section}.help") + 1 :]
         if following and not following[0].startswith("-"):
-            return "\n".join(_keys(_imported(following[0]), "init_args", {})).replace("--init_args.", "init_args.")
+            return "\n".join(_keys(imported_class(following[0]), "init_args", {})).replace("--init_args.", "init_args.")
     settings = _settings(words)
     if section == "trainer":
         return "\n".join(_keys(Trainer, "trainer", settings.get("trainer", {})))
@@ -111,8 +111,8 @@ def _mapping(path: Path, value: Any) -> dict[str, Any]:
 
 def _read(path: Path) -> Any:
     try:
-        return _filled(yaml.safe_load(path.read_text(encoding="utf-8")), path.parent)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        return _filled(read_yaml(path, "configuration"), path.parent)
+    except RecursionError as error:
         raise ValueError(f"no configuration at {path} ({type(error).__name__})") from error
 
 
@@ -136,7 +136,7 @@ def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
 def _object(expected: type, prefix: str, value: Any, meaning: str = "") -> Iterator[str]:
     """Describe a key that holds an object: its class and the keys of the class."""
     given = value if isinstance(value, dict) else {}
-    chosen = _imported(given["class_path"]) if "class_path" in given else expected
+    chosen = imported_class(str(given["class_path"])) if "class_path" in given else expected
     kinds = sorted(kind.__name__ for kind in _below(expected))
     if chosen is expected and kinds:
         choice = f"one of {', '.join(kinds)} ({expected.__module__.rpartition('.')[0]}), or your own class"
@@ -206,19 +206,6 @@ def _below(kind: Any) -> list[type]:
 def _short(value: Any) -> str:
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 60 else f"{text[:60]} ..."
-
-
-def _imported(path: Any) -> type:
-    module, _, name = str(path).rpartition(".")
-    try:
-        found: type = getattr(import_module(module), name)
-        if not inspect.isclass(found):
-            raise ValueError(f"{path} is a {type(found).__name__}")
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(
-            f"there is no class {path}: give its whole name, such as sdr_lightning.data.TabularSource"
-        ) from error
-    return found
 
 
 def _width() -> int:

@@ -9,7 +9,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,7 +16,7 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from sdr_lightning.configure.arguments import with_nulls
+from sdr_lightning.configure.arguments import imported_class, with_nulls
 from sdr_lightning.configure.parser_errors import one_line_errors
 from sdr_lightning.configure.references import resolved
 from sdr_lightning.configure.run_folder import RunFolder, dated_folder
@@ -167,12 +166,12 @@ class SdrCLI(LightningCLI):
                     "or use --protocol paper"
                 )
             return
-        if not _is(settings.model.class_path, RetrievalModule):
+        if not issubclass(imported_class(settings.model.class_path), RetrievalModule):
             raise ValueError(f"--protocol paper is for students, and the model is a {settings.model.class_path}")
         if settings.model.init_args.optimisation is None:
             raise ValueError("--protocol paper sets parts of the optimisation: configure model.init_args.optimisation")
         source_name = settings.data.init_args.source.init_args.get("name", "")
-        is_sdr = _is(settings.model.init_args.method.class_path, SDR)
+        is_sdr = issubclass(imported_class(settings.model.init_args.method.class_path), SDR)
         for option, value in paper_options(source_name, is_sdr).items():
             settings[option] = value
 
@@ -348,11 +347,6 @@ def _relative(folder: str) -> Path:
     """Expand variables, and make paths below the current folder relative."""
     path = Path(expand(folder))
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-def _is(class_path: str, expected: type) -> bool:
-    module, _, name = class_path.rpartition(".")
-    return issubclass(getattr(import_module(module), name), expected)
 
 
 @contextlib.contextmanager

@@ -10,9 +10,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from sdr_lightning.data.imbalance import KINDS, Imbalance
+from sdr_lightning.paths import read_yaml
 from sdr_lightning.results.schema import StudyImbalance, StudyMethod, StudySpec, StudyStage, StudyTeacher, Swept
 from sdr_lightning.training.protocol import ProtocolName
 
@@ -34,12 +33,7 @@ def read_study(path: Path) -> StudySpec:
         ValueError: no such file, not YAML, an unknown key (with the nearest known one), a missing key or a value out of range;
             the message starts with the file.
     """
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ValueError(f"no study at {path}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not YAML: {error}") from error
+    document = read_yaml(path, "study")
     try:
         return _parsed(document, path)
     except (ValueError, TypeError) as error:

@@ -7,11 +7,11 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 from rich.console import Console
 
 from sdr_lightning.configure import run as run_command
+from sdr_lightning.configure.arguments import program_arguments
 from sdr_lightning.identity import sha256
 from sdr_lightning.paths import claim, read_json, write_json
 from sdr_lightning.reporting.sweep import check_sweep_report
@@ -178,8 +178,7 @@ def fit(options: list[str], folder: Path) -> None:
         words.append("--ckpt_path=last")
     else:
         (folder / "config.yaml").unlink(missing_ok=True)  # of a run that was interrupted before its first checkpoint
-    # Lightning starts the further processes of a run by the arguments of this one.
-    with log_to(folder / "log.txt"), patch.object(sys, "argv", [sys.argv[0], *words]):
+    with log_to(folder / "log.txt"), program_arguments([sys.argv[0], *words]):
         publish(run_command(words))
 
 

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from sdr_lightning.paths import read_yaml
 from sdr_lightning.sweeps.distributions import Distribution, distribution
 
 _KEYS = {
@@ -61,12 +60,7 @@ class Sweep:
         Raises:
             ValueError: no such file, or one that W&B or ``sdr fit`` cannot run; the message is one line.
         """
-        try:
-            config = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ValueError(f"no sweep at {path} ({error.strerror})") from error
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())}") from error
+        config = read_yaml(path, "sweep")
         if not isinstance(config, dict):
             raise ValueError(f"{path}: expected a mapping with method, metric, parameters and command")
         try:
