@@ -83,14 +83,10 @@ class NCR(Method):
         """
         if pairs.pair_index is None:
             raise ValueError("NCR keeps a probability of each training pair: the batch must hold pair_index")
-        scores = pairs.image @ pairs.text.T  # (B, B)
-        same = positives(pairs.image_index, pairs.image_index)
         if self.warming_up:
-            cost = self._mean_cost(pairs)
-            return {"triplet": cost[local_rows].mean()}
+            return {"triplet": self._mean_cost(pairs)[local_rows].mean()}
         labels, counts = self._soft_labels(pairs)
-        margin = self.margin * (10**labels - 1) / 9
-        to_text, to_image = hinge_costs(scores, margin, same)
+        to_text, to_image = _hinge_costs(pairs, self.margin * (10**labels - 1) / 9)
         cost = to_text.amax(dim=1) + to_image.amax(dim=1)
         return {"triplet": (cost * counts)[local_rows].mean()}
 
@@ -101,8 +97,7 @@ class NCR(Method):
 
     def _mean_cost(self, pairs: Pairs) -> Tensor:
         """(B,) mean hinge over the negatives, summed over both directions."""
-        same = positives(pairs.image_index, pairs.image_index)
-        to_text, to_image = hinge_costs(pairs.image @ pairs.text.T, self.margin, same)
+        to_text, to_image = _hinge_costs(pairs, self.margin)
         return to_text.mean(dim=1) + to_image.mean(dim=1)
 
     @torch.no_grad()
@@ -116,3 +111,8 @@ class NCR(Method):
         is_clean = probability > self.threshold
         labels = torch.where(is_clean, probability + (1 - probability) * predicted, predicted)
         return labels, (is_clean | self.with_noisy).to(predicted.dtype)
+
+
+def _hinge_costs(pairs: Pairs, margin: Tensor | float) -> tuple[Tensor, Tensor]:
+    same = positives(pairs.image_index, pairs.image_index)
+    return hinge_costs(pairs.image @ pairs.text.T, margin, same)

@@ -26,8 +26,6 @@ TERMS: dict[str, str] = {
 }
 PAPER_WEIGHTS = {"itc": 1.0, "itm": 2.0, "iic": 1.0, "ttc": 2.0, "kd": 2.0, "kdi": 1.0, "kdt": 1.0}
 """Of the scripts of [0]'s public code."""
-DISTILLING = ("iic", "ttc", *STRUCTURE_TERMS)
-"""The terms that read a teacher."""
 
 
 class SDR(Method):

@@ -24,15 +24,13 @@ class RetrievalEvaluation(nn.Module):
     """Collects the embeddings of a split and evaluates them.
 
     Args:
-        method: ranks by its :meth:`~sdr_lightning.methods.Method.similarity`, or by cosine if it does not override it.
         protocol: ``paper`` evaluates like the public code, see :mod:`~sdr_lightning.metrics.paper_protocol`.
     """
 
-    def __init__(self, method: Method, protocol: ProtocolName) -> None:
+    def __init__(self, protocol: ProtocolName) -> None:
         super().__init__()
         self.image_table, self.text_table = EmbeddingTable(), EmbeddingTable()
         self.protocol = protocol
-        self._method = [method]  # in a list, so that its parameters are not registered a second time
 
     def update(self, modality: Modality, rows: Tensor, embeddings: Tensor) -> None:
         """Add (B, d) embeddings of the items at (B,) rows."""
@@ -55,26 +53,38 @@ class RetrievalEvaluation(nn.Module):
         table = data.split(split).table
         return self.image_table.table(len(table.image_ids)), self.text_table.table(len(table.captions))
 
-    def validate(self, image: Tensor, text: Tensor, caption_image: Tensor) -> dict[str, float]:
-        """Return recall and ranks, see :func:`~sdr_lightning.metrics.evaluation.cross_modal`."""
-        method = self._method[0]
+    def validate(self, method: Method, image: Tensor, text: Tensor, caption_image: Tensor) -> dict[str, float]:
+        """Return recall and ranks, see :func:`~sdr_lightning.metrics.evaluation.cross_modal`.
+
+        Args:
+            method: ranks by its :meth:`~sdr_lightning.methods.Method.similarity`, or by cosine if it does not override it.
+            image: (N, d) embeddings.
+            text: (C, d) embeddings.
+            caption_image: (C,) row of the image of each caption.
+        """
         if method.ranks_by_cosine:
             return cross_modal(image, text, caption_image)
         scores = score_matrix(method, image, text)
         return evaluate_scores(scores, scores.T, caption_image).metrics
 
     def test(
-        self, image: Tensor, text: Tensor, data: RetrievalDataModule, rescored: Rescored | None = None
+        self,
+        method: Method,
+        image: Tensor,
+        text: Tensor,
+        data: RetrievalDataModule,
+        rescored: Rescored | None = None,
     ) -> Evaluation:
         """Compute all metrics of the test split, in total and per query.
 
         Args:
+            method: see :meth:`validate`.
             image: (N, d) embeddings.
             text: (C, d) embeddings.
             data: provides the pairs and their graded relevance.
             rescored: candidates scored by the fusion encoder; adds metrics named ``reranked_...``.
         """
-        pairs, relevance, method = data.split("test").caption_image, data.relevance("test"), self._method[0]
+        pairs, relevance = data.split("test").caption_image, data.relevance("test")
         if not method.ranks_by_cosine:
             scores = score_matrix(method, image, text)
             return evaluate_scores(scores, scores.T, pairs, relevance)

@@ -29,7 +29,7 @@ from sdr_lightning.training.measurement import measure_pairs
 from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.training.protocol import ProtocolName
 from sdr_lightning.training.reranking import rescore
-from sdr_lightning.types import Encoded, Pairs, RetrievalBatch, UnimodalBatch
+from sdr_lightning.types import Encoded, Modality, Pairs, RetrievalBatch, UnimodalBatch
 
 
 class RetrievalModule(EpochTerms):
@@ -88,13 +88,12 @@ class RetrievalModule(EpochTerms):
         self.gather, self.negatives, self.positives = gather, negatives, positives
         self.rerank, self.start_from, self.protocol = rerank, start_from, protocol
         self.micro_batch, self.local_loss = micro_batch, local_loss
-        self.evaluation = RetrievalEvaluation(method, protocol)
+        self.evaluation = RetrievalEvaluation(protocol)
         self.best_rsum = 0.0
         self.test_metrics: dict[str, float] = {}
         self.test_queries: dict[str, Tensor] = {}
         self.val_embeddings: tuple[Tensor, Tensor] | None = None
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
-        self._steps_seen = 0
         if encoder.fusion is not None:  # DDP requires that every trainable parameter gets a gradient
             encoder.fusion.requires_grad_("fusion" in method.needs)
             encoder.fusion.head.requires_grad_("matching" in method.needs)
@@ -136,14 +135,9 @@ class RetrievalModule(EpochTerms):
             self._text_content = content.to(self.trainer.strategy.root_device)
 
     @property
-    def teachers(self) -> list[Literal["image", "text"]]:
+    def teachers(self) -> list[Modality]:
         """Modalities of the teachers that the method needs."""
-        needed: list[Literal["image", "text"]] = []
-        if "image_teacher" in self.method.needs:
-            needed.append("image")
-        if "text_teacher" in self.method.needs:
-            needed.append("text")
-        return needed
+        return [modality for modality in get_args(Modality) if f"{modality}_teacher" in self.method.needs]
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Build AdamW and its schedule, see :class:`~sdr_lightning.training.optimisation.Optimisation`."""
@@ -152,10 +146,6 @@ class RetrievalModule(EpochTerms):
         return self.optimisation.configure(self, newly_initialized)
 
     # --- Training
-
-    def on_train_start(self) -> None:
-        """Count optimiser steps from where training starts or continues."""
-        self._steps_seen = self.global_step
 
     def on_train_epoch_start(self) -> None:
         """Call :meth:`~sdr_lightning.methods.Method.begin_epoch`. Not called when training resumes within an epoch."""
@@ -231,11 +221,10 @@ class RetrievalModule(EpochTerms):
         """Call ``modify_gradients`` of the method: after accumulation, averaging and unscaling, before clipping."""
         self.method.modify_gradients(self.encoder)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Call ``after_step`` of the method after an optimiser step."""
-        if self.global_step != self._steps_seen:  # skip batches that only accumulate gradients
-            self._steps_seen = self.global_step
-            self.method.after_step()
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Step, and let the method update its state, before callbacks save a checkpoint of the step."""
+        super().optimizer_step(*arguments, **options)
+        self.method.after_step()
 
     def epoch_means(self) -> dict[str, Tensor]:
         """Return the mean of every term and the scalars of the method."""
@@ -266,7 +255,7 @@ class RetrievalModule(EpochTerms):
             return
         name = self.data.select_on
         self.val_embeddings = image, text = self.evaluation.collect(self.data, name)
-        metrics = self.evaluation.validate(image, text, self.data.split(name).caption_image)
+        metrics = self.evaluation.validate(self.method, image, text, self.data.split(name).caption_image)
         self.best_rsum = max(self.best_rsum, metrics["rsum"])
         self.log_dict({f"{name}/{key}": value for key, value in {**metrics, "rsum_best": self.best_rsum}.items()})
 
@@ -277,7 +266,7 @@ class RetrievalModule(EpochTerms):
         if self.rerank is not None:
             unit = checked_embeddings(image, text, self.data.split("test").caption_image)
             rescored = rescore(self.encoder, self.data, self.trainer, unit[0], unit[1], self.rerank)
-        self.test_metrics, self.test_queries = self.evaluation.test(image, text, self.data, rescored)
+        self.test_metrics, self.test_queries = self.evaluation.test(self.method, image, text, self.data, rescored)
         defined = {name: value for name, value in self.test_metrics.items() if not math.isnan(value)}
         self.log_dict({f"test/{name}": value for name, value in defined.items()})
 

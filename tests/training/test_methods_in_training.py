@@ -186,6 +186,9 @@ class Wandering(InfoNCE):
         self.seen += pairs.pair_index[0]
         return super().terms(pairs, local_rows)
 
+    def after_step(self) -> None:
+        self.seen += 3
+
     def epoch_order(self, epoch: int, permutation: Tensor, batch_size: int) -> Tensor:
         return permutation.roll(int(self.seen))
 
