@@ -25,7 +25,7 @@ class Tokens(NamedTuple):
 
 
 class CachedFeatures(NamedTuple):
-    """Features that a frozen tower computed before, in the place of its inputs.
+    """Features of a frozen tower, computed before training. They replace its inputs.
 
     Attributes:
         values: (B, D) float32.

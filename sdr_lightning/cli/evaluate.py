@@ -37,7 +37,7 @@ from sdr_lightning.metrics.files import (
     record_path,
     save_evaluation,
 )
-from sdr_lightning.metrics.graded import Siblings
+from sdr_lightning.metrics.graded import NDCG_AT, Siblings
 from sdr_lightning.metrics.judgements import agreement, read_judgements
 from sdr_lightning.metrics.paper_protocol import evaluate_published, first_five
 from sdr_lightning.metrics.relevance import Relevance
@@ -45,9 +45,6 @@ from sdr_lightning.metrics.scores import evaluate_scores
 from sdr_lightning.metrics.structure import diagnostics, preserved
 from sdr_lightning.paths import check_output
 from sdr_lightning.training.tracking.record import git, versions
-
-_KS = (10, 20, 50)
-_ROWS = 256
 
 
 def run(arguments: list[str]) -> int:
@@ -390,7 +387,7 @@ def _show(metrics: Mapping[str, float]) -> None:
     tasks = [task for task in ("i2t", "t2i", "i2i", "t2t", "i2it", "t2it") if f"{task}_NDCG@10" in metrics]
     if tasks:
         graded = Table("", *tasks, title="NDCG, percent")
-        names = [name for name in (*(f"NDCG@{k}" for k in _KS), "NDCG_exp@25") if f"{tasks[0]}_{name}" in metrics]
+        names = [name for name in (*(f"NDCG@{k}" for k in NDCG_AT), "NDCG_exp@25") if f"{tasks[0]}_{name}" in metrics]
         for name in names:
             graded.add_row(name, *(_shown(metrics[f"{task}_{name}"], 2) for task in tasks))
         console.print(graded)

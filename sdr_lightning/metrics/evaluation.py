@@ -10,7 +10,7 @@ from torch import Tensor
 from sdr_lightning.functional.ranking import Ties
 from sdr_lightning.functional.search import QUERY_TILE, Advance, chunks
 from sdr_lightning.metrics.cross_modal import cross_modal_rankings, modality_gap, summarise_both
-from sdr_lightning.metrics.graded import Siblings, graded_queries, means
+from sdr_lightning.metrics.graded import NDCG_AT, Siblings, graded_queries, means
 from sdr_lightning.metrics.relevance import Relevance
 
 
@@ -34,7 +34,7 @@ def evaluate(
     relevance: Relevance | None = None,
     *,
     recall_at: Sequence[int] = (1, 5, 10),
-    ndcg_at: Sequence[int] = (10, 20, 50),
+    ndcg_at: Sequence[int] = NDCG_AT,
     ties: Ties = "index",
     siblings: Siblings = "keep",
     chunk_size: int = QUERY_TILE,
@@ -85,7 +85,7 @@ def evaluate_queries(
     relevance: Relevance | None = None,
     *,
     recall_at: Sequence[int] = (1, 5, 10),
-    ndcg_at: Sequence[int] = (10, 20, 50),
+    ndcg_at: Sequence[int] = NDCG_AT,
     ties: Ties = "index",
     siblings: Siblings = "keep",
     chunk_size: int = QUERY_TILE,

@@ -16,6 +16,8 @@ Siblings = Literal["keep", "exclude"]
 
 EXPONENTIAL_AT = 25
 """The cut-off of TERN's NDCG, whose gain is exponential."""
+NDCG_AT = (10, 20, 50)
+"""The cut-offs of NDCG with linear gain."""
 
 _ROWS = 512  # queries per lookup of relevance
 
@@ -26,7 +28,7 @@ def graded_queries(
     text_embeddings: Tensor,
     relevance: Relevance,
     *,
-    ks: Sequence[int] = (10, 20, 50),
+    ks: Sequence[int] = NDCG_AT,
     siblings: Siblings = "keep",
     text_image_index: Tensor | None = None,
     chunk_size: int = QUERY_TILE,
@@ -121,7 +123,7 @@ def single_modal(
     relevance: Relevance,
     modality: Modality,
     *,
-    ks: Sequence[int] = (10, 20, 50),
+    ks: Sequence[int] = NDCG_AT,
     chunk_size: int = QUERY_TILE,
 ) -> dict[str, float]:
     """Compute NDCG of i2i or t2t only, e.g. for a unimodal teacher.
@@ -152,7 +154,7 @@ def ndcg_between(
     relevance: Relevance,
     query: Modality,
     galleries: Sequence[Modality],
-    ks: Sequence[int] = (10, 20, 50),
+    ks: Sequence[int] = NDCG_AT,
 ) -> Tensor:
     """Compute NDCG of one task: queries of one modality against the gallery of one modality, or of both.
 

@@ -29,9 +29,9 @@ from sdr_lightning.functional.ranking import Ties, rank_scores
 from sdr_lightning.functional.search import chunks, exact_scores, fits_fp64, similarity
 from sdr_lightning.metrics.cross_modal import modality_gap, summarise_both
 from sdr_lightning.metrics.evaluation import Evaluation, checked_embeddings
+from sdr_lightning.metrics.graded import NDCG_AT
 from sdr_lightning.metrics.relevance import Relevance
 
-_KS = (10, 20, 50)
 _PER_IMAGE = 5
 _ROWS = 256
 
@@ -117,10 +117,10 @@ def evaluate_published(
         parts["t2it"].append(_ndcg(torch.cat((text_scores, transposed), 1), torch.cat((of_text, swapped), 1)))
     for task, values in parts.items():
         whole = 100 * torch.cat(values)
-        queries |= {f"{task}_NDCG@{k}": whole[:, column] for column, k in enumerate(_KS)}
-        metrics |= {f"{task}_NDCG@{k}": whole[:, column].mean().item() for column, k in enumerate(_KS)}
+        queries |= {f"{task}_NDCG@{k}": whole[:, column] for column, k in enumerate(NDCG_AT)}
+        metrics |= {f"{task}_NDCG@{k}": whole[:, column].mean().item() for column, k in enumerate(NDCG_AT)}
     return Evaluation(metrics, queries)
 
 
 def _ndcg(scores: Tensor, relevance: Tensor) -> Tensor:
-    return ndcg(scores, relevance, _KS).nan_to_num(0.0)
+    return ndcg(scores, relevance, NDCG_AT).nan_to_num(0.0)

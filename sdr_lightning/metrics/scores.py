@@ -10,10 +10,9 @@ from sdr_lightning.functional.ranking import Ties, rank_scores
 from sdr_lightning.functional.search import chunks
 from sdr_lightning.metrics.cross_modal import summarise_both
 from sdr_lightning.metrics.evaluation import Evaluation
-from sdr_lightning.metrics.graded import EXPONENTIAL_AT, means, queries_of
+from sdr_lightning.metrics.graded import EXPONENTIAL_AT, NDCG_AT, means, queries_of
 from sdr_lightning.metrics.relevance import Relevance
 
-_KS = (10, 20, 50)
 _ROWS = 256
 
 
@@ -49,7 +48,7 @@ def evaluate_scores(
             parts: dict[str, list[Tensor]] = {}
             for part in chunks(len(scores), _ROWS):
                 gains = relevance.rows(query, gallery, part)  # type: ignore[arg-type]
-                found = queries_of(task, top_gains(scores[part], gains, max(*_KS, EXPONENTIAL_AT)), _KS)
+                found = queries_of(task, top_gains(scores[part], gains, max(*NDCG_AT, EXPONENTIAL_AT)), NDCG_AT)
                 for name, values in found.items():
                     parts.setdefault(name, []).append(values)
             graded = {name: torch.cat(values) for name, values in parts.items()}
