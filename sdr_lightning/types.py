@@ -113,3 +113,25 @@ class Pairs(NamedTuple):
     fused: Tensor | None = None
     match_logits: Tensor | None = None
     match_labels: Tensor | None = None
+
+
+class TrainingPairs(NamedTuple):
+    """The training data as a method sees it before training, see :meth:`sdr_lightning.methods.Method.setup`.
+
+    Attributes:
+        image_index: (C,) int64, row of the image of each pair, by pair index.
+        is_original: (C,) bool, whether the corruptions left image, caption and pairing of a pair as they were. This is the truth
+            that training is not given: for oracles and for measuring detection.
+        image_teacher: (N, D_I) features of the image teacher by image row, or None without one; constants.
+        text_teacher: (C, D_T) features of the text teacher by pair index, or None without one; constants.
+    """
+
+    image_index: Tensor
+    is_original: Tensor
+    image_teacher: Tensor | None = None
+    text_teacher: Tensor | None = None
+
+    @property
+    def num_pairs(self) -> int:
+        """C, the number of pairs."""
+        return len(self.image_index)

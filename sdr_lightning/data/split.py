@@ -21,7 +21,7 @@ from sdr_lightning.data.tokenizer import Tokenizer, take, tokenised
 from sdr_lightning.data.transforms import Transform, seeded, to_input
 from sdr_lightning.data.wording import Wording
 from sdr_lightning.features.bank import FeatureBank
-from sdr_lightning.types import CachedFeatures, ImageInputs, Modality, TextInputs
+from sdr_lightning.types import CachedFeatures, ImageInputs, Modality, TextInputs, TrainingPairs
 
 Rows = NDArray[np.int64]
 
@@ -166,6 +166,13 @@ class PreparedSplit:
         """Return (B, D) teacher features of some rows, or None if no bank is attached."""
         features = self._teacher.get(modality)
         return None if features is None else features.at(rows)
+
+    def training_pairs(self) -> TrainingPairs:
+        """Return the pairs with all features of the attached teachers, see :class:`~sdr_lightning.types.TrainingPairs`."""
+        image, text = (
+            self._teacher[modality].all() if modality in self._teacher else None for modality in get_args(Modality)
+        )
+        return TrainingPairs(self.caption_image, torch.from_numpy(self._state.is_original), image, text)
 
     def record(self) -> dict[str, Any]:
         """Return what the corruptions changed, for a run's record; with the measured degree if two teachers are attached."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sdr_lightning.encoders.dual_encoder import DualEncoder
-from sdr_lightning.types import Pairs
+from sdr_lightning.types import Pairs, TrainingPairs
 
 Need = Literal["image_teacher", "text_teacher", "fusion", "matching"]
 PerPair = Callable[[Pairs], Tensor]
@@ -84,8 +84,12 @@ class Method(nn.Module, ABC):
         """Return the weighted sum of the terms, a scalar."""
         return torch.stack([self.weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
 
-    def setup(self, num_pairs: int) -> None:
-        """Prepare for training on ``num_pairs`` pairs; called before a checkpoint is loaded."""
+    def setup(self, training: TrainingPairs) -> None:
+        """Prepare for training; called in every process, before a checkpoint is loaded.
+
+        Args:
+            training: the training pairs, on the CPU, with the features of the teachers that the method needs.
+        """
 
     def begin_epoch(self, epoch: int, measure: Measure) -> None:
         """Update the state of the method before an epoch.

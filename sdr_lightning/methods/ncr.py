@@ -9,7 +9,7 @@ from sdr_lightning.functional.contrastive import positives
 from sdr_lightning.functional.mixture import low_component_posterior
 from sdr_lightning.functional.triplet import hinge_costs
 from sdr_lightning.methods.base import Measure, Method
-from sdr_lightning.types import Pairs
+from sdr_lightning.types import Pairs, TrainingPairs
 
 
 class NCR(Method):
@@ -63,9 +63,9 @@ class NCR(Method):
         self.register_buffer("warming_up", torch.tensor(True))
         self.register_buffer("with_noisy", torch.tensor(False))
 
-    def setup(self, num_pairs: int) -> None:
+    def setup(self, training: TrainingPairs) -> None:
         """Register the probability of each pair to be clean, 1 at the start."""
-        self.register_buffer("clean_probability", torch.ones(num_pairs, device=self.warming_up.device))
+        self.register_buffer("clean_probability", torch.ones(training.num_pairs, device=self.warming_up.device))
 
     def begin_epoch(self, epoch: int, measure: Measure) -> None:
         """After the warm-up, estimate which pairs are clean."""

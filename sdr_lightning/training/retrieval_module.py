@@ -123,11 +123,11 @@ class RetrievalModule(EpochTerms):
 
     def _setup_training(self) -> None:
         train = self.data.split("train")
-        self.method.setup(len(train.table.captions))
-        self.data.set_epoch_order(self.method.epoch_order)
         for modality in self.teachers:
             if modality not in train.teacher_sources:
                 self.data.attach_teacher(modality)
+        self.method.setup(train.training_pairs())
+        self.data.set_epoch_order(self.method.epoch_order)
         if self.start_from is not None:
             start_from(Path(expand(self.start_from)), self)
         if self.positives == "image_or_text":

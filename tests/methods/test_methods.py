@@ -12,14 +12,18 @@ from torch import Tensor
 
 from sdr_lightning.functional.mixture import low_component_posterior
 from sdr_lightning.methods import NCR, SDR, InfoNCE, Method, SigLIP
-from sdr_lightning.types import Pairs
+from sdr_lightning.types import Pairs, TrainingPairs
 
 SIZE = 5
 
 
+def training_pairs(number: int) -> TrainingPairs:
+    return TrainingPairs(torch.arange(number), torch.ones(number, dtype=torch.bool))
+
+
 def ncr(warming_up: bool, noisy: bool = True) -> NCR:
     method = NCR()
-    method.setup(SIZE)
+    method.setup(training_pairs(SIZE))
     method.warming_up.fill_(warming_up)
     method.with_noisy.fill_(noisy)
     method.clean_probability.copy_(torch.tensor([1.0, 0.9, 0.2, 0.7, 0.1]))
@@ -92,7 +96,7 @@ def test_half_precision_embeddings_are_computed_in_float32(method: Method) -> No
 def test_state_is_restored_from_a_state_dict(method: Method) -> None:
     method(some_pairs())
     other = type(method)(**({"weights": method.weights} if isinstance(method, SDR) else {})).double()
-    other.setup(SIZE)
+    other.setup(training_pairs(SIZE))
     other.load_state_dict(method.state_dict())
     torch.testing.assert_close(other(some_pairs()), method(some_pairs()), rtol=0, atol=0)
     torch.testing.assert_close(other.scalars(), method.scalars(), rtol=0, atol=0)
@@ -189,7 +193,7 @@ def test_ncr_equals_a_pair_by_pair_reference(with_noisy: bool) -> None:
 
 def test_ncr_tells_mismatched_pairs_apart_after_the_warm_up() -> None:
     method = NCR(warmup_epochs=2, noisy_from=3)
-    method.setup(100)
+    method.setup(training_pairs(100))
     losses = torch.cat([torch.linspace(0, 0.3, 60), torch.linspace(2, 2.3, 40)])
     for epoch, (clean, warming_up, noisy) in enumerate(
         [(1, True, False), (1, True, False), (0.6, False, False), (0.6, False, True)]

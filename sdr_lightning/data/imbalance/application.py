@@ -50,6 +50,7 @@ class Imbalanced:
     Attributes:
         table: captions and pairing after corruption; ids and order are those of the clean table.
         image_content: (N,) int64 hashes of the images' content after corruption.
+        is_original: (C,) bool, whether the image, the caption and the pairing of a caption are unchanged.
         realised: what was changed.
     """
 
@@ -70,6 +71,9 @@ class Imbalanced:
                     content[row] = stable_hash("noisy", content[row], *part.imbalance.content_key)
         self.table = replace(clean, caption_image=paired, captions=clean.captions if captions is None else captions)
         self.image_content = content
+        image_is_original = content == clean.image_content
+        self.is_original = (paired == clean.caption_image) & image_is_original[paired]
+        self.is_original &= self.table.text_content == clean.text_content
         self.realised = Realised(
             tuple(parts),
             sha256(self.table.fingerprint, content.tobytes()),
