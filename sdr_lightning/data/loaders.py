@@ -29,6 +29,8 @@ class BatchLoader(Loader):
     """
 
     def __init__(self, dataset: BatchDataset, sampler: Sampler[Draw], workers: int) -> None:
+        if workers:
+            dataset.split.share_tokens()
         super().__init__(
             dataset,
             batch_size=None,

@@ -21,7 +21,7 @@ from sdr_lightning.data.tokenizer import Tokenizer, take, tokenised
 from sdr_lightning.data.transforms import Transform, seeded, to_input
 from sdr_lightning.data.wording import Wording
 from sdr_lightning.features.bank import FeatureBank
-from sdr_lightning.types import CachedFeatures, ImageInputs, Modality, TextInputs, TrainingPairs
+from sdr_lightning.types import CachedFeatures, ImageInputs, Modality, TextInputs, Tokens, TrainingPairs
 
 Rows = NDArray[np.int64]
 
@@ -83,7 +83,7 @@ class PreparedSplit:
         self._images = images
         self._tokenizer = tokenizer
         self._wording = wording
-        self._tokens = tokenised(tokenizer, wording(self.table.captions), cache)
+        self._cache = cache
         self._cached: dict[Modality, _Features] = {}
         self._teacher: dict[Modality, _Features] = {}
         self.teacher_sources: dict[Modality, str] = {}
@@ -98,6 +98,16 @@ class PreparedSplit:
         if modality == "text":
             return self.table.text_content
         return self._state.image_content ^ self._identities
+
+    @cached_property
+    def tokens(self) -> Tokens:
+        """(C, L) tokens of the captions. Computed at the first use: cached features of the text tower do not need them."""
+        return tokenised(self._tokenizer, self._wording(self.table.captions), self._cache)
+
+    def share_tokens(self) -> None:
+        """Compute the tokens if batches need them; call it before worker processes start, so that they share them."""
+        if "text" not in self._cached:
+            _ = self.tokens
 
     @cached_property
     def _identities(self) -> NDArray[np.int64]:
@@ -160,7 +170,7 @@ class PreparedSplit:
         """Return the tokens of some captions, or cached features."""
         if "text" in self._cached:
             return CachedFeatures(self._cached["text"].at(rows))
-        return take(self._tokens, torch.from_numpy(rows))
+        return take(self.tokens, torch.from_numpy(rows))
 
     def teacher(self, modality: Modality, rows: Rows) -> Tensor | None:
         """Return (B, D) teacher features of some rows, or None if no bank is attached."""
