@@ -33,7 +33,9 @@ def run(arguments: list[str]) -> int:
     making.add_argument("--kind", choices=[kind for kind in KINDS if kind != "none"], required=True)
     making.add_argument("--modality", choices=["image", "text", "pair"], help="modality, for kind missing")
     making.add_argument("--level", choices=["image", "caption"], help="items that are chosen")
-    making.add_argument("--partner", choices=list(PARTNERS), default="random", help="for kind mismatch (default: random)")
+    making.add_argument(
+        "--partner", choices=list(PARTNERS), default="random", help="for kind mismatch (default: random)"
+    )
     making.add_argument("--ratio", type=float, required=True, help="fraction of items, in [0, 1]")
     making.add_argument("--severity", type=int, default=5, help="1 to 5, for kinds with a severity (default: 5)")
     making.add_argument("--seed", type=int, default=0)

@@ -32,7 +32,7 @@ _ROUNDS = 8
 _TILE = 2**23  # similarities in memory at a time, unless one row has more
 _DECIMALS = 6  # of similarities, so that rounding errors do not order equal ones
 _WORD = re.compile(r"[^\W\d_]{3,}")
-_NUMBERS = frozenset("two three four five six seven eight nine ten".split())
+_NUMBERS = frozenset(["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
 _ENDINGS = ("ing", "ed", "ly")  # of verb forms and adverbs
 
 
@@ -115,9 +115,10 @@ def nearest(texts: Sequence[str], images: Rows, everything: Sequence[str]) -> Pa
     """Pass captions among items with similar texts.
 
     The similarity is the cosine of TF-IDF vectors (scikit-learn's ``TfidfVectorizer``, without function words). Matching is
-    greedy: over the :data:`NEAREST` most similar others of each item, the most similar pair first, each item passes and receives
-    once. Items that are left are matched among themselves in the same way, up to eight rounds in all; the rest is in random order.
-    Items of the same image, and items with the same words, are never matched this way: these captions may not be wrong.
+    greedy: over the :data:`NEAREST` most similar others of each item, the most similar pair first, each item passes and
+    receives once. Items that are left are matched among themselves in the same way, up to eight rounds in all; the rest is in
+    random order. Items of the same image, and items with the same words, are never matched this way: these captions may not
+    be wrong.
 
     Args:
         texts: n texts by place: a caption, or all captions of an image joined.

@@ -99,8 +99,8 @@ KINDS: dict[Kind, KindOf] = {
 
 PARTNERS: dict[Partner, str] = {
     "random": "a random chosen item",
-    "shared_word": "a random chosen item whose captions share a topic word: three letters or more, no function word, no number, not "
-    "in -ing, -ed or -ly",
+    "shared_word": "a random chosen item whose captions share a word of at least three letters that is no function word, no "
+    "number and does not end in -ing, -ed or -ly",
     "nearest": "one of the 10 chosen items with the most similar captions: cosine of TF-IDF vectors",
 }
 """Kinds of partners of a mismatched item, with descriptions."""
