@@ -143,7 +143,7 @@ def nearest(texts: Sequence[str], images: Rows, everything: Sequence[str]) -> Pa
         if not len(edges):
             break
     assert first is not None
-    successor[successor < 0] = np.flatnonzero(~receives)
+    successor[successor < 0] = np.roll(np.flatnonzero(~receives), -1)
     near = first @ [count, 1]
     return Partners(successor, lambda to: np.isin(np.arange(count) * count + to, near))
 

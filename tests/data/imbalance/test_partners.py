@@ -97,9 +97,8 @@ def test_the_nearest_partners_are_those_of_a_slow_greedy_matching() -> None:
 def test_items_without_anything_similar_are_mismatched_at_random() -> None:
     texts = ["a dog"] * 3 + ["", "the", "one cat", "one tree"]
     partners = nearest(texts, np.arange(len(texts)), texts)
-    assert sorted(partners.successor.tolist()) == list(range(len(texts)))
+    assert partners.successor.tolist() == [1, 2, 3, 4, 0, 6, 5]
     assert partners.fit(partners.successor).tolist() == [False] * 5 + [True] * 2
-    assert partners.successor.tolist()[5:] == [6, 5]
 
 
 def test_words_are_shared_wherever_the_chosen_items_allow_it() -> None:
