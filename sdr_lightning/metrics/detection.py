@@ -21,7 +21,8 @@ def detection(clean_probability: Tensor, is_original: Tensor) -> dict[str, float
     Raises:
         ValueError: other shapes, or estimates outside [0, 1].
 
-    >>> detection(torch.tensor([0.9, 0.5, 0.5, 0.1]), torch.tensor([True, True, False, False]))
+    >>> import torch
+    >>> detection(torch.tensor([0.75, 0.5, 0.5, 0.25]), torch.tensor([True, True, False, False]))
     {'detection_estimated_share': 50.0, 'detection_true_share': 50.0, 'detection_AUC': 87.5}
     """
     if clean_probability.shape != is_original.shape or is_original.ndim != 1:
