@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sdr_lightning.data.imbalance import KINDS, Imbalance, NoiseTable, imbalanced
+from sdr_lightning.data.imbalance import KINDS, PARTNERS, Imbalance, NoiseTable, imbalanced
 from sdr_lightning.data.imbalance.pictures import IMAGE_KINDS
 from sdr_lightning.data.imbalance.texts import TEXT_KINDS
 from sdr_lightning.data.scenes import SceneSource
@@ -19,6 +19,15 @@ DOCS = Path(__file__).parent
 SIDE, GAP, HEADING, LABEL = 112, 6, 18, 116
 CAPTION = "A brown dog runs through the shallow water while two children watch it from the shore."
 SEVERITIES = (1, 3, 5)
+OTHERS = (
+    "A black dog jumps over a fallen tree.",
+    "Two brown dogs run along the shore of a lake.",
+    "A man in a red jacket climbs a snowy mountain.",
+    "A woman sells fruit at a market.",
+    "Children play in the water near the shore.",
+    "A white dog runs through deep water.",
+    "A football player kicks the ball.",
+)
 
 TEMPLATE = DOCS / "imbalance.template.md"
 
@@ -57,6 +66,18 @@ def texts() -> str:
     return "\n".join(rows)
 
 
+def wrong_captions() -> str:
+    """A row a kind of partner: the caption that the image of the first caption gets."""
+    captions = [CAPTION, *OTHERS]
+    table = CaptionTable("example", "train", captions, captions, captions, np.arange(len(captions)))
+    rows = []
+    for partner in PARTNERS:
+        imbalance = Imbalance("mismatch", 1.0, level="caption", partner=partner, seed=15)
+        paired = NoiseTable.draw(table, imbalance).caption_image
+        rows.append(f"| `{partner}` | {captions[int(np.flatnonzero(paired == 0)[0])]} |")
+    return "\n".join(rows)
+
+
 def histogram(level: str, images: int) -> str:
     """Images with 0 to 5 wrong captions at 40 %, as cells."""
     ids = [str(i) for i in range(images)]
@@ -77,6 +98,9 @@ def main() -> None:
     page = TEMPLATE.read_text(encoding="utf-8").format(
         kinds=kinds,
         images=images,
+        partners="\n".join(f"| `{partner}` | {description} |" for partner, description in PARTNERS.items()),
+        right=CAPTION,
+        wrong=wrong_captions(),
         by_image=histogram("image", images),
         by_caption=histogram("caption", images),
         caption=CAPTION,

@@ -9,7 +9,7 @@ from pathlib import Path
 from sdr_lightning.configure import build_data
 from sdr_lightning.configure.arguments import split_options
 from sdr_lightning.configure.help import help_text
-from sdr_lightning.data.imbalance import KINDS, Imbalance, NoiseTable, is_noise_table, read_noise
+from sdr_lightning.data.imbalance import KINDS, PARTNERS, Imbalance, NoiseTable, is_noise_table, read_noise
 from sdr_lightning.data.table import SPLITS
 from sdr_lightning.paths import check_output, expand
 
@@ -33,6 +33,9 @@ def run(arguments: list[str]) -> int:
     making.add_argument("--kind", choices=[kind for kind in KINDS if kind != "none"], required=True)
     making.add_argument("--modality", choices=["image", "text", "pair"], help="modality, for kind missing")
     making.add_argument("--level", choices=["image", "caption"], help="items that are chosen")
+    making.add_argument(
+        "--partner", choices=list(PARTNERS), default="random", help="for kind mismatch (default: random)"
+    )
     making.add_argument("--ratio", type=float, required=True, help="fraction of items, in [0, 1]")
     making.add_argument("--severity", type=int, default=5, help="1 to 5, for kinds with a severity (default: 5)")
     making.add_argument("--seed", type=int, default=0)
@@ -54,7 +57,14 @@ def run(arguments: list[str]) -> int:
 
 def _make(options: Namespace, rest: list[str]) -> int:
     imbalance = Imbalance(
-        options.kind, options.ratio, options.modality, options.level, options.severity, options.seed, (options.split,)
+        kind=options.kind,
+        ratio=options.ratio,
+        modality=options.modality,
+        level=options.level,
+        severity=options.severity,
+        seed=options.seed,
+        splits=(options.split,),
+        partner=options.partner,
     )
     data = build_data(["--data", options.data, *rest])
     check_output(options.output, [part.file and expand(part.file) for part in data.imbalances], is_noise_table)
@@ -86,6 +96,8 @@ def describe(noise: NoiseTable, file: Path) -> list[str]:
         facts["asked"] = f"{100 * imbalance.ratio:g} %, seed {imbalance.seed}"
         if KINDS[imbalance.kind].has_degrees:
             facts["asked"] += f", severity {imbalance.severity}"
+    if noise.partners_as_asked is not None:
+        facts["partners"] = f"{100 * noise.partners_as_asked:.2f} % as asked, the others random or less similar"
     facts["made for"] = (
         f"{noise.collection} {noise.split} ({noise.fingerprint[:12]})"
         if noise.collection

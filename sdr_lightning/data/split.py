@@ -177,12 +177,17 @@ class PreparedSplit:
         features = self._teacher.get(modality)
         return None if features is None else features.at(rows)
 
+    @property
+    def is_original(self) -> Tensor:
+        """(C,) bool, whether the corruptions left image, caption and pairing of a pair as they were."""
+        return torch.from_numpy(self._state.is_original)
+
     def training_pairs(self) -> TrainingPairs:
         """Return the pairs with all features of the attached teachers, see :class:`~sdr_lightning.types.TrainingPairs`."""
         image, text = (
             self._teacher[modality].all() if modality in self._teacher else None for modality in get_args(Modality)
         )
-        return TrainingPairs(self.caption_image, torch.from_numpy(self._state.is_original), image, text)
+        return TrainingPairs(self.caption_image, self.is_original, image, text)
 
     def record(self) -> dict[str, Any]:
         """Return what the corruptions changed, for a run's record; with the measured degree if two teachers are attached."""

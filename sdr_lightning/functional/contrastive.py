@@ -5,6 +5,7 @@ References:
     [1] Yang et al., "Rebalanced Vision-Language Retrieval Considering Structure-Aware Distillation", TIP 2024,
         and its public code: the terms ITC, IIC and TTC.
     [2] Chen et al., "A Simple Framework for Contrastive Learning" (SimCLR), ICML 2020: NT-Xent.
+    [3] Zhang and Sabuncu, "Generalized Cross Entropy Loss for Training Deep Neural Networks with Noisy Labels", NeurIPS 2018.
 """
 
 from __future__ import annotations
@@ -63,9 +64,35 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     >>> soft_cross_entropy(torch.zeros(1, 4), torch.eye(1, 4)).exp()
     tensor(4.)
     """
-    log_probabilities = logits.float().log_softmax(dim=1) if logits.dtype.itemsize < 4 else logits.log_softmax(dim=1)
-    weighted = torch.where(targets > 0, targets * log_probabilities, torch.zeros_like(log_probabilities))
-    return -weighted.sum(dim=1).mean()
+    return _mean_over_targets(-_log_softmax(logits), targets)
+
+
+def generalised_cross_entropy(logits: Tensor, targets: Tensor, q: float) -> Tensor:
+    """Compute the generalised cross-entropy of [3] with soft targets: the mean over rows of ``sum_j y_ij (1 - p_ij^q) / q``.
+
+    ``p_i = softmax(logits_i)``. [3] has one target per row; here, targets average the loss, as in :func:`soft_cross_entropy`,
+    which is the limit for q to 0.
+
+    Args:
+        logits: (Q, G); half precision is computed in float32. May be ``-inf`` where the target is 0.
+        targets: (Q, G), rows sum to 1; constant.
+        q: in (0, 1].
+
+    Returns:
+        A scalar in [0, 1 / q]; gradient flows to ``logits``.
+
+    >>> generalised_cross_entropy(torch.zeros(1, 4), torch.eye(1, 4), q=0.5)
+    tensor(1.)
+    """
+    return _mean_over_targets(-torch.expm1(q * _log_softmax(logits)) / q, targets)
+
+
+def _log_softmax(logits: Tensor) -> Tensor:
+    return logits.float().log_softmax(dim=1) if logits.dtype.itemsize < 4 else logits.log_softmax(dim=1)
+
+
+def _mean_over_targets(losses: Tensor, targets: Tensor) -> Tensor:
+    return torch.where(targets > 0, targets * losses, torch.zeros_like(losses)).sum(dim=1).mean()
 
 
 def contrast(queries: Tensor, gallery: Tensor, targets: Tensor, temperature: Tensor | float) -> Tensor:
@@ -101,10 +128,46 @@ def image_text_contrast(
     >>> image_text_contrast(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), 1.0)
     tensor(0.3133)
     """
-    targets = positive_targets(image_index[local_rows], image_index, image.dtype)  # (Q, B)
+    to_text, to_image, targets = _both_directions(image, text, image_index, temperature, local_rows)
+    return (soft_cross_entropy(to_text, targets) + soft_cross_entropy(to_image, targets)) / 2
+
+
+def generalised_image_text_contrast(
+    image: Tensor,
+    text: Tensor,
+    image_index: Tensor,
+    temperature: Tensor | float,
+    q: float,
+    local_rows: slice = slice(None),
+) -> Tensor:
+    """Compute the mean of both directions of :func:`generalised_cross_entropy`, with the pairs of :func:`image_text_contrast`.
+
+    Args:
+        image: (B, d) L2-normalised image embeddings.
+        text: (B, d) L2-normalised text embeddings.
+        image_index: (B,) or (B, K) int64, see :func:`image_text_contrast`.
+        temperature: tau > 0.
+        q: in (0, 1].
+        local_rows: the pairs used as queries against all B; all pairs by default.
+
+    Returns:
+        A scalar in [0, 1 / q]; gradient flows to both embeddings and to the temperature.
+
+    >>> generalised_image_text_contrast(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), 1.0, q=1.0)
+    tensor(0.2689)
+    """
+    to_text, to_image, targets = _both_directions(image, text, image_index, temperature, local_rows)
+    return (generalised_cross_entropy(to_text, targets, q) + generalised_cross_entropy(to_image, targets, q)) / 2
+
+
+def _both_directions(
+    image: Tensor, text: Tensor, image_index: Tensor, temperature: Tensor | float, local_rows: slice
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(Q, B) logits from images to texts and from texts to images, and (Q, B) targets."""
+    targets = positive_targets(image_index[local_rows], image_index, image.dtype)
     to_text = image[local_rows] @ text.T / temperature
     to_image = to_text.T if len(to_text) == len(text) else text[local_rows] @ image.T / temperature
-    return (soft_cross_entropy(to_text, targets) + soft_cross_entropy(to_image, targets)) / 2
+    return to_text, to_image, targets
 
 
 def nt_xent(embeddings: Tensor, group: Tensor, temperature: float) -> Tensor:

@@ -32,6 +32,10 @@ class Method(nn.Module, ABC):
         weights: weight of each term in the loss. A term without a weight counts once.
         needs: what the pairs must hold besides embeddings. ``image_teacher`` and ``text_teacher``: features of the unimodal
             teachers. ``fusion``: outputs of the fusion encoder. ``matching``: logits of its matching head, on hard negatives too.
+        clean_probability: (C,) estimated probability of each training pair to be clean, in [0, 1], by pair index; None by
+            default. A method that estimates it registers this buffer in :meth:`setup` and updates it in place. How well it
+            detects corrupted pairs is then logged after each epoch, see
+            :func:`~sdr_lightning.metrics.detection.detection`, and recorded in studies.
         supports_local_loss: whether :meth:`terms` honours ``local_rows``: the means over processes of the terms of their
             own rows are the terms of all rows.
 
@@ -47,10 +51,12 @@ class Method(nn.Module, ABC):
     """
 
     supports_local_loss = False
+    clean_probability: Tensor | None
 
     def __init__(self, weights: Mapping[str, float] | None = None) -> None:
         super().__init__()
         self.weights = dict(weights or {})
+        self.register_buffer("clean_probability", None)
 
     @property
     def needs(self) -> frozenset[Need]:

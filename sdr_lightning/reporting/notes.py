@@ -11,6 +11,10 @@ CURVES = (
     "Error bars are 95 % intervals of each mean. They do not show whether two methods differ, because a seed affects "
     "both methods alike: use the paired differences above for that."
 )
+DETECTION = (
+    "AUC: how often a clean training pair has a greater estimated probability to be clean than a corrupted one, 50 for guessing. "
+    "Estimated share: the mean estimated probability of a pair to be corrupted. Both are of the tested epoch."
+)
 EXAMPLES = (
     "The first queries of each file, selected without regard to the results. Results are in order of decreasing "
     "similarity; a frame and ✓ mark those that belong to the query."

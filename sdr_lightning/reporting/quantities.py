@@ -70,6 +70,11 @@ SINGLE_MODAL = Quantity("single_modal", "mean NDCG@10 of i2i and t2t", ("i2i_NDC
 MIXED = Quantity("mixed", "mean NDCG@10 of i2it and t2it", ("i2it_NDCG@10", "t2it_NDCG@10"))
 NEIGHBOURS = Quantity("neighbours", "kNN@10 overlap with the teachers", ("image_kNN@10", "text_kNN@10"))
 ALIGNMENT = Quantity("alignment", "CKA with the teachers", ("image_CKA", "text_CKA"))
+DETECTION = (
+    Quantity("detection_auc", "AUC, %", ("detection_AUC",)),
+    Quantity("estimated_share", "Estimated share, %", ("detection_estimated_share",)),
+    Quantity("true_share", "True share, %", ("detection_true_share",)),
+)
 DIAGNOSTICS = (
     Quantity("image_knn", "kNN@10 overlap with the image teacher, %", ("image_kNN@10",)),
     Quantity("text_knn", "kNN@10 overlap with the text teacher, %", ("text_kNN@10",)),

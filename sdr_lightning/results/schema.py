@@ -22,7 +22,7 @@ NO_IMBALANCE = "none"
 """Name of the corruption of a run at ratio 0: such a run belongs to the curves of all corruptions."""
 
 _FOLDER = re.compile(r"\w[\w ,.+()-]*")
-_PERCENT = re.compile(r"(R|NDCG)@\d+$")
+_PERCENT = re.compile(r"(R|NDCG)@\d+$|^detection_")
 
 
 class Condition(NamedTuple):
@@ -336,7 +336,8 @@ class Run:
 
     Attributes:
         metrics: test metrics. Recalls (``i2t_R@1``) and NDCG (``t2t_NDCG@10``) are in percent, ``rsum`` is the sum of the
-            six recalls (0 to 600), tie rates are fractions.
+            six recalls (0 to 600), tie rates are fractions. Also, in percent, the detection of corrupted training pairs, see
+            :func:`~sdr_lightning.metrics.detection.detection`.
         realised: corruption of the training split.
         evaluated_under: corruption of the validation and test splits, where there is any.
         data: fingerprints of the splits.

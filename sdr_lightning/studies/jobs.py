@@ -137,7 +137,7 @@ def run_cell(cell: Cell, thumbnails: Path, data_fingerprint: str) -> None:
         ratio=cell.ratio,
         seed=cell.seed,
         protocol=cli.protocol,
-        metrics=module.test_metrics | structure,
+        metrics=module.test_metrics | structure | module.detection(),
         selected=Selected(
             best.monitor or "", None if score is None else float(score), epoch, cli.trainer.current_epoch
         ),

@@ -15,6 +15,7 @@ from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.encoders.text import check_tokens
 from sdr_lightning.methods.base import Method, PerPair
+from sdr_lightning.metrics.detection import detection
 from sdr_lightning.metrics.evaluation import checked_embeddings, cross_modal
 from sdr_lightning.metrics.paper_protocol import first_five
 from sdr_lightning.paths import FilePath, expand
@@ -227,8 +228,18 @@ class RetrievalModule(EpochTerms):
         self.method.after_step()
 
     def epoch_means(self) -> dict[str, Tensor]:
-        """Return the mean of every term and the scalars of the method."""
-        return super().epoch_means() | {f"method/{name}": value for name, value in self.method.scalars().items()}
+        """Return the mean of every term, the scalars of the method, and its detection of corrupted pairs."""
+        scalars = self.method.scalars() | {name: torch.tensor(value) for name, value in self.detection().items()}
+        return super().epoch_means() | {f"method/{name}": value for name, value in scalars.items()}
+
+    def detection(self) -> dict[str, float]:
+        """Measure how well the method detects corrupted pairs, see :func:`~sdr_lightning.metrics.detection.detection`.
+
+        Returns:
+            Percentages by name; empty if the method does not estimate ``clean_probability``.
+        """
+        probability = self.method.clean_probability
+        return {} if probability is None else detection(probability, self.data.split("train").is_original)
 
     def logged_metrics(self) -> list[str]:
         """Return the names of validation metrics, weighted terms and scalars of the method."""

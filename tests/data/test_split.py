@@ -96,6 +96,32 @@ def test_content_changes_exactly_where_the_imbalance_does() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "imbalance",
+    [
+        MISMATCH,
+        Imbalance("mismatch", 0.5, level="caption"),
+        Imbalance("missing", 0.3, modality="text"),
+        NOISE,
+        Imbalance("missing", 0.3, modality="image"),
+        WORDS,
+    ],
+    ids=lambda imbalance: f"{imbalance.kind}, {imbalance.level}",
+)
+def test_the_training_pairs_know_which_of_them_are_original(imbalance: Imbalance) -> None:
+    split, clean = split_under(imbalance), split_under(CLEAN)
+    pairs = split.training_pairs()
+    original = []
+    for row, image in enumerate(split.table.caption_image.tolist()):
+        here = torch.equal(split.images(np.array([image])), clean.images(np.array([image])))
+        same = split.table.captions[row] == clean.table.captions[row]
+        original.append(here and same and image == clean.table.caption_image[row])
+    assert pairs.is_original.tolist() == original
+    assert 0 < sum(original) < len(original)
+    assert clean.training_pairs().is_original.all()
+    assert pairs.image_index.tolist() == split.table.caption_image.tolist()
+
+
 def test_content_does_not_touch_the_table() -> None:
     split = split_under(NOISE)
     np.testing.assert_array_equal(split.table.image_content, split_under(CLEAN).table.image_content)

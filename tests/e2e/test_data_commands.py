@@ -262,6 +262,7 @@ def make(ran: Run, scenes_file: Path, output: Path, *options: object) -> str:
     [
         (("mismatch", "0.4"), "lose all their captions to one another", "40.62 % (26 of 64 images)"),
         (("mismatch", "0.4", "--level", "caption"), "go, one by one, to images", "40.00 % (128 of 320 captions)"),
+        (("mismatch", "0.4", "--partner", "nearest"), "partner: one of the 10", "% as asked, the others random"),
         (("drop_words", "0.25", "--severity", "2"), "each word of a chosen caption", "25.00 % (80 of 320 captions)"),
         (("blur", "0.5", "--seed", "7"), "Gaussian blur", "50.00 % (32 of 64 images)"),
         (("typos", "0"), "each character", "0.00 % (0 of 320 captions)"),

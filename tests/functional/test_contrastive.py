@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from sdr_lightning.functional.contrastive import (
     ambiguity_penalty,
     contrast,
+    generalised_cross_entropy,
     image_text_contrast,
     nt_xent,
     positive_targets,
@@ -49,9 +50,13 @@ def test_masked_logit_is_excluded_and_has_no_gradient():
     without = [math.log(1 + math.exp(-0.5)), (math.log(1 + math.exp(-0.5)) + math.log(1 + math.exp(0.5))) / 2]
     close(loss.detach(), sum(without) / 2)
     loss.backward()
-    assert logits.grad.isfinite().all()
-    assert logits.grad[0, 1] == 0
-    assert logits.grad[1, 0] == 0
+    for robust in (False, True):
+        if robust:
+            logits.grad = None
+            generalised_cross_entropy(logits, targets, 0.5).backward()
+        assert logits.grad.isfinite().all()
+        assert logits.grad[0, 1] == 0
+        assert logits.grad[1, 0] == 0
 
 
 def test_half_precision_logits_are_summed_in_float32():

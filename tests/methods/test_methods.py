@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdr_lightning.functional.mixture import low_component_posterior
-from sdr_lightning.methods import NCR, SDR, InfoNCE, Method, SigLIP
+from sdr_lightning.methods import GCE, NCR, SDR, InfoNCE, Method, SigLIP, Temperature
 from sdr_lightning.types import Pairs, TrainingPairs
 
 SIZE = 5
@@ -33,6 +33,7 @@ def ncr(warming_up: bool, noisy: bool = True) -> NCR:
 METHODS: dict[str, Callable[[], Method]] = {
     "InfoNCE": InfoNCE,
     "SigLIP": SigLIP,
+    "GCE": GCE,
     "SDR": lambda: SDR({"itc": 1, "kd": 2, "kdi": 1, "kdt": 1}),
     "NCR, warm-up": lambda: ncr(True),
     "NCR": lambda: ncr(False),
@@ -139,6 +140,47 @@ def test_siglip_counts_captions_of_the_same_image_as_positives() -> None:
     assert SigLIP()(pairs)["sigmoid"].item() == pytest.approx(expected, rel=1e-6)
 
 
+# --- GCE
+
+
+@pytest.mark.parametrize(
+    ("tau", "q", "expected"),
+    [(0.07, 0.7, 0.997984886533283), (0.3, 0.7, 0.9229492358231473), (0.07, 1, 0.7578003223479606)],
+)
+def test_gce_equals_the_public_code(tau: float, q: float, expected: float) -> None:
+    """HanxunH/Active-Passive-Losses at 0c207f77: GeneralizedCrossEntropy, the mean of both directions at scale 1 / tau."""
+    assert GCE(q, Temperature(tau)).double()(some_pairs())["gce"].item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("q", [0.3, 1.0])
+def test_gce_equals_a_pair_by_pair_reference(q: float) -> None:
+    """With several captions of an image."""
+    ids = [0, 1, 0, 2, 3]
+    pairs, expected = some_pairs(torch.tensor(ids)), 0.0
+    scores = (pairs.image @ pairs.text.T / 0.2).tolist()
+    for table in (scores, list(zip(*scores, strict=True))):
+        for i in range(SIZE):
+            total = sum(math.exp(score) for score in table[i])
+            losses = [(1 - (math.exp(table[i][j]) / total) ** q) / q for j in range(SIZE) if ids[i] == ids[j]]
+            expected += sum(losses) / len(losses) / SIZE / 2
+    assert GCE(q, Temperature(0.2)).double()(pairs)["gce"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_gce_is_infonce_in_the_limit_and_bounded_otherwise() -> None:
+    pairs, opposite = some_pairs(torch.tensor([0, 1, 0, 2, 3])), some_pairs()
+    nearly, limit = GCE(1e-9)(pairs)["gce"], InfoNCE()(pairs)["info_nce"]
+    torch.testing.assert_close(nearly, limit, rtol=1e-6, atol=0)
+    gradients = [torch.autograd.grad(loss, pairs.image)[0] for loss in (nearly, limit)]
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-9)
+    opposite = opposite._replace(text=-opposite.image.detach())
+    assert InfoNCE(Temperature(0.01))(opposite)["info_nce"] > 100
+    loss = GCE(0.5, Temperature(0.01))(opposite)["gce"]
+    loss.backward()
+    assert 1.99 < loss.item() <= 2
+    assert opposite.image.grad is not None
+    assert bool(opposite.image.grad.isfinite().all())
+
+
 # --- NCR
 
 
@@ -218,6 +260,8 @@ def test_the_posterior_of_equal_values_is_one_and_of_bad_values_refused() -> Non
     ("make", "message"),
     [
         (lambda: SigLIP(scale=0), "scale must be positive, got 0"),
+        (lambda: GCE(q=0), r"q must be in \(0, 1\], got 0: for its limit 0, use InfoNCE"),
+        (lambda: GCE(q=1.5), r"q must be in \(0, 1\], got 1.5"),
         (lambda: NCR(margin=0), "margin must be positive, got 0"),
         (lambda: NCR(warmup_epochs=0), "at least 1 warm-up epoch"),
         (lambda: NCR(threshold=1), r"threshold must be in \[0, 1\), got 1"),

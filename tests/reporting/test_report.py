@@ -19,8 +19,11 @@ from sdr_lightning.reporting.figures import training
 from sdr_lightning.reporting.figures.curves import read_curves
 from sdr_lightning.reporting.figures.study import degree_figure, ratio_figure
 from sdr_lightning.reporting.quantities import RSUM
+from sdr_lightning.reporting.tables.results import detection_table
 from sdr_lightning.results.loading import load_study
 from tests.reporting.fake_study import METHODS, PLACEBO, edit_json, folder, metrics_of, write_study
+
+DETECTION_AUC = (90.0, 92.0, 97.0)  # by seed
 
 
 class Tables(HTMLParser):
@@ -64,6 +67,10 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("study")
     write_study(root, methods=("ITC", "SDR", PLACEBO), extras=True)
     shutil.rmtree(folder(root, PLACEBO, "mismatch", 0.6, 2))
+    for seed, auc in enumerate(DETECTION_AUC):
+        found = {"detection_AUC": auc, "detection_estimated_share": 66.0, "detection_true_share": 60.0}
+        metrics = metrics_of("SDR", "mismatch", 0.6, seed) | found
+        edit_json(folder(root, "SDR", "mismatch", 0.6, seed) / "results.json", metrics=metrics)
     assert build_report(root) == root / "report.html"
     return root
 
@@ -119,6 +126,17 @@ def test_tables_describe_methods_and_runs(page: Tables) -> None:
     row = page.row("runs", "cells/mismatch-0.6/SDR/seed-2")
     assert row[2:4] == ["2", "4 min"]
     assert row[5] == "0123456789 + changes"
+
+
+def test_detection_of_corrupted_pairs_has_a_table_where_a_method_estimates_them(
+    page: Tables, built: Path, tmp_path: Path
+) -> None:
+    (row,) = [row for row in page.rows["detection"] if numbers(" ".join(row))]
+    assert row[0] == "SDR"
+    assert numbers(row[1]) == [93.0, round(stats.t.ppf(0.975, 2) * np.std(DETECTION_AUC, ddof=1) / 3**0.5, 1)]
+    assert [numbers(cell)[0] for cell in row[2:]] == [66.0, 60.0]
+    assert "**Detection of corrupted pairs**" in (built / "report.md").read_text()
+    assert detection_table(load_study(write_study(tmp_path))) is None
 
 
 def test_sections_are_in_order_in_html_and_markdown(built: Path, page: Tables) -> None:

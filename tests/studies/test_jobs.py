@@ -20,6 +20,7 @@ from sdr_lightning.studies.plan import Cell, plan
 from sdr_lightning.studies.spec import read_study
 
 STUDY = read_study(Path(__file__).parents[2] / "experiments/scenes/study.yaml")
+NCR = Path(__file__).parents[2] / "experiments/methods/ncr.yaml"
 SMALL = {"data.init_args.source.init_args.num_train": 90, "data.init_args.source.init_args.num_val": 20}
 SMALL |= {"data.init_args.source.init_args.num_test": 20, "data.init_args.batch_size": 150, "trainer.max_epochs": 3}
 STEPS = 9  # 3 epochs of 450 pairs
@@ -97,6 +98,21 @@ def test_interrupted_cell_with_other_settings_starts_again(run: Any, tmp_path: P
     run(cell, stop_at=4)
     now = replace(cell, fingerprint=other["fingerprint"]) if "fingerprint" in other else cell
     assert run(now, data=other.get("data", "of these images")) == STEPS
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_a_cell_records_how_well_its_method_detects_corrupted_pairs(run: Any, tmp_path: Path) -> None:
+    cell = a_cell(tmp_path)
+    imbalance = json.dumps({"kind": "mismatch", "ratio": 0.4, "level": "caption", "partner": "shared_word"})
+    options = ("--config", str(NCR), "--data.init_args.imbalance", imbalance)
+    cell = replace(cell, stages=((*cell.arguments, *options),))
+    run(cell)
+    result = json.loads(cell.result.read_text())
+    probability = kept(cell)["method.clean_probability"]
+    assert result["metrics"]["detection_true_share"] == 40.0
+    assert result["metrics"]["detection_estimated_share"] == pytest.approx(100 * (1 - probability).mean().item())
+    assert 0 < result["metrics"]["detection_AUC"] < 100
 
 
 @pytest.mark.filterwarnings("ignore")

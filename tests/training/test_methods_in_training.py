@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.methods import NCR, SDR, InfoNCE, Measure, Method
 from sdr_lightning.training.checkpoints.best import BestCheckpoint
 from sdr_lightning.training.checkpoints.continuation import Continuation
 from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.training.retrieval_module import RetrievalModule
-from sdr_lightning.types import Pairs
+from sdr_lightning.types import Pairs, TrainingPairs
 from tests.training.student import (
     EMBEDDING,
     LIGHTNINGS_OWN_WARNINGS,
@@ -191,6 +192,32 @@ class Wandering(InfoNCE):
 
     def epoch_order(self, epoch: int, permutation: Tensor, batch_size: int) -> Tensor:
         return permutation.roll(int(self.seen))
+
+
+class Oracle(InfoNCE):
+    """Knows which pairs are corrupted."""
+
+    def setup(self, training: TrainingPairs) -> None:
+        self.register_buffer("clean_probability", training.is_original.float())
+
+
+def test_detection_of_corrupted_pairs_is_logged_where_the_method_estimates_them() -> None:
+    names = {f"method/detection_{name}" for name in ("AUC", "estimated_share", "true_share")}
+    logged = {}
+    for method in (Oracle(), NCR(), InfoNCE()):
+        module, data = student(method), scenes(imbalance=Imbalance("mismatch", 0.5))
+        run = trainer(max_epochs=1, limit_val_batches=0)
+        run.fit(module, datamodule=data)
+        logged[type(method).__name__] = {
+            key: run.logged_metrics[key].item() for key in names & run.logged_metrics.keys()
+        }
+    assert logged["Oracle"] == dict.fromkeys(names, 50.0) | {"method/detection_AUC": 100.0}
+    assert logged["NCR"] == {
+        "method/detection_AUC": 50.0,  # in the warm-up, all pairs count as clean
+        "method/detection_estimated_share": 0.0,
+        "method/detection_true_share": 50.0,
+    }
+    assert logged["InfoNCE"] == {}
 
 
 class KeepEveryStep(pl.Callback):

@@ -2,10 +2,11 @@
 
 from sdr_lightning.data.imbalance.application import Imbalanced, Realised, imbalanced
 from sdr_lightning.data.imbalance.noise_table import NoiseTable, is_noise_table, read_noise
-from sdr_lightning.data.imbalance.specification import KINDS, Imbalance, Level
+from sdr_lightning.data.imbalance.specification import KINDS, PARTNERS, Imbalance, Level
 
 __all__ = [
     "KINDS",
+    "PARTNERS",
     "Imbalance",
     "Imbalanced",
     "Level",

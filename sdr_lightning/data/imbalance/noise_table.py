@@ -32,6 +32,8 @@ class NoiseTable:
         caption_image: (C,) int64 image paired with each caption after corruption.
         clean: (C,) int64 true image of each caption.
         images: number of images.
+        partners_as_asked: share of the chosen items whose partner is of the kind asked for, see :mod:`.partners`; None if any
+            partner will do.
     """
 
     imbalance: Imbalance
@@ -42,6 +44,7 @@ class NoiseTable:
     caption_image: NDArray[np.int64]
     clean: NDArray[np.int64]
     images: int
+    partners_as_asked: float | None = None
 
     @classmethod
     def draw(cls, table: CaptionTable, imbalance: Imbalance) -> NoiseTable:
@@ -58,11 +61,13 @@ class NoiseTable:
             ValueError: the chosen items cannot all be mismatched.
         """
         rows = imbalance.choose(table) if imbalance.active else np.empty(0, dtype=np.int64)
-        paired = table.caption_image
+        paired, clean, as_asked = table.caption_image, table.caption_image, None
         if imbalance.kind == "mismatch" and len(rows):
-            paired = mismatched(table, rows, imbalance.level or "image")
-        images = len(table.image_ids)
-        return cls(imbalance, table.name, table.split, table.fingerprint, rows, paired, table.caption_image, images)
+            level = imbalance.level or "image"
+            paired, as_asked = mismatched(table, rows, level, imbalance.partner, imbalance.seed)
+        made_for = table.name, table.split, table.fingerprint
+        as_asked = None if imbalance.partner == "random" else as_asked
+        return cls(imbalance, *made_for, rows, paired, clean, len(table.image_ids), as_asked)
 
     @property
     def of(self) -> int:
@@ -82,7 +87,8 @@ class NoiseTable:
     @property
     def sha256(self) -> str:
         """Hash of the specification, the chosen items and the pairing."""
-        what = f"{self.imbalance.content_key} {self.imbalance.level}"
+        partner = "" if self.imbalance.partner == "random" else f" {self.imbalance.partner}"
+        what = f"{self.imbalance.content_key} {self.imbalance.level}{partner}"
         return sha256(what, np.sort(self.rows).tobytes(), self.caption_image.tobytes())
 
     def record(self) -> dict[str, Any]:
@@ -92,6 +98,7 @@ class NoiseTable:
             "affected": len(self.rows),
             "of": self.of,
             "realised_ratio": self.ratio,
+            "partners_as_asked": self.partners_as_asked,
             "sha256": self.sha256,
         }
 
@@ -108,6 +115,7 @@ class NoiseTable:
         if path.suffix == ".npz":
             header: dict[str, Any] = {"format": _FORMAT, "collection": self.collection, "split": self.split}
             header |= {"fingerprint": self.fingerprint, "imbalance": asdict(self.imbalance), "images": self.images}
+            header["partners_as_asked"] = self.partners_as_asked
             arrays: dict[str, Any] = {"rows": self.rows, "caption_image": self.caption_image, "clean": self.clean}
             write_atomically(
                 path, lambda part: np.savez_compressed(part, header=np.array(json.dumps(header)), **arrays)
@@ -206,7 +214,8 @@ def _read_own(path: Path) -> NoiseTable:
     if max(int(clean.max()), int(paired.max())) >= images:
         raise ValueError(f"found pairs beyond its {images} images")
     made_for = header["collection"], header["split"], header["fingerprint"]
-    return NoiseTable(Imbalance(**header["imbalance"]), *made_for, rows, paired, clean, images)
+    as_asked = header.get("partners_as_asked")  # absent in older files
+    return NoiseTable(Imbalance(**header["imbalance"]), *made_for, rows, paired, clean, images, as_asked)
 
 
 def _fits(found: NoiseTable, table: CaptionTable) -> bool:

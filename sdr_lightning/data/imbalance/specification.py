@@ -13,6 +13,7 @@ from sdr_lightning.identity import stable_hash, stable_hashes
 from sdr_lightning.paths import FilePath
 
 Level = Literal["image", "caption"]
+Partner = Literal["random", "shared_word", "nearest"]
 Kind = Literal[
     "none",
     "mismatch",
@@ -96,6 +97,15 @@ KINDS: dict[Kind, KindOf] = {
 }
 
 
+PARTNERS: dict[Partner, str] = {
+    "random": "a random chosen item",
+    "shared_word": "a random chosen item whose captions share a word of at least three letters that is no function word, no "
+    "number and does not end in -ing, -ed or -ly",
+    "nearest": "one of the 10 chosen items with the most similar captions: cosine of TF-IDF vectors",
+}
+"""Kinds of partners of a mismatched item, with descriptions."""
+
+
 @dataclass(frozen=True)
 class Imbalance:
     """Corruption of a share of the data.
@@ -113,6 +123,8 @@ class Imbalance:
         splits: splits to corrupt; the training split by default.
         file: a noise table from ``sdr noise make`` (``.npz``) or a published index (``.npy``) that replaces all fields except
             the splits; requires ratio 0. ``$NAME`` and ``${NAME:-default}`` are expanded.
+        partner: which chosen item a mismatched item exchanges captions with, see :data:`PARTNERS`. Other than ``random``, the
+            wrong captions resemble the right ones (hard mismatch), as far as the chosen items allow.
 
     Raises:
         ValueError: a value is out of range, or values are incompatible.
@@ -126,6 +138,7 @@ class Imbalance:
     seed: int = 0
     splits: tuple[Split, ...] = ("train",)
     file: FilePath | None = None
+    partner: Partner = "random"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "splits", tuple(self.splits))
@@ -150,6 +163,10 @@ class Imbalance:
         if self.level == "caption" and self.modality == "image":
             raise ValueError(f"{self.kind} is done to images: its level is image, got caption")
         object.__setattr__(self, "level", self.level or ("caption" if self.modality == "text" else "image"))
+        if self.partner not in PARTNERS:
+            raise ValueError(f"the imbalance partner must be one of {', '.join(PARTNERS)}, got {self.partner!r}")
+        if self.partner != "random" and self.kind != "mismatch":
+            raise ValueError(f"partner {self.partner} is of kind mismatch, got kind {self.kind}: leave partner out")
         if self.kind == "mismatch" and "test" in self.splits:
             raise ValueError("a mismatched test split has no truth to measure against: leave test out of the splits")
 
@@ -166,8 +183,10 @@ class Imbalance:
         if self.kind != "mismatch":
             return KINDS[self.kind].description
         if self.level == "image":
-            return "chosen images lose all their captions to one another (as in RCL, DECL, L2RM)"
-        return "chosen captions go, one by one, to images of one another (as in NCR, BiCro)"
+            meaning = "chosen images lose all their captions to one another (as in RCL, DECL, L2RM)"
+        else:
+            meaning = "chosen captions go, one by one, to images of one another (as in NCR, BiCro)"
+        return meaning if self.partner == "random" else f"{meaning}; partner: {PARTNERS[self.partner]}"
 
     @property
     def content_key(self) -> tuple[str, int, int]:

@@ -21,7 +21,8 @@ _CLOSED_CLASSES = """
     is are was were be been being am do does did doing done have has had having can could will would shall should may might
     must not there here
 """
-_FUNCTION_WORDS = frozenset(_CLOSED_CLASSES.split())
+FUNCTION_WORDS = frozenset(_CLOSED_CLASSES.split())
+"""Articles, pronouns, prepositions, conjunctions and auxiliaries of English, in lower case."""
 
 
 def dropped(words: Sequence[str], severity: int, generator: np.random.Generator) -> list[str]:
@@ -44,7 +45,7 @@ def truncated(words: Sequence[str], severity: int, generator: np.random.Generato
 def content_words(words: Sequence[str], severity: int, generator: np.random.Generator) -> list[str]:
     """Remove function words; a caption of function words only keeps its last word."""
     bare = [word.lower().strip(".,;:!?\"'") for word in words]
-    kept = [word for word, letters in zip(words, bare, strict=True) if letters and letters not in _FUNCTION_WORDS]
+    kept = [word for word, letters in zip(words, bare, strict=True) if letters and letters not in FUNCTION_WORDS]
     return kept or list(words[-1:])
 
 

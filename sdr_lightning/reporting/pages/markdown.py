@@ -30,6 +30,7 @@ def study_markdown(contents: StudyContents) -> str:
         "## Means over seeds",
         notes.means_note(study),
         *(markdown_table(table) for table in contents.means),
+        *([markdown_table(contents.detection), notes.DETECTION] if contents.detection else []),
         "## Training",
         _figure(contents.training) if contents.training else "No run at these ratios has a training log.",
         "## Example retrievals",

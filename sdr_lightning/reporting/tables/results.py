@@ -8,6 +8,7 @@ from sdr_lightning.reporting import formatting
 from sdr_lightning.reporting.claims import CLAIMS, PairedComparison, compare_claims, compare_with_baseline
 from sdr_lightning.reporting.quantities import (
     CUTOFFS,
+    DETECTION,
     DIAGNOSTICS,
     NDCG,
     NDCG_AT_10,
@@ -101,6 +102,20 @@ def means_tables(study: Study) -> tuple[Table, ...]:
         _means(study, "diagnostics", "Diagnostics", [q for q in DIAGNOSTICS if q.present(study)], (), best=False),
     )
     return tuple(table for table in tables if table is not None)
+
+
+def detection_table(study: Study) -> Table | None:
+    """Detection of corrupted training pairs by the methods that estimate them; None if there are none."""
+    methods = [m for m in study.methods if any(q.interval(study, m, c).n for q in DETECTION for c in study.conditions)]
+    blocks = []
+    for condition in study.conditions:
+        rows = [(m, [q.interval(study, m, condition) for q in DETECTION]) for m in methods]
+        cells = tuple(
+            (Cell(m), *(_mean(study, q, i) for q, i in zip(DETECTION, intervals, strict=True))) for m, intervals in rows
+        )
+        blocks.append(Block(cells, formatting.condition_label(condition)))
+    headings = ("Method", *(quantity.label for quantity in DETECTION))
+    return Table("detection", "Detection of corrupted pairs", headings, tuple(blocks)) if methods else None
 
 
 def _means(

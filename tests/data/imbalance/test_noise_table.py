@@ -21,6 +21,7 @@ MISMATCH = Imbalance("mismatch", 0.5, seed=3)
 EVERY_SORT = [
     MISMATCH,
     replace(MISMATCH, level="caption"),
+    replace(MISMATCH, partner="shared_word"),
     Imbalance("drop_words", 0.4, severity=2, splits=("train", "val")),
     Imbalance("typos", 0.4, level="image", seed=-1),
     Imbalance("blur", 0.25, severity=1),
@@ -41,7 +42,7 @@ BROKEN: dict[str, Callable[[], Any]] = {
 
 
 def assert_same(one: NoiseTable, other: NoiseTable) -> None:
-    for name in ("imbalance", "collection", "split", "fingerprint", "of", "ratio", "sha256"):
+    for name in ("imbalance", "collection", "split", "fingerprint", "of", "ratio", "sha256", "partners_as_asked"):
         assert getattr(one, name) == getattr(other, name)
     for name in ("rows", "caption_image", "clean"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))

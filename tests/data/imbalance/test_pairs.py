@@ -35,7 +35,7 @@ def can_be_deranged(own: list[int]) -> bool:
 def test_image_level_moves_whole_sets_of_any_size(counts: list[int], data: st.DataObject) -> None:
     table = make_table(counts)
     rows = data.draw(st.lists(st.integers(0, len(counts) - 1), unique=True).filter(lambda rows: len(rows) != 1))
-    paired = mismatched(table, np.array(rows, dtype=np.int64), "image").tolist()
+    paired = mismatched(table, np.array(rows, dtype=np.int64), "image").caption_image.tolist()
     before, after = sets_of(table.caption_image.tolist()), sets_of(paired)
     assert sorted(map(sorted, after)) == sorted(map(sorted, before))
     for image in range(len(counts)):
@@ -52,7 +52,7 @@ def test_caption_level_gives_every_chosen_caption_another_image(counts: list[int
         with pytest.raises(ValueError, match="too many of one image"):
             mismatched(table, np.array(rows, dtype=np.int64), "caption")
         return
-    paired = mismatched(table, np.array(rows, dtype=np.int64), "caption")
+    paired = mismatched(table, np.array(rows, dtype=np.int64), "caption").caption_image
     assert set(np.flatnonzero(paired != table.caption_image).tolist()) == set(rows)
     assert sorted(paired[rows].tolist()) == sorted(own)
 
@@ -63,7 +63,7 @@ def test_caption_level_is_refused_exactly_where_it_is_impossible(own: list[int])
     ids = [f"c{k}" for k in range(len(own))]
     table = CaptionTable("memory", "train", ["a", "b", "c", "d"], ids, ids, np.array(own))
     try:
-        paired = mismatched(table, np.arange(len(own)), "caption").tolist()
+        paired = mismatched(table, np.arange(len(own)), "caption").caption_image.tolist()
     except ValueError:
         assert not can_be_deranged(own)
     else:

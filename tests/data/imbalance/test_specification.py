@@ -63,6 +63,11 @@ def test_invalid_specifications_are_refused() -> None:
         ),
         ({"severity": 2.0}, "the imbalance severity must be 1, 2, 3, 4 or 5, got 2.0"),
         ({"ratio": 0.2, "file": "a.npz"}, "the file a.npz decides the imbalance: drop the ratio, or drop the file"),
+        ({"kind": "mismatch", "partner": "similar"}, "must be one of random, shared_word, nearest, got 'similar'"),
+        (
+            {"kind": "blur", "partner": "nearest"},
+            "partner nearest is of kind mismatch, got kind blur: leave partner out",
+        ),
         ({"kind": "mismatch", "splits": ("train", "test")}, "a mismatched test split has no truth to measure against"),
     ]:
         with pytest.raises(ValueError, match=message):
