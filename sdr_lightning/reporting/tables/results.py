@@ -9,6 +9,7 @@ from sdr_lightning.reporting.claims import CLAIMS, PairedComparison, compare_cla
 from sdr_lightning.reporting.quantities import (
     CUTOFFS,
     DIAGNOSTICS,
+    MIXED_TABLE,
     NDCG,
     NDCG_AT_10,
     RECALL,
@@ -81,7 +82,7 @@ def _difference(study: Study, comparison: PairedComparison) -> Cell:
 
 
 def means_tables(study: Study) -> tuple[Table, ...]:
-    """Means ± half-width of the interval, by condition and method: recall, NDCG, diagnostics."""
+    """Means ± half-width of the interval, by condition and method: recall, NDCG, mixed retrieval, diagnostics."""
     recalls, ndcg = list(RECALL.values()), list(NDCG.values())
     tables = (
         _means(
@@ -98,9 +99,20 @@ def means_tables(study: Study) -> tuple[Table, ...]:
             ndcg,
             (("", 1), *((f"{task}: {words}", len(CUTOFFS)) for task, words in TASKS.items())),
         ),
+        _means(study, "mixed", _MIXED, list(MIXED_TABLE), (), best=False) if _centred(study) else None,
         _means(study, "diagnostics", "Diagnostics", [q for q in DIAGNOSTICS if q.present(study)], (), best=False),
     )
     return tuple(table for table in tables if table is not None)
+
+
+_MIXED = (
+    "Mixed retrieval, NDCG@10, %: with the embeddings as trained, and with the mean of each modality subtracted (centred); and "
+    "the temperature of the tested epoch"
+)
+
+
+def _centred(study: Study) -> bool:
+    return any(quantity.present(study) for quantity in MIXED_TABLE if quantity.key.startswith("centred"))
 
 
 def _means(
