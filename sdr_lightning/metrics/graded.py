@@ -84,8 +84,12 @@ def graded_queries(
         "t2it": merge_top_gains(t2i, t2t, depth),
     }
     search.embeddings = {modality: centred(some) for modality, some in embeddings.items()}
-    for modality, task in (("image", "centred_i2it"), ("text", "centred_t2it")):
-        tasks[task] = merge_top_gains(search.top(modality, "image", depth), search.top(modality, "text", depth), depth)
+    tasks["centred_i2it"] = merge_top_gains(
+        search.top("image", "image", depth), search.top("image", "text", depth), depth
+    )
+    tasks["centred_t2it"] = merge_top_gains(
+        search.top("text", "image", depth), search.top("text", "text", depth), depth
+    )
     return {key: value for task, top in tasks.items() for key, value in queries_of(task, top, ks).items()}
 
 
