@@ -7,6 +7,7 @@ import yaml
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from sdr_lightning.configure import build, build_data
+from sdr_lightning.methods.sdr import PAPER_WEIGHTS
 from sdr_lightning.studies.plan import plan
 from sdr_lightning.studies.spec import read_study
 
@@ -30,6 +31,20 @@ def test_headers_describe_the_file_its_command_duration_and_result() -> None:
             if not any(line.startswith(label) for line in header):
                 lacking.append(f"{path}: {label}")
     assert not lacking
+
+
+def test_models_have_the_papers_options_only_with_a_fusion_encoder() -> None:
+    paper = yaml.safe_load((ROOT / "methods/sdr_paper.yaml").read_text())["model"]["init_args"]["method"]["init_args"]
+    assert paper["weights"] == {term: weight for term, weight in PAPER_WEIGHTS.items() if term != "itm"}
+    assert (paper["relation"], paper["centre_teachers"]) == ("averaged", False)
+    for path in (ROOT / "models").glob("*.yaml"):
+        model = yaml.safe_load(path.read_text())["init_args"]
+        options = model["method"]["init_args"]
+        found = options["weights"], options.get("relation"), options.get("centre_teachers", False)
+        if "fusion" in model["encoder"]["init_args"]:
+            assert found == (PAPER_WEIGHTS, "fused", False), path
+        elif "kd" in options["weights"]:
+            assert found == (paper["weights"] | {"kd": 1}, {"image_image": 1, "text_text": 1}, True), path
 
 
 def test_studies_have_their_cells(tmp_path: Path) -> None:

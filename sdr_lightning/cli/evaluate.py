@@ -37,7 +37,7 @@ from sdr_lightning.metrics.files import (
     record_path,
     save_evaluation,
 )
-from sdr_lightning.metrics.graded import NDCG_AT, Siblings
+from sdr_lightning.metrics.graded import NDCG_AT, TASKS, Siblings
 from sdr_lightning.metrics.judgements import agreement, read_judgements
 from sdr_lightning.metrics.paper_protocol import evaluate_published, first_five
 from sdr_lightning.metrics.relevance import Relevance
@@ -384,7 +384,7 @@ def _show(metrics: Mapping[str, float]) -> None:
     recalls.caption = f"rsum {metrics['rsum']:.2f}"
     console = Console()
     console.print(recalls)
-    tasks = [task for task in ("i2t", "t2i", "i2i", "t2t", "i2it", "t2it") if f"{task}_NDCG@10" in metrics]
+    tasks = [task for task in TASKS if f"{task}_NDCG@10" in metrics]
     if tasks:
         graded = Table("", *tasks, title="NDCG, percent")
         names = [name for name in (*(f"NDCG@{k}" for k in NDCG_AT), "NDCG_exp@25") if f"{tasks[0]}_{name}" in metrics]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
+from typing import get_args
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,7 +16,7 @@ from sdr_lightning.functional.relational import Distance, StudentRelation
 from sdr_lightning.methods.base import Method, Need, at_least_float32, checked_weights
 from sdr_lightning.methods.parameters import Temperature, TextShare
 from sdr_lightning.methods.structure import STRUCTURE_TERMS, StructureLoss, checked_distance, checked_relation
-from sdr_lightning.types import Modality, Pairs
+from sdr_lightning.types import Modality, Pairs, TrainingPairs
 
 TERMS: dict[str, str] = {
     "itc": "image-text contrast: instance-level matching",
@@ -46,6 +49,9 @@ class SDR(Method):
     The teachers' features are constants, so ``kdi`` and ``kdt`` train lambda and tau2 only. With ``mae`` and ``mse`` no (B, B)
     relation matrix is stored: memory is linear in the batch.
 
+    The defaults are those of [0], except for ``relation``: ``averaged`` needs no fusion encoder. The models without a fusion
+    encoder in ``experiments/models`` set other options, see docs/sdr.md.
+
     Args:
         weights: weight of each term by name; a term that is absent or 0 is not computed. The paper's when None.
         embedding_width: d, the width of the common space; only for ``iic`` and ``ttc``.
@@ -55,12 +61,16 @@ class SDR(Method):
             each of several, whose distances are summed. The paper's is ``fused``.
         distance: the relation distance, see :func:`~sdr_lightning.functional.relational.relation_distance`.
         temperature: tau; 0.07 and learned by default.
+        representation_temperature: a temperature of its own for ``iic`` and ``ttc``; they share tau when None, as in [0].
         relation_temperature: tau2; 0.07 and learned by default. Every structure term scales with 1 / tau2, so a learned
             tau2 can shrink them without a change of geometry; its value is logged, and it can be fixed.
         text_share: lambda; 0.5 and learned without bounds by default.
         clamp_temperatures: clamp temperatures to their ranges after each step; the public code does not.
         teacher_mlps: pass the teachers' features through trained MLPs (width 1,536, then 768) before their relations are
             computed, as the public code does for its Wasserstein distance. Structure terms then train these as well.
+        centre_teachers: subtract from each teacher's features, before any term reads them, their mean over the training split:
+            over its images, and over its captions. :meth:`setup` computes the means; they are buffers, so checkpoints hold
+            them. Not in [0].
 
     Raises:
         ValueError: an unknown term, relation or distance, a negative weight, no positive weight, a width that is
@@ -86,11 +96,14 @@ class SDR(Method):
         text_share: TextShare | None = None,
         clamp_temperatures: bool = True,
         teacher_mlps: bool = False,
+        centre_teachers: bool = False,
+        representation_temperature: Temperature | None = None,
     ) -> None:
         super().__init__(checked_weights(PAPER_WEIGHTS if weights is None else weights, TERMS))
         self.relation, self.distance = checked_relation(relation), checked_distance(distance)
-        self.clamp_temperatures = clamp_temperatures
-        if self.has_contrast:
+        self.clamp_temperatures, self.centre_teachers = clamp_temperatures, centre_teachers
+        self.representation_temperature = representation_temperature if self.has_representation else None
+        if self.has_temperature:
             self.temperature = temperature if temperature is not None else Temperature()
         if "iic" in self.weights:
             self.project_image_teacher = _projection(image_teacher_width, "image", embedding_width, "iic")
@@ -110,9 +123,14 @@ class SDR(Method):
             )
 
     @property
-    def has_contrast(self) -> bool:
-        """Whether any contrastive term is computed."""
-        return any(term in self.weights for term in ("itc", "iic", "ttc"))
+    def has_representation(self) -> bool:
+        """Whether any representation term is computed."""
+        return "iic" in self.weights or "ttc" in self.weights
+
+    @property
+    def has_temperature(self) -> bool:
+        """Whether any term uses tau."""
+        return "itc" in self.weights or (self.has_representation and self.representation_temperature is None)
 
     @property
     def has_structure(self) -> bool:
@@ -130,6 +148,21 @@ class SDR(Method):
         }
         return frozenset(name for name, is_needed in needed.items() if is_needed)
 
+    def setup(self, training: TrainingPairs) -> None:
+        """Register the means of the teachers' features, (D_I,) and (D_T,), if ``centre_teachers`` is set.
+
+        Raises:
+            ValueError: the features of a teacher that the method needs are absent.
+        """
+        if not self.centre_teachers:
+            return
+        for modality in get_args(Modality):
+            if f"{modality}_teacher" in self.needs:
+                features = _teacher(getattr(training, f"{modality}_teacher"), modality)
+                mean = features.mean(dim=0, dtype=torch.float64).to(features.dtype)
+                device = next(chain(self.parameters(), self.buffers())).device
+                self.register_buffer(f"{modality}_teacher_mean", mean.to(device))
+
     def terms(self, pairs: Pairs, local_rows: slice = slice(None)) -> dict[str, Tensor]:
         """Compute every term that has a weight, see the class.
 
@@ -137,11 +170,12 @@ class SDR(Method):
         all B pairs whatever ``local_rows`` is.
 
         Raises:
-            ValueError: a teacher's features are absent or of another width than configured, or the outputs of the fusion
-                encoder are absent.
+            ValueError: a teacher's features are absent or of another width than configured, their means are absent, or the
+                outputs of the fusion encoder are absent.
         """
         terms: dict[str, Tensor] = {}
-        tau = self.temperature() if self.has_contrast else pairs.image.new_ones(())
+        tau = self.temperature() if self.has_temperature else pairs.image.new_ones(())
+        representation_tau = tau if self.representation_temperature is None else self.representation_temperature()
         if "itc" in self.weights:
             terms["itc"] = image_text_contrast(pairs.image, pairs.text, pairs.image_index, tau, local_rows)
         if "itm" in self.weights:
@@ -149,21 +183,22 @@ class SDR(Method):
                 raise ValueError("the term 'itm' needs a fusion encoder: give the encoder one")
             terms["itm"] = matching_loss(pairs.match_logits, pairs.match_labels)
         if "iic" in self.weights:
-            teacher = _teacher(pairs.image_teacher, "image", self.project_image_teacher.in_features)
             projection = self.project_image_teacher
-            terms["iic"] = _distil(pairs.image, teacher, projection, pairs.image_index, tau, local_rows)
+            teacher = self._teacher(pairs, "image", projection.in_features)
+            terms["iic"] = _distil(pairs.image, teacher, projection, pairs.image_index, representation_tau, local_rows)
         if "ttc" in self.weights:
-            teacher = _teacher(pairs.text_teacher, "text", self.project_text_teacher.in_features)
             projection = self.project_text_teacher
-            terms["ttc"] = _distil(pairs.text, teacher, projection, pairs.image_index, tau, local_rows)
+            teacher = self._teacher(pairs, "text", projection.in_features)
+            terms["ttc"] = _distil(pairs.text, teacher, projection, pairs.image_index, representation_tau, local_rows)
         if self.has_structure:
-            teachers = _teacher(pairs.image_teacher, "image"), _teacher(pairs.text_teacher, "text")
-            terms |= self.structure(pairs, *teachers, local_rows)
+            terms |= self.structure(pairs, self._teacher(pairs, "image"), self._teacher(pairs, "text"), local_rows)
         return terms
 
     def scalars(self) -> dict[str, Tensor]:
         """Return the temperatures and lambda."""
-        values = {"temperature": self.temperature().detach()} if self.has_contrast else {}
+        values = {"temperature": self.temperature().detach()} if self.has_temperature else {}
+        if self.representation_temperature is not None:
+            values["representation_temperature"] = self.representation_temperature().detach()
         if self.has_structure:
             if self.structure.temperature is not None:
                 values["relation_temperature"] = self.structure.temperature().detach()
@@ -171,15 +206,29 @@ class SDR(Method):
         return values
 
     def hard_negative_temperature(self) -> Tensor | float:
-        """Return tau, or 0.07 without a contrastive term."""
-        return self.temperature().detach() if self.has_contrast else super().hard_negative_temperature()
+        """Return tau, or 0.07 if no term uses it."""
+        return self.temperature().detach() if self.has_temperature else super().hard_negative_temperature()
 
     def after_step(self) -> None:
         """Clamp the temperatures to their ranges, if ``clamp_temperatures`` is set."""
-        if self.clamp_temperatures and self.has_contrast:
+        if self.clamp_temperatures and self.has_temperature:
             self.temperature.clamp()
+        if self.clamp_temperatures and self.representation_temperature is not None:
+            self.representation_temperature.clamp()
         if self.clamp_temperatures and self.has_structure:
             self.structure.clamp()
+
+    def _teacher(self, pairs: Pairs, modality: Modality, width: int | None = None) -> Tensor:
+        """Features of a teacher, (B, D), centred if ``centre_teachers`` is set."""
+        features = _teacher(getattr(pairs, f"{modality}_teacher"), modality, width)
+        if not self.centre_teachers:
+            return features
+        mean: Tensor | None = getattr(self, f"{modality}_teacher_mean", None)
+        if mean is None:
+            raise ValueError(
+                f"centre_teachers needs the mean of the {modality} teacher's features: call setup with the training pairs first"
+            )
+        return features - mean
 
 
 def _projection(teacher_width: int | None, modality: Modality, embedding_width: int | None, term: str) -> nn.Linear:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sdr_lightning.functional.ranking import (
@@ -15,7 +16,7 @@ from sdr_lightning.functional.ranking import (
     recall_at_k,
     tie_rate,
 )
-from sdr_lightning.functional.search import QUERY_TILE, Advance
+from sdr_lightning.functional.search import QUERY_TILE, Advance, chunks
 
 
 def cross_modal_rankings(
@@ -95,3 +96,24 @@ def modality_gap(image_embeddings: Tensor, text_embeddings: Tensor) -> float:
     """
     gap = image_embeddings.mean(0, dtype=torch.float64) - text_embeddings.mean(0, dtype=torch.float64)
     return gap.square().sum().sqrt().item()
+
+
+def centred(embeddings: Tensor) -> Tensor:
+    """Subtract the mean from the embeddings of one modality and L2-normalise them again, which removes the modality gap.
+
+    Source: GR-CLIP (Li et al., "Closing the Modality Gap for Mixed Modality Search", 2025; yuhui-zh15/MixedModalitySearch:
+    src/retrieval_mixbench.py). Its means are of a calibration set, here of the items themselves, whose labels are not used.
+
+    Args:
+        embeddings: (n, d), L2-normalised.
+
+    Returns:
+        (n, d), computed in fp64; an embedding that equals the mean becomes zero.
+
+    >>> centred(torch.tensor([[0.6, 0.8], [-0.6, 0.8]])).tolist()
+    [[1.0, 0.0], [-1.0, 0.0]]
+    """
+    mean, result = embeddings.mean(0, dtype=torch.float64), torch.empty_like(embeddings)
+    for rows in chunks(len(embeddings), 8192):  # bounds the size of the fp64 copy
+        result[rows] = F.normalize(embeddings[rows].double() - mean, dim=1).to(result.dtype)
+    return result

@@ -55,7 +55,7 @@ def evaluate(
     Returns:
         The keys of :func:`~sdr_lightning.metrics.cross_modal.summarise_both` (`i2t_R@1`, ..., `t2i_tie_rate`, `rsum`) and
         `modality_gap`. With `relevance`, also the means of :func:`~sdr_lightning.metrics.graded.graded_queries`
-        (`i2t_NDCG@10`, ..., `t2it_NDCG_exp@25`) in percent, NaN if no query has a relevant item.
+        (`i2t_NDCG@10`, ..., `centred_t2it_NDCG_exp@25`) in percent, NaN if no query has a relevant item.
 
     Raises:
         ValueError: the shapes do not match, an embedding is not finite or all zero, an index is out of range, an image has
@@ -137,7 +137,7 @@ def num_scores(images: int, texts: int, graded: bool) -> int:
     >>> num_scores(2, 10, graded=False)
     40
     """
-    return 2 * images * texts + (images * images + texts * texts + 2 * images * texts if graded else 0)
+    return 2 * images * texts + (2 * (images + texts) ** 2 if graded else 0)
 
 
 def cross_modal(

@@ -9,6 +9,7 @@ from torch import Tensor
 from sdr_lightning.functional.ndcg import Gain, TopGains, mean_ndcg, merge_top_gains, ndcg_of_top
 from sdr_lightning.functional.search import QUERY_TILE, Advance, chunks, top_k
 from sdr_lightning.identity import sha256
+from sdr_lightning.metrics.cross_modal import centred
 from sdr_lightning.metrics.relevance import Relevance
 from sdr_lightning.types import Modality
 
@@ -18,6 +19,9 @@ EXPONENTIAL_AT = 25
 """The cut-off of TERN's NDCG, whose gain is exponential."""
 NDCG_AT = (10, 20, 50)
 """The cut-offs of NDCG with linear gain."""
+
+TASKS = ("i2t", "t2i", "i2i", "t2t", "i2it", "t2it", "centred_i2it", "centred_t2it")
+"""Cross-modal, single-modal and mixed retrieval, and mixed retrieval with centred embeddings."""
 
 _ROWS = 512  # queries per lookup of relevance
 
@@ -34,12 +38,13 @@ def graded_queries(
     chunk_size: int = QUERY_TILE,
     advance: Advance | None = None,
 ) -> dict[str, Tensor]:
-    """Compute NDCG of every query for the tasks i2t, t2i, i2i, t2t, i2it and t2it over N images and C captions.
+    """Compute NDCG of every query for all :data:`TASKS` over N images and C captions.
 
     The gallery of i2it and t2it is the images followed by the captions. All scores are cosines in the common space, so they
     are comparable within a mixed gallery. The query itself is removed from the gallery and from the ideal order; its
     counterpart in the other modality is kept. (The public code mixes cosines with matching logits and keeps the query in
-    mixed galleries, see :mod:`sdr_lightning.metrics.paper_protocol`.)
+    mixed galleries, see :mod:`sdr_lightning.metrics.paper_protocol`.) centred_i2it and centred_t2it are i2it and t2it after
+    :func:`~sdr_lightning.metrics.cross_modal.centred` of the images and of the captions.
 
     Args:
         image_embeddings: (N, d), L2-normalised.
@@ -49,7 +54,7 @@ def graded_queries(
         siblings: "keep" or "exclude" the other captions of a caption's image in t2t and t2it.
         text_image_index: (C,) the image of each caption; only required to exclude siblings.
         chunk_size: queries per tile; affects memory only.
-        advance: progress callback, called with the number of scores computed; N^2 + C^2 + 2 N C in total.
+        advance: progress callback, called with the number of scores computed; 2 (N + C)^2 in total.
 
     Returns:
         `TASK_NDCG@K` and `TASK_NDCG_exp@25`, float64 in percent, (N,) for image queries and (C,) for caption queries; NaN
@@ -65,7 +70,8 @@ def graded_queries(
     if siblings not in ("keep", "exclude") or (siblings == "exclude" and text_image_index is None):
         raise ValueError(f"siblings must be 'keep', or 'exclude' with a text_image_index, not {siblings!r}")
     left_out = sibling_table(text_image_index) if siblings == "exclude" and text_image_index is not None else None
-    search = _Search({"image": image_embeddings, "text": text_embeddings}, relevance, left_out, chunk_size, advance)
+    embeddings: dict[Modality, Tensor] = {"image": image_embeddings, "text": text_embeddings}
+    search = _Search(embeddings, relevance, left_out, chunk_size, advance)
     depth = max(*ks, EXPONENTIAL_AT)
     i2i, i2t = search.top("image", "image", depth), search.top("image", "text", depth)
     t2i, t2t = search.top("text", "image", depth), search.top("text", "text", depth)
@@ -77,6 +83,13 @@ def graded_queries(
         "i2it": merge_top_gains(i2i, i2t, depth),
         "t2it": merge_top_gains(t2i, t2t, depth),
     }
+    search.embeddings = {modality: centred(some) for modality, some in embeddings.items()}
+    tasks["centred_i2it"] = merge_top_gains(
+        search.top("image", "image", depth), search.top("image", "text", depth), depth
+    )
+    tasks["centred_t2it"] = merge_top_gains(
+        search.top("text", "image", depth), search.top("text", "text", depth), depth
+    )
     return {key: value for task, top in tasks.items() for key, value in queries_of(task, top, ks).items()}
 
 

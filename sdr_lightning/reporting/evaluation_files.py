@@ -15,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sdr_lightning.functional.bootstrap import Floats, by_image
+from sdr_lightning.metrics.graded import TASKS
 from sdr_lightning.paths import read_json
 from sdr_lightning.results.fields import Fields
 from sdr_lightning.results.schema import RECALLS
 
 _RECALL = re.compile(r"(i2t|t2i)_R@(\d+)")
-_NDCG = re.compile(r"(i2t|t2i|i2i|t2t|i2it|t2it)_(NDCG\w*)@(\d+)")
+_NDCG = re.compile(rf"({'|'.join(TASKS)})_(NDCG\w*)@(\d+)")
 _NAME = re.compile(r"([^=/,]+)=(.+)")
 _TOLERANCE = 1e-4  # percent: one query of a million
 
@@ -145,13 +146,12 @@ def load_evaluation(path: Path) -> EvaluationFile:
 
 def sort_metrics(metrics: set[str]) -> list[str]:
     """Sort metrics: recall, rsum, NDCG by gain, task and cut-off, then others by name."""
-    tasks = ("i2t", "t2i", "i2i", "t2t", "i2it", "t2it")
 
     def position(metric: str) -> tuple[int, str, int, int, str]:
         if match := _RECALL.fullmatch(metric):
-            return 0, "", tasks.index(match[1]), int(match[2]), ""
+            return 0, "", TASKS.index(match[1]), int(match[2]), ""
         if match := _NDCG.fullmatch(metric):
-            return 2, match[2], tasks.index(match[1]), int(match[3]), ""
+            return 2, match[2], TASKS.index(match[1]), int(match[3]), ""
         return (1 if metric == "rsum" else 3), "", 0, 0, metric
 
     return sorted(metrics, key=position)
@@ -226,7 +226,9 @@ def _queries(path: Path, metrics: dict[str, float], settings: EvaluationSettings
             continue
         values = array(name)
         # Text queries: one per caption, or one per image under the protocol paper.
-        candidates = [images] if match[1].startswith("i") else [text_image.astype(np.int64), images]
+        candidates = (
+            [images] if match[1].removeprefix("centred_").startswith("i") else [text_image.astype(np.int64), images]
+        )
         image = next((image for image in candidates if values.shape == image.shape), None)
         if image is None or values.dtype.kind not in kinds:
             expected = " or ".join(str(len(image)) for image in candidates)

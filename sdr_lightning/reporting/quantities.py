@@ -1,6 +1,7 @@
 """Quantities that a study report shows, computed from the metrics of a run."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from sdr_lightning.reporting.statistics import Interval, mean_interval
 from sdr_lightning.results.schema import RECALLS, Condition, Run, Study
@@ -13,11 +14,12 @@ class Quantity:
     Attributes:
         key: identifier, also the file name of the figure.
         label: name in tables and figures.
-        metrics: names of the metrics that are averaged.
+        metrics: names of the metrics, or of the method's scalars, that are averaged.
         unit: unit on the axis of a figure.
         scale: factor applied to the mean.
         decimals: decimal places of a value.
         difference_decimals: decimal places of a difference.
+        source: ``metrics`` or ``scalars`` of the run.
     """
 
     key: str
@@ -27,12 +29,14 @@ class Quantity:
     scale: float = 1.0
     decimals: int = 1
     difference_decimals: int = 2
+    source: Literal["metrics", "scalars"] = "metrics"
 
     def value(self, run: Run) -> float | None:
         """Compute the quantity for one run; None if a metric is missing."""
-        if not all(metric in run.metrics for metric in self.metrics):
+        values = run.metrics if self.source == "metrics" else run.scalars
+        if not all(metric in values for metric in self.metrics):
             return None
-        return self.scale * sum(run.metrics[metric] for metric in self.metrics) / len(self.metrics)
+        return self.scale * sum(values[metric] for metric in self.metrics) / len(self.metrics)
 
     def by_seed(self, study: Study, method: str, condition: Condition) -> dict[int, float]:
         """Return the available values by seed."""
@@ -75,6 +79,17 @@ DETECTION = (
     Quantity("estimated_share", "Estimated share, %", ("detection_estimated_share",)),
     Quantity("true_share", "True share, %", ("detection_true_share",)),
 )
+GAP = Quantity("gap", "modality gap", ("modality_gap",), unit="", decimals=3)
+MIXED_TABLE = (
+    *(
+        Quantity(f"{prefix}{task}_ndcg_10", f"{task}{', centred' if prefix else ''}", (f"{prefix}{task}_NDCG@10",))
+        for task in ("i2it", "t2it")
+        for prefix in ("", "centred_")
+    ),
+    GAP,
+    Quantity("temperature", "temperature τ", ("temperature",), unit="", decimals=3, source="scalars"),
+)
+"""Mixed retrieval, and what it depends on."""
 DIAGNOSTICS = (
     Quantity("image_knn", "kNN@10 overlap with the image teacher, %", ("image_kNN@10",)),
     Quantity("text_knn", "kNN@10 overlap with the text teacher, %", ("text_kNN@10",)),
@@ -84,5 +99,5 @@ DIAGNOSTICS = (
     Quantity("t2i_mdr", "t2i median rank", ("t2i_MdR",), unit=""),
     Quantity("i2t_ties", "i2t tied queries, %", ("i2t_tie_rate",), scale=100.0, decimals=2),
     Quantity("t2i_ties", "t2i tied queries, %", ("t2i_tie_rate",), scale=100.0, decimals=2),
-    Quantity("gap", "modality gap", ("modality_gap",), unit="", decimals=3),
+    GAP,
 )

@@ -338,6 +338,7 @@ class Run:
         metrics: test metrics. Recalls (``i2t_R@1``) and NDCG (``t2t_NDCG@10``) are in percent, ``rsum`` is the sum of the
             six recalls (0 to 600), tie rates are fractions. Also, in percent, the detection of corrupted training pairs, see
             :func:`~sdr_lightning.metrics.detection.detection`.
+        scalars: of the method at the tested epoch, such as its ``temperature``.
         realised: corruption of the training split.
         evaluated_under: corruption of the validation and test splits, where there is any.
         data: fingerprints of the splits.
@@ -356,6 +357,7 @@ class Run:
     seed: int
     protocol: str = "clean"
     metrics: Mapping[str, float]
+    scalars: Mapping[str, float] = field(default_factory=dict)
     selected: Selected | None = None
     realised: Realised | None = None
     evaluated_under: Mapping[str, Realised] = field(default_factory=dict)

@@ -138,6 +138,7 @@ def run_cell(cell: Cell, thumbnails: Path, data_fingerprint: str) -> None:
         seed=cell.seed,
         protocol=cli.protocol,
         metrics=module.test_metrics | structure | module.detection(),
+        scalars={name: value.item() for name, value in module.method.scalars().items()},
         selected=Selected(
             best.monitor or "", None if score is None else float(score), epoch, cli.trainer.current_epoch
         ),

@@ -89,6 +89,8 @@ def test_cells_record_their_provenance(finished: Path) -> None:
         assert ratios == ([pytest.approx(result["ratio"], abs=0.005)] if result["ratio"] else [])
         assert (result["realised"]["degree"] is not None) == (result["method"] == "SDR")  # placebos measure nothing
         assert result["evaluated_under"] == {}
+        assert 0.01 <= result["scalars"]["temperature"] <= 1
+        assert 0 < result["metrics"]["centred_i2it_NDCG@10"] < 100
         assert {"versions", "git", "data", "code", "fingerprint", "selected", "protocol"} <= result.keys()
         assert (path.parent / "config.yaml").is_file()
         assert (path.parent / "metrics.csv").is_file()

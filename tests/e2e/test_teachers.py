@@ -71,6 +71,7 @@ def test_teachers_and_their_banks_give_identical_weights(experiments: Path, trai
     for name in ways:
         assert all(torch.equal(value, weights(tmp_path / name)[key]) for key, value in expected.items()), name
     assert not any("teacher" in key and "tower" in key for key in expected)
+    assert expected["method.image_teacher_mean"].abs().max() > 0  # of the training split
 
 
 @pytest.mark.slow

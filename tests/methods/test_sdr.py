@@ -10,7 +10,7 @@ from torch import nn
 from sdr_lightning.methods import SDR, structure
 from sdr_lightning.methods.parameters import Temperature, TextShare
 from sdr_lightning.methods.sdr import TERMS
-from sdr_lightning.types import Pairs
+from sdr_lightning.types import Pairs, TrainingPairs
 from tests.reference import losses as reference
 
 IDS = [3, 8, 3, 5, 8, 8]
@@ -589,6 +589,113 @@ def test_single_pair_has_zero_loss_and_gradient(distance):
     assert {name: value.item() for name, value in terms.items()} == pytest.approx(expected, abs=1e-12)
     for tensor in (pairs.image, pairs.text, pairs.fused, *module.parameters()):
         assert tensor.grad.abs().max() < 1e-12
+
+
+# --- Centred teachers.
+
+
+def training_pairs(pairs, extra=3):
+    """Training features: those of the batch and a few more, off the origin."""
+    features = [
+        torch.cat((rows, random_rows(extra, rows.shape[1], seed))) + 2
+        for seed, rows in enumerate((pairs.image_teacher, pairs.text_teacher))
+    ]
+    count = len(features[1])
+    return TrainingPairs(torch.arange(count), torch.ones(count, dtype=torch.bool), *features)
+
+
+def with_teachers(pairs, features):
+    return pairs._replace(image_teacher=features[0][: len(IDS)], text_teacher=features[1][: len(IDS)])
+
+
+def centred_by_hand(features):
+    means = [math.fsum(column) / len(features) for column in zip(*features.tolist(), strict=True)]
+    moved = [[value - mean for value, mean in zip(row, means, strict=True)] for row in features.tolist()]
+    return torch.tensor(moved, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("distance", "mlps"), [("mae", False), ("kl", True)])
+def test_centred_teachers_give_the_terms_of_features_without_their_training_mean(distance, mlps):
+    module = make_sdr(relation=SEVERAL, distance=distance, teacher_mlps=mlps, centre_teachers=True)
+    raw = make_sdr(relation=SEVERAL, distance=distance, teacher_mlps=mlps)
+    training = training_pairs(random_pairs())
+    module.setup(training)
+    features = training.image_teacher, training.text_teacher
+    centred = with_teachers(random_pairs(), [centred_by_hand(rows) for rows in features])
+    torch.testing.assert_close(module(with_teachers(random_pairs(), features)), raw(centred))
+
+
+@pytest.mark.parametrize("distance", [*RKD, "mae"])
+def test_centring_has_no_effect_on_distances_between_instances_but_on_cosines(distance):
+    pairs, terms = random_pairs(), dict.fromkeys(STRUCTURE, 1)
+    training = training_pairs(pairs)
+    pairs = with_teachers(pairs, (training.image_teacher, training.text_teacher))
+    found = []
+    for centre in (False, True):
+        module = make_sdr(terms, relation="averaged", distance=distance, centre_teachers=centre)
+        module.setup(training)
+        found.append(torch.stack(list(module(pairs).values())))
+    assert torch.allclose(*found, rtol=1e-9) == (distance in RKD)
+
+
+def test_a_constant_added_to_all_teacher_features_changes_nothing_with_centring():
+    module, training = make_sdr(centre_teachers=True), training_pairs(random_pairs())
+    found = []
+    for offset in (0, 5):
+        features = training.image_teacher + offset, training.text_teacher - offset
+        module.setup(training._replace(image_teacher=features[0], text_teacher=features[1]))
+        found.append(module(with_teachers(random_pairs(), features)))
+    torch.testing.assert_close(*found)
+
+
+def test_means_are_buffers_of_the_teachers_that_are_needed():
+    module = make_sdr({"itc": 1, "iic": 1}, centre_teachers=True)
+    with pytest.raises(ValueError, match="centre_teachers needs the mean of the image teacher's features: call setup"):
+        module(random_pairs())
+    training = training_pairs(random_pairs())
+    module.setup(training)
+    means = {name: value for name, value in module.state_dict().items() if "mean" in name}
+    torch.testing.assert_close(means, {"image_teacher_mean": training.image_teacher.mean(dim=0)})
+    with pytest.raises(ValueError, match="needs image-teacher features"):
+        module.setup(training._replace(image_teacher=None))
+    raw = make_sdr({"itc": 1, "iic": 1})
+    raw.setup(training)
+    assert not any("mean" in name for name in raw.state_dict())
+
+
+# --- A temperature of its own for the representation terms.
+
+
+def test_representation_terms_train_their_own_temperature():
+    own = make_sdr(tau=0.2, relation="averaged", representation_temperature=Temperature(0.5))
+    shared = make_sdr(tau=0.5, relation="averaged")
+    pairs = random_pairs()
+    for term in ("iic", "ttc"):
+        torch.testing.assert_close(own(pairs)[term], shared(pairs)[term])
+        expected = gradients(shared, pairs, term)["temperature.value"]
+        found = gradients(own, pairs, term)
+        torch.testing.assert_close(found["representation_temperature.value"], expected)
+        assert found["temperature.value"] is None
+    assert gradients(own, pairs, "itc")["representation_temperature.value"] is None
+    assert own.scalars()["representation_temperature"].item() == pytest.approx(0.5)
+    with torch.no_grad():
+        own.representation_temperature.value.fill_(-3)
+    own.after_step()
+    assert own.scalars()["representation_temperature"].item() == pytest.approx(0.01)
+
+
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ({"itc": 1, "iic": 1}, {"temperature", "representation_temperature"}),
+        ({"ttc": 1}, {"representation_temperature"}),
+        ({"itc": 1}, {"temperature"}),
+    ],
+)
+def test_only_temperatures_that_a_term_uses_are_parameters(weights, expected):
+    module = make_sdr(weights, representation_temperature=Temperature())
+    assert set(module.scalars()) == {name.removesuffix(".value") for name in parameters(module) if "temp" in name}
+    assert set(module.scalars()) == expected
 
 
 # --- Scalars.

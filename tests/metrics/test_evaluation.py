@@ -42,9 +42,9 @@ def test_queries_average_to_the_metrics(problem):
     assert sum(done) == num_scores(len(images), len(texts), graded=True)
     assert queries.pop("t2i_rank").lt(5).double().mean() * 100 == metrics["t2i_R@5"]
     assert queries.pop("i2t_rank").lt(1).double().mean() * 100 == metrics["i2t_R@1"]
-    assert len(queries) == 6 * 4
+    assert len(queries) == 8 * 4
     for key, values in queries.items():
-        assert len(values) == (len(images) if key.startswith("i") else len(texts))
+        assert len(values) == (len(images) if key.removeprefix("centred_").startswith("i") else len(texts))
         assert values.nanmean().item() == pytest.approx(metrics[key])
 
 

@@ -4,11 +4,9 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from sdr_lightning.metrics.graded import graded_queries, means, sibling_table, single_modal
+from sdr_lightning.metrics.graded import TASKS, graded_queries, means, sibling_table, single_modal
 from sdr_lightning.metrics.relevance import FactRelevance, Relevance, RougeLRelevance
 from tests.reference.ndcg import mean_ndcg
-
-TASKS = ("i2t", "t2i", "i2i", "t2t", "i2it", "t2it")
 
 
 def graded_retrieval(*problem, **options):
@@ -38,8 +36,21 @@ def problem():
     return images, texts, TableRelevance(table, 17)
 
 
+def slowly_centred(rows):
+    """Subtract the mean and normalise, number by number; rounded to fp32."""
+    mean = [math.fsum(column) / len(rows) for column in zip(*rows.tolist(), strict=True)]
+    moved = [[value - m for value, m in zip(row, mean, strict=True)] for row in rows.tolist()]
+    return torch.tensor([[value / math.hypot(*row) for value in row] for row in moved])
+
+
 def literal(images, texts, table, ks, left_out=None):
-    """The six tasks with whole matrices and the slow NDCG."""
+    """All tasks with whole matrices and the slow NDCG."""
+    found = literal_tasks(images, texts, table, ks, left_out)
+    centred = literal_tasks(slowly_centred(images), slowly_centred(texts), table, ks, left_out)
+    return found | {f"centred_{key}": value for key, value in centred.items() if "2it_" in key}
+
+
+def literal_tasks(images, texts, table, ks, left_out):
     everything = torch.cat((images, texts))
     n, total = len(images), len(images) + len(texts)
     scores = (everything.double() @ everything.double().T).float()
@@ -82,7 +93,27 @@ def test_scores_that_order_as_relevance_are_perfect():
     embeddings = torch.stack((angles.deg2rad().cos(), angles.deg2rad().sin()), dim=1)
     table = 1 - (angles[:, None] - angles).abs() / 90
     found = graded_retrieval(embeddings[:10], embeddings[10:], TableRelevance(table, 10), ks=(5, 10))
-    assert list(found.values()) == pytest.approx([100.0] * 18, abs=1e-4)
+    as_trained = [value for key, value in found.items() if not key.startswith("centred")]
+    assert as_trained == pytest.approx([100.0] * 18, abs=1e-4)
+
+
+def test_centring_removes_what_one_modality_shares():
+    """Each item has one match, in the other modality, which items of its own modality are ahead of because of the gap."""
+    content = normalize(torch.randn(30, 6, generator=torch.Generator().manual_seed(3)))
+    gap = torch.tensor([0.0] * 6 + [4.0])
+    images, texts = (normalize(torch.cat((content, torch.zeros(30, 1)), 1) + side * gap) for side in (1, -1))
+    found = graded_retrieval(images, texts, TableRelevance(torch.eye(30).repeat(2, 2), 30), ks=(1,))
+    for task in ("i2it", "t2it"):
+        assert (found[f"{task}_NDCG@1"], found[f"centred_{task}_NDCG@1"]) == (0, 100)
+
+
+def test_centring_leaves_embeddings_without_a_mean_alone(problem):
+    images, texts, _ = problem
+    images, texts = torch.cat((images, -images)), torch.cat((texts, -texts))
+    table = torch.rand(116, 116, generator=torch.Generator().manual_seed(4))
+    found = graded_retrieval(images, texts, TableRelevance(table, 34))
+    for key in [key for key in found if key.startswith("centred")]:
+        assert found[key] == pytest.approx(found[key.removeprefix("centred_")])
 
 
 def test_the_query_is_left_out_and_its_counterpart_stays():

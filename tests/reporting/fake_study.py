@@ -125,6 +125,8 @@ def metrics_of(method: str, imbalance: str, ratio: float, seed: int, ndcg: bool 
     for task, offset in {"i2i": 8.0, "t2t": 12.0, "i2it": 4.0, "t2it": 2.0}.items():
         for k in (10, 20, 50):
             metrics[f"{task}_NDCG@{k}"] = offset + level / 8 - k / 10 + draw.gauss(0, 0.6)
+    for task in ("i2it", "t2it"):
+        metrics[f"centred_{task}_NDCG@10"] = metrics[f"{task}_NDCG@10"] + 1
     return metrics if ndcg else {key: value for key, value in metrics.items() if "NDCG" not in key}
 
 
@@ -137,6 +139,7 @@ def _write_run(root: Path, method: str, imbalance: str, ratio: float, seed: int,
         ratio=ratio,
         seed=seed,
         metrics=metrics,
+        scalars={"temperature": 0.05 + 0.001 * seed},
         realised=_realised(imbalance, ratio, seed, extras and method != "ITC"),
         fingerprint=sha256(str(at).encode()).hexdigest(),
         wall_time_s=231.4 + seed,
@@ -169,7 +172,8 @@ def _write_log(path: Path, method: str, rsum: float, seed: int) -> None:
     with path.open("w", newline="") as file:
         columns = ["epoch", "step", "train/loss", "method/temperature", "val/rsum"]
         structure = method not in ("ITC", "ITC + representation")
-        columns += ["method/lambda", "method/relation_temperature"] if structure else []
+        own = ["method/lambda", "method/representation_temperature", "method/relation_temperature"]
+        columns += own if structure else []
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for epoch in range(12):
@@ -178,6 +182,7 @@ def _write_log(path: Path, method: str, rsum: float, seed: int) -> None:
             row = {"epoch": epoch, "step": 100 * epoch + 99, "method/temperature": 0.07 - 0.003 * epoch}
             if structure:
                 row["method/lambda"] = 0.5 + 0.03 * epoch + 0.005 * seed
+                row["method/representation_temperature"] = 0.07 + 0.01 * epoch
                 row["method/relation_temperature"] = 0.07 + 0.02 * epoch + 0.004 * seed
             writer.writerow(row)
             value = rsum * (1 - math.exp(-(epoch + 1) / 3)) + draw.gauss(0, 4)

@@ -113,6 +113,16 @@ def test_means_and_intervals_equal_an_independent_computation(page: Tables) -> N
             assert ("n=2" in cell) == (method == PLACEBO)
 
 
+def test_mixed_retrieval_is_shown_as_trained_and_centred_with_the_temperature(page: Tables) -> None:
+    rows = page.rows["mixed"]
+    assert rows[0][1:] == ["i2it", "i2it, centred", "t2it", "t2it, centred", "modality gap", "temperature τ"]
+    row = rows[next(i for i, row in enumerate(rows) if row[0] == "mismatch 60 %") + 2]
+    tasks = ("i2it", "centred_i2it", "t2it", "centred_t2it")
+    means = [np.mean([metrics_of("SDR", "mismatch", 0.6, s)[f"{task}_NDCG@10"] for s in range(3)]) for task in tasks]
+    assert [numbers(cell)[0] for cell in row[1:5]] == pytest.approx(means, abs=0.051)
+    assert numbers(row[6]) == pytest.approx([0.051, 0.002], abs=0.001)
+
+
 def test_the_highest_mean_of_a_block_is_bold(built: Path) -> None:
     text = (built / "report.md").read_text()
     block = text[text.index("**Cross-modal retrieval: recall and rsum**") :].split("**mismatch")[1].splitlines()[1:4]

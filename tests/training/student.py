@@ -26,7 +26,7 @@ from sdr_lightning.methods import SDR
 from sdr_lightning.metrics.relevance import FactRelevance, Relevance
 from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.training.retrieval_module import RetrievalModule
-from sdr_lightning.types import Encoded, RetrievalBatch, Tokens
+from sdr_lightning.types import Encoded, RetrievalBatch, Tokens, TrainingPairs
 from tests.data.collection import MemorySource
 
 LIGHTNINGS_OWN_WARNINGS = [
@@ -173,7 +173,11 @@ class FixedBatches(pl.LightningDataModule):
         """Return the attributes that training reads."""
         rows = sum(len(batch.image_index) for batch in self.batches)
         table = SimpleNamespace(captions=[""] * rows)
-        return SimpleNamespace(teacher_sources={}, content=lambda _: TEXT_CONTENT, table=table)
+        index = torch.cat([batch.image_index for batch in self.batches])
+        pairs = TrainingPairs(index, torch.ones(len(index), dtype=torch.bool))
+        return SimpleNamespace(
+            teacher_sources={}, content=lambda _: TEXT_CONTENT, table=table, training_pairs=lambda: pairs
+        )
 
     def set_epoch_order(self, _: Any) -> None:
         """Do nothing: the batches are fixed."""

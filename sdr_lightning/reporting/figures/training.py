@@ -15,6 +15,7 @@ from sdr_lightning.results.schema import Condition, Study
 CURVES = {
     "method/lambda": "λ, weight of the text teacher",
     "method/temperature": "τ, contrastive loss",
+    "method/representation_temperature": "τ, representation terms",
     "method/relation_temperature": "τ₂, relations",
 }
 """Labels of the columns of a training log that are drawn next to rsum."""

@@ -10,6 +10,7 @@ from sdr_lightning.reporting.quantities import (
     CUTOFFS,
     DETECTION,
     DIAGNOSTICS,
+    MIXED_TABLE,
     NDCG,
     NDCG_AT_10,
     RECALL,
@@ -82,7 +83,7 @@ def _difference(study: Study, comparison: PairedComparison) -> Cell:
 
 
 def means_tables(study: Study) -> tuple[Table, ...]:
-    """Means ± half-width of the interval, by condition and method: recall, NDCG, diagnostics."""
+    """Means ± half-width of the interval, by condition and method: recall, NDCG, mixed retrieval, diagnostics."""
     recalls, ndcg = list(RECALL.values()), list(NDCG.values())
     tables = (
         _means(
@@ -99,6 +100,7 @@ def means_tables(study: Study) -> tuple[Table, ...]:
             ndcg,
             (("", 1), *((f"{task}: {words}", len(CUTOFFS)) for task, words in TASKS.items())),
         ),
+        _means(study, "mixed", _MIXED, list(MIXED_TABLE), (), best=False) if _centred(study) else None,
         _means(study, "diagnostics", "Diagnostics", [q for q in DIAGNOSTICS if q.present(study)], (), best=False),
     )
     return tuple(table for table in tables if table is not None)
@@ -116,6 +118,16 @@ def detection_table(study: Study) -> Table | None:
         blocks.append(Block(cells, formatting.condition_label(condition)))
     headings = ("Method", *(quantity.label for quantity in DETECTION))
     return Table("detection", "Detection of corrupted pairs", headings, tuple(blocks)) if methods else None
+
+
+_MIXED = (
+    "Mixed retrieval, NDCG@10, %: with the embeddings as trained, and with the mean of each modality subtracted (centred); and "
+    "the temperature of the tested epoch"
+)
+
+
+def _centred(study: Study) -> bool:
+    return any(quantity.present(study) for quantity in MIXED_TABLE if quantity.key.startswith("centred"))
 
 
 def _means(
