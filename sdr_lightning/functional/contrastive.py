@@ -50,12 +50,13 @@ def positive_targets(query_index: Tensor, gallery_index: Tensor, dtype: torch.dt
     return targets / targets.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Compute the cross-entropy with soft targets: the mean over rows of ``-sum_j y_ij log softmax_j(logits_i)``.
+def soft_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Compute the cross-entropy with soft targets: the mean over rows of ``-w_i sum_j y_ij log softmax_j(logits_i)``.
 
     Args:
         logits: (Q, G); half precision is computed in float32. May be ``-inf`` where the target is 0.
         targets: (Q, G), rows sum to 1; constant.
+        weights: (Q,) w, constant; all 1 by default.
 
     Returns:
         A scalar; gradient flows to ``logits``.
@@ -65,7 +66,8 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """
     log_probabilities = logits.float().log_softmax(dim=1) if logits.dtype.itemsize < 4 else logits.log_softmax(dim=1)
     weighted = torch.where(targets > 0, targets * log_probabilities, torch.zeros_like(log_probabilities))
-    return -weighted.sum(dim=1).mean()
+    per_row = weighted.sum(dim=1)
+    return -(per_row if weights is None else weights * per_row).mean()
 
 
 def contrast(queries: Tensor, gallery: Tensor, targets: Tensor, temperature: Tensor | float) -> Tensor:
@@ -84,16 +86,26 @@ def contrast(queries: Tensor, gallery: Tensor, targets: Tensor, temperature: Ten
 
 
 def image_text_contrast(
-    image: Tensor, text: Tensor, image_index: Tensor, temperature: Tensor | float, local_rows: slice = slice(None)
+    image: Tensor,
+    text: Tensor,
+    image_index: Tensor,
+    temperature: Tensor | float,
+    local_rows: slice = slice(None),
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Compute ITC of [0, 1]: the mean of the image-to-text and text-to-image contrastive losses.
+
+    With weights, each direction is ``sum_i w_i l_i / sum_i w_i``, where ``l_i`` is the loss of the query i. The weight of a pair
+    counts where it is a query; as a candidate of other queries, each pair counts the same.
 
     Args:
         image: (B, d) L2-normalised image embeddings.
         text: (B, d) L2-normalised text embeddings.
         image_index: (B,) int64; pairs with equal values are positives; or (B, K), see :func:`positives`.
         temperature: tau > 0.
-        local_rows: the pairs used as queries against all B; all pairs by default.
+        local_rows: the pairs used as queries against all B; all pairs by default. With weights, the mean over processes of
+            their own rows is the weighted mean over all B.
+        weights: (B,) w >= 0, constant; None for equal weights. If all are 0, the result is 0.
 
     Returns:
         A scalar, the mean over the queries; gradient flows to both embeddings and to the temperature.
@@ -101,10 +113,13 @@ def image_text_contrast(
     >>> image_text_contrast(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), 1.0)
     tensor(0.3133)
     """
+    if weights is not None:
+        weights = weights.to(image.dtype)
+        weights = (weights / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny))[local_rows]
     targets = positive_targets(image_index[local_rows], image_index, image.dtype)  # (Q, B)
     to_text = image[local_rows] @ text.T / temperature
     to_image = to_text.T if len(to_text) == len(text) else text[local_rows] @ image.T / temperature
-    return (soft_cross_entropy(to_text, targets) + soft_cross_entropy(to_image, targets)) / 2
+    return (soft_cross_entropy(to_text, targets, weights) + soft_cross_entropy(to_image, targets, weights)) / 2
 
 
 def nt_xent(embeddings: Tensor, group: Tensor, temperature: float) -> Tensor:

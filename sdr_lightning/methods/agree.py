@@ -1,0 +1,53 @@
+"""AGREE: contrastive learning on the pairs whose image and text teachers agree."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+
+from sdr_lightning.functional.agreement import Level, pair_agreement
+from sdr_lightning.methods.base import Need
+from sdr_lightning.methods.parameters import Temperature
+from sdr_lightning.methods.weighted import WeightedInfoNCE
+from sdr_lightning.types import TrainingPairs
+
+
+class AGREE(WeightedInfoNCE):
+    """Weight each pair by the probability that it is right, estimated once from two unimodal teachers.
+
+    Before training, :func:`~sdr_lightning.functional.agreement.pair_agreement` predicts the features of each teacher from those
+    of the other on held-out pairs, and compares the agreement of each pair with that of shuffled pairs. The resulting
+    probabilities are constants. There is no warm-up and no second network, and the student's loss is not used, so a student
+    that memorises wrong pairs does not change them. The method is this project's own.
+
+    Where the teachers do not agree more on the given pairs than on shuffled ones, as with random features, nothing can be
+    detected: a warning says so, and all pairs count equally.
+
+    Limit: agreement finds captions of clearly different images. Where a wrong caption describes an image that is similar in the
+    teachers' features (hard mismatch), detection is hardly better than chance.
+
+    Related work: NCR (NeurIPS 2021), BiCro (CVPR 2023), ReCon and GSC (CVPR 2024) divide pairs by the losses or the similarity
+    structure of the networks in training; NAC, MGCS and IN2R do so with other criteria. LEMoN (ICML 2025) detects wrong pairs before
+    training in the joint space of a contrastively pretrained model; here two unimodal encoders are enough.
+
+    Args:
+        temperature: tau; learned from 0.07 by default.
+        level: what is right or wrong: each pair on its own (``caption``), or an image with all its captions (``image``).
+        folds: folds of the cross-fitting.
+        rounds: how often the regressions are fitted; from the second on, with the probabilities of the previous as weights.
+
+    Raises:
+        ValueError: from :meth:`setup`, options out of range or fewer images than folds.
+    """
+
+    def __init__(
+        self, temperature: Temperature | None = None, level: Level = "caption", folds: int = 5, rounds: int = 2
+    ) -> None:
+        super().__init__(temperature)
+        self.level, self.folds, self.rounds = level, folds, rounds
+
+    @property
+    def needs(self) -> frozenset[Need]:
+        """Both teachers."""
+        return frozenset({"image_teacher", "text_teacher"})
