@@ -51,3 +51,28 @@ class AGREE(WeightedInfoNCE):
     def needs(self) -> frozenset[Need]:
         """Both teachers."""
         return frozenset({"image_teacher", "text_teacher"})
+
+    def setup(self, training: TrainingPairs) -> None:
+        """Estimate and register the probability of each pair to be right.
+
+        Raises:
+            ValueError: features of a teacher are absent, or fewer images than the folds need.
+        """
+        if training.image_teacher is None or training.text_teacher is None:
+            raise ValueError("AGREE compares the features of an image and a text teacher, and one of them is absent")
+        found = pair_agreement(
+            training.image_teacher,
+            training.text_teacher,
+            training.image_index,
+            level=self.level,
+            folds=self.folds,
+            rounds=self.rounds,
+        )
+        probability = found.probability
+        if not probability.any():
+            warnings.warn(
+                "the teachers agree no more on the training pairs than on shuffled ones: AGREE weights all pairs equally",
+                stacklevel=2,
+            )
+            probability = torch.ones_like(probability)
+        self.register_probability(probability)
