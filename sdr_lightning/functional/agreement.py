@@ -29,11 +29,12 @@ Level = Literal["caption", "image"]
 
 SHUFFLES = 5
 """Shuffled pairs of each caption."""
-NULL_TAIL = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5)
-"""Candidates for the tail of the shuffled scores in which wrong pairs are counted."""
+NULL_TAILS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+"""Candidates for the share of the lowest shuffled scores, among which wrong pairs are counted."""
 _TILE = 4096
 _ROUNDING = 2.0**16  # of scores, so that the order of summation does not change a bit of the results
 _REPLICATES = 200
+_STANDARD_ERRORS = 3.0  # of the upper bound of a share
 
 Floats = NDArray[np.float64]
 
@@ -75,7 +76,8 @@ def pair_agreement(
        fold, and of the image with all captions of the fold; the score is the sum ([2]).
     3. The scores f0 of wrong pairs are measured: each caption with the next images of its fold in a random order.
     4. The share w of wrong pairs is the number of pairs in a lower tail of f0, over the number that is expected if all
-       are wrong ([1]). The tail is the one with the smallest sum of share and standard error.
+       are wrong ([1]). The tail is the one with the lowest upper bound, w plus three standard errors. If this bound is 1 or more,
+       the teachers do not agree: no pair is distinguished from shuffled ones.
     5. ``P(right | score) = 1 - w f0(score) / f(score)`` with f the scores of the given pairs ([0]); isotonic regression
        estimates the ratio of the densities, which makes P monotone in the score.
     6. In further rounds, the regressions weight each pair by its P.
@@ -122,12 +124,39 @@ def pair_agreement(
             given, shuffled = (_mean_by_image(scores, image_index) for scores in (given, shuffled))
         given, shuffled = (torch.round(scores * _ROUNDING) / _ROUNDING for scores in (given, shuffled))
         share, bounds = _share(given.numpy(), shuffled.numpy(), image_index.numpy())
-        weights = torch.zeros_like(given)
-        if bounds[1] < 1:
-            weights = torch.from_numpy(_probability(given.numpy(), shuffled.numpy(), share))
-        if not weights.any():  # no difference between the given and shuffled pairs
-            return PairAgreement(weights.float(), 1.0, (min(bounds[0], 1.0), 1.0), given.float())
+        if share == 1:
+            return PairAgreement(torch.zeros(len(given)), share, bounds, given.float())
+        weights = torch.from_numpy(_probability(given.numpy(), shuffled.numpy(), share))
     return PairAgreement(weights.float(), share, bounds, given.float())
+
+
+@torch.no_grad()
+def predicted_text_features(
+    image_features: Tensor, text_features: Tensor, image_index: Tensor, folds: int = 5, ridge: float = 1.0, seed: int = 0
+) -> tuple[Tensor, Tensor]:
+    """Map images into the text space by the regressions of :func:`pair_agreement`, each image by one that was not fitted to it.
+
+    Args:
+        image_features: (N, D_I), a row of each image; each has a pair.
+        text_features: (C, D_T), a row of each caption.
+        image_index: (C,) int64, row of the image of each pair.
+        folds: see :func:`pair_agreement`.
+        ridge: likewise.
+        seed: likewise.
+
+    Returns:
+        (N, D_T) and (C, D_T) float32, L2-normalised: the joint space for detectors that need one. Images without pairs are 0.
+
+    Raises:
+        ValueError: as :func:`pair_agreement`.
+    """
+    _check(image_features, text_features, image_index, "caption", folds, 1, ridge)
+    parts, weights = _folds(image_index, folds, seed), torch.ones(len(image_index), dtype=torch.float64)
+    images, texts = torch.zeros(len(image_features), text_features.shape[1]), torch.empty(text_features.shape)
+    for fold, fitted in zip(parts, _fitted_on_others(image_features, text_features, parts, weights, ridge), strict=True):
+        image, text = next(_directions(image_features, text_features, fold, fitted))
+        images[fold.images], texts[fold.pairs] = image.float(), text.float()
+    return images, texts
 
 
 class _Fold(NamedTuple):
@@ -219,17 +248,24 @@ def _penalised(covariance: Tensor, ridge: float) -> Tensor:
     return covariance + penalty * torch.eye(len(covariance), dtype=covariance.dtype)
 
 
+def _fitted_on_others(
+    image: Tensor, text: Tensor, folds: list[_Fold], weights: Tensor, ridge: float
+) -> Iterator[_Regressions]:
+    """Yield the regressions for each fold, which are fitted on the others."""
+    moments = [_moments(image, text, fold, weights) for fold in folds]
+    total = _Moments(*(torch.stack(parts).sum(dim=0) for parts in zip(*moments, strict=True)))
+    for own in moments:
+        yield _fit(_Moments(*(all_folds - part for all_folds, part in zip(total, own, strict=True))), ridge)
+
+
 def _scores(
     image: Tensor, text: Tensor, folds: list[_Fold], weights: Tensor, ridge: float
 ) -> tuple[Tensor, Tensor]:
     """(C,) held-out scores of the given pairs, and (SHUFFLES, C) of each caption with the image of another."""
-    moments = [_moments(image, text, fold, weights) for fold in folds]
-    total = _Moments(*(torch.stack(parts).sum(dim=0) for parts in zip(*moments, strict=True)))
     given = torch.zeros(len(weights), dtype=torch.float64)
     shuffled = torch.zeros(SHUFFLES, len(weights), dtype=torch.float64)
-    for fold, own in zip(folds, moments, strict=True):
-        others = _Moments(*(all_folds - part for all_folds, part in zip(total, own, strict=True)))
-        for images, texts in _directions(image, text, fold, _fit(others, ridge)):
+    for fold, fitted in zip(folds, _fitted_on_others(image, text, folds, weights, ridge), strict=True):
+        for images, texts in _directions(image, text, fold, fitted):
             cosines = _StandardisedCosines(images, texts)
             given[fold.pairs] += cosines(fold.place)
             for shuffle in range(SHUFFLES):
@@ -290,7 +326,7 @@ def _mean_by_image(scores: Tensor, image_index: Tensor) -> Tensor:
 def _share(given: Floats, shuffled: Floats, image: NDArray[np.int64]) -> tuple[float, tuple[float, float]]:
     """Estimate the share of wrong pairs and its interval, see step 4 of :func:`pair_agreement`."""
     images = int(image.max()) + 1
-    limits = np.quantile(shuffled, NULL_TAIL)
+    limits = np.quantile(shuffled, NULL_TAILS)
 
     def below(scores: Floats) -> Floats:
         """(N, tails) number of the scores of each image that are in a tail."""
@@ -300,9 +336,10 @@ def _share(given: Floats, shuffled: Floats, image: NDArray[np.int64]) -> tuple[f
     expected = sum(below(scores) for scores in shuffled) / len(shuffled)
     replicates = bootstrap_mean(found[None], expected[None], replicates=_REPLICATES)
     shares = found.sum(axis=0) / expected.sum(axis=0)
-    best = int(np.argmin(shares + np.nanstd(replicates, axis=0)))
-    low, high = interval(replicates[:, [best]])
-    return min(1.0, float(shares[best])), (float(low[0]), float(high[0]))
+    bounds = shares + _STANDARD_ERRORS * np.nanstd(replicates, axis=0)
+    best = int(np.argmin(bounds))
+    low, high = (min(1.0, float(end[0])) for end in interval(replicates[:, [best]]))
+    return (float(shares[best]), (low, high)) if bounds[best] < 1 else (1.0, (low, 1.0))
 
 
 def _probability(given: Floats, shuffled: Floats, share: float) -> Floats:
