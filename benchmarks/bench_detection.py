@@ -112,7 +112,9 @@ def summary(values: list[float], digits: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="configuration of data; other options of sdr fit's data may follow")
+    parser.add_argument(
+        "--data", required=True, help="configuration of data; other options of sdr fit's data may follow"
+    )
     parser.add_argument("--image", type=Path, required=True, help="bank or configuration of the image teacher")
     parser.add_argument("--text", type=Path, required=True, help="bank or configuration of the text teacher")
     parser.add_argument(
@@ -135,7 +137,10 @@ def main() -> None:
             trainings.append(data.split("train").training_pairs())
         for name in options.detectors:
             found = [detect(name, pairs) for pairs in trainings]
-            cells = [summary(list(values), digits) for values, digits in zip(zip(*found, strict=True), (3, 3, 3, 1), strict=True)]
+            cells = [
+                summary(list(values), digits)
+                for values, digits in zip(zip(*found, strict=True), (3, 3, 3, 1), strict=True)
+            ]
             print(f"| {description} | {ratio:g} | {name} | {' | '.join(cells)} |", flush=True)
 
 

@@ -29,7 +29,7 @@ Level = Literal["caption", "image"]
 
 SHUFFLES = 5
 """Shuffled pairs of each caption."""
-NULL_TAILS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
+NULL_TAILS = (0.1, 0.2, 0.3, 0.4, 0.5)
 """Candidates for the share of the lowest shuffled scores, among which wrong pairs are counted."""
 _TILE = 4096
 _ROUNDING = 2.0**16  # of scores, so that the order of summation does not change a bit of the results
@@ -76,11 +76,12 @@ def pair_agreement(
        fold, and of the image with all captions of the fold; the score is the sum ([2]).
     3. The scores f0 of wrong pairs are measured: each caption with the next images of its fold in a random order.
     4. The share w of wrong pairs is the number of pairs in a lower tail of f0, over the number that is expected if all
-       are wrong ([1]). The tail is the one with the lowest upper bound, w plus three standard errors. If this bound is 1 or more,
-       the teachers do not agree: no pair is distinguished from shuffled ones.
+       are wrong ([1]). The tail is the one with the lowest upper bound, w plus three standard errors. If this bound is 1 or
+       more for the lower half of f0, no pair is distinguished from shuffled ones: the teachers do not agree.
     5. ``P(right | score) = 1 - w f0(score) / f(score)`` with f the scores of the given pairs ([0]); isotonic regression
        estimates the ratio of the densities, which makes P monotone in the score.
-    6. In further rounds, the regressions weight each pair by its P.
+    6. In further rounds, the regressions weight each pair by its P, and steps 2, 3 and 5 are repeated. The share remains that of
+       the first round: weights depend on all pairs, so later scores are not strictly held out, and a share from them is too low.
 
     Everything is summed in float64, by tiles. The result depends neither on the order of the pairs nor on the number of threads.
 
@@ -118,12 +119,14 @@ def pair_agreement(
     _check(image_features, text_features, image_index, level, folds, rounds, ridge)
     parts = _folds(image_index, folds, seed)
     weights = torch.ones(len(image_index), dtype=torch.float64)
-    for _ in range(rounds):
+    share, bounds = 1.0, (1.0, 1.0)
+    for done in range(rounds):
         given, shuffled = _scores(image_features, text_features, parts, weights, ridge)
         if level == "image":
             given, shuffled = (_mean_by_image(scores, image_index) for scores in (given, shuffled))
         given, shuffled = (torch.round(scores * _ROUNDING) / _ROUNDING for scores in (given, shuffled))
-        share, bounds = _share(given.numpy(), shuffled.numpy(), image_index.numpy())
+        if done == 0:
+            share, bounds = _share(given.numpy(), shuffled.numpy(), image_index.numpy())
         if share == 1:
             return PairAgreement(torch.zeros(len(given)), share, bounds, given.float())
         weights = torch.from_numpy(_probability(given.numpy(), shuffled.numpy(), share))
@@ -132,7 +135,12 @@ def pair_agreement(
 
 @torch.no_grad()
 def predicted_text_features(
-    image_features: Tensor, text_features: Tensor, image_index: Tensor, folds: int = 5, ridge: float = 1.0, seed: int = 0
+    image_features: Tensor,
+    text_features: Tensor,
+    image_index: Tensor,
+    folds: int = 5,
+    ridge: float = 1.0,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Map images into the text space by the regressions of :func:`pair_agreement`, each image by one that was not fitted to it.
 
@@ -153,7 +161,9 @@ def predicted_text_features(
     _check(image_features, text_features, image_index, "caption", folds, 1, ridge)
     parts, weights = _folds(image_index, folds, seed), torch.ones(len(image_index), dtype=torch.float64)
     images, texts = torch.zeros(len(image_features), text_features.shape[1]), torch.empty(text_features.shape)
-    for fold, fitted in zip(parts, _fitted_on_others(image_features, text_features, parts, weights, ridge), strict=True):
+    for fold, fitted in zip(
+        parts, _fitted_on_others(image_features, text_features, parts, weights, ridge), strict=True
+    ):
         image, text = next(_directions(image_features, text_features, fold, fitted))
         images[fold.images], texts[fold.pairs] = image.float(), text.float()
     return images, texts
@@ -258,9 +268,7 @@ def _fitted_on_others(
         yield _fit(_Moments(*(all_folds - part for all_folds, part in zip(total, own, strict=True))), ridge)
 
 
-def _scores(
-    image: Tensor, text: Tensor, folds: list[_Fold], weights: Tensor, ridge: float
-) -> tuple[Tensor, Tensor]:
+def _scores(image: Tensor, text: Tensor, folds: list[_Fold], weights: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """(C,) held-out scores of the given pairs, and (SHUFFLES, C) of each caption with the image of another."""
     given = torch.zeros(len(weights), dtype=torch.float64)
     shuffled = torch.zeros(SHUFFLES, len(weights), dtype=torch.float64)
@@ -296,10 +304,7 @@ class _StandardisedCosines:
     def __call__(self, place: Tensor) -> Tensor:
         """Score each caption with the image at a place: (c,) int64 -> (c,)."""
         cosines = torch.cat(
-            [
-                torch.linalg.vecdot(self.images[place[tile]], self.texts[tile])
-                for tile in chunks(len(place), _TILE)
-            ]
+            [torch.linalg.vecdot(self.images[place[tile]], self.texts[tile]) for tile in chunks(len(place), _TILE)]
         )
         image_mean, image_deviation = (values[place] for values in self.of_images)
         text_mean, text_deviation = self.of_texts
@@ -339,7 +344,7 @@ def _share(given: Floats, shuffled: Floats, image: NDArray[np.int64]) -> tuple[f
     bounds = shares + _STANDARD_ERRORS * np.nanstd(replicates, axis=0)
     best = int(np.argmin(bounds))
     low, high = (min(1.0, float(end[0])) for end in interval(replicates[:, [best]]))
-    return (float(shares[best]), (low, high)) if bounds[best] < 1 else (1.0, (low, 1.0))
+    return (float(shares[best]), (low, high)) if bounds[-1] < 1 else (1.0, (low, 1.0))
 
 
 def _probability(given: Floats, shuffled: Floats, share: float) -> Floats:
@@ -354,9 +359,7 @@ def _probability(given: Floats, shuffled: Floats, share: float) -> Floats:
     return probability
 
 
-def _check(
-    image: Tensor, text: Tensor, image_index: Tensor, level: str, folds: int, rounds: int, ridge: float
-) -> None:
+def _check(image: Tensor, text: Tensor, image_index: Tensor, level: str, folds: int, rounds: int, ridge: float) -> None:
     if level not in ("caption", "image"):
         raise ValueError(f"the level of agreement is caption or image, got {level!r}")
     if folds < 2 or rounds < 1 or not 0 < ridge < float("inf"):

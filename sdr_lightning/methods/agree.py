@@ -27,9 +27,10 @@ class AGREE(WeightedInfoNCE):
     Limit: agreement finds captions of clearly different images. Where a wrong caption describes an image that is similar in the
     teachers' features (hard mismatch), detection is hardly better than chance.
 
-    Related work: NCR (NeurIPS 2021), BiCro (CVPR 2023), ReCon and GSC (CVPR 2024) divide pairs by the losses or the similarity
-    structure of the networks in training; NAC, MGCS and IN2R do so with other criteria. LEMoN (ICML 2025) detects wrong pairs before
-    training in the joint space of a contrastively pretrained model; here two unimodal encoders are enough.
+    Related work: NCR [0] and BiCro [1] divide pairs by the losses of two networks in training; GSC [2] and ReCon [3] by the
+    consistency of similarities within and between the modalities; IN2R [4] rectifies pairs by neighbours within a modality. LEMoN
+    [5] detects wrong pairs before training in the joint space of a contrastively pretrained model; two unimodal encoders are
+    enough here.
 
     Args:
         temperature: tau; learned from 0.07 by default.
@@ -38,7 +39,18 @@ class AGREE(WeightedInfoNCE):
         rounds: how often the regressions are fitted; from the second on, with the probabilities of the previous as weights.
 
     Raises:
-        ValueError: from :meth:`setup`, options out of range or fewer images than folds.
+        ValueError: from :meth:`setup`, options out of range or fewer images than the folds need.
+
+    References:
+        [0] Huang et al., "Learning with Noisy Correspondence for Cross-modal Matching", NeurIPS 2021.
+        [1] Yang et al., "BiCro: Noisy Correspondence Rectification for Multi-modality Data via Bi-directional Cross-modal
+            Similarity Consistency", CVPR 2023.
+        [2] Zhao et al., "Mitigating Noisy Correspondence by Geometrical Structure Consistency Learning", CVPR 2024.
+        [3] Zha et al., "ReCon: Enhancing True Correspondence Discrimination through Relation Consistency for Robust Noisy
+            Correspondence Learning", arXiv 2502.19962, 2025.
+        [4] Liu et al., "Intra-Modal Neighbors Never Lie: Rectifying Inter-Modal Noisy Correspondence via Graph-Based Intra-Modal
+            Reasoning", ICML 2026.
+        [5] Zhang et al., "LEMoN: Label Error Detection using Multimodal Neighbors", ICML 2025.
     """
 
     def __init__(

@@ -9,9 +9,9 @@ from sdr_lightning.types import TrainingPairs
 class Oracle(WeightedInfoNCE):
     """InfoNCE whose queries are the pairs that no corruption changed.
 
-    An upper bound for methods that detect wrong pairs: it reads the truth, :attr:`~sdr_lightning.types.TrainingPairs.is_original`,
-    which no real data has. For comparison in experiments only. Changed pairs keep their place among the candidates of other
-    queries. On clean data it is InfoNCE.
+    An upper bound for methods that detect wrong pairs: it reads the truth, ``TrainingPairs.is_original``, which real data does
+    not have. For comparison in experiments only. Changed pairs keep their place among the candidates of other queries. On clean
+    data it is InfoNCE.
 
     Args:
         temperature: tau; learned from 0.07 by default.

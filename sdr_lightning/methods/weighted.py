@@ -37,11 +37,9 @@ class WeightedInfoNCE(InfoNCE):
             name = type(self).__name__
             raise ValueError(f"{name} keeps a probability of each training pair: the batch must hold pair_index")
         tau, weights = self.temperature(), self.clean_probability[pairs.pair_index]
-        return {
-            "info_nce": image_text_contrast(pairs.image, pairs.text, pairs.image_index, tau, local_rows, weights)
-        }
+        return {"info_nce": image_text_contrast(pairs.image, pairs.text, pairs.image_index, tau, local_rows, weights)}
 
     def scalars(self) -> dict[str, Tensor]:
         """Return tau and the mean probability of the training pairs to be right."""
         probability = getattr(self, "clean_probability", None)
-        return super().scalars() | ({} if probability is None else {"clean_share": probability.mean()})
+        return super().scalars() | ({} if probability is None else {"clean_share": probability.float().mean()})

@@ -59,7 +59,8 @@ def test_agreement_equals_plain_loops(level: agreement.Level, rounds: int) -> No
             for row in (given, *shuffled):
                 row[:] = [row[(index == i).numpy()].mean() for i in index.tolist()]
         given, shuffled = (np.round(values * 2**16) / 2**16 for values in (given, shuffled))
-        share, _ = agreement._share(given, shuffled, index.numpy())
+        if done == 0:
+            share, _ = agreement._share(given, shuffled, index.numpy())
         weights = reference.probabilities(given, shuffled, share)
         assert 0 < weights.mean() < 1, done
     np.testing.assert_allclose(found.score.numpy(), given, atol=3e-5)
@@ -69,7 +70,7 @@ def test_agreement_equals_plain_loops(level: agreement.Level, rounds: int) -> No
 
 @pytest.mark.parametrize(("wrong", "level"), [(0.0, "image"), (0.4, "caption"), (0.6, "image")])
 def test_wrong_pairs_are_found_and_probabilities_are_calibrated(wrong: float, level: agreement.Level) -> None:
-    image, text, index, right = pairs(1000, 3, wrong, level, noise=2.0)
+    image, text, index, right = pairs(3000, 2, wrong, level, noise=2.0)
     found = pair_agreement(image, text, index)
     assert found.share == pytest.approx(wrong, abs=0.05)
     assert found.interval[0] <= found.share <= found.interval[1]

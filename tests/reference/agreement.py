@@ -39,14 +39,16 @@ def scores(image, text, index, weights, folds, penalty, seed, shuffles):
         x, t, w = image[[index[c] for c in rest]], text[rest], weights[rest]
         predict_text, text_mean = ridge(x, t, w, penalty)
         predict_image, image_mean = ridge(t, x, w, penalty)
+        of_images = predict_text(image) - text_mean
+        of_texts = predict_image(text) - image_mean
         for direction in (0, 1):
             table = {}
             for i in images:
                 for c in pairs:
                     if direction == 0:
-                        table[i, c] = cosine(predict_text(image[[i]])[0] - text_mean, text[c] - text_mean)
+                        table[i, c] = cosine(of_images[i], text[c] - text_mean)
                     else:
-                        table[i, c] = cosine(image[i] - image_mean, predict_image(text[[c]])[0] - image_mean)
+                        table[i, c] = cosine(image[i] - image_mean, of_texts[c])
             of_image = {i: [table[i, c] for c in pairs] for i in images}
             of_text = {c: [table[i, c] for i in images] for c in pairs}
 
