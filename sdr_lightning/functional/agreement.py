@@ -76,8 +76,9 @@ def pair_agreement(
        fold, and of the image with all captions of the fold; the score is the sum ([2]).
     3. The scores f0 of wrong pairs are measured: each caption with the next images of its fold in a random order.
     4. The share w of wrong pairs is the number of pairs in a lower tail of f0, over the number that is expected if all
-       are wrong ([1]). The tail is the one with the lowest upper bound, w plus three standard errors. If this bound is 1 or
-       more for the lower half of f0, no pair is distinguished from shuffled ones: the teachers do not agree.
+       are wrong ([1]). The tail is the widest whose w is within the upper bound, w plus three standard errors, of every other
+       one: wide tails vary less, and hold more right pairs. If this bound is 1 or more for the lower half of f0, no pair is
+       distinguished from shuffled ones: the teachers do not agree.
     5. ``P(right | score) = 1 - w f0(score) / f(score)`` with f the scores of the given pairs ([0]); isotonic regression
        estimates the ratio of the densities, which makes P monotone in the score.
     6. In further rounds, the regressions weight each pair by its P, and steps 2, 3 and 5 are repeated. The share remains that of
@@ -342,7 +343,7 @@ def _share(given: Floats, shuffled: Floats, image: NDArray[np.int64]) -> tuple[f
     replicates = bootstrap_mean(found[None], expected[None], replicates=_REPLICATES)
     shares = found.sum(axis=0) / expected.sum(axis=0)
     bounds = shares + _STANDARD_ERRORS * np.nanstd(replicates, axis=0)
-    best = int(np.argmin(bounds))
+    best = int(np.flatnonzero(shares <= bounds.min())[-1])
     low, high = (min(1.0, float(end[0])) for end in interval(replicates[:, [best]]))
     return (float(shares[best]), (low, high)) if bounds[-1] < 1 else (1.0, (low, 1.0))
 

@@ -44,13 +44,13 @@ def oracle() -> Oracle:
     return method
 
 
-def agreeing_pairs(wrong: int = 100) -> TrainingPairs:
-    """Of 400 images with a caption each, of which the first ``wrong`` are of one another's images; teachers that agree."""
-    image = torch.randn(400, 8, generator=torch.Generator().manual_seed(0))
+def agreeing_pairs(wrong: int = 500) -> TrainingPairs:
+    """Of 2,000 images with a caption each, of which the first ``wrong`` are of one another's images; teachers that agree."""
+    image = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
     text = torch.cat([image[:wrong].roll(1, 0), image[wrong:]]) @ torch.randn(
         8, 6, generator=torch.Generator().manual_seed(1)
     )
-    return TrainingPairs(torch.arange(400), torch.arange(400) >= wrong, image, text)
+    return TrainingPairs(torch.arange(2000), torch.arange(2000) >= wrong, image, text)
 
 
 METHODS: dict[str, Callable[[], Method]] = {
@@ -265,19 +265,19 @@ def test_agree_weights_the_pairs_that_the_teachers_agree_on() -> None:
     method, training = AGREE(folds=2), agreeing_pairs()
     method.setup(training)
     assert method.clean_probability[training.is_original].mean() > 0.9
-    assert method.clean_probability[~training.is_original].mean() < 0.1
+    assert method.clean_probability[~training.is_original].mean() < 0.2
     assert 0.65 < method.scalars()["clean_share"].item() < 0.8
     clean = AGREE(folds=2)
     clean.setup(agreeing_pairs(wrong=0))
-    assert clean.clean_probability.tolist() == [1] * 400
+    assert clean.clean_probability.tolist() == [1] * 2000
 
 
 def test_agree_counts_all_pairs_equally_where_the_teachers_do_not_agree() -> None:
     method, training = AGREE(folds=2), agreeing_pairs()
-    placebo = training._replace(text_teacher=torch.randn(400, 6, generator=torch.Generator().manual_seed(3)))
+    placebo = training._replace(text_teacher=torch.randn(2000, 6, generator=torch.Generator().manual_seed(3)))
     with pytest.warns(UserWarning, match="no more on the training pairs than on shuffled ones"):
         method.setup(placebo)
-    assert method.clean_probability.tolist() == [1] * 400
+    assert method.clean_probability.tolist() == [1] * 2000
 
 
 def test_agree_needs_both_teachers() -> None:
