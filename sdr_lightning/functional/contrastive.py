@@ -51,12 +51,13 @@ def positive_targets(query_index: Tensor, gallery_index: Tensor, dtype: torch.dt
     return targets / targets.sum(dim=1, keepdim=True).clamp(min=1)
 
 
-def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Compute the cross-entropy with soft targets: the mean over rows of ``-sum_j y_ij log softmax_j(logits_i)``.
+def soft_cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Compute the cross-entropy with soft targets: the mean over rows of ``-w_i sum_j y_ij log softmax_j(logits_i)``.
 
     Args:
         logits: (Q, G); half precision is computed in float32. May be ``-inf`` where the target is 0.
         targets: (Q, G), rows sum to 1; constant.
+        weights: (Q,) w, constant; all 1 by default.
 
     Returns:
         A scalar; gradient flows to ``logits``.
@@ -64,7 +65,7 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     >>> soft_cross_entropy(torch.zeros(1, 4), torch.eye(1, 4)).exp()
     tensor(4.)
     """
-    return _mean_over_targets(-_log_softmax(logits), targets)
+    return _mean_over_targets(-_log_softmax(logits), targets, weights)
 
 
 def generalised_cross_entropy(logits: Tensor, targets: Tensor, q: float) -> Tensor:
@@ -91,8 +92,9 @@ def _log_softmax(logits: Tensor) -> Tensor:
     return logits.float().log_softmax(dim=1) if logits.dtype.itemsize < 4 else logits.log_softmax(dim=1)
 
 
-def _mean_over_targets(losses: Tensor, targets: Tensor) -> Tensor:
-    return torch.where(targets > 0, targets * losses, torch.zeros_like(losses)).sum(dim=1).mean()
+def _mean_over_targets(losses: Tensor, targets: Tensor, weights: Tensor | None = None) -> Tensor:
+    per_row = torch.where(targets > 0, targets * losses, torch.zeros_like(losses)).sum(dim=1)
+    return (per_row if weights is None else weights * per_row).mean()
 
 
 def contrast(queries: Tensor, gallery: Tensor, targets: Tensor, temperature: Tensor | float) -> Tensor:
@@ -111,16 +113,26 @@ def contrast(queries: Tensor, gallery: Tensor, targets: Tensor, temperature: Ten
 
 
 def image_text_contrast(
-    image: Tensor, text: Tensor, image_index: Tensor, temperature: Tensor | float, local_rows: slice = slice(None)
+    image: Tensor,
+    text: Tensor,
+    image_index: Tensor,
+    temperature: Tensor | float,
+    local_rows: slice = slice(None),
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Compute ITC of [0, 1]: the mean of the image-to-text and text-to-image contrastive losses.
+
+    With weights, each direction is ``sum_i w_i l_i / sum_i w_i``, where ``l_i`` is the loss of the query i. The weight of a pair
+    counts where it is a query; as a candidate of other queries, each pair counts the same.
 
     Args:
         image: (B, d) L2-normalised image embeddings.
         text: (B, d) L2-normalised text embeddings.
         image_index: (B,) int64; pairs with equal values are positives; or (B, K), see :func:`positives`.
         temperature: tau > 0.
-        local_rows: the pairs used as queries against all B; all pairs by default.
+        local_rows: the pairs used as queries against all B; all pairs by default. With weights, the mean over processes of
+            their own rows is the weighted mean over all B.
+        weights: (B,) w >= 0, constant; None for equal weights. If all are 0, the result is 0.
 
     Returns:
         A scalar, the mean over the queries; gradient flows to both embeddings and to the temperature.
@@ -128,8 +140,11 @@ def image_text_contrast(
     >>> image_text_contrast(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), 1.0)
     tensor(0.3133)
     """
+    if weights is not None:
+        weights = weights.to(image.dtype)
+        weights = (weights / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny))[local_rows]
     to_text, to_image, targets = _both_directions(image, text, image_index, temperature, local_rows)
-    return (soft_cross_entropy(to_text, targets) + soft_cross_entropy(to_image, targets)) / 2
+    return (soft_cross_entropy(to_text, targets, weights) + soft_cross_entropy(to_image, targets, weights)) / 2
 
 
 def generalised_image_text_contrast(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdr_lightning.functional.mixture import low_component_posterior
-from sdr_lightning.methods import GCE, NCR, SDR, InfoNCE, Method, SigLIP, Temperature
+from sdr_lightning.methods import AGREE, GCE, NCR, SDR, InfoNCE, Method, Oracle, SigLIP, Temperature
 from sdr_lightning.types import Pairs, TrainingPairs
 
 SIZE = 5
@@ -30,6 +30,29 @@ def ncr(warming_up: bool, noisy: bool = True) -> NCR:
     return method
 
 
+def agree() -> AGREE:
+    method = AGREE(folds=2)
+    method.setup(agreeing_pairs())
+    method.clean_probability[:SIZE] = torch.tensor([1.0, 0.9, 0.2, 0.7, 0.1])
+    return method
+
+
+def oracle() -> Oracle:
+    method = Oracle()
+    right = torch.tensor([True, False, True, True, False])
+    method.setup(training_pairs(SIZE)._replace(is_original=right))
+    return method
+
+
+def agreeing_pairs(wrong: int = 500) -> TrainingPairs:
+    """Of 2,000 images with a caption each, of which the first ``wrong`` are of one another's images; teachers that agree."""
+    image = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
+    text = torch.cat([image[:wrong].roll(1, 0), image[wrong:]]) @ torch.randn(
+        8, 6, generator=torch.Generator().manual_seed(1)
+    )
+    return TrainingPairs(torch.arange(2000), torch.arange(2000) >= wrong, image, text)
+
+
 METHODS: dict[str, Callable[[], Method]] = {
     "InfoNCE": InfoNCE,
     "SigLIP": SigLIP,
@@ -37,6 +60,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "SDR": lambda: SDR({"itc": 1, "kd": 2, "kdi": 1, "kdt": 1}),
     "NCR, warm-up": lambda: ncr(True),
     "NCR": lambda: ncr(False),
+    "AGREE": agree,
+    "Oracle": oracle,
 }
 
 
@@ -97,7 +122,7 @@ def test_half_precision_embeddings_are_computed_in_float32(method: Method) -> No
 def test_state_is_restored_from_a_state_dict(method: Method) -> None:
     method(some_pairs())
     other = type(method)(**({"weights": method.weights} if isinstance(method, SDR) else {})).double()
-    other.setup(training_pairs(SIZE))
+    other.setup(agreeing_pairs() if isinstance(method, AGREE) else training_pairs(SIZE))
     other.load_state_dict(method.state_dict())
     torch.testing.assert_close(other(some_pairs()), method(some_pairs()), rtol=0, atol=0)
     torch.testing.assert_close(other.scalars(), method.scalars(), rtol=0, atol=0)
@@ -254,6 +279,53 @@ def test_the_posterior_of_equal_values_is_one_and_of_bad_values_refused() -> Non
     assert low_component_posterior(torch.ones(4)).tolist() == [1, 1, 1, 1]
     with pytest.raises(ValueError, match="two finite values, got 2 of which 1 are"):
         low_component_posterior(torch.tensor([1.0, math.nan]))
+
+
+# --- AGREE and the oracle
+
+
+@pytest.mark.parametrize("weights", [[1.0, 0.9, 0.2, 0.7, 0.1], [1.0, 1.0, 0.0, 1.0, 0.0], [0.0] * SIZE])
+def test_a_pair_counts_by_its_probability_where_it_is_a_query(weights: list[float]) -> None:
+    method, pairs = oracle().double(), some_pairs(torch.tensor([0, 1, 0, 2, 3]))
+    method.clean_probability.copy_(torch.tensor(weights))
+    scores, expected = (pairs.image @ pairs.text.T / method.temperature()).tolist(), 0.0
+    for i, weight in enumerate(weights):
+        for row in (scores[i], [other[i] for other in scores]):
+            same = [j for j in range(SIZE) if pairs.image_index[j] == pairs.image_index[i]]
+            total = math.log(sum(map(math.exp, row)))
+            expected += weight * sum(total - row[j] for j in same) / len(same) / 2 / (sum(weights) or 1)
+    assert method(pairs)["info_nce"].item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_the_oracle_of_clean_data_is_infonce() -> None:
+    method = Oracle()
+    method.setup(training_pairs(SIZE))
+    torch.testing.assert_close(method(some_pairs()), InfoNCE()(some_pairs()), rtol=1e-6, atol=0)
+
+
+def test_agree_weights_the_pairs_that_the_teachers_agree_on() -> None:
+    method, training = AGREE(folds=2), agreeing_pairs()
+    method.setup(training)
+    assert method.clean_probability[training.is_original].mean() > 0.9
+    assert method.clean_probability[~training.is_original].mean() < 0.2
+    assert 0.65 < method.scalars()["clean_share"].item() < 0.8
+    clean = AGREE(folds=2)
+    clean.setup(agreeing_pairs(wrong=0))
+    assert clean.clean_probability.tolist() == [1] * 2000
+
+
+def test_agree_counts_all_pairs_equally_where_the_teachers_do_not_agree() -> None:
+    method, training = AGREE(folds=2), agreeing_pairs()
+    placebo = training._replace(text_teacher=torch.randn(2000, 6, generator=torch.Generator().manual_seed(3)))
+    with pytest.warns(UserWarning, match="no more on the training pairs than on shuffled ones"):
+        method.setup(placebo)
+    assert method.clean_probability.tolist() == [1] * 2000
+
+
+def test_agree_needs_both_teachers() -> None:
+    assert AGREE().needs == {"image_teacher", "text_teacher"}
+    with pytest.raises(ValueError, match="one of them is absent"):
+        AGREE().setup(agreeing_pairs()._replace(text_teacher=None))
 
 
 @pytest.mark.parametrize(
