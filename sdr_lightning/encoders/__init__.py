@@ -5,10 +5,11 @@ from sdr_lightning.encoders.fusion import FusionEncoder
 from sdr_lightning.encoders.image import TimmImageTower, TransformersImageTower
 from sdr_lightning.encoders.precomputed import PrecomputedImageTower
 from sdr_lightning.encoders.projection import Projection
-from sdr_lightning.encoders.text import TransformersTextTower
+from sdr_lightning.encoders.text import BagOfWordsTextTower, TransformersTextTower
 from sdr_lightning.encoders.tower import Tower
 
 __all__ = [
+    "BagOfWordsTextTower",
     "DualEncoder",
     "FusionEncoder",
     "PrecomputedImageTower",
