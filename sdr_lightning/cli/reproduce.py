@@ -18,9 +18,7 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("study", type=Path, help="the study, STUDY.yaml")
     parser.add_argument("--output", type=Path, help="folder of the study (default: runs/NAME)")
-    parser.add_argument(
-        "--protocol", choices=("clean", "paper"), help="see docs/sdr.md (default: that of the study)"
-    )
+    parser.add_argument("--protocol", choices=("clean", "paper"), help="see docs/sdr.md (default: that of the study)")
     parser.add_argument("--jobs", type=int, help="cells that run at a time (default: those of the study)")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands and run nothing")
     options = parser.parse_args(arguments)

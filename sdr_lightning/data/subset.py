@@ -27,7 +27,9 @@ def chosen_rows(image_ids: Sequence[str], count: int, seed: int) -> NDArray[np.i
         ValueError: the count is out of range.
     """
     if not 1 <= count <= len(image_ids):
-        raise ValueError(f"train_images must be from 1 to the {len(image_ids)} images of the training split, got {count}")
+        raise ValueError(
+            f"train_images must be from 1 to the {len(image_ids)} images of the training split, got {count}"
+        )
     return np.sort(np.argsort(stable_hashes(("subset", seed), image_ids), kind="stable")[:count])
 
 
@@ -42,9 +44,9 @@ def subset_table(table: CaptionTable, rows: NDArray[np.int64]) -> CaptionTable:
     return CaptionTable(
         table.name,
         table.split,
-        [table.image_ids[row] for row in rows],
-        [table.captions[row] for row in kept],
-        [table.caption_ids[row] for row in kept],
+        [table.image_ids[row] for row in rows.tolist()],
+        [table.captions[row] for row in kept.tolist()],
+        [table.caption_ids[row] for row in kept.tolist()],
         np.searchsorted(rows, table.caption_image[kept]),
     )
 

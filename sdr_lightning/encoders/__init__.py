@@ -2,6 +2,7 @@
 
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.encoders.fusion import FusionEncoder
+from sdr_lightning.encoders.head import HeadTower
 from sdr_lightning.encoders.image import TimmImageTower, TransformersImageTower
 from sdr_lightning.encoders.precomputed import PrecomputedImageTower
 from sdr_lightning.encoders.projection import Projection
@@ -12,6 +13,7 @@ __all__ = [
     "BagOfWordsTextTower",
     "DualEncoder",
     "FusionEncoder",
+    "HeadTower",
     "PrecomputedImageTower",
     "Projection",
     "TimmImageTower",
