@@ -250,8 +250,8 @@ def study_code(study: StudySpec) -> str:
     stages = [stage for method in study.methods.values() for stage in method.stages]
     configs = [*study.student, *(path for teacher in study.teachers.values() for path in teacher.config)]
     configs += [path for stage in stages for path in stage.config]
-    documents = [document for path in dict.fromkeys(configs) for document in documents(path)]
-    classes = {text for document in documents for key, text in strings(document) if key == "class_path"}
+    contents = [document for path in dict.fromkeys(configs) for document in documents(path)]
+    classes = {text for document in contents for key, text in strings(document) if key == "class_path"}
     classes |= {text for stage in stages for _, text in strings(dict(stage.options))}  # may name a class
     return code_fingerprint(classes)
 
