@@ -5,12 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
 
-from sdr_lightning.studies.plan import plan
-from sdr_lightning.studies.runner import Runner
-from sdr_lightning.studies.spec import read_study
-from sdr_lightning.training.protocol import ProtocolName
+from sdr_lightning.studies.hub_needs import check_hub
 
 
 def run(arguments: list[str]) -> int:
@@ -22,12 +18,16 @@ def run(arguments: list[str]) -> int:
     )
     parser.add_argument("study", type=Path, help="the study, STUDY.yaml")
     parser.add_argument("--output", type=Path, help="folder of the study (default: runs/NAME)")
-    parser.add_argument(
-        "--protocol", choices=get_args(ProtocolName), help="see docs/sdr.md (default: that of the study)"
-    )
+    parser.add_argument("--protocol", choices=("clean", "paper"), help="see docs/sdr.md (default: that of the study)")
     parser.add_argument("--jobs", type=int, help="cells that run at a time (default: those of the study)")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands and run nothing")
     options = parser.parse_args(arguments)
+    if not options.dry_run:
+        check_hub(options.study)
+    from sdr_lightning.studies.plan import plan  # imports torch, which takes seconds
+    from sdr_lightning.studies.runner import Runner
+    from sdr_lightning.studies.spec import read_study
+
     study = read_study(options.study)
     if options.protocol is not None:
         study = replace(study, protocol=options.protocol)

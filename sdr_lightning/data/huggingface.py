@@ -20,6 +20,7 @@ from sdr_lightning.data.records import Record, Records, captions_in, grouped
 from sdr_lightning.data.source import RecordSource
 from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import SPLITS, Split
+from sdr_lightning.hub import check_available
 from sdr_lightning.identity import stable_hash
 from sdr_lightning.paths import FilePath, PathOrName, expand
 
@@ -403,6 +404,7 @@ def _load(path: str, revision: str | None, names: list[str], streaming: bool) ->
         return parts[0] if len(parts) == 1 else concatenate_datasets(parts)
     try:
         with _reading(f"the hub's {path}", but=(DatasetNotFoundError, ConnectionError)):
+            check_available(path, "dataset")
             parts = [load_dataset(path, revision=revision, split=name, streaming=streaming) for name in names]
     except (DatasetNotFoundError, ConnectionError) as error:
         raise ValueError(

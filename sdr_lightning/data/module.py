@@ -23,6 +23,7 @@ from sdr_lightning.data.pixel_cache import PixelCache, cache_folder, fill
 from sdr_lightning.data.samplers import EpochOrder, EvaluationSampler, OrderedSampler, TrainingSampler
 from sdr_lightning.data.source import Source
 from sdr_lightning.data.split import PreparedSplit, Rows
+from sdr_lightning.data.subset import SubsetImages, chosen_rows, subset_table
 from sdr_lightning.data.table import CaptionTable, Split
 from sdr_lightning.data.tokenizer import Tokenizer
 from sdr_lightning.data.transforms import Augmentation, augmentation
@@ -57,6 +58,10 @@ class RetrievalDataModule(pl.LightningDataModule):
             None.
         seed: seed of shuffling and augmentation; linked to ``seed_everything``.
         train_on: splits used for training.
+        train_images: number of images to train on, with all their captions; None for all. Which ones depends on
+            ``train_images_seed`` and the image ids only, so every run of a study uses the same images, and cached features of
+            all images serve the subset as well.
+        train_images_seed: seed of the choice of these images.
         select_on: split used for validation and model selection. ``test``, as in the public code, gives optimistic test
             scores.
         strip_punctuation: lower-case captions and remove punctuation before tokenisation, as in the public code.
@@ -85,6 +90,8 @@ class RetrievalDataModule(pl.LightningDataModule):
         cache: FilePath | None = None,
         seed: int = 0,
         train_on: Sequence[Split] = ("train",),
+        train_images: int | None = None,
+        train_images_seed: int = 0,
         select_on: Literal["val", "test"] = "val",
         strip_punctuation: bool = False,
         train_words: int | None = None,
@@ -110,6 +117,7 @@ class RetrievalDataModule(pl.LightningDataModule):
         if select_on in train_on:
             raise ValueError(f"checkpoints cannot be selected on {select_on}, which is trained on: set select_on")
         self.train_on, self.select_on = tuple(train_on), select_on
+        self.train_images, self.train_images_seed = train_images, train_images_seed
         self.train_wording = Wording(strip_punctuation, train_words)
         self.evaluation_wording = Wording(strip_punctuation, evaluation_words)
         self.splits: dict[Split, PreparedSplit] = {}
@@ -162,8 +170,11 @@ class RetrievalDataModule(pl.LightningDataModule):
         return self.splits[split]
 
     def table(self, split: Split) -> CaptionTable:
-        """Return the clean captions of a split. ``train`` joins all splits of ``train_on``."""
-        return join_tables([self.source.table(part) for part in self._parts(split)])
+        """Return the clean captions of a split. ``train`` joins all splits of ``train_on`` and keeps ``train_images``."""
+        table = join_tables([self.source.table(part) for part in self._parts(split)])
+        if split != "train" or self.train_images is None:
+            return table
+        return subset_table(table, chosen_rows(table.image_ids, self.train_images, self.train_images_seed))
 
     def refuse(self, split: Split, images: Images) -> None:
         """Check that the settings fit the images of a split.
@@ -252,7 +263,11 @@ class RetrievalDataModule(pl.LightningDataModule):
         return self.train_on if split == "train" else (split,)
 
     def _images(self, split: Split) -> Images:
-        return join_images([self.source.images(part) for part in self._parts(split)])
+        images = join_images([self.source.images(part) for part in self._parts(split)])
+        if split != "train" or self.train_images is None:
+            return images
+        ids = [name for part in self.train_on for name in self.source.table(part).image_ids]
+        return SubsetImages(images, chosen_rows(ids, self.train_images, self.train_images_seed))
 
     def _cache_images(self, split: Split, images: Images, side: int) -> PixelCache:
         """Write the missing decoded images of a split and return the cache."""

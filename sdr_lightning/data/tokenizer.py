@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from sdr_lightning.data.scenes import vocabulary
 from sdr_lightning.encoders.weights import unreachable
+from sdr_lightning.hub import check_available
 from sdr_lightning.identity import sha256
 from sdr_lightning.paths import PathOrName, expand, package_path, write_atomically
 from sdr_lightning.types import Tokens
@@ -105,6 +106,7 @@ class PretrainedTokenizer(Tokenizer):
         if Path(reference).is_file():
             return BertTokenizerFast(vocab=reference)
         try:
+            check_available(reference)
             return AutoTokenizer.from_pretrained(reference)
         except (OSError, ValueError) as error:
             raise unreachable("tokenizer", reference, "data.init_args.tokenizer.init_args.weights", error) from error

@@ -2,15 +2,18 @@
 
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.encoders.fusion import FusionEncoder
+from sdr_lightning.encoders.head import HeadTower
 from sdr_lightning.encoders.image import TimmImageTower, TransformersImageTower
 from sdr_lightning.encoders.precomputed import PrecomputedImageTower
 from sdr_lightning.encoders.projection import Projection
-from sdr_lightning.encoders.text import TransformersTextTower
+from sdr_lightning.encoders.text import BagOfWordsTextTower, TransformersTextTower
 from sdr_lightning.encoders.tower import Tower
 
 __all__ = [
+    "BagOfWordsTextTower",
     "DualEncoder",
     "FusionEncoder",
+    "HeadTower",
     "PrecomputedImageTower",
     "Projection",
     "TimmImageTower",

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.encoders.transformer import Pooling, TransformersEncoder
-from sdr_lightning.encoders.weights import load_state, near_names
-from sdr_lightning.paths import PathOrName, expand
+from sdr_lightning.encoders.weights import MatchBy, load_state, near_names
+from sdr_lightning.hub import check_available
+from sdr_lightning.paths import PathOrName, expand, package_path
 from sdr_lightning.types import Encoded
 
 
@@ -22,11 +24,15 @@ class TimmImageTower(Tower):
     Args:
         name: timm architecture, such as ``swin_base_patch4_window12_384`` or ``mobilenetv2_100``.
         weights: None for random weights; ``hub`` to download timm's weights; else the path of a state dict
-            (``.safetensors``, or a torch file, loaded with ``weights_only``). ``$NAME`` and ``${NAME:-default}`` are expanded
-            from the environment.
+            (``.safetensors``, or a torch file, loaded with ``weights_only``), or ``package:NAME/FILE`` in an installed
+            package. ``$NAME`` and ``${NAME:-default}`` are expanded from the environment.
+        match_weights_by: ``name`` of each tensor, or ``order`` for a state dict with other names whose tensors are in the
+            order of the model's and have the same shapes.
         model_args: further arguments of ``timm.create_model``, such as ``img_size``.
         mean: per-channel mean of pixels in [0, 1]; timm's default for the architecture if None.
         std: per-channel standard deviation; timm's default if None.
+        input_size: S, resize images to S x S pixels first, by bicubic interpolation with antialiasing; None to take them as the
+            data module returns them. Teachers and students may thus see the same images in different sizes.
         channels_last: use the channels-last memory format, which is faster for convolutions.
         frozen: see :class:`~sdr_lightning.encoders.tower.Tower`.
 
@@ -42,9 +48,11 @@ class TimmImageTower(Tower):
         self,
         name: str,
         weights: PathOrName | None = None,
+        match_weights_by: MatchBy = "name",
         model_args: dict[str, Any] | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
+        input_size: int | None = None,
         channels_last: bool = True,
         frozen: bool = False,
     ) -> None:
@@ -53,7 +61,11 @@ class TimmImageTower(Tower):
         super().__init__(frozen)
         if name.split(".")[0] not in timm.list_models():
             raise ValueError(f"timm has no model {name!r}{near_names(name, timm.list_models())}")
-        weights = None if weights is None else expand(weights)
+        weights = None if weights is None else package_path(expand(weights))
+        if match_weights_by == "order" and weights in (None, "hub"):
+            raise ValueError(f"match_weights_by order needs the path of a state dict as weights, got {weights}")
+        if input_size is not None and input_size < 1:
+            raise ValueError(f"input_size must be at least 1 pixel, got {input_size}")
         arguments = {"num_classes": 0, **(model_args or {})}
         if arguments["num_classes"] != 0 or arguments.get("global_pool") == "":
             raise ValueError(
@@ -61,6 +73,8 @@ class TimmImageTower(Tower):
             )
         self.architecture = f"{name.split('.')[0]} {sorted(arguments.items())}"
         try:
+            if weights == "hub":
+                check_available(f"timm/{name}")
             self.model = timm.create_model(name, pretrained=weights == "hub", **arguments)
         except (OSError, RuntimeError) as error:
             if "pretrained tag" in str(error):
@@ -72,10 +86,11 @@ class TimmImageTower(Tower):
                 "set image_tower.init_args.weights to the path of a state dict"
             ) from error
         if weights not in (None, "hub"):
-            load_state(self.model, Path(weights), ignore=("classifier.", "head.", "fc."), convert=_timm_layout)
+            load_state(self.model, Path(weights), ("classifier.", "head.", "fc."), _timm_layout, match_weights_by)
         self.pretrained = weights is not None
         self.tokens_width = int(self.model.num_features)
         self.width = int(getattr(self.model, "head_hidden_size", self.tokens_width))
+        self.input_size = input_size
         config = self.model.pretrained_cfg
         self.register_buffer("mean", torch.tensor(mean or config["mean"]).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std or config["std"]).view(1, 3, 1, 1), persistent=False)
@@ -95,8 +110,9 @@ class TimmImageTower(Tower):
             raise ValueError(f"{self.architecture.split()[0]} of timm has no activation checkpointing") from error
 
     def settings(self) -> str:
-        """Return the architecture with its arguments, and the normalisation."""
-        return f"{self.architecture} mean={self.mean.flatten().tolist()} std={self.std.flatten().tolist()}"
+        """Return the architecture with its arguments, the normalisation, and the input size if it is set."""
+        size = "" if self.input_size is None else f" input_size={self.input_size}"
+        return f"{self.architecture} mean={self.mean.flatten().tolist()} std={self.std.flatten().tolist()}{size}"
 
     def encode_inputs(self, inputs: Tensor) -> Encoded:
         """Encode images.
@@ -109,7 +125,9 @@ class TimmImageTower(Tower):
             the public code. The pooled features are left out where their width differs from that of the grid. Multi-scale
             networks have no tokens.
         """
-        pixels = _normalised(inputs, self.mean, self.std).contiguous(memory_format=self._layout)
+        pixels = _normalised(_resized(inputs, self.input_size), self.mean, self.std).contiguous(
+            memory_format=self._layout
+        )
         features: Any = self.model.forward_features(pixels)
         pooled: Tensor = self.model.forward_head(features, pre_logits=True)
         if not isinstance(features, Tensor):  # multi-scale networks
@@ -180,6 +198,13 @@ class TransformersImageTower(Tower):
             (B, D) pooled features and (B, N, W) tokens of the last layer.
         """
         return self.encoder.encode(None, pixel_values=_normalised(inputs, self.mean, self.std))
+
+
+def _resized(inputs: Tensor, size: int | None) -> Tensor:
+    if size is None or inputs.shape[-2:] == (size, size):
+        return inputs
+    pixels = inputs.float() / 255 if inputs.dtype == torch.uint8 else inputs
+    return F.interpolate(pixels, (size, size), mode="bicubic", antialias=True).clamp(0, 1)
 
 
 def _normalised(inputs: Tensor, mean: Tensor, std: Tensor) -> Tensor:

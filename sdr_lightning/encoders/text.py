@@ -1,4 +1,4 @@
-"""Text towers: encoders of transformers."""
+"""Text towers: encoders of transformers, and a bag of words."""
 
 from __future__ import annotations
 
@@ -80,6 +80,54 @@ class TransformersTextTower(Tower):
         encoded = self.encoder.encode(F.pad(mask, (0, config.max_position_embeddings - length)), input_ids=ids)
         assert encoded.tokens is not None
         return encoded._replace(tokens=encoded.tokens[:, :length], mask=mask)
+
+
+class BagOfWordsTextTower(Tower):
+    """The mean of one learned vector per token: a weak text encoder, trained from random weights.
+
+    The order of words has no effect. Special tokens are embedded like words.
+
+    Args:
+        vocabulary_size: V, size of the embedding table; at least that of the tokenizer.
+        width: D, width of the vectors.
+        dropout: probability of dropping a whole word in training, in [0, 1); the mean is over the remaining ones.
+        frozen: see :class:`~sdr_lightning.encoders.tower.Tower`.
+
+    Raises:
+        ValueError: a size below 1, or a dropout out of range.
+    """
+
+    modality = "text"
+
+    def __init__(
+        self, vocabulary_size: int = 30_522, width: int = 256, dropout: float = 0.0, frozen: bool = False
+    ) -> None:
+        super().__init__(frozen)
+        if min(vocabulary_size, width) < 1 or not 0 <= dropout < 1:
+            raise ValueError(
+                "vocabulary_size and width must be positive and dropout in [0, 1), got "
+                f"{vocabulary_size}, {width} and {dropout}"
+            )
+        self.vocabulary_size, self.width, self.tokens_width, self.dropout = vocabulary_size, width, width, dropout
+        self.words = nn.Embedding(vocabulary_size, width)
+        self.apply_frozen()
+
+    def settings(self) -> str:
+        """Return an empty text: nothing besides the weights decides the features."""
+        return ""
+
+    def encode_inputs(self, inputs: Tokens) -> Encoded:
+        """Encode captions.
+
+        Args:
+            inputs: tokens of B captions.
+
+        Returns:
+            (B, D) means of the vectors, and the (B, L, D) vectors with their mask.
+        """
+        words, mask = self.words(inputs.input_ids), inputs.attention_mask
+        kept = F.dropout(mask.to(words.dtype), self.dropout, self.training).unsqueeze(-1)  # (B, L, 1)
+        return Encoded((words * kept).sum(dim=1) / kept.sum(dim=1).clamp(min=1), words, mask)
 
 
 def check_tokens(tower: Tower, vocabulary_size: int, max_tokens: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor, nn
 
 from sdr_lightning.encoders.weights import unreachable
+from sdr_lightning.hub import check_available
 from sdr_lightning.paths import expand, package_path
 from sdr_lightning.types import Encoded
 
@@ -209,6 +210,7 @@ def model_config(what: str, weights: str | None, config: dict[str, Any] | None) 
     if weights is not None:
         reference = package_path(expand(weights))
         try:
+            check_available(reference)
             return reference, AutoConfig.from_pretrained(reference)
         except (OSError, ValueError) as error:
             raise unreachable(what, reference, argument_of(what), error) from error

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
+
+MatchBy = Literal["name", "order"]
+"""How the tensors of a state dict find those of a model."""
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -47,6 +51,7 @@ def load_state(
     path: Path,
     ignore: tuple[str, ...] = (),
     convert: Callable[[dict[str, Tensor], nn.Module], dict[str, Tensor]] | None = None,
+    match_by: MatchBy = "name",
 ) -> None:
     """Load a state dict strictly, cast to the precision of the model.
 
@@ -55,13 +60,16 @@ def load_state(
         path: see :func:`read_state`.
         ignore: prefixes of keys to skip if the model does not have them, such as those of a classifier.
         convert: converts the state dict to the layout of the model.
+        match_by: ``name``, or ``order`` for a release whose keys have other names, see :func:`renamed_by_order`.
 
     Raises:
         ValueError: the file cannot be read, or missing keys, unknown keys or other shapes.
     """
     state = read_state(path)
     own = model.state_dict()
-    if convert is not None:
+    if match_by == "order":
+        state = renamed_by_order(state, own, path, ignore)
+    elif convert is not None:
         state = convert(state, model)
     state = {key: value for key, value in state.items() if key in own or not key.startswith(ignore)}
     missing, unused = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
@@ -70,6 +78,37 @@ def load_state(
         if keys:
             raise ValueError(f"{path} does not fit: it {what} {len(keys)} of {len(own)} keys, first {keys[0]!r}")
     model.load_state_dict(state)
+
+
+def renamed_by_order(
+    state: dict[str, Tensor], own: dict[str, Tensor], path: Path, ignore: tuple[str, ...] = ()
+) -> dict[str, Tensor]:
+    """Give the tensors of a file the names of a model's tensors, in order.
+
+    Each pair of tensors must have the same shape and the same last part of the name (``weight``, ``running_mean``), so a
+    file that lists its tensors in another order is refused.
+
+    Args:
+        state: the state dict of the file, in its order.
+        own: the state dict of the model.
+        path: of the file, for errors.
+        ignore: prefixes of keys to skip, also after leading underscores: ``fc.`` skips ``_fc.weight``.
+
+    Raises:
+        ValueError: a ``.safetensors`` file, which is sorted; another number of tensors; or the first pair that does not fit.
+    """
+    if path.suffix == ".safetensors":
+        raise ValueError(f"{path} keeps no order of its tensors: match_weights_by order needs a torch file")
+    kept = {key: value for key, value in state.items() if not key.lstrip("_").startswith(ignore)}
+    if len(kept) != len(own):
+        raise ValueError(f"{path} does not fit in order: it has {len(kept)} tensors and the model {len(own)}")
+    for (key, value), (name, expected) in zip(kept.items(), own.items(), strict=True):
+        if value.shape != expected.shape or key.rpartition(".")[2] != name.rpartition(".")[2]:
+            raise ValueError(
+                f"{path} does not fit in order: its {key!r} {tuple(value.shape)} is at the place of {name!r} "
+                f"{tuple(expected.shape)}"
+            )
+    return dict(zip(own, kept.values(), strict=True))
 
 
 def unreachable(what: str, reference: str, argument: str, error: Exception) -> ValueError:

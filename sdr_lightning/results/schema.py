@@ -163,6 +163,7 @@ class StudySpec:
         protocol: ``clean``: every method trains for equally many epochs; or ``paper``, see docs/sdr.md.
         equal_epochs: False where the number of epochs is studied.
         notes: caveats for the report.
+        without_hub: the command of a similar study that needs nothing from the hub, named if the hub cannot be reached.
         file: the YAML file.
 
     Raises:
@@ -184,6 +185,7 @@ class StudySpec:
     protocol: str = "clean"
     equal_epochs: bool = True
     notes: tuple[str, ...] = ()
+    without_hub: str = ""
     file: Path = Path("study.yaml")
 
     def __post_init__(self) -> None:

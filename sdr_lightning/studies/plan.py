@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
-import yaml
-
 from sdr_lightning import __version__
 from sdr_lightning.configure import build_method
 from sdr_lightning.data.imbalance import Imbalance
@@ -19,6 +17,7 @@ from sdr_lightning.identity import sha256
 from sdr_lightning.paths import expand
 from sdr_lightning.results.schema import StudyMethod, StudySpec, StudyStage
 from sdr_lightning.studies.code import code_fingerprint
+from sdr_lightning.studies.documents import documents, strings
 from sdr_lightning.studies.spec import imbalance_at
 from sdr_lightning.types import Modality
 
@@ -251,9 +250,9 @@ def study_code(study: StudySpec) -> str:
     stages = [stage for method in study.methods.values() for stage in method.stages]
     configs = [*study.student, *(path for teacher in study.teachers.values() for path in teacher.config)]
     configs += [path for stage in stages for path in stage.config]
-    documents = [document for path in dict.fromkeys(configs) for document in _documents(path)]
-    classes = {text for document in documents for key, text in _strings(document) if key == "class_path"}
-    classes |= {text for stage in stages for _, text in _strings(dict(stage.options))}  # may name a class
+    contents = [document for path in dict.fromkeys(configs) for document in documents(path)]
+    classes = {text for document in contents for key, text in strings(document) if key == "class_path"}
+    classes |= {text for stage in stages for _, text in strings(dict(stage.options))}  # may name a class
     return code_fingerprint(classes)
 
 
@@ -335,31 +334,7 @@ def _conditions(study: StudySpec) -> list[tuple[str, float]]:
 
 def _text(config: Path) -> str:
     """Content of a configuration and of the fragments that it refers to; comments do not count."""
-    return "\n".join(json.dumps(document, default=str) for document in _documents(config))
-
-
-def _documents(config: Path) -> Iterator[Any]:
-    """The content of a configuration, and of the fragments that it refers to."""
-    document = _parsed(config.read_text(encoding="utf-8"))
-    yield document
-    for _, value in _strings(document):
-        if value.endswith(".yaml"):
-            yield from _documents(config.parent / value)
-
-
-_parsed = cache(yaml.safe_load)
-
-
-def _strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every string of a document with its key; strings of a list have none."""
-    if isinstance(value, dict):
-        for name, inside in value.items():
-            yield from _strings(inside, name)
-    elif isinstance(value, list):
-        for inside in value:
-            yield from _strings(inside)
-    elif isinstance(value, str):
-        yield key, value
+    return "\n".join(json.dumps(document, default=str) for document in documents(config))
 
 
 def _config_options(paths: Sequence[Path]) -> tuple[str, ...]:

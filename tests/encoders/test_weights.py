@@ -85,6 +85,49 @@ def test_unfitting_keys_are_named_and_nothing_is_loaded(path, change, message):
     torch.testing.assert_close(dict(target.state_dict()), before, rtol=0, atol=0)
 
 
+def renamed(model):
+    """The state dict of a release with other names, and a classifier at its end."""
+    state = {f"_{name.replace('body', 'trunk')}": tensor for name, tensor in model.state_dict().items()}
+    return state | {"_fc.weight": torch.ones(9, 4), "_fc.bias": torch.ones(9)}
+
+
+def test_other_names_are_matched_by_order_on_request(path):
+    source, target = make_model(1), make_model(2)
+    write(path, renamed(source))
+    with pytest.raises(ValueError, match="it lacks 7 of 7 keys"):
+        load_state(target, path, ignore=("fc.",))
+    load_state(target, path, ignore=("fc.",), match_by="order")
+    torch.testing.assert_close(target.state_dict(), source.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("_norm.bias"), "it has 6 tensors and the model 7"),
+        (lambda s: s.update(extra=torch.ones(1)), "it has 8 tensors and the model 7"),
+        (
+            lambda s: s.update({"_trunk.bias": torch.ones(5)}),
+            r"its '_trunk\.bias' \(5,\) .* place of 'body\.bias' \(4,\)",
+        ),
+        (lambda s: s.update({"_trunk.bias": s.pop("_trunk.bias")}), r"its '_norm\.weight' \(4,\) .* of 'body\.bias'"),
+    ],
+    ids=["fewer", "more", "shape", "order"],
+)
+def test_tensors_that_do_not_fit_in_order_are_refused(path, change, message):
+    state, target = renamed(make_model(1)), make_model(2)
+    change(state)
+    before = {name: tensor.clone() for name, tensor in target.state_dict().items()}
+    with pytest.raises(ValueError, match=message):
+        load_state(target, write(path, state), ignore=("fc.",), match_by="order")
+    torch.testing.assert_close(dict(target.state_dict()), before, rtol=0, atol=0)
+
+
+def test_sorted_files_have_no_order(tmp_path):
+    path = write(tmp_path / "weights.safetensors", make_model(1).state_dict())
+    with pytest.raises(ValueError, match="keeps no order of its tensors"):
+        load_state(make_model(2), path, match_by="order")
+
+
 def test_missing_file_is_rejected(path):
     with pytest.raises(ValueError, match=r"no weights at .*weights.*: expected a state dict as \.safetensors or \.pth"):
         load_state(make_model(), path)

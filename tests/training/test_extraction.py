@@ -18,12 +18,15 @@ from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.scenes import SceneSource
 from sdr_lightning.data.table import Split
 from sdr_lightning.data.tokenizer import SceneTokenizer
-from sdr_lightning.encoders import Tower
+from sdr_lightning.encoders import HeadTower, Tower
 from sdr_lightning.features import FeatureBank
 from sdr_lightning.training import extraction
 from sdr_lightning.training.checkpoints.interruption import Stopped
 from sdr_lightning.training.extraction import extract_bank, split_bank
+from sdr_lightning.training.feature_caching import CacheFeatures
+from sdr_lightning.training.teacher_module import TeacherModule
 from sdr_lightning.types import Encoded, Tokens
+from tests.training.student import trainer
 
 CPU = torch.device("cpu")
 SCENES = SceneSource(num_train=20, num_val=6, num_test=5, size=16)
@@ -215,6 +218,53 @@ def test_only_items_of_new_content_are_encoded(name: str, tmp_path: Path) -> Non
         found = bank(tower, data)
         assert tower.encoded_rows() == encoded
         assert_equals_recomputed(found, tower, data, tmp_path / f"fresh {number}")
+
+
+@pytest.mark.parametrize(("modality", "per_image"), [("image", 1), ("text", 5)])
+def test_a_subset_and_the_whole_split_share_features(
+    modality: Literal["image", "text"], per_image: int, tmp_path: Path
+) -> None:
+    tower = CountingTower(modality)
+    for images, encoded in ((8, 8), (None, 12), (5, 0), (None, 0)):
+        data = module(tmp_path, train_images=images)
+        found = bank(tower, data)
+        assert tower.encoded_rows() == encoded * per_image
+        assert len(found.ids) == (images or 20) * per_image
+
+
+def test_a_head_is_applied_to_the_cached_features_of_its_backbone(tmp_path: Path) -> None:
+    backbone = CountingTower("text")
+    teacher = HeadTower(backbone)
+    with torch.no_grad():
+        teacher.head.weight.copy_(torch.arange(16.0).view(4, 4))
+    features = bank(backbone, module(tmp_path)).features
+    assert backbone.encoded_rows() == 100
+    found = extract_bank(teacher, module(tmp_path), ["train"], CPU)
+    assert backbone.encoded_rows() == 0
+    torch.testing.assert_close(found.features, features @ teacher.head.weight.T)
+    assert found.source == teacher.fingerprint()
+    assert len(list(tmp_path.glob("text-*.safetensors"))) == 1  # of the backbone alone
+
+
+@pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec", "ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*in eval mode at the start of", "ignore:.*but have no `validation_step`")
+@pytest.mark.parametrize(
+    ("modality", "options", "encoded"),
+    [
+        ("text", {"batches": "sibling_captions"}, 100),  # every caption, once
+        ("image", {"batches": "image_views", "augmentation": "weak"}, 2 * 20 * 2),  # two views in two epochs
+    ],
+)
+def test_a_teacher_that_trains_a_head_encodes_once_what_is_not_augmented(
+    modality: Literal["image", "text"], options: dict[str, Any], encoded: int, tmp_path: Path
+) -> None:
+    backbone = CountingTower(modality)
+    before = backbone.weight.clone()
+    module_ = TeacherModule(HeadTower(backbone), 4)
+    trainer(max_epochs=2, limit_val_batches=0, callbacks=[CacheFeatures()]).fit(module_, module(tmp_path, **options))
+    assert backbone.encoded_rows() == encoded
+    assert torch.equal(backbone.weight, before)
+    assert not torch.equal(module_.tower.head.weight, torch.eye(4))  # type: ignore[union-attr, arg-type]
 
 
 def test_unchanged_captions_are_not_encoded_again(tmp_path: Path) -> None:
