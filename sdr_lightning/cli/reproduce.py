@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
-from sdr_lightning.studies.plan import plan
+from sdr_lightning.studies.plan import plan_with_trials
 from sdr_lightning.studies.runner import Runner
 from sdr_lightning.studies.spec import read_study
 from sdr_lightning.training.protocol import ProtocolName
@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> int:
     jobs = options.jobs if options.jobs is not None else study.jobs
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {jobs}")
-    work = plan(study, folder)
+    work = plan_with_trials(study, folder)
     if options.dry_run:
         print(work.commands())
         return 0

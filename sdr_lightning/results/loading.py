@@ -18,7 +18,7 @@ def load_study(root: Path) -> Study:
     """Read the folder of a study, as ``sdr reproduce`` wrote it or as it was published.
 
     Cells are read from ``cells/**/results.json``, and from ``results.jsonl`` where there is no file of the same cell; trials
-    from ``trials/**/trial.json`` or else from ``trials.jsonl``.
+    likewise from ``trials/**/trial.json`` and ``trials.jsonl``.
 
     Raises:
         ValueError: there is no ``study.json``, a file is malformed, or two folders hold the same cell.
@@ -28,9 +28,16 @@ def load_study(root: Path) -> Study:
         raise ValueError(f"no study in {root}: run sdr reproduce first")
     record = from_json(StudyRecord, read_object(path), str(path))
     found, foreign = _load_runs(root, record)
-    trials = tuple(trial for trial in load_trials(root) if _is_of(record, trial))
-    count = Counter((trial.method, trial.condition) for trial in trials)
-    chosen = {key: best for key, best in best_trials(trials).items() if count[key] == len(record.methods[key[0]].points)}
+    trials: dict[tuple[str, Condition, int], Trial] = {}
+    for trial in load_trials(root):
+        if _is_of(record, trial):
+            trials.setdefault((trial.method, trial.condition, trial.number), trial)
+    count = Counter((method, condition) for method, condition, _ in trials)
+    chosen = {
+        key: best
+        for key, best in best_trials(trials.values()).items()
+        if count[key] == len(record.methods[key[0]].points)
+    }
     options = {key: best.options for key, best in chosen.items()}
     current = {
         key: run
@@ -44,7 +51,7 @@ def load_study(root: Path) -> Study:
         root=root,
         teacher_records=tuple(teacher for teacher in load_teachers(root) if record.is_current(teacher)),
         runs=current,
-        trials=trials,
+        trials=tuple(trials.values()),
         chosen=chosen,
         foreign=foreign,
         outdated=tuple(run.folder for key, run in found.items() if key not in current),
@@ -61,13 +68,10 @@ def load_teachers(root: Path) -> Iterator[TeacherRecord]:
 
 
 def load_trials(root: Path) -> Iterator[Trial]:
-    """Read the trials of a study, from ``trials/**/trial.json`` or else from ``trials.jsonl``."""
-    paths = sorted(root.glob("trials/**/trial.json"))
-    if paths:
-        for path in paths:
-            yield from_json(Trial, read_object(path), str(path), folder=path.parent.relative_to(root))
-    else:
-        yield from published_trials(root)
+    """Read the trials of a study, from ``trials/**/trial.json`` and then from ``trials.jsonl``."""
+    for path in sorted(root.glob("trials/**/trial.json")):
+        yield from_json(Trial, read_object(path), str(path), folder=path.parent.relative_to(root))
+    yield from published_trials(root)
 
 
 def published_trials(root: Path) -> Iterator[Trial]:

@@ -325,9 +325,7 @@ class StudyRecord(StudySpec):
     def is_current(self, result: Run | Trial | TeacherRecord) -> bool:
         """Whether a result was made with the code of the study."""
         entry = (
-            self.teachers.get(result.modality)
-            if isinstance(result, TeacherRecord)
-            else self.methods.get(result.method)
+            self.teachers.get(result.modality) if isinstance(result, TeacherRecord) else self.methods.get(result.method)
         )
         return result.code == ((entry.code if entry is not None else "") or self.code)
 

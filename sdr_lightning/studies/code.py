@@ -1,4 +1,4 @@
-"""The fingerprint of the code that decides the results of a study."""
+"""The fingerprint of the code that decides a result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _Documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def code_fingerprint(classes: Iterable[str], package: Path = PACKAGE) -> str:
-    """Hash the code that decides the results of a study.
+    """Hash the code that decides the result of a job of a study.
 
     This is the code of the modules that define the given classes, of the module that runs cells, and of all modules that they
     import from their own package, directly or indirectly. Comments, docstrings and the arguments of ``raise`` do not
@@ -77,10 +77,15 @@ def _module(package: Path, name: str) -> tuple[str, Path] | None:
 def _passed_on(module: tuple[str, Path]) -> dict[str, str]:
     """Names re-exported by an ``__init__`` that holds only imports, with their full names; empty for other modules."""
     name, file = module
-    tree = ast.parse(file.read_text(encoding="utf-8")) if file.stem == "__init__" else ast.Module([], [])
+    return _re_exported(file.read_text(encoding="utf-8"), name) if file.stem == "__init__" else {}
+
+
+@cache
+def _re_exported(source: str, package: str) -> dict[str, str]:
+    tree = ast.parse(source)
     if not all(isinstance(node, ast.Import | ast.ImportFrom | ast.Expr | ast.Assign) for node in tree.body):
         return {}
-    return {imported.rpartition(".")[2]: imported for imported in _imports(tree, name)}
+    return {imported.rpartition(".")[2]: imported for imported in _imports(tree, package)}
 
 
 @cache

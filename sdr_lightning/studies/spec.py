@@ -139,10 +139,9 @@ def _methods(name: str, entry: Any, base: Path) -> Iterator[StudyMethod]:
     """A method, or the family of methods that a list of values makes of it."""
     where = f"method {name}"
     given = dict(_checked({} if entry is None else entry, _METHOD, (), where))
-    about = {key: given.pop(key) for key in ("teachers", "description") if key in given}
-    if given.get("space") is not None:
-        about["space"] = _space(given["space"], where)
-    given.pop("space", None)
+    about: dict[str, Any] = {key: given.pop(key) for key in ("teachers", "description") if key in given}
+    space = given.pop("space", None)
+    about["space"] = None if space is None else _space(space, where)
     if "stages" in given:
         stages = given.pop("stages")
         if not isinstance(stages, list) or not stages or "weights" in given or "epochs" in given:
@@ -192,8 +191,8 @@ def _stacks(name: str, entry: Any, base: Path) -> Iterator[StudyImbalance]:
         yield study_imbalance(name, *(Imbalance(**part) for part in parts))
         return
     given = _beside(_checked(entry, (*known, "ratios"), (), where), base)
-    ratios = tuple(_listed(given.pop("ratios"))) if given.get("ratios") is not None else None
-    given.pop("ratios", None)
+    own = given.pop("ratios", None)
+    ratios = None if own is None else tuple(_listed(own))
     swept = {key: value for key, value in given.items() if isinstance(value, list) and key != "splits"}
     for values in product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from typing import Any
 
 from sdr_lightning.results.schema import Condition, Trial, best_trials
@@ -53,8 +52,7 @@ def _candidates(
     size = math.prod(math.inf if values is None else len(values) for values in grids)
     if size <= _LISTED:
         return iter(generator.sample(list(grid(distributions)), int(size)))
-    drawn = (draw(distributions, generator)[0] for _ in iter(int, 1))
-    return islice(drawn, attempts)
+    return (draw(distributions, generator)[0] for _ in range(attempts))
 
 
 def chosen_options(fingerprints: Iterable[str], trials: Iterable[Trial]) -> Chosen | None:
