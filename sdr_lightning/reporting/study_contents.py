@@ -55,6 +55,7 @@ class StudyContents:
     missing: tuple[str, ...]
     figures: tuple[ReportFigure, ...]
     means: tuple[Table, ...]
+    tuning: tuple[Table, ...]
     training: ReportFigure | None
     examples: tuple[ExampleGroup, ...]
     teachers: Table | None
@@ -79,6 +80,7 @@ def study_contents(study: Study) -> StudyContents:
         missing=_missing(study),
         figures=_figures(study),
         means=results.means_tables(study),
+        tuning=tuple(filter(None, (study_tables.spaces_table(study), study_tables.chosen_table(study)))),
         training=None if training is None else _figure("training", _TRAINING, training),
         examples=collect_examples(study),
         teachers=study_tables.teachers_table(study),

@@ -112,11 +112,15 @@ def test_runs_of_other_code_are_in_no_number_and_the_report_fails(
     assert [teacher.modality for teacher in study.teacher_records] == ["image"]
     notes = " ".join(caveats(study))
     assert "4 of 8 runs are missing" in notes
-    assert "Made with other code than the rest" in notes
+    assert "Made with other code or options than the rest" in notes
     assert report([str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith("sdr report: 4 of 8 cells were made with other code than the study")
+    assert capsys.readouterr().err.startswith(
+        "sdr report: 4 of 8 cells were made with other code or options than the study"
+    )
     edit_json(tmp_path / "study.json", code="newer")
-    with pytest.raises(ValueError, match="8 of 8 cells were made with other code than the study, and no cell with its"):
+    with pytest.raises(
+        ValueError, match="8 of 8 cells were made with other code or options than the study, and no cell with its"
+    ):
         report([str(tmp_path)])
 
 
