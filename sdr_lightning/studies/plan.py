@@ -19,7 +19,7 @@ from sdr_lightning.identity import sha256
 from sdr_lightning.paths import expand
 from sdr_lightning.results.loading import load_trials
 from sdr_lightning.results.schema import NO_IMBALANCE, Condition, StudyMethod, StudySpec, StudyStage, StudyTeacher
-from sdr_lightning.studies.code import code_fingerprint
+from sdr_lightning.studies.code import CodeReader
 from sdr_lightning.studies.spec import imbalance_at
 from sdr_lightning.studies.tuning import Chosen, chosen_options, space_points
 from sdr_lightning.types import Modality
@@ -278,9 +278,10 @@ class _Planner:
         self.protocol = () if study.protocol == "clean" else ("--protocol", study.protocol)
         self.common = (__version__, *map(_text, study.student), *self.protocol)
         self.of_student = _classes(study.student, but="method")  # a study's method replaces that of the student
-        self.student_code = code_fingerprint(self.of_student)
+        self.code = CodeReader()
+        self.student_code = self.code.fingerprint(self.of_student)
         self.teachers = {
-            modality: replace(teacher, code=code_fingerprint({*self.of_student, *_classes(teacher.config)}))
+            modality: replace(teacher, code=self.code.fingerprint({*self.of_student, *_classes(teacher.config)}))
             for modality, teacher in study.teachers.items()
         }
         self.methods = {name: self._built(method) for name, method in study.methods.items()}
@@ -327,7 +328,7 @@ class _Planner:
             points = space_points(method.space, own, self.study.tuning.trials, self.study.tuning.seed)
             classes |= _words(method.space)
         classes |= {name for teacher in self.study.teachers.values() for name in _classes(teacher.config)}
-        return replace(method, stages=tuple(stages), points=points, code=code_fingerprint(classes))
+        return replace(method, stages=tuple(stages), points=points, code=self.code.fingerprint(classes))
 
     def _stage(self, method: StudyMethod, stage: StudyStage) -> _Built:
         files = tuple(map(_text, (*self.study.student, *stage.config)))

@@ -289,7 +289,9 @@ def test_code_of_the_student_counts_everywhere_and_that_of_its_own_method_nowher
     """The student of the scenes is configured with SDR, which the methods of a study replace."""
     study = read_study(EXPERIMENTS / "scenes/study_methods.yaml")
     hashed: list[set[str]] = []
-    monkeypatch.setattr("sdr_lightning.studies.plan.code_fingerprint", lambda names: hashed.append({*names}) or "")
+    monkeypatch.setattr(
+        "sdr_lightning.studies.plan.CodeReader.fingerprint", lambda _, names: hashed.append({*names}) or ""
+    )
     plan(study, FOLDER)
     _, image, text, *of_methods = hashed
     of = dict(zip(study.methods, of_methods, strict=True))
