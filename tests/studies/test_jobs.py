@@ -131,11 +131,8 @@ def a_trial(folder: Path, **options: Any) -> Cell:
     """A trial on a collection without a test split."""
     source = {"class_path": f"{__name__}.WithoutTest", "init_args": {"num_train": 90, "num_val": 20, "num_test": 20}}
     cell = a_cell(folder)
-    words = [
-        "--data.init_args.source",
-        json.dumps(source),
-        *(w for n, v in options.items() for w in (f"--{n}", str(v))),
-    ]
+    words = ["--data.init_args.source", json.dumps(source), "--trainer.max_epochs", "2"]
+    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return replace(cell, stages=((*cell.arguments, *words),), trial=3, options=options)
 
 
