@@ -34,15 +34,24 @@ SPREAD = {"rsum": 10.0, "i2i_NDCG@10": 3.0, "t2t_NDCG@10": 3.0, "i2it_NDCG@10": 
 """Greatest accepted difference of a cell to its published value, on any processor."""
 
 
-def two_cells(study: StudySpec) -> StudySpec:
-    """Reduce a study to baseline and candidate under one condition with one seed."""
+def two_cells(published: Published) -> StudySpec:
+    """Reduce a study to baseline and candidate under one condition with one seed, with the options that its trials chose."""
+    study = published.study
     name = next(iter(study.imbalances))
+    ratio = min(ratio for ratio in study.ratios_of(name) if ratio > 0)
+    options = {
+        cell.method: cell.options for cell in published.plan.cells if (cell.imbalance, cell.ratio) == (name, ratio)
+    }
     return replace(
         study,
-        methods={method: study.methods[method] for method in (study.baseline, study.candidate)},
-        imbalances={name: study.imbalances[name]},
-        ratios=(min(ratio for ratio in study.ratios if ratio > 0),),
+        methods={
+            method: replace(study.methods[method].with_options(options.get(method, {})), space=None)
+            for method in (study.baseline, study.candidate)
+        },
+        imbalances={name: replace(study.imbalances[name], ratios=None)},
+        ratios=(ratio,),
         seeds=study.seeds[:1],
+        tuning=None,
     )
 
 
@@ -89,14 +98,13 @@ def check(study: Published) -> list[str]:
     if "CPU" not in study.record["hardware"]:
         print(f"skipped: made on {study.record['hardware']}")
         return []
-    study = two_cells(study.study)
     try:
         describe(study.plan.student)
     except ValueError as error:
         print(f"skipped: its data is missing: {error}")
         return []
     with TemporaryDirectory() as folder:
-        first, second = (run(study, Path(folder) / number) for number in ("first", "second"))
+        first, second = (run(two_cells(study), Path(folder) / number) for number in ("first", "second"))
     return [
         fault
         for (cell, metrics), (_, again) in zip(first, second, strict=True)

@@ -3,8 +3,8 @@
 python docs/make_results.py [runs/scenes ...]
 
 Published are the report of a study (without photographs), its figures, its record (study.json), its cells with their training
-curves (results.jsonl) and its teachers (teachers.jsonl). Then every block of results in README.md, docs/ and experiments/ is
-written from the records; outdated ones are marked.
+curves (results.jsonl), its trials if it is tuned (trials.jsonl) and its teachers (teachers.jsonl). Then every block of results
+in README.md, docs/ and experiments/ is written from the records; outdated ones are marked.
 
 sdr report writes report, tables and figures of a published folder again. In a copy of it, sdr reproduce takes the cells whose
 fingerprint still fits as finished.
@@ -29,10 +29,10 @@ from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL
 from sdr_lightning.results.codec import to_json
 from sdr_lightning.results.loading import load_study
 from sdr_lightning.results.schema import Condition, Study
-from sdr_lightning.studies.plan import plan
+from sdr_lightning.studies.plan import plan_with_trials
 from sdr_lightning.studies.spec import read_study
 
-_FILES = {"study.json", "results.jsonl", "teachers.jsonl", "report.md", "figures"}
+_FILES = {"study.json", "results.jsonl", "trials.jsonl", "teachers.jsonl", "report.md", "figures"}
 _CURVES = ("val/rsum", "test/rsum", "method/")
 _MEASURED = dict(zip(QUANTITIES, (RSUM, SINGLE_MODAL, MIXED), strict=True))
 
@@ -80,6 +80,8 @@ def publish(folder: Path, results: Path = RESULTS) -> Path:
     write_text(target / "report.md", report)
     cells = [replace(run, curves=run.curves or _curves(folder / run.folder)) for run in study.runs.values()]
     write_text(target / "results.jsonl", _lines(cells))
+    if study.trials:
+        write_text(target / "trials.jsonl", _lines(study.trials))
     write_text(target / "teachers.jsonl", _lines(study.teacher_records))
     write_text(target / "study.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     return target
@@ -97,7 +99,7 @@ def _lines(records: Iterable[Any]) -> str:
 def _record(study: Study, described: dict[str, Any]) -> dict[str, Any]:
     """The study.json of the study, with its provenance and its numbers by condition."""
     file = _configuration(study.name)
-    planned = plan(read_study(file), study.root)
+    planned = plan_with_trials(read_study(file), study.root)
     fingerprints = {run.fingerprint for run in study.runs.values()}
     is_configured = fingerprints == {planned_cell.fingerprint for planned_cell in planned.cells}
     first = next(iter(study.runs.values()))

@@ -1,6 +1,7 @@
 """Published results: their records in docs/results/, and the text about them in README.md, docs/ and experiments/.
 
-A record, docs/results/NAME/study.json, holds the provenance of a study and its numbers by condition; results.jsonl its cells.
+A record, docs/results/NAME/study.json, holds the provenance of a study and its numbers by condition; results.jsonl its cells,
+trials.jsonl its trials.
 Text between ``<!-- results: NAME -->`` and ``<!-- end of results -->`` (of all studies, where NAME is ``all``), between
 ``<!-- state: NAME -->`` and ``<!-- end of state -->``, and the ``# Result:`` of a published study's configuration is made from
 the records and from nothing else.
@@ -21,7 +22,7 @@ from typing import Any
 from sdr_lightning.reporting.formatting import NBSP, number, signed
 from sdr_lightning.reporting.statistics import OUTCOMES
 from sdr_lightning.results.schema import StudySpec
-from sdr_lightning.studies.plan import Plan, plan
+from sdr_lightning.studies.plan import Plan, plan_with_trials
 from sdr_lightning.studies.spec import read_study
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +55,13 @@ class Published:
     @cached_property
     def plan(self) -> Plan:
         """Its jobs now."""
-        return plan(self.study, Path("runs") / self.study.name)
+        return plan_with_trials(self.study, Path("runs") / self.study.name, self.folder)
+
+    @property
+    def tuning(self) -> str:
+        """How the options of its methods were chosen."""
+        tuning = self.record.get("tuning")
+        return "untuned" if tuning is None else f"tuned with {tuning['trials']} trials for each method and condition"
 
     @property
     def state(self) -> str:
@@ -136,7 +143,7 @@ def _table(path: Path, study: Published) -> str:
         cells = (_comparison(condition["comparisons"][key], _DECIMALS[key]) for key in QUANTITIES)
         rows.append(f"| {condition['condition']} | {' | '.join(cells)} |")
     report, seeds = _relative(path, study.link), len(record["seeds"])
-    title = f"**{record['title']}** ([report]({report})), means over {seeds} seeds, {study.state}."
+    title = f"**{record['title']}** ([report]({report})), means over {seeds} seeds, {study.tuning}, {study.state}."
     return "\n".join([title, "", *rows, "", f"Highest mean rsum: {study.highest()}."])
 
 
@@ -149,7 +156,7 @@ def _overview(path: Path, studies: dict[str, Published]) -> str:
         record = study.record
         verdicts = " | ".join(study.verdicts(key) for key in QUANTITIES)
         title = f"[{record['title']}]({_relative(path, study.link)})"
-        compared = f"{record['candidate']} with {record['baseline']}"
+        compared = f"{record['candidate']} with {record['baseline']}, {study.tuning}"
         rows.append(f"| {title} | {compared} | {verdicts} | {study.highest()} | {study.state} |")
     return "\n".join(rows)
 
@@ -160,7 +167,7 @@ def _header(study: Published) -> str:
     lines = [
         f"rsum of {record['baseline']} and {record['candidate']}; their difference; means over {len(record['seeds'])} seeds,"
     ]
-    lines.append(f"{study.state}:")
+    lines.append(f"{study.tuning}, {study.state}:")
     for condition in record["conditions"]:
         lines.append(f"  {condition['condition']}: {_comparison(condition['comparisons']['rsum'], 1)}")
     lines += wrap(f"Highest mean rsum: {study.highest()}.", 115)

@@ -19,7 +19,8 @@ LAYERS = [
     {"configure", "workers"},
     {"reporting"},
     {"workers"},
-    {"studies", "sweeps"},
+    {"sweeps"},
+    {"studies"},
     {"cli"},
 ]
 HEIGHT = {name: height for height, names in enumerate(LAYERS) for name in names}

@@ -50,8 +50,10 @@ def test_models_have_the_papers_options_only_with_a_fusion_encoder() -> None:
 def test_studies_have_their_cells(tmp_path: Path) -> None:
     for path in STUDIES:
         study = read_study(path)
-        conditions = len(study.imbalances) * len([ratio for ratio in study.ratios if ratio]) + (0 in study.ratios)
-        assert len(plan(study, tmp_path).cells) == len(study.methods) * conditions * len(study.seeds), path
+        ratios = [study.ratios if each.ratios is None else each.ratios for each in study.imbalances.values()]
+        conditions = sum(len([ratio for ratio in each if ratio]) for each in ratios) + any(0 in each for each in ratios)
+        planned = plan(study, tmp_path, chosen={})
+        assert len(planned.cells) == len(study.methods) * conditions * len(study.seeds), path
         assert len(study.seeds) >= 3, path
 
 

@@ -91,7 +91,7 @@ def test_published_records_rebuild_the_report_and_go_out_of_date(study: Path, tm
     assert "Example retrievals" not in report
     assert report.index("<!-- state: scenes -->") < report.index("## Candidate against baseline")
     one = texts.Published(target, record)
-    assert one.state == "measured at commit 0123456789"
+    assert (one.state, one.tuning) == ("measured at commit 0123456789", "untuned")
     means = record["conditions"][1]["comparisons"]["rsum"]
     by_seed = [
         line["metrics"]["rsum"]
@@ -155,7 +155,7 @@ def test_block_of_an_unknown_study_is_refused(tmp_path: Path) -> None:
 
 def test_checked_cells_are_cells_of_the_study() -> None:
     for study in STUDIES.values():
-        two = plan(check.two_cells(study.study), Path())
+        two = plan(check.two_cells(study), Path())
         assert len(two.cells) == 2
         assert {cell.fingerprint for cell in two.cells} <= {cell.fingerprint for cell in study.plan.cells}
 
@@ -164,7 +164,7 @@ def test_cells_must_lie_within_the_spread_unless_outdated(study: Path, tmp_path:
     target = make.publish(study, tmp_path / "results")
     record = json.loads((target / "study.json").read_text())
     one = texts.Published(target, record)
-    cell = plan(check.two_cells(one.study), tmp_path).cells[0]
+    cell = plan(check.two_cells(one), tmp_path).cells[0]
     metrics = check.published_metrics(one, cell)
     far = metrics | {"rsum": metrics["rsum"] + 11}
     assert check.faults(one, cell, metrics, metrics) == []

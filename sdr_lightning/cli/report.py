@@ -71,7 +71,9 @@ def _report(folder: Path) -> int:
         print(f"curves in {draw_run(folder)}")
         return 0
     study = load_study(folder)
-    outdated = f"{len(study.outdated)} of {study.num_expected} cells were made with other code than the study"
+    outdated = (
+        f"{len(study.outdated)} of {study.num_expected} cells were made with other code or options than the study"
+    )
     if study.outdated and not study.runs:
         raise ValueError(f"{outdated}, and no cell with its code: sdr reproduce runs them again")
     print(f"report in {build_report(folder)}")

@@ -24,7 +24,7 @@ def run(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if not options.dry_run:
         check_hub(options.study)
-    from sdr_lightning.studies.plan import plan  # imports torch, which takes seconds
+    from sdr_lightning.studies.plan import plan_with_trials  # imports torch, which takes seconds
     from sdr_lightning.studies.runner import Runner
     from sdr_lightning.studies.spec import read_study
 
@@ -35,7 +35,7 @@ def run(arguments: list[str]) -> int:
     jobs = options.jobs if options.jobs is not None else study.jobs
     if jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {jobs}")
-    work = plan(study, folder)
+    work = plan_with_trials(study, folder)
     if options.dry_run:
         print(work.commands())
         return 0

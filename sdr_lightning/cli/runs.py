@@ -20,6 +20,8 @@ from sdr_lightning.reporting.figures.curves import read_curves
 from sdr_lightning.reporting.sweep import flat
 from sdr_lightning.results.fields import Fields
 
+_RESULTS = ("results.json", "trial.json", "teacher.json")
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -124,9 +126,9 @@ def _read(folder: Path, name: str) -> RunFolder:
 
 
 def _outcome(folder: Path) -> Outcome | None:
-    """Read ``results.json`` or ``teacher.json``; a stage is finished if its cell has ``results.json``."""
-    found = [path for path in (folder / "results.json", folder / "teacher.json") if path.is_file()]
-    is_stage = folder.name.startswith("stage-") and (folder.parent / "results.json").is_file()
+    """Read ``results.json``, ``trial.json`` or ``teacher.json``; a stage is finished if its cell or trial is."""
+    found = [path for path in map(folder.joinpath, _RESULTS) if path.is_file()]
+    is_stage = folder.name.startswith("stage-") and any((folder.parent / name).is_file() for name in _RESULTS)
     if not found and not is_stage:
         return None
     results = Fields.read(found[0]) if found else Fields({}, str(folder))

@@ -7,7 +7,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
@@ -15,6 +15,7 @@ from typing import Any, get_args
 import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.seed import isolate_rng
 
 from sdr_lightning.configure.arguments import imported_class, with_nulls
 from sdr_lightning.configure.parser_errors import one_line_errors
@@ -330,6 +331,27 @@ def build(arguments: list[str]) -> SdrCLI:
     """
     with one_line_errors():
         return SdrCLI(arguments, run=False)
+
+
+def parse(arguments: Sequence[str]) -> dict[str, Any]:
+    """Return the values of all options of a run without building anything. The state of random generators is unchanged.
+
+    Raises:
+        ValueError: invalid options or files, in one line.
+    """
+    with one_line_errors(), isolate_rng():
+        found: dict[str, Any] = _Parsed(list(arguments), run=False).config.as_dict()
+    return found
+
+
+class _Parsed(SdrCLI):
+    """Stops after the parser."""
+
+    def before_instantiate_classes(self) -> None:
+        """Choose no run folder."""
+
+    def instantiate_classes(self) -> None:
+        """Build nothing."""
 
 
 class _WriteRecord(pl.Callback):

@@ -51,7 +51,7 @@ def compare_claims(study: Study) -> dict[str, tuple[PairedComparison, ...]]:
 
 def summarise(study: Study) -> list[str]:
     """Return the sentences of the summary at the top of the report."""
-    sentences = [_scope(study)]
+    sentences = [_scope(study), _tuning(study)]
     sentences += [_verdicts(title, comparisons) for title, comparisons in compare_claims(study).items()]
     if RSUM.present(study):
         sentences += [_hardest(study, condition) for condition in study.hardest]
@@ -67,6 +67,13 @@ def _scope(study: Study) -> str:
         f"{study.candidate} is compared with {study.baseline}{data} under {len(study.conditions)} "
         f"conditions, paired over {seeds}. {finished} {study.num_expected} runs are available."
     )
+
+
+def _tuning(study: Study) -> str:
+    if study.tuning is None:
+        return "Untuned: every method is used as configured."
+    trials = study.tuning.trials
+    return f"Tuned: the options of each method are the best of {trials} trials on validation data, for each condition."
 
 
 def _verdicts(title: str, comparisons: tuple[PairedComparison, ...]) -> str:

@@ -34,6 +34,18 @@ def claims_note(study: Study) -> str:
     )
 
 
+def tuning_note(study: Study) -> str:
+    """Explain how the options of the methods were chosen."""
+    if study.tuning is None:
+        return "Untuned: every method is used as configured."
+    return (
+        f"For each condition, every method has {study.tuning.trials} trials: one as configured, and one for each of the points "
+        f"that were drawn from its own space. Trials train with seed {study.tuning.seed}, which is not among the seeds of the "
+        "comparison, and do not read the test split. The options of the trial with the highest validation rsum, at its best "
+        "epoch, are used with all seeds."
+    )
+
+
 def means_note(study: Study) -> str:
     """Explain the tables of means."""
     return (
@@ -81,12 +93,17 @@ def caveats(study: Study) -> list[str]:
     under = Counter(text for run in study.runs.values() for text in run.evaluation_corruption)
     for text, runs in sorted(under.items()):
         notes.append(f"The evaluation data is corrupted in {runs} of {len(study.runs)} runs: {text}.")
+    failed = sum(bool(trial.failure) for trial in study.trials)
+    if failed:
+        notes.append(f"{failed} of {len(study.trials)} trials failed, because the loss was not finite.")
     dirty = sum(run.dirty for run in study.runs.values())
     if dirty:
         notes.append(f"{dirty} runs were made with uncommitted changes to the code.")
     if study.outdated:
         folders = ", ".join(folder.as_posix() for folder in study.outdated)
-        notes.append(f"Made with other code than the rest and excluded until sdr reproduce repeats them: {folders}.")
+        notes.append(
+            f"Made with other code or options than the rest and excluded until sdr reproduce repeats them: {folders}."
+        )
     if study.foreign:
         folders = ", ".join(folder.as_posix() for folder in study.foreign)
         notes.append(f"Not part of the study and excluded: {folders}.")

@@ -56,6 +56,7 @@ class StudyContents:
     figures: tuple[ReportFigure, ...]
     means: tuple[Table, ...]
     detection: Table | None
+    tuning: tuple[Table, ...]
     training: ReportFigure | None
     examples: tuple[ExampleGroup, ...]
     teachers: Table | None
@@ -81,6 +82,7 @@ def study_contents(study: Study) -> StudyContents:
         figures=_figures(study),
         means=results.means_tables(study),
         detection=results.detection_table(study),
+        tuning=tuple(filter(None, (study_tables.spaces_table(study), study_tables.chosen_table(study)))),
         training=None if training is None else _figure("training", _TRAINING, training),
         examples=collect_examples(study),
         teachers=study_tables.teachers_table(study),

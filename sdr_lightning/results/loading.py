@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import Any
 
 from sdr_lightning.results.codec import from_json
 from sdr_lightning.results.fields import checked_object, read_object
-from sdr_lightning.results.schema import Condition, Run, Study, StudyRecord, TeacherRecord
+from sdr_lightning.results.schema import Condition, Run, Study, StudyRecord, TeacherRecord, Trial, best_trials
 
 
 def load_study(root: Path) -> Study:
     """Read the folder of a study, as ``sdr reproduce`` wrote it or as it was published.
 
-    Cells are read from ``cells/**/results.json``, and from ``results.jsonl`` where there is no file of the same cell.
+    Cells are read from ``cells/**/results.json``, and from ``results.jsonl`` where there is no file of the same cell; trials
+    likewise from ``trials/**/trial.json`` and ``trials.jsonl``.
 
     Raises:
         ValueError: there is no ``study.json``, a file is malformed, or two folders hold the same cell.
@@ -26,15 +28,33 @@ def load_study(root: Path) -> Study:
         raise ValueError(f"no study in {root}: run sdr reproduce first")
     record = from_json(StudyRecord, read_object(path), str(path))
     found, foreign = _load_runs(root, record)
+    trials: dict[tuple[str, Condition, int], Trial] = {}
+    for trial in load_trials(root):
+        if _is_of(record, trial):
+            trials.setdefault((trial.method, trial.condition, trial.number), trial)
+    count = Counter((method, condition) for method, condition, _ in trials)
+    chosen = {
+        key: best
+        for key, best in best_trials(trials.values()).items()
+        if count[key] == len(record.methods[key[0]].points)
+    }
+    options = {key: best.options for key, best in chosen.items()}
+    current = {
+        key: run
+        for key, run in found.items()
+        if record.is_current(run) and run.options == options.get((run.method, run.condition), run.options)
+    }
     values: dict[str, Any] = {field.name: getattr(record, field.name) for field in fields(record)}
     values |= {"ratios": tuple(sorted({round(ratio, 6) for ratio in record.ratios}))}
     return Study(
         **values,
         root=root,
-        teacher_records=tuple(teacher for teacher in load_teachers(root) if teacher.code == record.code),
-        runs={key: run for key, run in found.items() if run.code == record.code},
+        teacher_records=tuple(teacher for teacher in load_teachers(root) if record.is_current(teacher)),
+        runs=current,
+        trials=tuple(trials.values()),
+        chosen=chosen,
         foreign=foreign,
-        outdated=tuple(run.folder for run in found.values() if run.code != record.code),
+        outdated=tuple(run.folder for key, run in found.items() if key not in current),
     )
 
 
@@ -45,6 +65,19 @@ def load_teachers(root: Path) -> Iterator[TeacherRecord]:
         yield from (from_json(TeacherRecord, read_object(path), str(path)) for path in paths)
     else:
         yield from (from_json(TeacherRecord, value, source) for source, value in _lines(root / "teachers.jsonl"))
+
+
+def load_trials(root: Path) -> Iterator[Trial]:
+    """Read the trials of a study, from ``trials/**/trial.json`` and then from ``trials.jsonl``."""
+    for path in sorted(root.glob("trials/**/trial.json")):
+        yield from_json(Trial, read_object(path), str(path), folder=path.parent.relative_to(root))
+    yield from published_trials(root)
+
+
+def published_trials(root: Path) -> Iterator[Trial]:
+    """Read the trials in ``trials.jsonl``; none where there is no such file."""
+    for source, value in _lines(root / "trials.jsonl"):
+        yield from_json(Trial, value, source, folder=Path(source).relative_to(root))
 
 
 def published_runs(root: Path) -> Iterator[Run]:
@@ -64,8 +97,22 @@ def _lines(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             raise ValueError(f"{source}: not valid JSON ({error.msg})") from error
 
 
+def _is_of(record: StudyRecord, trial: Trial) -> bool:
+    """Whether a trial is at a point of the study, and was made with its code."""
+    method = record.methods.get(trial.method)
+    return (
+        method is not None
+        and record.tuning is not None
+        and trial.seed == record.tuning.seed
+        and trial.condition in record.conditions
+        and trial.number < len(method.points)
+        and trial.options == method.points[trial.number]
+        and record.is_current(trial)
+    )
+
+
 def _load_runs(root: Path, record: StudyRecord) -> tuple[dict[tuple[str, Condition, int], Run], tuple[Path, ...]]:
-    grid = {Condition.of(name, ratio) for name in record.imbalances for ratio in record.ratios}
+    grid = record.conditions
     runs: dict[tuple[str, Condition, int], Run] = {}
     foreign: list[Path] = []
     for path in sorted(root.glob("cells/**/results.json")):
@@ -85,6 +132,6 @@ def _load_runs(root: Path, record: StudyRecord) -> tuple[dict[tuple[str, Conditi
     for run in published_runs(root):
         key = (run.method, run.condition, run.seed)
         on_grid = run.method in record.methods and run.condition in grid and run.seed in record.seeds
-        if on_grid and run.protocol == record.protocol and (key not in runs or runs[key].code != record.code):
+        if on_grid and run.protocol == record.protocol and (key not in runs or not record.is_current(runs[key])):
             runs[key] = run
     return runs, tuple(foreign)

@@ -1,15 +1,16 @@
 """Studies and their results: the dataclasses of the YAML file, of the result files and of the report.
 
-``study.json`` holds a :class:`StudyRecord`, ``cells/**/results.json`` a :class:`Run` each, ``teachers/**/teacher.json`` a
-:class:`TeacherRecord` each; :mod:`sdr_lightning.results.codec` writes and reads them.
+``study.json`` holds a :class:`StudyRecord`, ``cells/**/results.json`` a :class:`Run` each, ``trials/**/trial.json`` a
+:class:`Trial` each, ``teachers/**/teacher.json`` a :class:`TeacherRecord` each; :mod:`sdr_lightning.results.codec` writes and
+reads them.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -47,12 +48,14 @@ class StudyTeacher:
         trained_on: ``clean`` data, once for all conditions; or ``imbalanced``: one teacher per condition, trained on its own
             modality as corrupted there.
         description: one sentence for the report.
+        code: in ``study.json``, fingerprint of the code that decides its result.
     """
 
     config: tuple[Path, ...]
     pretrained: bool = False
     trained_on: Literal["clean", "imbalanced"] = "clean"
     description: str = ""
+    code: str = ""
 
     def __post_init__(self) -> None:
         if self.trained_on not in ("clean", "imbalanced"):
@@ -105,6 +108,10 @@ class StudyMethod:
         teachers: ``real``, or ``placebo``: random features in place of those of the teachers.
         description: one sentence for the report.
         swept: set for the members of a family of methods.
+        space: of a tuned study, the options of ``sdr fit`` that trials choose, by dotted name: ``{values: ...}`` or another
+            distribution of a sweep file. Empty if there is nothing to choose; None in a study without tuning.
+        points: in ``study.json``, the options of each trial; those of trial 0, the configuration itself, are empty.
+        code: in ``study.json``, fingerprint of the code that decides its results.
     """
 
     name: str
@@ -112,10 +119,19 @@ class StudyMethod:
     teachers: Literal["real", "placebo"] = "real"
     description: str = ""
     swept: Swept | None = None
+    space: Mapping[str, Mapping[str, Any]] | None = None
+    points: tuple[Mapping[str, Any], ...] = ()
+    code: str = ""
 
     def __post_init__(self) -> None:
         if self.teachers not in ("real", "placebo"):
             raise ValueError(f"teachers must be real or placebo, got {self.teachers!r}")
+
+    def with_options(self, options: Mapping[str, Any]) -> StudyMethod:
+        """Return the method with further options in every stage, over its own."""
+        return replace(
+            self, stages=tuple(replace(stage, options={**stage.options, **options}) for stage in self.stages)
+        )
 
     @property
     def total_epochs(self) -> int | None:
@@ -134,6 +150,7 @@ class StudyImbalance:
         severities: of the parts whose kind has severities.
         description: for the report.
         parts: fields of :class:`~sdr_lightning.data.imbalance.Imbalance`; ratio and seed are set per cell.
+        ratios: of this corruption, in place of those of the study; None for those of the study.
     """
 
     name: str
@@ -141,6 +158,27 @@ class StudyImbalance:
     severities: tuple[float, ...] = ()
     description: str = ""
     parts: tuple[Mapping[str, Any], ...] = ()
+    ratios: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class StudyTuning:
+    """How the options of each method are chosen, by validation rsum, for each condition.
+
+    Attributes:
+        trials: for each method and condition, at least 2; the first is the method as configured.
+        seed: of initialisation, batches and corrupted items of all trials, and of the choice of points; not among the seeds
+            of the study.
+    """
+
+    trials: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name, least in (("trials", 2), ("seed", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"tuning: {name} must be an integer of at least {least}, got {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +195,9 @@ class StudySpec:
         baseline: the method that others are compared with.
         candidate: the method whose claims are tested.
         imbalances: corruptions by name.
-        ratios: of each corruption, in [0, 1]; ratio 0 is run once for all corruptions.
+        ratios: of each corruption without ratios of its own, in [0, 1]; ratio 0 is run once for all corruptions.
         seeds: of initialisation, order of batches and choice of corrupted items.
+        tuning: how options of the methods are chosen; None to use the methods as configured.
         jobs: cells that run at a time.
         protocol: ``clean``: every method trains for equally many epochs; or ``paper``, see docs/sdr.md.
         equal_epochs: False where the number of epochs is studied.
@@ -181,6 +220,7 @@ class StudySpec:
     imbalances: Mapping[str, StudyImbalance]
     ratios: tuple[float, ...]
     seeds: tuple[int, ...]
+    tuning: StudyTuning | None = None
     jobs: int = 1
     protocol: str = "clean"
     equal_epochs: bool = True
@@ -202,12 +242,53 @@ class StudySpec:
         if self.protocol == "clean" and self.equal_epochs and len(lengths) > 1:
             each = ", ".join(f"{n}: {m.total_epochs or 'as configured'}" for n, m in self.methods.items())
             raise ValueError(f"under protocol clean every method trains for equally many epochs, got {each}")
-        outside = [ratio for ratio in self.ratios if not 0 <= ratio <= 1]
-        if outside:
-            raise ValueError(f"ratios must lie in [0, 1], got {outside[0]}")
-        for what, values in (("ratios", self.ratios), ("seeds", self.seeds), ("imbalances", [*self.imbalances])):
+        of_their_own = {f"ratios of {i.name}": i.ratios for i in self.imbalances.values() if i.ratios is not None}
+        all_ratios = {"ratios": self.ratios, **of_their_own}
+        for what, ratios in all_ratios.items():
+            outside = [ratio for ratio in ratios if not 0 <= ratio <= 1]
+            if outside:
+                raise ValueError(f"{what} must lie in [0, 1], got {outside[0]}")
+        for what, values in {**all_ratios, "seeds": self.seeds, "imbalances": [*self.imbalances]}.items():
             if not values or len(set(values)) != len(values):
                 raise ValueError(f"{what} must be given, each once, got {list(values)}")
+        self._check_tuning()
+
+    def _check_tuning(self) -> None:
+        tuning = self.tuning
+        for method in self.methods.values():
+            if tuning is None and method.space is not None:
+                raise ValueError(f"method {method.name} has a space, which nothing searches: add tuning: {{trials: N}}")
+            if tuning is not None and method.space is None:
+                raise ValueError(
+                    f"method {method.name} has no space: tuning gives every method equally many trials; space: {{}} "
+                    "means that it has nothing to choose"
+                )
+        if tuning is not None and tuning.seed in self.seeds:
+            raise ValueError(f"tuning: seed {tuning.seed} is among the seeds {list(self.seeds)}: choose another")
+        if tuning is not None and self.protocol != "clean":
+            raise ValueError(f"protocol {self.protocol} selects on the test split: leave tuning out")
+
+    def ratios_of(self, imbalance: str) -> tuple[float, ...]:
+        """Return the ratios of a corruption in order; 0 is among them if the study runs clean data at all."""
+        own = {name: self.ratios if each.ratios is None else each.ratios for name, each in self.imbalances.items()}
+        clean = {0.0} if any(0 in ratios for ratios in own.values()) else set()
+        return tuple(sorted(clean | {round(ratio, 6) for ratio in own[imbalance]}))
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        """All conditions in order, ratio 0 once."""
+        points = (Condition.of(name, ratio) for name in self.imbalances for ratio in self.ratios_of(name))
+        return tuple(sorted(dict.fromkeys(points), key=lambda c: c.imbalance != NO_IMBALANCE))
+
+    @property
+    def hardest(self) -> tuple[Condition, ...]:
+        """The condition of the highest ratio of each corruption."""
+        return tuple(dict.fromkeys(Condition.of(name, self.ratios_of(name)[-1]) for name in self.imbalances))
+
+    @property
+    def num_expected(self) -> int:
+        """Number of cells of the finished study, without trials."""
+        return len(self.methods) * len(self.conditions) * len(self.seeds)
 
 
 @dataclass(frozen=True)
@@ -232,7 +313,8 @@ class StudyRecord(StudySpec):
 
     Attributes:
         data: the data set.
-        code: fingerprint of the code that decides the results; empty where it is not recorded.
+        code: fingerprint of the code that decides the results of all methods and teachers, whose own ones are in their
+            entries; empty where it is not recorded.
         command: the command that runs the study.
         wall_time_s: duration of a study that ran without interruption.
     """
@@ -241,6 +323,13 @@ class StudyRecord(StudySpec):
     code: str = ""
     command: str = ""
     wall_time_s: float | None = None
+
+    def is_current(self, result: Run | Trial | TeacherRecord) -> bool:
+        """Whether a result was made with the code of the study."""
+        entry = (
+            self.teachers.get(result.modality) if isinstance(result, TeacherRecord) else self.methods.get(result.method)
+        )
+        return result.code == ((entry.code if entry is not None else "") or self.code)
 
 
 @dataclass(frozen=True)
@@ -333,10 +422,64 @@ class TeacherRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trial:
+    """A finished trial, as ``trial.json`` records it: one point of a method's space under one condition.
+
+    Attributes:
+        number: from 0, the method as configured.
+        options: of ``sdr fit``, chosen from the space; empty for trial 0.
+        selected: the selected epoch and its validation rsum; None if the training failed.
+        failure: why the training failed: the loss was not finite; empty otherwise.
+        data: fingerprints of the training and the validation split; no other was read.
+        code: fingerprint of the code that decides its result.
+        fingerprint: of everything that decides its result, code included.
+        folder: relative to the folder of the study.
+    """
+
+    method: str
+    imbalance: str
+    ratio: float
+    seed: int
+    number: int
+    options: Mapping[str, Any] = field(default_factory=dict)
+    selected: Selected | None = None
+    failure: str = ""
+    data: Mapping[str, str] = field(default_factory=dict)
+    code: str = ""
+    fingerprint: str = ""
+    wall_time_s: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    git: Git = Git()
+    hardware: str = ""
+    folder: Path = field(default=Path(), metadata=not_stored())
+
+    @property
+    def condition(self) -> Condition:
+        """The condition that its options are chosen for."""
+        return Condition.of(self.imbalance, self.ratio)
+
+    @property
+    def score(self) -> float:
+        """Validation rsum of the selected epoch, in [0, 600]; negative infinity if the training failed."""
+        return -math.inf if self.selected is None or self.selected.score is None else self.selected.score
+
+
+def best_trials(trials: Iterable[Trial]) -> dict[tuple[str, Condition], Trial]:
+    """Return the trial with the highest score for each method and condition; of equal ones, that of the lowest number."""
+    best: dict[tuple[str, Condition], Trial] = {}
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        key = (trial.method, trial.condition)
+        if key not in best or trial.score > best[key].score:
+            best[key] = trial
+    return best
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One finished cell, as ``results.json`` records it.
 
     Attributes:
+        options: of ``sdr fit``, chosen by the trials of a tuned study, over those of the method.
         metrics: test metrics. Recalls (``i2t_R@1``) and NDCG (``t2t_NDCG@10``) are in percent, ``rsum`` is the sum of the
             six recalls (0 to 600), tie rates are fractions. Also, in percent, the detection of corrupted training pairs, see
             :func:`~sdr_lightning.metrics.detection.detection`.
@@ -358,6 +501,7 @@ class Run:
     ratio: float
     seed: int
     protocol: str = "clean"
+    options: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float]
     scalars: Mapping[str, float] = field(default_factory=dict)
     selected: Selected | None = None
@@ -417,22 +561,20 @@ class Study(StudyRecord):
     Attributes:
         root: the folder.
         teacher_records: teachers made with the code of the study.
-        runs: cells made with the code of the study.
+        runs: cells made with the code of the study, and with the chosen options.
+        trials: trials at the points of the study, made with its code.
+        chosen: the best trial of each method and condition whose trials are all finished.
         foreign: folders under ``cells`` of runs that are not on the grid, or of another protocol; in no number.
-        outdated: folders of runs made with other code than the study's; in no number.
+        outdated: folders of runs made with other code or options than the study's; in no number.
     """
 
     root: Path
     teacher_records: tuple[TeacherRecord, ...]
     runs: Mapping[tuple[str, Condition, int], Run]
+    trials: tuple[Trial, ...] = ()
+    chosen: Mapping[tuple[str, Condition], Trial] = field(default_factory=dict)
     foreign: tuple[Path, ...] = ()
     outdated: tuple[Path, ...] = ()
-
-    @property
-    def conditions(self) -> tuple[Condition, ...]:
-        """All conditions in order, ratio 0 once."""
-        points = (Condition.of(name, ratio) for name in self.imbalances for ratio in self.ratios)
-        return tuple(sorted(dict.fromkeys(points), key=lambda c: c.imbalance != NO_IMBALANCE))
 
     def degree(self, condition: Condition) -> float | None:
         """Return the measured degree of imbalance of a condition: the mean over the seeds with a measurement."""
@@ -454,16 +596,6 @@ class Study(StudyRecord):
         for members in families.values():
             members.sort(key=lambda method: method.swept.value if method.swept else 0)
         return families
-
-    @property
-    def hardest(self) -> tuple[Condition, ...]:
-        """The condition of the highest ratio of each corruption."""
-        return tuple(dict.fromkeys(Condition.of(name, max(self.ratios)) for name in self.imbalances))
-
-    @property
-    def num_expected(self) -> int:
-        """Number of runs of a finished study."""
-        return len(self.methods) * len(self.conditions) * len(self.seeds)
 
     def runs_of(self, method: str, condition: Condition) -> Iterator[Run]:
         """Yield the runs that are there, in the order of the seeds."""

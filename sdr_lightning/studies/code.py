@@ -1,4 +1,4 @@
-"""The fingerprint of the code that decides the results of a study."""
+"""The fingerprint of the code that decides a result."""
 
 from __future__ import annotations
 
@@ -15,37 +15,65 @@ PACKAGE = Path(__file__).parents[1]
 _RUNNER = "studies.jobs"
 _LEFT_OUT = ("cli", "configure", "reporting", "results", "sweeps", "workers")  # options, reports, processes
 _INSTALLED = {"site-packages", "dist-packages"}
+_Module = tuple[str, Path]
 _Documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
-def code_fingerprint(classes: Iterable[str], package: Path = PACKAGE) -> str:
-    """Hash the code that decides the results of a study.
-
-    This is the code of the modules that define the given classes, of the module that runs cells, and of all modules that they
-    import from their own package, directly or indirectly. Comments, docstrings and the arguments of ``raise`` do not
-    count, nor do installed packages, whose versions are recorded.
+class CodeReader:
+    """Hashes the code that decides the results of jobs. Each file is read once, so use one reader only while no file changes.
 
     Args:
-        classes: full names of classes, as the configurations give them in ``class_path``; of this package or any other.
         package: folder of this package.
-
-    Returns:
-        Hexadecimal SHA-256, the same for every version of Python.
     """
-    waiting = {_origin(package, name) for name in (f"{package.name}.{_RUNNER}", *classes)}
-    found: dict[str, str] = {}
-    while waiting:
-        module = waiting.pop()
-        if module is not None and module[0] not in found:
-            name, file = module
-            within = name if file.stem == "__init__" else name.rpartition(".")[0]
-            found[name], imported = _read(file.read_text(encoding="utf-8"), within)
+
+    def __init__(self, package: Path = PACKAGE) -> None:
+        self.package = package
+        self._origins: dict[str, _Module | None] = {}
+        self._modules: dict[str, tuple[str, frozenset[_Module]]] = {}
+
+    def fingerprint(self, classes: Iterable[str]) -> str:
+        """Hash the code that decides the result of a job of a study.
+
+        This is the code of the modules that define the given classes, of the module that runs cells, and of all modules that
+        they import from their own package, directly or indirectly. Comments, docstrings and the arguments of ``raise`` do not
+        count, nor do installed packages, whose versions are recorded.
+
+        Args:
+            classes: full names of classes, as the configurations give them in ``class_path``; of this package or any other.
+
+        Returns:
+            Hexadecimal SHA-256, the same for every version of Python.
+        """
+        waiting = {self._origin(name) for name in (f"{self.package.name}.{_RUNNER}", *classes)} - {None}
+        found: dict[str, str] = {}
+        while waiting:
+            module = waiting.pop()
+            if module is not None and module[0] not in found:
+                found[module[0]], imported = self._read(module)
+                waiting |= imported
+        return sha256(*(f"{name} {found[name]}" for name in sorted(found)))
+
+    def _read(self, module: _Module) -> tuple[str, frozenset[_Module]]:
+        """Hash of a module, and the modules of its own package that it imports."""
+        name, file = module
+        if name not in self._modules:
+            code, imported = _read(file.read_text(encoding="utf-8"), name if file.stem == "__init__" else _parent(name))
             own = name.split(".")[0]
-            waiting |= {_origin(package, other) for other in imported if other.split(".")[0] == own}
-    return sha256(*(f"{name} {found[name]}" for name in sorted(found)))
+            origins = (self._origin(other) for other in imported if other.split(".")[0] == own)
+            self._modules[name] = code, frozenset(origin for origin in origins if origin is not None)
+        return self._modules[name]
+
+    def _origin(self, name: str) -> _Module | None:
+        if name not in self._origins:
+            self._origins[name] = _origin(self.package, name)
+        return self._origins[name]
 
 
-def _origin(package: Path, name: str) -> tuple[str, Path] | None:
+def _parent(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _origin(package: Path, name: str) -> _Module | None:
     """Name and file of the module that a dotted name is, or is defined in; None for code that does not count."""
     module = _module(package, name)
     owner, _, attribute = name.rpartition(".")
@@ -56,7 +84,7 @@ def _origin(package: Path, name: str) -> tuple[str, Path] | None:
     return None if module is not None and _passed_on(module) else module
 
 
-def _module(package: Path, name: str) -> tuple[str, Path] | None:
+def _module(package: Path, name: str) -> _Module | None:
     """Name and file of a module that counts."""
     top, *inner = name.split(".")
     folder: Path | None = package.parent
@@ -74,13 +102,18 @@ def _module(package: Path, name: str) -> tuple[str, Path] | None:
     return next(((name, file) for file in (path.with_suffix(".py"), path / "__init__.py") if file.is_file()), None)
 
 
-def _passed_on(module: tuple[str, Path]) -> dict[str, str]:
+def _passed_on(module: _Module) -> dict[str, str]:
     """Names re-exported by an ``__init__`` that holds only imports, with their full names; empty for other modules."""
     name, file = module
-    tree = ast.parse(file.read_text(encoding="utf-8")) if file.stem == "__init__" else ast.Module([], [])
+    return _re_exported(file.read_text(encoding="utf-8"), name) if file.stem == "__init__" else {}
+
+
+@cache
+def _re_exported(source: str, package: str) -> dict[str, str]:
+    tree = ast.parse(source)
     if not all(isinstance(node, ast.Import | ast.ImportFrom | ast.Expr | ast.Assign) for node in tree.body):
         return {}
-    return {imported.rpartition(".")[2]: imported for imported in _imports(tree, name)}
+    return {imported.rpartition(".")[2]: imported for imported in _imports(tree, package)}
 
 
 @cache

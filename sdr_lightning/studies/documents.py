@@ -19,16 +19,16 @@ def documents(config: Path) -> Iterator[Any]:
             yield from documents(config.parent / value)
 
 
-def strings(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every string of a document with its key; strings of a list have none."""
+def strings(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Yield every string of a document with the keys that lead to it; items of a list add an empty one."""
     if isinstance(value, dict):
         for name, inside in value.items():
-            yield from strings(inside, name)
+            yield from strings(inside, (*path, name))
     elif isinstance(value, list):
         for inside in value:
-            yield from strings(inside)
+            yield from strings(inside, (*path, ""))
     elif isinstance(value, str):
-        yield key, value
+        yield path, value
 
 
 def merged(configs: list[Path]) -> Any:

@@ -1,10 +1,10 @@
-"""The jobs of a worker process: train a teacher, extract a bank, run a cell. Results are written last, in one step."""
+"""The jobs of a worker process: train a teacher, extract a bank, run a trial or a cell. Results are written last, in one step."""
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,12 +23,12 @@ from sdr_lightning.metrics.graded import single_modal
 from sdr_lightning.metrics.structure import preserved
 from sdr_lightning.paths import read_json, write_atomically, write_json
 from sdr_lightning.results.codec import from_json, to_json
-from sdr_lightning.results.schema import Data, Realised, Run, Selected, TeacherRecord
+from sdr_lightning.results.schema import Data, Realised, Run, Selected, TeacherRecord, Trial
 from sdr_lightning.studies.plan import BankJob, Cell, TeacherJob, imbalance_options
 from sdr_lightning.training.checkpoints.best import best_checkpoint
 from sdr_lightning.training.checkpoints.continuation import LAST, PREVIOUS, last_checkpoint
 from sdr_lightning.training.extraction import extract_bank, split_bank
-from sdr_lightning.training.retrieval_module import RetrievalModule
+from sdr_lightning.training.retrieval_module import LossNotFiniteError, RetrievalModule
 from sdr_lightning.training.tracking.record import environment
 from sdr_lightning.types import Modality
 from sdr_lightning.workers import log_to
@@ -114,14 +114,13 @@ def run_cell(cell: Cell, thumbnails: Path, data_fingerprint: str) -> None:
     started = time.time()
     _begin(cell.folder, f"{cell.fingerprint} {data_fingerprint}")
     with log_to(cell.folder / "log.txt"):
-        for arguments in cell.stages[:-1]:
-            _fit(arguments).end_tracking()
-        cli = _fit(cell.arguments)
+        cli = _fit_stages(cell)
         module, data = cli.model, cli.datamodule
         assert isinstance(module, RetrievalModule)
         assert isinstance(data, RetrievalDataModule)
         best = best_checkpoint(cli.trainer)
         assert best is not None
+        selected = _selected(cli)
         with cli.tracking():
             cli.trainer.test(module, data, ckpt_path=best.best_model_path, verbose=False)
         cli.end_tracking()
@@ -129,19 +128,16 @@ def run_cell(cell: Cell, thumbnails: Path, data_fingerprint: str) -> None:
         if cell.with_examples and data.image_size is not None:  # features cannot be shown
             write_json(cell.folder / "examples.json", _examples(*module.test_embeddings, data, thumbnails))
         structure = _structure(cell, data, *module.test_embeddings)
-    epoch = torch.load(best.best_model_path, map_location="cpu", weights_only=True)["epoch"]
-    score: Tensor | None = best.best_model_score
     run = Run(
         method=cell.method,
         imbalance=cell.imbalance,
         ratio=cell.ratio,
         seed=cell.seed,
         protocol=cli.protocol,
+        options=cell.options,
         metrics=module.test_metrics | structure | module.detection(),
         scalars={name: value.item() for name, value in module.method.scalars().items()},
-        selected=Selected(
-            best.monitor or "", None if score is None else float(score), epoch, cli.trainer.current_epoch
-        ),
+        selected=selected,
         realised=_realised(data.split("train").record()),
         evaluated_under={split: _realised(record) for split, record in data.evaluated_under().items()},
         data={split: data.table(split).fingerprint for split in SPLITS},
@@ -151,6 +147,69 @@ def run_cell(cell: Cell, thumbnails: Path, data_fingerprint: str) -> None:
     )
     write_json(cell.result, to_json(run) | environment())
     _forget_steps(cell.folder)
+
+
+def run_trial(trial: Cell, data_fingerprint: str, splits: Mapping[str, str]) -> None:
+    """Train a student stage by stage and write the validation rsum of its selected epoch. The test split is not read.
+
+    A training whose loss is not finite is a result: its options are not chosen.
+
+    Args:
+        trial: the trial.
+        data_fingerprint: of the data of the study.
+        splits: fingerprints of the training and the validation split, for the record.
+
+    Raises:
+        ValueError: the student's epochs are selected by another metric than validation rsum; or the training failed otherwise.
+    """
+    assert trial.trial is not None
+    started = time.time()
+    _begin(trial.folder, f"{trial.fingerprint} {data_fingerprint}")
+    selected, failure = None, ""
+    with log_to(trial.folder / "log.txt"):
+        try:
+            selected = _selected(_fit_stages(trial))
+        except ValueError as error:
+            if not isinstance(error.__cause__, LossNotFiniteError):
+                raise
+            failure = str(error)
+    if selected is not None and selected.on != "val/rsum":
+        raise ValueError(
+            f"trials are compared by val/rsum, but epochs are selected by {selected.on}: set checkpoint.monitor"
+        )
+    record = Trial(
+        method=trial.method,
+        imbalance=trial.imbalance,
+        ratio=trial.ratio,
+        seed=trial.seed,
+        number=trial.trial,
+        options=trial.options,
+        selected=selected,
+        failure=failure,
+        data=splits,
+        code=trial.code,
+        fingerprint=trial.fingerprint,
+        wall_time_s=time.time() - started,
+    )
+    write_json(trial.result, to_json(record) | environment())
+    for path in trial.folder.rglob("*.ckpt"):
+        path.unlink()
+
+
+def _fit_stages(cell: Cell) -> SdrCLI:
+    """Train stage by stage; return the last stage."""
+    for arguments in cell.stages[:-1]:
+        _fit(arguments).end_tracking()
+    return _fit(cell.arguments)
+
+
+def _selected(cli: SdrCLI) -> Selected:
+    """The selected epoch of a training."""
+    best = best_checkpoint(cli.trainer)
+    assert best is not None
+    epoch = torch.load(best.best_model_path, map_location="cpu", weights_only=True, mmap=True)["epoch"]
+    score: Tensor | None = best.best_model_score
+    return Selected(best.monitor or "", None if score is None else float(score), epoch, cli.trainer.current_epoch)
 
 
 def _realised(record: dict[str, Any]) -> Realised:

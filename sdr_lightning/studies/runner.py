@@ -6,7 +6,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,10 @@ from sdr_lightning.paths import check_output, claim, write_json
 from sdr_lightning.reporting import build_report, check_report
 from sdr_lightning.results.codec import from_json, to_json
 from sdr_lightning.results.fields import read_object
-from sdr_lightning.results.loading import published_runs
-from sdr_lightning.results.schema import Data, Run, StudyRecord, StudySpec, TeacherRecord
+from sdr_lightning.results.loading import published_runs, published_trials
+from sdr_lightning.results.schema import Data, Run, StudyRecord, StudySpec, TeacherRecord, Trial
 from sdr_lightning.studies import jobs as work
-from sdr_lightning.studies.plan import Cell, Plan, TeacherJob
+from sdr_lightning.studies.plan import Cell, Plan, TeacherJob, banks_of, plan_with_trials, teachers_of
 from sdr_lightning.workers import Task, Workers, progress_bar
 
 
@@ -31,7 +31,7 @@ class Runner:
 
     Args:
         study: the study.
-        plan: its jobs.
+        plan: its jobs; the cells of a tuned study are planned again when its trials are finished.
         folder: where its results go.
         jobs: processes at a time.
         console: where progress is shown; the terminal by default.
@@ -40,7 +40,7 @@ class Runner:
     def __init__(self, study: StudySpec, plan: Plan, folder: Path, jobs: int, console: Console | None = None) -> None:
         self.study, self.plan, self.folder, self.jobs = study, plan, folder, jobs
         self.console = console if console is not None else Console()
-        self._cells_before, self._cells_done, self._cells_since = 0, 0, 0.0
+        self._total, self._before, self._done, self._since = 0, 0, 0, 0.0  # of the trials, then of the cells
 
     def run(self) -> Path:
         """Run the study.
@@ -55,51 +55,70 @@ class Runner:
         started = time.time()
         self._claim_folder()
         self._check_folder()
-        student = self.plan.student
         with Workers(self.jobs) as workers:
-            data: Data = workers.call("data", work.describe, student)
-            data_fingerprint = sha256(json.dumps(dict(data.splits), sort_keys=True))
-            published = {run.fingerprint for run in published_runs(self.folder) if run.data == data.splits}
-            cells = [c for c in self.plan.cells if c.fingerprint not in published and not _is_finished(c, data)]
-            # A study whose cells are all published needs no teacher.
-            teachers = [job for job in self.plan.teachers if not _is_finished(job)] if cells or not published else []
-            _drop_banks(teachers if self._splits_before() in (None, data.splits) else self.plan.teachers)
-            banks = [bank for bank in self.plan.banks if not bank.finished]
-            before = self._cells_before = len(self.plan.cells) - len(cells)
-            self.console.print(
-                f"{self.study.title}: {len(self.plan.cells)} cells in {self.folder}, {before} finished before, "
-                f"{self.jobs} at a time"
-            )
+            data: Data = workers.call("data", work.describe, self.plan.student)
+            if self._splits_before() not in (None, data.splits):
+                _drop_banks(self.folder / "teachers")
             self._write_record(data, None)
-            teach = [
-                _task(f"{job.modality} teacher {job.trained_on}", work.run_teacher, job, student, data_fingerprint)
-                for job in teachers
-            ]
-            if cells:
-                frozen = workers.call("tower features", work.frozen_modalities, student)
-                features = [
-                    _task(f"{m}, {split}", work.run_features, student, m, split) for split in SPLITS for m in frozen
-                ]
-                self._phase(workers, "tower features", features)
-            self._phase(workers, "teachers", teach)
-            if cells:
-                extract = [
-                    _task(f"{bank.teacher.modality} {bank.file.stem}", work.run_bank, bank, student) for bank in banks
-                ]
-                first, last = (
-                    [self._cell(c, data_fingerprint) for c in cells if c.needs_banks == needs]
-                    for needs in (False, True)
-                )
-                self._phase(workers, "banks and cells", [*extract, *first])
-                self._phase(workers, "cells", last)
-        if before == 0:  # a study that was continued has no wall time
+            continued = False
+            if self.plan.trials:
+                continued = self._run_all("trials", self.plan.trials, data, workers)
+                self.plan = plan_with_trials(self.study, self.folder)
+                self._check_folder()
+            continued |= self._run_all("cells", self.plan.cells, data, workers)
+        if not continued:  # a study that was continued has no wall time
             self._write_record(data, time.time() - started)
-        self.console.print(f"{len(cells)} cells in {(time.time() - started) / 60:.1f} min")
+        self.console.print(f"finished in {(time.time() - started) / 60:.1f} min")
         return build_report(self.folder)
 
-    def _cell(self, cell: Cell, data_fingerprint: str) -> Task:
-        name = f"{cell.method}, {cell.imbalance} {cell.ratio:g}, seed {cell.seed}"
-        return _task(name, work.run_cell, cell, self.folder / "thumbnails", data_fingerprint)
+    def _run_all(self, what: str, jobs: Sequence[Cell], data: Data, workers: Workers) -> bool:
+        """Run the unfinished trials or cells, with their teachers and banks; return whether others were finished before."""
+        student, data_fingerprint = self.plan.student, sha256(json.dumps(dict(data.splits), sort_keys=True))
+        records: Iterable[Run | Trial] = (
+            published_trials(self.folder) if what == "trials" else published_runs(self.folder)
+        )
+        published = {record.fingerprint for record in records if _is_of(data, record)}
+        waiting = [job for job in jobs if job.fingerprint not in published and not _is_finished(job, data)]
+        # A study whose cells are all published needs no teacher.
+        teachers = [job for job in teachers_of(jobs) if not _is_finished(job)] if waiting or not published else []
+        for teacher in teachers:
+            _drop_banks(teacher.folder)
+        banks = [bank for bank in banks_of(jobs) if not bank.finished]
+        self._total, self._before = len(jobs), len(jobs) - len(waiting)
+        self._done, self._since = 0, 0.0
+        self.console.print(
+            f"{self.study.title}: {len(jobs)} {what} in {self.folder}, {self._before} finished before, {self.jobs} at a time"
+        )
+        if waiting:
+            frozen = workers.call("frozen towers", work.frozen_modalities, student)
+            features = [
+                _task(f"{m} features, {split}", work.run_features, student, m, split)
+                for split in SPLITS
+                for m in frozen
+            ]
+            self._phase(workers, "tower features", features)
+        teach = [
+            _task(f"{job.modality} teacher {job.trained_on}", work.run_teacher, job, student, data_fingerprint)
+            for job in teachers
+        ]
+        self._phase(workers, "teachers", teach)
+        if waiting:
+            extract = [
+                _task(f"{bank.teacher.modality} {bank.file.stem}", work.run_bank, bank, student) for bank in banks
+            ]
+            tasks = [
+                self._task_of(job, data, data_fingerprint) for job in sorted(waiting, key=lambda job: bool(job.banks))
+            ]
+            first = sum(not job.banks for job in waiting)
+            self._phase(workers, f"banks and {what}", [*extract, *tasks[:first]])
+            self._phase(workers, what, tasks[first:])
+        return self._before > 0
+
+    def _task_of(self, job: Cell, data: Data, data_fingerprint: str) -> Task:
+        if job.trial is not None:
+            read = {split: data.splits[split] for split in ("train", "val")}
+            return _task(job.name, work.run_trial, job, data_fingerprint, read)
+        return _task(job.name, work.run_cell, job, self.folder / "thumbnails", data_fingerprint)
 
     def _splits_before(self) -> dict[str, str] | None:
         """Fingerprints of the data that the study of the folder ran on last."""
@@ -117,15 +136,16 @@ class Runner:
         """Refuse to replace a file that is not of a study."""
         check_output(self.folder / "study.json", is_own=_is_study)
         check_report(self.folder)
-        for folder in [job.folder for job in self.plan.teachers] + [cell.folder for cell in self.plan.cells]:
+        jobs = [*self.plan.trials, *self.plan.cells]
+        for folder in [job.folder for job in self.plan.teachers] + [job.folder for job in jobs]:
             work.check_folder(folder)
 
     def _phase(self, workers: Workers, what: str, tasks: Sequence[Task]) -> None:
         """Run tasks side by side; the first failure stops the study."""
         if not tasks:
             return
-        if self._cells_since == 0 and any(task.function is work.run_cell for task in tasks):
-            self._cells_since = time.monotonic()
+        if self._since == 0 and any(map(_is_counted, tasks)):
+            self._since = time.monotonic()
         waiting, done = list(tasks), 0
         with progress_bar(self.console) as progress:
             bar = progress.add_task(what, total=len(tasks), last="")
@@ -139,22 +159,23 @@ class Runner:
                         )
                     done += 1
                     progress.update(bar, advance=1, last=task.name)
-                    is_cell = task.function is work.run_cell
-                    self._cells_done += is_cell
+                    self._done += _is_counted(task)
                     if not self.console.is_terminal:
-                        count = self._count_of_cells() if is_cell else f"{done}/{len(tasks)} {what}"
+                        count = self._progress(task) if _is_counted(task) else f"{done}/{len(tasks)} {what}"
                         self.console.print(f"{count}: {task.name}", soft_wrap=True)
 
-    def _count_of_cells(self) -> str:
-        """How many cells of the study are finished, and an estimate of the time left."""
-        done, total = self._cells_before + self._cells_done, len(self.plan.cells)
-        left_s = (time.monotonic() - self._cells_since) / self._cells_done * (total - done)
-        return f"{done}/{total} cells, {math.ceil(left_s / 60)} min left"
+    def _progress(self, task: Task) -> str:
+        """How many trials or cells of the study are finished, and an estimate of the time left."""
+        done = self._before + self._done
+        left_s = (time.monotonic() - self._since) / self._done * (self._total - done)
+        what = "cells" if task.function is work.run_cell else "trials"
+        return f"{done}/{self._total} {what}, {math.ceil(left_s / 60)} min left"
 
     def _write_record(self, data: Data, wall_time_s: float | None) -> None:
         """Write ``study.json``."""
         study = self.study
-        values = {field.name: getattr(study, field.name) for field in fields(study)} | {"methods": self.plan.methods}
+        values = {field.name: getattr(study, field.name) for field in fields(study)}
+        values |= {"methods": self.plan.methods, "teachers": self.plan.teacher_entries}
         command = f"sdr reproduce {study.file}" + (" --protocol paper" if study.protocol == "paper" else "")
         record = StudyRecord(**values, data=data, code=self.plan.code, command=command, wall_time_s=wall_time_s)
         write_json(self.folder / "study.json", to_json(record))
@@ -172,10 +193,21 @@ def _is_study(path: Path) -> bool:
         return False
 
 
-def _drop_banks(teachers: Sequence[TeacherJob]) -> None:
-    for job in teachers:
-        for bank in (job.folder / "banks").glob("*.safetensors"):
-            bank.unlink()
+def _drop_banks(folder: Path) -> None:
+    """Delete the banks of all teachers in a folder."""
+    for bank in folder.rglob("banks/*.safetensors"):
+        bank.unlink()
+
+
+def _is_counted(task: Task) -> bool:
+    """Whether a task is a trial or a cell."""
+    return task.function in (work.run_trial, work.run_cell)
+
+
+def _is_of(data: Data, record: Run | Trial) -> bool:
+    """Whether a result was made from the present data; a trial reads the training and the validation split only."""
+    read = SPLITS if isinstance(record, Run) else ("train", "val")
+    return record.data == {split: data.splits.get(split) for split in read}
 
 
 def _is_finished(job: TeacherJob | Cell, data: Data | None = None) -> bool:
@@ -185,5 +217,5 @@ def _is_finished(job: TeacherJob | Cell, data: Data | None = None) -> bool:
     values, source = read_object(job.result), str(job.result)
     if isinstance(job, TeacherJob):
         return from_json(TeacherRecord, values, source).fingerprint == job.fingerprint
-    run = from_json(Run, values, source)
-    return run.fingerprint == job.fingerprint and (data is None or run.data == data.splits)
+    record = from_json(Run, values, source) if job.trial is None else from_json(Trial, values, source)
+    return record.fingerprint == job.fingerprint and (data is None or _is_of(data, record))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from difflib import get_close_matches
 from itertools import product
 from numbers import Real
@@ -12,12 +12,23 @@ from typing import Any, get_args
 
 from sdr_lightning.data.imbalance import KINDS, Imbalance
 from sdr_lightning.paths import read_yaml
-from sdr_lightning.results.schema import StudyImbalance, StudyMethod, StudySpec, StudyStage, StudyTeacher, Swept
+from sdr_lightning.results.schema import (
+    StudyImbalance,
+    StudyMethod,
+    StudySpec,
+    StudyStage,
+    StudyTeacher,
+    StudyTuning,
+    Swept,
+)
+from sdr_lightning.sweeps.distributions import distribution
 from sdr_lightning.training.protocol import ProtocolName
 
 _STAGE = ("config", "weights", "options", "epochs")
-_METHOD = (*_STAGE, "stages", "teachers", "description")
+_METHOD = (*_STAGE, "stages", "teachers", "description", "space")
+_TEACHER = ("config", "pretrained", "trained_on", "description")
 _PER_CELL = ("ratio", "seed")
+_SET_BY_STUDY = ("seed_everything", "run_dir", "protocol", "trainer.max_epochs", "data.init_args.imbalance")
 
 
 def read_study(path: Path) -> StudySpec:
@@ -26,8 +37,10 @@ def read_study(path: Path) -> StudySpec:
     Paths are relative to the file. A method is an overlay over the student: ``config`` (a path or a list of paths), ``weights``
     (of the loss terms), ``options`` (of ``sdr fit``) and ``epochs``, all optional. ``stages``, a list of such mappings, are
     trained in order, each from the best epoch of the one before. A list of values of ``epochs``, a weight or an option
-    makes a family of methods: ``epochs: [1, 2, 4]`` gives three. A list of values of a field of a corruption gives one
-    corruption each; a list of corruptions is a stack. In ``file`` of a corruption, ``{ratio}`` stands for the ratio.
+    makes a family of methods: ``epochs: [1, 2, 4]`` gives three. ``space`` maps options to lists of values or to
+    distributions of sweep files; with ``tuning`` of the study, trials choose among them. A list of values of a field of a
+    corruption gives one corruption each, except of ``ratios``, which take the place of those of the study; a list of
+    corruptions is a stack. In ``file`` of a corruption, ``{ratio}`` stands for the ratio.
 
     Raises:
         ValueError: no such file, not YAML, an unknown key (with the nearest known one), a missing key or a value out of range;
@@ -79,12 +92,15 @@ def _parsed(document: Any, path: Path) -> StudySpec:
     for name in ("ratios", "seeds", "notes"):
         if name in values:
             values[name] = tuple(_listed(values[name]))
+    if values.get("tuning") is not None:
+        values["tuning"] = _tuning(values["tuning"], values["seeds"])
     study = StudySpec(**values, file=path)
     if study.protocol not in get_args(ProtocolName):
         raise ValueError(f"protocol must be {' or '.join(get_args(ProtocolName))}, got {study.protocol!r}")
-    fixed = [stack.name for stack in stacks for part in stack.parts if part["file"] and "{ratio}" not in part["file"]]
-    if fixed and sum(ratio > 0 for ratio in study.ratios) > 1:
-        raise ValueError(f"imbalance {fixed[0]} has one file for several ratios: put {{ratio}} into its name")
+    for stack in stacks:
+        has_one_file = any(part["file"] and "{ratio}" not in part["file"] for part in stack.parts)
+        if has_one_file and sum(ratio > 0 for ratio in study.ratios_of(stack.name)) > 1:
+            raise ValueError(f"imbalance {stack.name} has one file for several ratios: put {{ratio}} into its name")
     configs = [*study.student, *(config for teacher in study.teachers.values() for config in teacher.config)]
     configs += [config for method in methods for stage in method.stages for config in stage.config]
     missing = [config for config in configs if not config.is_file()]
@@ -93,9 +109,29 @@ def _parsed(document: Any, path: Path) -> StudySpec:
     return study
 
 
+def _tuning(entry: Any, seeds: Sequence[int]) -> StudyTuning:
+    """The tuning of a study; its seed follows those of the study if it is not given."""
+    given = _checked(entry, ("trials", "seed"), ("trials",), "tuning")
+    return StudyTuning(**{"seed": max(seeds, default=0) + 1, **given})
+
+
+def _space(entry: Any, where: str) -> dict[str, dict[str, Any]]:
+    """The options that trials choose, each with its distribution in the notation of sweep files."""
+    space = {}
+    for name, given in _mapping(entry, f"space of {where}").items():
+        space[name] = {"values": given} if isinstance(given, list) else given
+        try:
+            distribution(name, space[name])
+        except ValueError as error:
+            raise ValueError(f"space of {where}: {error}") from error
+        fixed = next((option for option in _SET_BY_STUDY if f"{name}.".startswith(f"{option}.")), None)
+        if fixed is not None:
+            raise ValueError(f"space of {where} holds {name}, which the study sets")
+    return space
+
+
 def _teacher(name: str, entry: Any, base: Path) -> StudyTeacher:
-    known = [field.name for field in fields(StudyTeacher)]
-    given = _checked(entry, known, ("config",), f"teacher {name}")
+    given = _checked(entry, _TEACHER, ("config",), f"teacher {name}")
     return StudyTeacher(**{**given, "config": _paths(base, given["config"])})
 
 
@@ -103,7 +139,9 @@ def _methods(name: str, entry: Any, base: Path) -> Iterator[StudyMethod]:
     """A method, or the family of methods that a list of values makes of it."""
     where = f"method {name}"
     given = dict(_checked({} if entry is None else entry, _METHOD, (), where))
-    about = {key: given.pop(key) for key in ("teachers", "description") if key in given}
+    about: dict[str, Any] = {key: given.pop(key) for key in ("teachers", "description") if key in given}
+    space = given.pop("space", None)
+    about["space"] = None if space is None else _space(space, where)
     if "stages" in given:
         stages = given.pop("stages")
         if not isinstance(stages, list) or not stages or "weights" in given or "epochs" in given:
@@ -152,12 +190,14 @@ def _stacks(name: str, entry: Any, base: Path) -> Iterator[StudyImbalance]:
         parts = [_beside(_checked(part, known, (), where), base) for part in entry]
         yield study_imbalance(name, *(Imbalance(**part) for part in parts))
         return
-    given = _beside(_checked(entry, known, (), where), base)
+    given = _beside(_checked(entry, (*known, "ratios"), (), where), base)
+    own = given.pop("ratios", None)
+    ratios = None if own is None else tuple(_listed(own))
     swept = {key: value for key, value in given.items() if isinstance(value, list) and key != "splits"}
     for values in product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))
         label = ", ".join([name, *(f"{key} {value}" for key, value in chosen.items())])
-        yield study_imbalance(label, Imbalance(**{**given, **chosen}))
+        yield replace(study_imbalance(label, Imbalance(**{**given, **chosen})), ratios=ratios)
 
 
 def _beside(entry: dict[str, Any], base: Path) -> dict[str, Any]:

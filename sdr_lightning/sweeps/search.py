@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -45,6 +45,20 @@ class Run:
         return [curve[epoch] for epoch in sorted(curve)]
 
 
+def grid(distributions: Mapping[str, Distribution]) -> Iterator[dict[str, Any]]:
+    """Yield the product of the values of discrete distributions, the last parameter fastest."""
+    for values in product(*(each.grid or () for each in distributions.values())):
+        yield dict(zip(distributions, values, strict=True))
+
+
+def draw(
+    distributions: Mapping[str, Distribution], generator: random.Random
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Draw each parameter from its distribution; return the parameters and their quantiles, which constants do not have."""
+    quantiles = {name: generator.random() for name, each in distributions.items() if each.kind != "constant"}
+    return {name: each.quantile(quantiles.get(name, 0)) for name, each in distributions.items()}, quantiles
+
+
 def grid_size(sweep: Sweep) -> int | None:
     """Number of runs of a grid; None for a search, which ends at its cap."""
     if sweep.method != "grid":
@@ -74,18 +88,13 @@ def next_parameters(sweep: Sweep, runs: Sequence[Run]) -> tuple[dict[str, Any], 
     if sweep.run_cap is not None and len(runs) >= sweep.run_cap:
         return None
     if sweep.method == "grid":
-        names = list(sweep.distributions)
         seen = [run.parameters for run in runs]
-        combinations = product(*(each.grid or () for each in sweep.distributions.values()))
-        each = (dict(zip(names, values, strict=True)) for values in combinations)
-        found = next((parameters for parameters in each if parameters not in seen), None)
+        found = next((parameters for parameters in grid(sweep.distributions) if parameters not in seen), None)
         return None if found is None else (found, {})
-    searched = {name: each for name, each in sweep.distributions.items() if each.kind != "constant"}
     if sweep.method == "random":
-        generator = random.Random(len(runs))
-        quantiles = {name: generator.random() for name in searched}
-    else:
-        quantiles = _estimated(sweep, searched, runs)
+        return draw(sweep.distributions, random.Random(len(runs)))
+    searched = {name: each for name, each in sweep.distributions.items() if each.kind != "constant"}
+    quantiles = _estimated(sweep, searched, runs)
     return {name: each.quantile(quantiles.get(name, 0)) for name, each in sweep.distributions.items()}, quantiles
 
 

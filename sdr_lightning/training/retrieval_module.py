@@ -33,6 +33,10 @@ from sdr_lightning.training.reranking import rescore
 from sdr_lightning.types import Encoded, Modality, Pairs, RetrievalBatch, UnimodalBatch
 
 
+class LossNotFiniteError(ValueError):
+    """The training loss is infinite or not a number."""
+
+
 class RetrievalModule(EpochTerms):
     """Trains and evaluates a dual encoder, with or without a fusion encoder.
 
@@ -184,7 +188,7 @@ class RetrievalModule(EpochTerms):
             values = gather(self, torch.stack(list(logged.values())).detach()[None]).mean(dim=0)
             logged = dict(zip(logged, values, strict=True))
         if not bool(torch.isfinite(logged["loss"])):
-            raise ValueError(self._not_finite_message(logged, batch.image_index))
+            raise LossNotFiniteError(self._not_finite_message(logged, batch.image_index))
         self.keep_terms(logged)
         return loss
 

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 from sdr_lightning.features import FeatureBank
+from sdr_lightning.results.loading import load_study
 from tests.e2e.sdr import error_line, sdr, succeeded
 
 
@@ -130,6 +131,52 @@ def test_cells_with_changed_settings_run_again(study: Path, finished: Path) -> N
     changed = {path for path, when in cells(finished).items() if when != before[path]}
     assert {path.parts[-4] for path in changed} == {"SDR"}
     assert len(changed) == 4
+
+
+@pytest.mark.slow
+def test_interrupted_tuned_study_ends_with_the_same_choices_and_results(study: Path) -> None:
+    tuned = yaml.safe_load((study / "study.yaml").read_text())
+    config, rate = tuned["methods"]["ITC"]["config"], "model.init_args.optimisation.init_args.learning_rate"
+    tuned |= {
+        "ratios": [0.5],
+        "teachers": {},
+        "candidate": "ITC, slow",
+        "tuning": {"trials": 2},
+        "jobs": 1,
+        "seeds": [0],
+    }
+    tuned["methods"] = {
+        "ITC": {"config": config, "space": {rate: {"min": 1e-3, "max": 1e-2}}},
+        "ITC, slow": {"config": config, "space": {rate: [1e-4, 1e-3]}},
+    }
+    (study / "tuned.yaml").write_text(yaml.safe_dump(tuned))
+    succeeded(sdr("reproduce", study / "tuned.yaml", "--output", study / "whole"))
+
+    cut = study / "cut"
+    command = [sys.executable, "-m", "sdr_lightning", "reproduce", str(study / "tuned.yaml"), "--output", str(cut)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 200
+    while not list(cut.rglob("trial.json")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.terminate()
+    assert process.wait(timeout=60) == 130
+    assert 1 <= len(list(cut.rglob("trial.json"))) < 4
+    assert not cells(cut)
+    succeeded(sdr("reproduce", study / "tuned.yaml", "--output", cut))
+    assert (cut / "report.md").is_file()
+
+    whole = load_study(study / "whole")
+    again = load_study(cut)
+    assert (len(whole.trials), len(whole.runs)) == (4, 2)
+    assert [(t.method, t.number, t.options, t.score) for t in whole.trials] == [
+        (t.method, t.number, t.options, t.score) for t in again.trials
+    ]
+    assert {key: (run.options, run.metrics) for key, run in whole.runs.items()} == {
+        key: (run.options, run.metrics) for key, run in again.runs.items()
+    }
+    for method in ("ITC", "ITC, slow"):
+        scores = {trial.score: trial.options for trial in whole.trials if trial.method == method}
+        assert {str(run.options) for key, run in whole.runs.items() if key[0] == method} == {str(scores[max(scores)])}
 
 
 @pytest.mark.slow

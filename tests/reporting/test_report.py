@@ -150,11 +150,24 @@ def test_detection_of_corrupted_pairs_has_a_table_where_a_method_estimates_them(
 
 
 def test_sections_are_in_order_in_html_and_markdown(built: Path, page: Tables) -> None:
-    order = ["claims", "rsum", "i2i_ndcg_10", "degree", "recall", "ndcg", "training", "teachers", "realised", "runs"]
+    order = [
+        "claims",
+        "rsum",
+        "i2i_ndcg_10",
+        "degree",
+        "recall",
+        "ndcg",
+        "tuning",
+        "training",
+        "teachers",
+        "realised",
+        "runs",
+    ]
     assert [key for key in page.ids if key in order] == order
     text, markdown = (built / "report.html").read_text(), (built / "report.md").read_text()
     for sentence in (
         "Only 17 of 18 runs are available.",
+        "Untuned: every method is used as configured.",
         "no correction for multiple comparisons (6 in this table)",
         "The imbalance protocols are not those of the paper.",
     ):

@@ -3,28 +3,34 @@
 import json
 import shutil
 from dataclasses import fields, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sdr_lightning.cli.report import run as report
+from sdr_lightning.reporting.claims import summarise
 from sdr_lightning.reporting.notes import caveats
+from sdr_lightning.reporting.pages.markdown import markdown_table
 from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL
+from sdr_lightning.reporting.tables.study import chosen_table, spaces_table
 from sdr_lightning.results.codec import from_json, to_json
 from sdr_lightning.results.loading import load_study
 from sdr_lightning.results.schema import (
     Condition,
     Run,
     Selected,
+    Study,
     StudyMethod,
     StudyRecord,
     StudyStage,
     StudyTeacher,
     Swept,
     TeacherRecord,
+    Trial,
 )
-from tests.reporting.fake_study import edit_json, folder, metrics_of, write_study
+from tests.reporting.fake_study import edit_json, folder, metrics_of, write_json, write_study
 
 
 def written(value: Any) -> Any:
@@ -112,12 +118,79 @@ def test_runs_of_other_code_are_in_no_number_and_the_report_fails(
     assert [teacher.modality for teacher in study.teacher_records] == ["image"]
     notes = " ".join(caveats(study))
     assert "4 of 8 runs are missing" in notes
-    assert "Made with other code than the rest" in notes
+    assert "Made with other code or options than the rest" in notes
     assert report([str(tmp_path)]) == 1
-    assert capsys.readouterr().err.startswith("sdr report: 4 of 8 cells were made with other code than the study")
+    assert capsys.readouterr().err.startswith(
+        "sdr report: 4 of 8 cells were made with other code or options than the study"
+    )
     edit_json(tmp_path / "study.json", code="newer")
-    with pytest.raises(ValueError, match="8 of 8 cells were made with other code than the study, and no cell with its"):
+    with pytest.raises(
+        ValueError, match="8 of 8 cells were made with other code or options than the study, and no cell with its"
+    ):
         report([str(tmp_path)])
+
+
+def tuned(root: Path) -> Path:
+    """A tuned study: two trials a method, of which the second is the best under mismatch."""
+    write_study(root, seeds=(0, 1), extras=True)
+    study = json.loads((root / "study.json").read_text())
+    space = {"a.rate": {"values": [1, 2]}}
+    for method in study["methods"].values():
+        method |= {"space": space, "points": [{}, {"a.rate": 2}], "code": method["name"]}
+    edit_json(root / "study.json", methods=study["methods"], tuning={"trials": 3, "seed": 9})
+    for path in root.glob("cells/**/results.json"):
+        run = json.loads(path.read_text())
+        edit_json(path, code=run["method"], options={"a.rate": 2} if run["ratio"] else {})
+    for method, imbalance, number in product(("ITC", "SDR"), ("none", "mismatch"), (0, 1)):
+        trial = Trial(
+            method=method,
+            imbalance=imbalance,
+            ratio=0.6 if imbalance == "mismatch" else 0,
+            seed=9,
+            number=number,
+            options={"a.rate": 2} if number else {},
+            selected=Selected("val/rsum", 100.0 + (number if imbalance == "mismatch" else -number), 1, 2),
+            code=method,
+        )
+        write_json(root / f"trials/{method}/{imbalance}/{number}/trial.json", to_json(trial))
+    return root
+
+
+def tuning_section(study: Study) -> str:
+    tables = [markdown_table(table) for table in (spaces_table(study), chosen_table(study)) if table]
+    return "\n".join([*summarise(study), *tables])
+
+
+def test_tuned_study_has_the_trials_of_its_points_and_the_runs_of_the_chosen_options(tmp_path: Path) -> None:
+    mismatch = Condition("mismatch", 0.6)
+    study = load_study(tuned(tmp_path))
+    assert len(study.trials) == 8
+    assert {key: trial.number for key, trial in study.chosen.items()} == {
+        (method, condition): int(condition == mismatch) for method in ("ITC", "SDR") for condition in study.conditions
+    }
+    assert not study.outdated
+    text = tuning_section(study)
+    assert "Tuned: the options of each method are the best of 3 trials" in text
+    assert "| ITC | a.rate: 1, 2 | 2 its space has no more points |" in text
+    assert "| SDR | a.rate 2 | 1 | 101.0 | 100.0 |" in text
+    assert "| SDR | as configured | 0 | 100.0 | 100.0 |" in text
+
+    lines = [json.dumps(to_json(trial)) for trial in study.trials]
+    shutil.rmtree(tmp_path / "trials")
+    (tmp_path / "trials.jsonl").write_text("\n".join(lines))
+    again = load_study(tmp_path)
+    assert [to_json(trial) for trial in again.trials] == [json.loads(line) for line in lines]
+
+    other = folder(tmp_path, "SDR", "mismatch", 0.6, 1).relative_to(tmp_path)
+    edit_json(tmp_path / other / "results.json", options={"a.rate": 1})
+    assert load_study(tmp_path).outdated == (other,)
+    spoiled = [json.loads(lines[-1]) | change for change in ({"options": {"a.rate": 3}}, {"seed": 8}, {"code": "old"})]
+    for trial in spoiled:
+        (tmp_path / "trials.jsonl").write_text("\n".join([*lines[:-1], json.dumps(trial)]))
+        unfinished = load_study(tmp_path)
+        assert len(unfinished.trials) == 7
+        assert ("SDR", Condition("none", 0)) not in unfinished.chosen
+        assert "| SDR | 1 of 2 trials are finished |" in tuning_section(unfinished)
 
 
 @pytest.mark.parametrize(

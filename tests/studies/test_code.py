@@ -2,11 +2,12 @@
 
 import shutil
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
 
-from sdr_lightning.studies.code import PACKAGE, code_fingerprint
+from sdr_lightning.studies.code import PACKAGE, CodeReader
 
 CLASSES = (
     "sdr_lightning.data.RetrievalDataModule",
@@ -20,6 +21,10 @@ CLASSES = (
 def package(tmp_path: Path) -> Path:
     shutil.copytree(PACKAGE, tmp_path / PACKAGE.name, ignore=shutil.ignore_patterns("__pycache__"))
     return tmp_path / PACKAGE.name
+
+
+def code_fingerprint(classes: Iterable[str], package: Path = PACKAGE) -> str:
+    return CodeReader(package).fingerprint(classes)
 
 
 def changed(file: Path, old: str, new: str) -> None:

@@ -1,4 +1,4 @@
-"""An interrupted cell continues where it was; one with other settings starts again."""
+"""An interrupted cell continues where it was, one with other settings starts again; trials read no test data."""
 
 from __future__ import annotations
 
@@ -14,8 +14,14 @@ import pytest
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from sdr_lightning.data.images import Images
+from sdr_lightning.data.scenes import SceneSource
+from sdr_lightning.data.table import CaptionTable, Split
+from sdr_lightning.reporting.figures.curves import read_curves
+from sdr_lightning.results.codec import from_json
+from sdr_lightning.results.schema import Selected, Trial
 from sdr_lightning.studies import jobs
-from sdr_lightning.studies.jobs import run_cell
+from sdr_lightning.studies.jobs import run_cell, run_trial
 from sdr_lightning.studies.plan import Cell, plan
 from sdr_lightning.studies.spec import read_study
 
@@ -121,3 +127,65 @@ def test_unreadable_checkpoint_is_ignored(run: Any, tmp_path: Path) -> None:
     run(cell, stop_at=1)
     (cell.folder / "checkpoints/last.ckpt").write_bytes(b"half")
     assert run(cell) == STEPS
+
+
+class WithoutTest(SceneSource):
+    """A collection whose test split must not be read."""
+
+    def table(self, split: Split) -> CaptionTable:
+        if split == "test":
+            raise AssertionError("the test split was read")
+        return super().table(split)
+
+    def images(self, split: Split) -> Images:
+        if split == "test":
+            raise AssertionError("the test split was read")
+        return super().images(split)
+
+
+def a_trial(folder: Path, **options: Any) -> Cell:
+    """A trial on a collection without a test split."""
+    source = {"class_path": f"{__name__}.WithoutTest", "init_args": {"num_train": 90, "num_val": 20, "num_test": 20}}
+    cell = a_cell(folder)
+    words = ["--data.init_args.source", json.dumps(source), "--trainer.max_epochs", "2"]
+    words += [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return replace(cell, stages=((*cell.arguments, *words),), trial=3, options=options)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trial_does_not_read_the_test_split_and_records_validation_rsum(run: Any, tmp_path: Path) -> None:
+    read = {"train": "1", "val": "2"}
+    trial = a_trial(tmp_path / "trial")
+    run_trial(trial, "of these images", read)
+    record = from_json(Trial, json.loads(trial.result.read_text()), "here")
+    curve = read_curves(trial.folder / "metrics.csv")["val/rsum"]
+    assert record.score == pytest.approx(max(curve.values()))
+    assert record.selected is not None
+    assert curve[record.selected.epoch] == max(curve.values())
+    assert (record.number, record.options, record.data, record.failure) == (3, {}, read, "")
+    assert (record.seed, record.fingerprint) == (trial.seed, trial.fingerprint)
+    assert not list(trial.folder.rglob("*.ckpt"))
+    with pytest.raises(AssertionError, match="the test split was read"):
+        run(replace(a_trial(tmp_path / "cell"), trial=None))  # a cell is tested
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_trial_whose_loss_is_not_finite_is_a_result_and_other_failures_are_not(tmp_path: Path) -> None:
+    trial = a_trial(tmp_path / "diverges", **{"model.init_args.optimisation.init_args.learning_rate": 1e20})
+    run_trial(trial, "of these images", {})
+    record = from_json(Trial, json.loads(trial.result.read_text()), "here")
+    assert "not finite" in record.failure
+    assert record.score == -float("inf")
+    trial = a_trial(tmp_path / "fails", **{"data.init_args.batch_size": 5000})
+    with pytest.raises(ValueError, match="batch size 5000 is larger"):
+        run_trial(trial, "of these images", {})
+    assert not trial.result.exists()
+
+
+def test_trial_of_a_student_that_is_selected_by_another_metric_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(jobs, "_fit_stages", lambda _: None)
+    monkeypatch.setattr(jobs, "_selected", lambda _: Selected("val/i2t_R@1", 1.0, 0, 1))
+    with pytest.raises(
+        ValueError, match=r"compared by val/rsum, but epochs are selected by val/i2t_R@1: set checkpoint"
+    ):
+        run_trial(replace(a_cell(tmp_path), trial=0), "of these images", {})

@@ -12,7 +12,7 @@ import pytest
 
 from sdr_lightning.configure import build
 from sdr_lightning.data.imbalance import Imbalance
-from sdr_lightning.results.schema import StudyMethod, StudySpec, StudyStage
+from sdr_lightning.results.schema import Condition, StudyMethod, StudySpec, StudyStage, StudyTuning
 from sdr_lightning.studies.plan import Cell, Plan, plan
 from sdr_lightning.studies.spec import imbalance_at, read_study, study_imbalance
 
@@ -123,7 +123,7 @@ def test_banks_are_extracted_where_the_method_needs_them(
     assert {bank.teacher.modality for bank in planned.banks} == set(modalities)
     assert len(planned.teachers) == 2  # structure is compared with both
     for cell in planned.cells:
-        assert cell.needs_banks == bool(modalities)
+        assert tuple(bank.teacher.modality for bank in cell.banks) == modalities
         assert tuple(modality for modality, name in BANKS.items() if option(cell, name)) == modalities
 
 
@@ -254,7 +254,7 @@ def test_fingerprints_change_with_files(copied: Path, name: str, old: str, new: 
 
 
 @pytest.mark.parametrize("place", ["overlay", "option"])
-def test_method_outside_the_package_is_built_and_counts_in_every_fingerprint(
+def test_code_of_a_method_outside_the_package_counts_for_its_own_cells(
     place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
@@ -270,14 +270,109 @@ def test_method_outside_the_package_is_built_and_counts_in_every_fingerprint(
     stage = StudyStage(config=in_overlay) if place == "overlay" else StudyStage(options=in_option)
     study = with_method("mine", stage)
     before = plan(study, FOLDER)
-    assert {job.code for job in (*before.cells, *before.teachers)} == {before.code}
+    others = replace(study, methods=STUDY.methods)
+    assert {cell.fingerprint for cell in plan(others, FOLDER).cells} < {cell.fingerprint for cell in before.cells}
     assert before.methods["mine"].stages[0].weights == {"mine": 1}
-    assert not any(cell.needs_banks for cell in cells(before, method="mine"))
+    assert not any(cell.banks for cell in cells(before, method="mine"))
     code.write_text(code.read_text().replace("0.1", "0.2"))
     after = plan(study, FOLDER)
-    assert not {cell.fingerprint for cell in before.cells} & {cell.fingerprint for cell in after.cells}
-    assert not {job.fingerprint for job in before.teachers} & {job.fingerprint for job in after.teachers}
+    changed = {a.method for a, b in zip(before.cells, after.cells, strict=True) if a.fingerprint != b.fingerprint}
+    assert changed == {a.method for a, b in zip(before.cells, after.cells, strict=True) if a.code != b.code} == {"mine"}
+    assert before.teachers == after.teachers
     assert before.fingerprint != after.fingerprint
+    assert before.code != after.code
+
+
+def test_code_of_the_student_counts_everywhere_and_that_of_its_own_method_nowhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The student of the scenes is configured with SDR, which the methods of a study replace."""
+    study = read_study(EXPERIMENTS / "scenes/study_methods.yaml")
+    hashed: list[set[str]] = []
+    monkeypatch.setattr(
+        "sdr_lightning.studies.plan.CodeReader.fingerprint", lambda _, names: hashed.append({*names}) or ""
+    )
+    plan(study, FOLDER)
+    _, image, text, *of_methods = hashed
+    of = dict(zip(study.methods, of_methods, strict=True))
+    assert all("sdr_lightning.training.RetrievalModule" in names for names in hashed)
+    assert all("sdr_lightning.training.TeacherModule" in names for names in (image, text, *of_methods))
+    assert {name for name, names in of.items() if "sdr_lightning.methods.sdr.SDR" in names} == {"SDR"}
+    assert {name for name, names in of.items() if any("NCR" in each for each in names)} == {"NCR"}
+    assert not any("SDR" in name for name in image | text)
+
+
+RATE = "model.init_args.optimisation.init_args.learning_rate"
+TUNED = replace(
+    STUDY,
+    methods={
+        "ITC": replace(STUDY.methods["ITC"], space={RATE: {"values": [1e-3, 2e-3, 4e-3]}}),
+        "SDR": replace(
+            STUDY.methods["SDR"],
+            space={RATE: {"min": 1e-3, "max": 1e-2}, "model.init_args.method.init_args.weights": {"values": [{"itc": 1}]}},
+        ),
+    },
+    imbalances={name: STUDY.imbalances[name] for name in ("mismatch", "missing words")},
+    tuning=StudyTuning(trials=4, seed=7),
+)  # fmt: skip
+
+
+def test_trials_come_first_with_a_seed_of_their_own_and_the_same_points_everywhere() -> None:
+    planned = plan(TUNED, FOLDER)
+    assert planned.cells == ()
+    assert planned.commands().splitlines()[-1].startswith("# The trials choose the options of the cells")
+    assert "sdr test" not in planned.commands()
+    points = {name: method.points for name, method in planned.methods.items()}
+    assert [len(each) for each in points.values()] == [3, 4]  # 2e-3 is the rate of the configuration
+    assert points["ITC"][0] == points["SDR"][0] == {}
+    assert {point.get(RATE) for point in points["ITC"]} == {None, 1e-3, 4e-3}
+    found = {(t.method, t.imbalance, t.ratio, t.trial): t for t in planned.trials}
+    assert len(found) == len(planned.trials) == (3 + 4) * 5
+    assert len({trial.folder for trial in planned.trials}) == len({t.fingerprint for t in planned.trials}) == 35
+    for (method, _, _, number), trial in found.items():
+        assert trial.options == points[method][number]
+        assert trial.seed == 7
+        assert option(trial, "--seed_everything") == "7"
+        assert option(trial, f"--{RATE}") == (f"{trial.options[RATE]}" if number else None)
+        assert all(part.seed == 7 for part in stack(trial))
+        assert trial.folder.parts[-4:-2] == ("trials", method)
+        assert [bool(trial.banks)] == [method == "SDR" and number == 0]  # its other points train by matching alone
+
+
+def test_cells_of_a_tuned_study_have_the_chosen_options_and_no_trace_of_the_trials() -> None:
+    condition = Condition("mismatch", 0.6)
+    chosen = {("ITC", condition): {RATE: 4e-3}}
+    planned = plan(TUNED, FOLDER, chosen)
+    untuned = plan(
+        replace(TUNED, tuning=None, methods={n: replace(m, space=None) for n, m in TUNED.methods.items()}), FOLDER
+    )
+    assert len(planned.cells) == 2 * 5 * 3
+    for cell, before in zip(planned.cells, untuned.cells, strict=True):
+        is_chosen = (cell.method, cell.imbalance, cell.ratio) == ("ITC", *condition)
+        assert cell.options == ({RATE: 4e-3} if is_chosen else {})
+        assert option(cell, f"--{RATE}") == ("0.004" if is_chosen else None)
+        assert (cell.fingerprint != before.fingerprint) == is_chosen
+    more = plan(replace(TUNED, tuning=StudyTuning(trials=9, seed=8)), FOLDER, chosen)
+    assert [cell.fingerprint for cell in more.cells] == [cell.fingerprint for cell in planned.cells]
+    assert more.fingerprint != planned.fingerprint
+
+
+def test_point_that_cannot_be_built_is_refused_before_the_first_trial() -> None:
+    space = {"model.init_args.method.init_args.relation": {"values": ["averaged", "image_txet"]}}
+    methods = {**TUNED.methods, "SDR": replace(TUNED.methods["SDR"], space=space)}
+    with pytest.raises(ValueError, match=r"study\.yaml: method SDR: .*image_txet"):
+        plan(replace(TUNED, methods=methods), FOLDER)
+
+
+def test_imbalance_may_have_ratios_of_its_own() -> None:
+    words = replace(STUDY.imbalances["missing words"], ratios=(0.6,))
+    study = replace(STUDY, imbalances={"mismatch": STUDY.imbalances["mismatch"], "missing words": words})
+    found = {(cell.imbalance, cell.ratio, cell.with_examples) for cell in plan(study, FOLDER).cells if cell.seed == 0}
+    assert found == {
+        ("none", 0, False), ("mismatch", 0.3, False), ("mismatch", 0.6, True), ("missing words", 0.6, True)
+    }  # fmt: skip
+    assert study.ratios_of("missing words") == (0, 0.6)
+    assert study.num_expected == len(plan(study, FOLDER).cells)
 
 
 def test_commands_make_their_inputs_first() -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import multiprocessing
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,9 @@ from rich.console import Console
 
 from sdr_lightning.paths import write_json
 from sdr_lightning.results.codec import to_json
-from sdr_lightning.results.schema import Data, Run
+from sdr_lightning.results.schema import Data, Run, Selected, StudyTuning, Trial
 from sdr_lightning.studies import jobs, runner
-from sdr_lightning.studies.plan import Cell, plan
+from sdr_lightning.studies.plan import Cell, plan, plan_with_trials
 from sdr_lightning.studies.runner import Runner
 from sdr_lightning.studies.spec import read_study
 from sdr_lightning.workers import Task
@@ -47,6 +48,30 @@ class FakeWorkers:
     def ended(self) -> list[Task]:
         self.has_free = True
         return self.started[-1:]
+
+
+class FakeTrials(FakeWorkers):
+    """Trials leave a result: the higher the number, the better."""
+
+    def start(self, task: Task) -> None:
+        super().start(task)
+        if task.function is jobs.run_trial:
+            leave(task.arguments[0])
+
+
+def leave(trial: Cell, **changes: Any) -> None:
+    record = Trial(
+        method=trial.method,
+        imbalance=trial.imbalance,
+        ratio=trial.ratio,
+        seed=trial.seed,
+        number=trial.trial or 0,
+        options=trial.options,
+        selected=Selected("val/rsum", float(trial.trial or 0), 0, 1),
+        **{"code": trial.code, "fingerprint": trial.fingerprint, "data": {"train": "1", "val": "2"}} | changes,
+    )
+    write_json(trial.result, to_json(record))
+    write_json(trial.folder / "begun.json", {})
 
 
 def study_runner(folder: Path, console: Console | None = None) -> Runner:
@@ -107,7 +132,7 @@ def test_finished_cells_do_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert {cell.folder for cell in ran} == {cell.folder for cell in running.plan.cells if cell != finished}
     order = [task.function.__name__ for task in workers.started]
     assert order[:5] == ["run_features"] * 3 + ["run_teacher"] * 2
-    needs = [cell.needs_banks for cell in ran]
+    needs = [bool(cell.banks) for cell in ran]
     assert needs == sorted(needs)
     assert max(i for i, name in enumerate(order) if name == "run_bank") < len(order) - sum(needs)
     assert json.loads((tmp_path / "study.json").read_text())["code"] == running.plan.code
@@ -116,7 +141,7 @@ def test_finished_cells_do_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
 def test_log_shows_cells_done_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     printed = io.StringIO()
     running = study_runner(tmp_path, Console(file=printed, width=60))
-    running._cells_before = 10
+    running._before, running._total = 10, 105
     tasks = [Task("image clean", jobs.run_bank), Task("SDR, mismatch 0.3, seed 1", jobs.run_cell)]
     monkeypatch.setattr(time, "monotonic", iter([100.0, *[116.0] * 1000]).__next__)  # 16 s for the first of 95 cells
     running._phase(FakeWorkers(1), "banks and cells", tasks)  # type: ignore[arg-type]
@@ -130,3 +155,43 @@ def test_first_failure_stops_the_study(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="first failed: ValueError: too small"):
         study_runner(tmp_path)._phase(workers, "cells", tasks)  # type: ignore[arg-type]
     assert workers.started == tasks[:1]
+
+
+def test_cells_of_a_tuned_study_follow_its_trials_with_the_options_that_they_choose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rate = "model.init_args.optimisation.init_args.learning_rate"
+    itc = replace(STUDY.methods["ITC"], space={rate: {"values": [1e-3, 4e-3]}})
+    study = replace(
+        STUDY,
+        methods={"ITC": itc},
+        candidate="ITC",
+        teachers={},
+        tuning=StudyTuning(3, 7),
+        ratios=(0, 0.6),
+        seeds=(0, 1),
+    )
+    monkeypatch.setattr(runner, "build_report", lambda folder: folder / "report.html")
+
+    def started() -> list[Task]:
+        workers = FakeTrials(1)
+        monkeypatch.setattr(runner, "Workers", lambda _: workers)
+        Runner(study, plan_with_trials(study, tmp_path), tmp_path, 1, Console(file=io.StringIO())).run()
+        return [task for task in workers.started if task.function in (jobs.run_trial, jobs.run_cell)]
+
+    tasks = started()
+    num_conditions = 1 + len(study.imbalances)
+    assert [task.function for task in tasks] == [jobs.run_trial] * 3 * num_conditions + [
+        jobs.run_cell
+    ] * 2 * num_conditions
+    trials, cells = tasks[: 3 * num_conditions], tasks[3 * num_conditions :]
+    assert all(task.arguments[2] == {"train": "1", "val": "2"} for task in trials)
+    points = plan(study, tmp_path).methods["ITC"].points
+    assert all(task.arguments[0].options == points[2] for task in cells)
+
+    first, second = (task.arguments[0] for task in trials[:2])
+    leave(first, data={"train": "0", "val": "2"})
+    leave(second, fingerprint="other settings")
+    again = [task.arguments[0] for task in started()]
+    assert [trial.folder for trial in again if trial.trial is not None] == [first.folder, second.folder]
+    assert plan_with_trials(study, tmp_path).cells == tuple(task.arguments[0] for task in cells)

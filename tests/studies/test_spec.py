@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from sdr_lightning.data.imbalance import Imbalance
-from sdr_lightning.results.schema import StudySpec, StudyStage, Swept
+from sdr_lightning.results.schema import Condition, StudySpec, StudyStage, StudyTuning, Swept
 from sdr_lightning.studies.spec import imbalance_at, read_study
 
 SMALL: dict[str, Any] = {
@@ -48,6 +48,31 @@ def with_method(**entry: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def tuned(tuning: dict[str, Any], **spaces: Any) -> Callable[[dict[str, Any]], None]:
+    """Tune the small study, with spaces by method."""
+
+    def change(study: dict[str, Any]) -> None:
+        study["tuning"] = {"trials": 5, **tuning}
+        for method, space in spaces.items():
+            study["methods"][method]["space"] = space
+
+    return change
+
+
+def test_spaces_and_ratios_of_an_imbalance(tmp_path: Path) -> None:
+    space = {"a.rate": [1, 2], "a.weight": {"min": 0.5, "max": 2, "distribution": "log_uniform_values"}}
+    study = read(tmp_path, tuned({}, ITC={}, SDR=space))
+    assert study.tuning == StudyTuning(trials=5, seed=4)  # the only seed of the study is 3
+    assert study.methods["ITC"].space == {}
+    assert study.methods["SDR"].space == {"a.rate": {"values": [1, 2]}, "a.weight": space["a.weight"]}
+    own = read(tmp_path, lambda s: s["imbalances"]["noise"].update(ratios=[0.6, 0.2], severity=[1, 2]))
+    assert [(name, ratio) for name, ratio in own.conditions] == [
+        ("none", 0), ("wrong captions", 0.5),
+        ("noise, severity 1", 0.2), ("noise, severity 1", 0.6), ("noise, severity 2", 0.2), ("noise, severity 2", 0.6),
+    ]  # fmt: skip
+    assert own.hardest[1:] == (Condition("noise, severity 1", 0.6), Condition("noise, severity 2", 0.6))
+
+
 def test_values_and_defaults(tmp_path: Path) -> None:
     study = read(tmp_path, lambda s: s.update(notes="one caveat"))
     assert study.seeds == (3,)
@@ -78,7 +103,10 @@ def test_teachers_and_the_config_of_a_method_may_be_left_out(tmp_path: Path) -> 
             "teacher text has no 'pretraind'; did you mean 'pretrained'?",
         ),
         (lambda s: s["methods"]["SDR"].update(weight=1), "method SDR has no 'weight'; did you mean 'weights'?"),
-        (lambda s: s["imbalances"]["noise"].update(ratio=0.5), "imbalance noise has no 'ratio'; expected some of kind"),
+        (
+            lambda s: s["imbalances"]["noise"].update(ratio=0.5),
+            "imbalance noise has no 'ratio'; did you mean 'ratios'?",
+        ),
         (lambda s: s["imbalances"]["noise"].update(severity=6), "severity must be 1, 2, 3, 4 or 5, got 6"),
         (lambda s: s["methods"]["SDR"].update(teachers="fake"), "teachers must be real or placebo, got 'fake'"),
         (lambda s: s["methods"]["SDR"].update(weights=2), "weights must map terms to numbers, got 2"),
@@ -102,6 +130,25 @@ def test_teachers_and_the_config_of_a_method_may_be_left_out(tmp_path: Path) -> 
         (lambda s: s.pop("baseline"), "the study lacks 'baseline'"),
         (lambda s: s["teachers"]["image"].pop("config"), "teacher image lacks 'config'"),
         (lambda s: s["methods"]["SDR"].update(config="absent.yaml"), "no configuration at "),
+        (lambda s: s["imbalances"]["noise"].update(ratios=[2]), "ratios of noise must lie in [0, 1], got 2"),
+        (lambda s: s["methods"]["SDR"].update(space={}), "method SDR has a space, which nothing searches: add tuning"),
+        (tuned({}), "method ITC has no space: tuning gives every method equally many trials"),
+        (tuned({"trails": 2}), "tuning has no 'trails'; did you mean 'trials'?"),
+        (tuned({"trials": 1}), "tuning: trials must be an integer of at least 2, got 1"),
+        (tuned({"seed": 3}, ITC={}, SDR={}), "tuning: seed 3 is among the seeds [3]: choose another"),
+        (tuned({}, ITC={}, SDR={"a.b": [1], "c": 2}), "space of method SDR: parameter 'c' needs value, values, or min"),
+        (
+            tuned({}, ITC={}, SDR={"a.b": {"min": 2, "max": 1}}),
+            "space of method SDR: parameter 'a.b': min 2 is greater",
+        ),
+        (
+            tuned({}, SDR={"data.init_args.imbalance.ratio": [1]}),
+            "holds data.init_args.imbalance.ratio, which the study sets",
+        ),
+        (
+            lambda s: (tuned({}, ITC={}, SDR={})(s), s.update(protocol="paper")),
+            "protocol paper selects on the test split: leave tuning out",
+        ),
         (
             lambda s: s.update(ratios=[0.3, 0.6], imbalances={"p": {"file": "noise.npy"}}),
             "imbalance p has one file for several ratios",

@@ -57,11 +57,12 @@ def ratio_figure(
 
 def _draw_panel(panel: Axes, study: Study, quantity: Quantity, imbalance: str, palette: Palette) -> None:
     # Shift the methods horizontally so that their error bars do not overlap.
-    step = 0.011 * max(study.ratios[-1] - study.ratios[0], 0.1)
+    ratios = study.ratios_of(imbalance)
+    step = 0.011 * max(ratios[-1] - ratios[0], 0.1)
     for i, method in enumerate(study.methods):
         shift = (i - (len(study.methods) - 1) / 2) * step
-        points = [quantity.interval(study, method, Condition.of(imbalance, ratio)) for ratio in study.ratios]
-        x = [100 * (ratio + shift) for ratio in study.ratios]
+        points = [quantity.interval(study, method, Condition.of(imbalance, ratio)) for ratio in ratios]
+        x = [100 * (ratio + shift) for ratio in ratios]
         front = 4 if method == study.candidate else 3
         style = palette[method]
         panel.plot(x, [p.mean for p in points], label=method, markersize=5, zorder=front, **style)
@@ -88,7 +89,7 @@ def _draw_panel(panel: Axes, study: Study, quantity: Quantity, imbalance: str, p
                 )
     panel.set_title(formatting.name(imbalance), loc="left")
     panel.set_xlabel("imbalance ratio (% of the training data)")
-    panel.set_xticks([100 * ratio for ratio in study.ratios])
+    panel.set_xticks([100 * ratio for ratio in ratios])
 
 
 def degree_figure(study: Study, quantity: Quantity) -> Figure | None:
@@ -106,7 +107,7 @@ def degree_figure(study: Study, quantity: Quantity) -> Figure | None:
         panels = figure.subplots(1, len(shown), sharey=True, sharex=True, squeeze=False)[0]
         for panel, method in zip(panels, shown, strict=True):
             for i, imbalance in enumerate(study.imbalances):
-                conditions = [Condition.of(imbalance, ratio) for ratio in study.ratios]
+                conditions = [Condition.of(imbalance, ratio) for ratio in study.ratios_of(imbalance)]
                 points = [(degrees[c], quantity.interval(study, method, c).mean) for c in conditions]
                 known = sorted((x, y) for x, y in points if x is not None)
                 panel.plot(
@@ -142,8 +143,9 @@ def family_figure(study: Study, family: Sequence[StudyMethod], quantities: Seque
         figure = Figure(figsize=(WIDTH, 0.7 + 2.5 * len(rows)), layout="constrained")
         axes = figure.subplots(len(rows), len(shown), sharex=True, sharey="col", squeeze=False)
         for row, imbalance in zip(axes, rows, strict=True):
+            conditions = [Condition.of(imbalance, ratio) for ratio in study.ratios_of(imbalance)]
             for panel, quantity in zip(row, shown, strict=True):
-                _draw_family(panel, study, quantity, [Condition.of(imbalance, r) for r in study.ratios], family, values)
+                _draw_family(panel, study, quantity, conditions, family, values)
             row[0].set_ylabel(formatting.name(imbalance))
         for panel, quantity in zip(axes[0], shown, strict=True):
             panel.set_title(quantity.label, loc="left", fontsize=9)

@@ -1,4 +1,8 @@
-"""Tables that describe a study: methods, imbalances, teachers, corrupted data and runs."""
+"""Tables that describe a study: methods, imbalances, tuning, teachers, corrupted data and runs."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
 
 from sdr_lightning.reporting import formatting
 from sdr_lightning.reporting.tables.table import Block, Cell, Table, text_row
@@ -44,6 +48,56 @@ def imbalances_table(study: Study) -> Table:
         (Block(rows),),
         numeric=False,
     )
+
+
+def spaces_table(study: Study) -> Table | None:
+    """The space of each method and its number of trials; None without tuning."""
+    if study.tuning is None:
+        return None
+    rows = []
+    for method in study.methods.values():
+        space = "; ".join(f"{name}: {_distribution(given)}" for name, given in (method.space or {}).items())
+        few = "its space has no more points" if len(method.points) < study.tuning.trials else ""
+        rows.append((Cell(method.name), Cell(space or "nothing to choose"), Cell(str(len(method.points)), few)))
+    headings = ("Method", "Space", "Trials for each condition")
+    return Table("spaces", "Options that trials choose", headings, (Block(tuple(rows)),), numeric=False)
+
+
+def _distribution(given: Mapping[str, Any]) -> str:
+    if given.keys() == {"values"}:
+        return ", ".join(map(str, given["values"]))
+    return ", ".join(f"{key} {value}" for key, value in given.items())
+
+
+def chosen_table(study: Study) -> Table | None:
+    """The chosen options and validation rsum of each method by condition; None without tuning."""
+    if study.tuning is None:
+        return None
+    scores = {(trial.method, trial.condition, trial.number): trial.score for trial in study.trials}
+    blocks = []
+    for condition in study.conditions:
+        rows = []
+        for method in study.methods.values():
+            best = study.chosen.get((method.name, condition))
+            done = sum(key[:2] == (method.name, condition) for key in scores)
+            rows.append(
+                text_row(method.name, f"{done} of {len(method.points)} trials are finished", *[formatting.MISSING] * 3)
+                if best is None
+                else text_row(
+                    method.name,
+                    ", ".join(f"{name} {value}" for name, value in best.options.items()) or "as configured",
+                    str(best.number),
+                    _score(best.score),
+                    _score(scores[method.name, condition, 0]),
+                )
+            )
+        blocks.append(Block(tuple(rows), formatting.condition_label(condition)))
+    headings = ("Method", "Chosen options", "Trial", "Validation rsum", "Validation rsum as configured")
+    return Table("chosen", "Chosen options", headings, tuple(blocks), numeric=False)
+
+
+def _score(value: float) -> str:
+    return formatting.number(value) if math.isfinite(value) else "failed"
 
 
 def teachers_table(study: Study) -> Table | None:
