@@ -185,7 +185,7 @@ class _Fold(NamedTuple):
 
 
 def _folds(image_index: Tensor, folds: int, seed: int) -> list[_Fold]:
-    images = image_index.unique()
+    images = torch.unique(image_index)
     images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
     place = torch.empty(int(images.max()) + 1, dtype=torch.int64)
     place[images] = torch.arange(len(images))
@@ -339,7 +339,7 @@ def _share(given: Floats, shuffled: Floats, image: NDArray[np.int64]) -> tuple[f
         return np.stack([np.bincount(image, scores <= limit, minlength=images) for limit in limits], axis=1)
 
     found = below(given)
-    expected = sum(below(scores) for scores in shuffled) / len(shuffled)
+    expected = np.mean([below(scores) for scores in shuffled], axis=0)
     replicates = bootstrap_mean(found[None], expected[None], replicates=_REPLICATES)
     shares = found.sum(axis=0) / expected.sum(axis=0)
     bounds = shares + _STANDARD_ERRORS * np.nanstd(replicates, axis=0)
@@ -369,7 +369,7 @@ def _check(image: Tensor, text: Tensor, image_index: Tensor, level: str, folds: 
         )
     if len(text) != len(image_index):
         raise ValueError(f"every pair needs an image and text features, got {len(image_index)} and {len(text)}")
-    images = len(image_index.unique())
+    images = len(torch.unique(image_index))
     if images < folds * (SHUFFLES + 1):
         raise ValueError(
             f"agreement needs at least {SHUFFLES + 1} images in each of {folds} folds, {folds * (SHUFFLES + 1)} in all; got "
