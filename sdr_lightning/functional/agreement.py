@@ -107,9 +107,9 @@ def pair_agreement(
             fold.
 
     Example:
-        >>> image = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
-        >>> found = pair_agreement(image, torch.cat([image[:100], image[100:].roll(1, 0)]))  # the second half is wrong
-        >>> bool(found.probability[:100].mean() > 0.9), bool(found.probability[100:].mean() < 0.1)
+        >>> image = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
+        >>> found = pair_agreement(image, torch.cat([image[:1000], image[1000:].roll(1, 0)]))  # the second half is wrong
+        >>> bool(found.probability[:1000].mean() > 0.9), bool(found.probability[1000:].mean() < 0.1)
         (True, True)
     """
     if image_index is None:
