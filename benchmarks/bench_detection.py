@@ -93,12 +93,14 @@ def conditions(options: argparse.Namespace) -> Iterator[tuple[str, float, list[l
         for ratio in options.ratios:
             if ratio:
                 seeds = [[replace(kind, ratio=ratio, seed=seed)] for seed in options.seeds]
-                yield ", ".join(f"{k} {v}" for k, v in described(kind).items()), ratio, seeds
+                yield described(kind), ratio, seeds
 
 
-def described(imbalance: Imbalance) -> dict[str, object]:
-    given = {name: value for name, value in vars(imbalance).items() if value != getattr(Imbalance(), name, None)}
-    return {name: value for name, value in given.items() if name != "modality"} | {"level": imbalance.level}
+def described(imbalance: Imbalance) -> str:
+    """Name the kind and the options that differ from the defaults."""
+    default = Imbalance(imbalance.kind, modality=imbalance.modality)
+    given = {"level": imbalance.level} | {k: v for k, v in vars(imbalance).items() if v != getattr(default, k)}
+    return ", ".join([imbalance.kind, *(f"{name} {value}" for name, value in given.items())])
 
 
 def summary(values: list[float], digits: int) -> str:

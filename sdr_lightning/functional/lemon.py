@@ -56,7 +56,7 @@ def lemon_distance(
     """
     if neighbours < 1:
         raise ValueError(f"LEMoN needs at least 1 neighbour, got {neighbours}")
-    if len(image_index.unique()) < 2:
+    if len(torch.unique(image_index)) < 2:
         raise ValueError("LEMoN compares pairs of different images, and all pairs are of one image")
     image, text = normalize(image.float(), dim=1), normalize(text.float(), dim=1)
     pairs = torch.arange(len(image_index))

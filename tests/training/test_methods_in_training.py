@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from sdr_lightning.data.imbalance import Imbalance
+from sdr_lightning.data.scenes import SceneSource
 from sdr_lightning.encoders.dual_encoder import DualEncoder
-from sdr_lightning.methods import NCR, SDR, InfoNCE, Measure, Method
+from sdr_lightning.features.bank import FeatureBank
+from sdr_lightning.methods import AGREE, NCR, SDR, InfoNCE, Measure, Method, Oracle
 from sdr_lightning.training.checkpoints.best import BestCheckpoint
 from sdr_lightning.training.checkpoints.continuation import Continuation
 from sdr_lightning.training.optimisation import Optimisation
@@ -266,3 +268,19 @@ class WholeBatch(InfoNCE):
 def test_what_a_method_does_not_go_with_is_refused(make: Callable[[], RetrievalModule], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize("method", [AGREE(folds=2), Oracle()], ids=["AGREE", "Oracle"])
+def test_mismatched_pairs_of_the_training_split_get_small_weights(method: Method) -> None:
+    source = SceneSource(num_train=120, num_val=6, num_test=7, size=16)
+    data = scenes(source=source, imbalance=Imbalance("mismatch", 0.4), batch_size=100)
+    data.setup("fit")
+    train, clean = data.split("train"), torch.from_numpy(data.table("train").caption_image)
+    content = torch.randn(120, 5, generator=torch.Generator().manual_seed(0))
+    for modality, features in (("image", content), ("text", (content @ torch.ones(5, 7).triu())[clean])):
+        train.attach_teacher(FeatureBank(modality, train.ids(modality), train.content(modality), features, "tower"))
+    module = student(method)
+    trainer(max_epochs=1, limit_val_batches=0).fit(module, datamodule=data)
+    probability, right = module.state_dict()["method.clean_probability"], train.training_pairs().is_original
+    assert int((~right).sum()) == 240
+    assert probability[right].mean() > probability[~right].mean() + 0.5
