@@ -386,10 +386,10 @@ def _show(metrics: Mapping[str, float]) -> None:
     console.print(recalls)
     tasks = [task for task in TASKS if f"{task}_NDCG@10" in metrics]
     if tasks:
-        graded = Table("", *tasks, title="NDCG, percent")
         names = [name for name in (*(f"NDCG@{k}" for k in NDCG_AT), "NDCG_exp@25") if f"{tasks[0]}_{name}" in metrics]
-        for name in names:
-            graded.add_row(name, *(_shown(metrics[f"{task}_{name}"], 2) for task in tasks))
+        graded = Table("", *names, title="NDCG, percent")
+        for task in tasks:
+            graded.add_row(task.replace("_", " "), *(_shown(metrics[f"{task}_{name}"], 2) for name in names))
         console.print(graded)
     shown = ("_R@", "_MdR", "_MnR", "_MRR", "_tie_rate", "NDCG", "rsum")
     rest = {

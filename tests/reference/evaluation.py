@@ -33,6 +33,15 @@ def gap(images, texts):
     return {"modality_gap": np.linalg.norm(images.mean(0) - texts.mean(0))}
 
 
+def rounded(values):
+    return values.astype(np.float32).astype(np.float64)
+
+
+def centred(embeddings):
+    moved = embeddings - embeddings.mean(0)
+    return rounded(moved / np.linalg.norm(moved, axis=1, keepdims=True))
+
+
 def graded(task, scores, gains, left_out=None):
     """NDCG of one task; `left_out` (Q, G) marks what is not there for a query."""
     absent = np.zeros(scores.shape, bool) if left_out is None else left_out
@@ -58,9 +67,11 @@ def clean(images, texts, index, rouge, ties, siblings="keep", folds=None):
         everything = np.eye(len(images), dtype=bool), np.zeros_like(i2t, dtype=bool)
         found |= graded("i2t", i2t, rouge.T) | graded("t2i", i2t.T, rouge)
         found |= graded("i2i", i2i, of_images, everything[0]) | graded("t2t", t2t, of_texts, itself)
-        found |= graded("i2it", np.hstack((i2i, i2t)), np.hstack((of_images, rouge.T)), np.hstack(everything))
         left_out = np.hstack((everything[1].T, itself))
-        found |= graded("t2it", np.hstack((i2t.T, t2t)), np.hstack((rouge, of_texts)), left_out)
+        for prefix, v, t in (("", images, texts), ("centred_", centred(images), centred(texts))):
+            from_images, from_texts = (rounded(rows @ np.vstack((v, t)).T) for rows in (v, t))
+            found |= graded(f"{prefix}i2it", from_images, np.hstack((of_images, rouge.T)), np.hstack(everything))
+            found |= graded(f"{prefix}t2it", from_texts, np.hstack((rouge, of_texts)), left_out)
     if folds is not None:
         parts = []
         for rows in np.array_split(np.arange(len(images)), folds):

@@ -82,9 +82,9 @@ def test_cell_sets_seed_corruption_folder_and_method() -> None:
         assert option(cell, "--seed_everything") == str(cell.seed)
         assert stack(cell) == (imbalance_at(STUDY, cell.imbalance, cell.ratio, cell.seed) if cell.ratio else ())
         assert option(cell, "--run_dir") == str(cell.folder)
-        student, overlay = (word for word in cell.arguments if word.endswith(".yaml"))
+        student, *overlays = (word for word in cell.arguments if word.endswith(".yaml"))
         assert student == str(STUDY.student[0])
-        assert overlay == str(STUDY.methods[cell.method].stages[0].config[0])
+        assert overlays == [str(config) for config in STUDY.methods[cell.method].stages[0].config]
         assert cell.with_examples == (cell.seed == 0 and cell.ratio == 0.6)
 
 
