@@ -129,6 +129,10 @@ class SdrCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Do nothing: Lightning would let hyper-parameters of a checkpoint silently override the options."""
 
+    def _dump_config(self) -> None:
+        """Give the model no hyper-parameters: nothing reads them, and writing all options takes as long as parsing them."""
+        self.config_dump: dict[str, Any] = {}
+
     @property
     def settings(self) -> Any:
         """The parsed options of the command."""
