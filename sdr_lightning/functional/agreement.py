@@ -85,7 +85,7 @@ def pair_agreement(
        the first round: weights depend on all pairs, so later scores are not strictly held out, and a share from them is too low.
 
     Everything is summed in float64, by tiles. The result depends neither on the order of the pairs nor on the number of threads.
-    Two rounds over 150,000 pairs of 30,000 images of widths 1,280 and 384 took 50 s of one core and 0.45 GiB besides the features.
+    Two rounds over 150,000 pairs of 30,000 images (widths 1,280 and 384) took 50 s of one core and 0.45 GiB beyond the features.
 
     Args:
         image_features: (N, D_I), a row of each image; or (C, D_I), a row of each pair, if ``image_index`` is None.

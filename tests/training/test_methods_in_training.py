@@ -22,7 +22,7 @@ from sdr_lightning.training.checkpoints.best import BestCheckpoint
 from sdr_lightning.training.checkpoints.continuation import Continuation
 from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.training.retrieval_module import RetrievalModule
-from sdr_lightning.types import Pairs, TrainingPairs
+from sdr_lightning.types import Pairs
 from tests.training.student import (
     EMBEDDING,
     LIGHTNINGS_OWN_WARNINGS,
@@ -194,13 +194,6 @@ class Wandering(InfoNCE):
 
     def epoch_order(self, epoch: int, permutation: Tensor, batch_size: int) -> Tensor:
         return permutation.roll(int(self.seen))
-
-
-class Oracle(InfoNCE):
-    """Knows which pairs are corrupted."""
-
-    def setup(self, training: TrainingPairs) -> None:
-        self.register_buffer("clean_probability", training.is_original.float())
 
 
 def test_detection_of_corrupted_pairs_is_logged_where_the_method_estimates_them() -> None:
