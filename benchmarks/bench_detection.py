@@ -1,8 +1,8 @@
 """Detection of wrong pairs: AGREE at both levels and LEMoN, under injected mismatch.
 
-    python benchmarks/bench_detection.py --data experiments/data/flickr8k.yaml \\
+    sdr bench detection --data experiments/data/flickr8k.yaml \\
         --image experiments/teachers/mobilenetv2.yaml --text experiments/teachers/minilm.yaml
-    python benchmarks/bench_detection.py ... --imbalances '[{kind: mismatch, level: caption}]' --ratios 0.4 --seeds 0
+    sdr bench detection ... --imbalances '[{kind: mismatch, level: caption}]' --ratios 0.4 --seeds 0
 
 --image and --text are banks of the training split, or configurations of teachers, whose features are computed once and cached.
 Prints a markdown table: mean over noise seeds (range). AUC: area under the ROC curve of the score against the truth. Share:

@@ -13,6 +13,7 @@ BENCHMARKS = {
     "losses": "bench_losses.py",
     "training": "bench_training.py",
     "processes": "bench_processes.py",
+    "detection": "bench_detection.py",
 }
 
 

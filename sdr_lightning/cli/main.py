@@ -36,7 +36,7 @@ Studies:
   sdr runs      [FOLDER] [--where OPTION=VALUE]            list, filter and compare runs
   sdr report    FOLDER                                     write the report of a study or sweep, or the curves of a run
   sdr report    metrics.json metrics.json ...              compare evaluations, with confidence intervals
-  sdr bench     evaluate | data | losses | training | processes
+  sdr bench     evaluate | data | losses | training | processes | detection
                                                            measure the speed claims on this machine
 
   sdr --version | --help

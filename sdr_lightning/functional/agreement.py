@@ -82,10 +82,10 @@ def pair_agreement(
     5. ``P(right | score) = 1 - w f0(score) / f(score)`` with f the scores of the given pairs ([0]); isotonic regression
        estimates the ratio of the densities, which makes P monotone in the score.
     6. In further rounds, the regressions weight each pair by its P, and steps 2, 3 and 5 are repeated. The share remains that of
-       the first round: weights depend on all pairs, so later scores are not strictly held out, and a share from them is too low.
+       the first round: weights depend on all pairs, so later scores are not strictly held out, and their share is too low.
 
-    Everything is summed in float64, by tiles. The result depends neither on the order of the pairs nor on the number of threads.
-    Two rounds over 150,000 pairs of 30,000 images (widths 1,280 and 384) took 50 s of one core and 0.45 GiB beyond the features.
+    Everything is summed in float64, by tiles. The order of the pairs and the number of threads do not change the result. Two
+    rounds over 150,000 pairs of 30,000 images (widths 1,280 and 384) took 50 s of one core and 0.45 GiB besides the features.
 
     Args:
         image_features: (N, D_I), a row of each image; or (C, D_I), a row of each pair, if ``image_index`` is None.
