@@ -26,15 +26,15 @@ class TimmImageTower(Tower):
         weights: None for random weights; ``hub`` to download timm's weights; else the path of a state dict
             (``.safetensors``, or a torch file, loaded with ``weights_only``), or ``package:NAME/FILE`` in an installed
             package. ``$NAME`` and ``${NAME:-default}`` are expanded from the environment.
-        match_weights_by: ``name`` of each tensor, or ``order`` for a state dict with other names whose tensors are in the
-            order of the model's and have the same shapes.
         model_args: further arguments of ``timm.create_model``, such as ``img_size``.
         mean: per-channel mean of pixels in [0, 1]; timm's default for the architecture if None.
         std: per-channel standard deviation; timm's default if None.
-        input_size: S, resize images to S x S pixels first, by bicubic interpolation with antialiasing; None to take them as the
-            data module returns them. Teachers and students may thus see the same images in different sizes.
         channels_last: use the channels-last memory format, which is faster for convolutions.
         frozen: see :class:`~sdr_lightning.encoders.tower.Tower`.
+        match_weights_by: ``name`` of each tensor, or ``order`` for a state dict with other names whose tensors are in the
+            order of the model's and have the same shapes.
+        input_size: S, resize images to S x S pixels first, by bicubic interpolation with antialiasing; None to take them as the
+            data module returns them. Teachers and students may thus see the same images in different sizes.
 
     Raises:
         ValueError: an unknown architecture, or weights that do not fit or are unavailable.
@@ -48,13 +48,13 @@ class TimmImageTower(Tower):
         self,
         name: str,
         weights: PathOrName | None = None,
-        match_weights_by: MatchBy = "name",
         model_args: dict[str, Any] | None = None,
         mean: tuple[float, float, float] | None = None,
         std: tuple[float, float, float] | None = None,
-        input_size: int | None = None,
         channels_last: bool = True,
         frozen: bool = False,
+        match_weights_by: MatchBy = "name",
+        input_size: int | None = None,
     ) -> None:
         import timm
 
