@@ -85,7 +85,7 @@ def chosen_table(study: Study) -> Table | None:
                 if best is None
                 else text_row(
                     method.name,
-                    ", ".join(f"{name} {value}" for name, value in best.options.items()) or "as configured",
+                    ", ".join(f"{name} {_value(value)}" for name, value in best.options.items()) or "as configured",
                     str(best.number),
                     _score(best.score),
                     _score(scores[method.name, condition, 0]),
@@ -94,6 +94,10 @@ def chosen_table(study: Study) -> Table | None:
         blocks.append(Block(tuple(rows), formatting.condition_label(condition)))
     headings = ("Method", "Chosen options", "Trial", "Validation rsum", "Validation rsum as configured")
     return Table("chosen", "Chosen options", headings, tuple(blocks), numeric=False)
+
+
+def _value(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _score(value: float) -> str:
