@@ -347,14 +347,15 @@ class _Planner:
         return {name: value for name, value in found.items() if value is not None}
 
     def _needs(self, method: StudyMethod) -> tuple[Modality, ...]:
-        """The modalities whose teacher a method needs."""
+        """The modalities whose teacher a method needs from the study; those in its configuration are its own."""
         needed = {need for stage in method.stages for need in self._stage(method, stage).needs}
+        needed -= {name for stage in method.stages for config in stage.config for name in next(documents(config))}
         found = tuple(modality for modality in get_args(Modality) if f"{modality}_teacher" in needed)
         absent = [modality for modality in found if modality not in self.teachers]
         if absent:
             raise ValueError(
                 f"{self.study.file}: method {method.name} needs the {absent[0]} teacher, which the study does not have: add it "
-                "under teachers"
+                f"under teachers, or {absent[0]}_teacher to an overlay of the method"
             )
         return found
 
