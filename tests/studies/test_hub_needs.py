@@ -46,6 +46,6 @@ def test_overlays_count(tmp_path: Path, experiments: Path) -> None:
         check_hub(study)
 
 
-@pytest.mark.parametrize("study", ["flickr30k/study_frozen", "flickr8k/study_pip", "flickr8k/study", "scenes/study"])
+@pytest.mark.parametrize("study", ["flickr30k/study_frozen", "flickr8k/study", "scenes/study"])
 def test_studies_that_need_no_hub(study: str, experiments: Path) -> None:
     check_hub(experiments / f"{study}.yaml")
