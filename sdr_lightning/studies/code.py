@@ -13,7 +13,7 @@ from sdr_lightning.identity import sha256
 
 PACKAGE = Path(__file__).parents[1]
 _RUNNER = "studies.jobs"
-_LEFT_OUT = ("cli", "configure", "reporting", "results", "sweeps", "workers")  # options, reports, processes
+_LEFT_OUT = ("cli", "configure", "reporting", "results", "studies", "sweeps", "workers")  # options, reports, processes
 _INSTALLED = {"site-packages", "dist-packages"}
 _Module = tuple[str, Path]
 _Documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -36,7 +36,8 @@ class CodeReader:
 
         This is the code of the modules that define the given classes, of the module that runs cells, and of all modules that
         they import from their own package, directly or indirectly. Comments, docstrings and the arguments of ``raise`` do not
-        count, nor do installed packages, whose versions are recorded.
+        count, nor do installed packages, whose versions are recorded, nor the planning of studies, whose options are part of the
+        fingerprint of each job.
 
         Args:
             classes: full names of classes, as the configurations give them in ``class_path``; of this package or any other.
@@ -95,7 +96,7 @@ def _module(package: Path, name: str) -> _Module | None:
     if (
         folder is None
         or _INSTALLED & set(folder.parts)
-        or (top == package.name and inner[:1] and inner[0] in _LEFT_OUT)
+        or (top == package.name and inner[:1] and inner[0] in _LEFT_OUT and ".".join(inner) != _RUNNER)
     ):
         return None
     path = folder.joinpath(top, *inner)
