@@ -27,7 +27,12 @@ class BatchDataset(Dataset[RetrievalBatch | UnimodalBatch], ABC):
 
     Args:
         split: the split.
+
+    Attributes:
+        reads_texts: whether its batches hold captions.
     """
+
+    reads_texts = True
 
     def __init__(self, split: PreparedSplit) -> None:
         self.split = split
@@ -72,6 +77,8 @@ class PairDataset(BatchDataset):
 class ImageDataset(BatchDataset):
     """Images without augmentation."""
 
+    reads_texts = False
+
     def __len__(self) -> int:
         return len(self.split.table.image_ids)
 
@@ -102,6 +109,8 @@ class ImageViewDataset(BatchDataset):
     Raises:
         ValueError: no augmentation.
     """
+
+    reads_texts = False
 
     def __init__(self, split: PreparedSplit, transform: Transform | None, seed: int) -> None:
         super().__init__(split)

@@ -28,9 +28,9 @@ class BatchLoader(Loader):
         workers: number of worker processes; 0 to read in the main process.
     """
 
+    dataset: BatchDataset
+
     def __init__(self, dataset: BatchDataset, sampler: Sampler[Draw], workers: int) -> None:
-        if workers:
-            dataset.split.share_tokens()
         super().__init__(
             dataset,
             batch_size=None,
@@ -41,6 +41,11 @@ class BatchLoader(Loader):
             generator=torch.Generator(),
             worker_init_fn=_ignore_signals,
         )
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        if self.num_workers and self.dataset.reads_texts:
+            self.dataset.split.share_tokens()
+        return super().__iter__()
 
 
 class ResumableLoader(BatchLoader):

@@ -36,7 +36,9 @@ class _Features(NamedTuple):
         return self.features[self.positions[torch.from_numpy(rows)]]
 
     def all(self) -> Tensor:
-        return self.features[self.positions]
+        """All features by row; not copied if the bank has this order."""
+        in_order = len(self.positions) == len(self.features) and bool((self.positions.diff() == 1).all())
+        return self.features if in_order else self.features[self.positions]
 
 
 class PreparedSplit:

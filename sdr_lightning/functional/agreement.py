@@ -147,7 +147,7 @@ def predicted_text_features(
     """Map images into the text space by the regressions of :func:`pair_agreement`, each image by one that was not fitted to it.
 
     Args:
-        image_features: (N, D_I), a row of each image; each has a pair.
+        image_features: (N, D_I), a row of each image.
         text_features: (C, D_T), a row of each caption.
         image_index: (C,) int64, row of the image of each pair.
         folds: see :func:`pair_agreement`.

@@ -122,8 +122,8 @@ def image_text_contrast(
 ) -> Tensor:
     """Compute ITC of [0, 1]: the mean of the image-to-text and text-to-image contrastive losses.
 
-    With weights, each direction is ``sum_i w_i l_i / sum_i w_i``, where ``l_i`` is the loss of the query i. The weight of a pair
-    counts where it is a query; as a candidate of other queries, each pair counts the same.
+    With weights, each direction is ``sum_i w_i l_i / sum_i w_i``, where ``l_i`` is the loss of the query i, whose targets are
+    its positives in proportion to their weights. As a negative of other queries, each pair counts the same.
 
     Args:
         image: (B, d) L2-normalised image embeddings.
@@ -140,10 +140,13 @@ def image_text_contrast(
     >>> image_text_contrast(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), 1.0)
     tensor(0.3133)
     """
-    if weights is not None:
-        weights = weights.to(image.dtype)
-        weights = (weights / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny))[local_rows]
     to_text, to_image, targets = _both_directions(image, text, image_index, temperature, local_rows)
+    if weights is not None:
+        tiny = torch.finfo(image.dtype).tiny
+        weights = weights.to(image.dtype)
+        targets = targets * weights
+        targets = targets / targets.sum(dim=1, keepdim=True).clamp(min=tiny)
+        weights = (weights / weights.mean().clamp(min=tiny))[local_rows]
     return (soft_cross_entropy(to_text, targets, weights) + soft_cross_entropy(to_image, targets, weights)) / 2
 
 

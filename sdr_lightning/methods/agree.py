@@ -5,12 +5,13 @@ from __future__ import annotations
 import warnings
 
 import torch
+from torch import Tensor
 
 from sdr_lightning.functional.agreement import Level, pair_agreement
 from sdr_lightning.methods.base import Need
 from sdr_lightning.methods.parameters import Temperature
 from sdr_lightning.methods.weighted import WeightedInfoNCE
-from sdr_lightning.types import TrainingPairs
+from sdr_lightning.types import Pairs, TrainingPairs
 
 
 class AGREE(WeightedInfoNCE):
@@ -53,11 +54,16 @@ class AGREE(WeightedInfoNCE):
         [5] Zhang et al., "LEMoN: Label Error Detection using Multimodal Neighbors", ICML 2025.
     """
 
+    agrees: Tensor
+    wrong_share: Tensor
+
     def __init__(
         self, temperature: Temperature | None = None, level: Level = "caption", folds: int = 5, rounds: int = 2
     ) -> None:
         super().__init__(temperature)
         self.level, self.folds, self.rounds = level, folds, rounds
+        self.register_buffer("agrees", torch.tensor(True))
+        self.register_buffer("wrong_share", torch.tensor(0.0))
 
     @property
     def needs(self) -> frozenset[Need]:
@@ -80,11 +86,20 @@ class AGREE(WeightedInfoNCE):
             folds=self.folds,
             rounds=self.rounds,
         )
-        probability = found.probability
-        if not probability.any():
+        self.agrees.fill_(bool(found.probability.any()))
+        if not self.agrees:
             warnings.warn(
                 "the teachers agree no more on the training pairs than on shuffled ones: AGREE weights all pairs equally",
                 stacklevel=2,
             )
-            probability = torch.ones_like(probability)
-        self.register_probability(probability)
+        self.wrong_share.fill_(found.share)
+        self.register_probability(found.probability)
+
+    def pair_weights(self, pairs: Pairs) -> Tensor | None:
+        """Return (B,) probabilities of some pairs; None where the teachers do not agree."""
+        probability = self.clean_probability_of(pairs)
+        return probability if self.agrees else None
+
+    def scalars(self) -> dict[str, Tensor]:
+        """Return tau and the estimated share of wrong pairs."""
+        return super().scalars() | {"wrong_share": self.wrong_share}

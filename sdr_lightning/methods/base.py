@@ -149,6 +149,22 @@ class Method(nn.Module, ABC):
         """
         return None
 
+    def clean_probability_of(self, pairs: Pairs) -> Tensor:
+        """Return (B,) ``clean_probability`` of some pairs.
+
+        Raises:
+            ValueError: pairs without their index, or a method that was not set up.
+        """
+        if pairs.pair_index is None:
+            raise ValueError(
+                f"{type(self).__name__} keeps a probability of each training pair: the batch must hold pair_index"
+            )
+        if self.clean_probability is None:
+            raise ValueError(
+                f"{type(self).__name__} estimates a probability of each pair: call setup with the training pairs first"
+            )
+        return self.clean_probability[pairs.pair_index]
+
     def hard_negative_temperature(self) -> Tensor | float:
         """Return the temperature that hard negatives for the matching head are drawn with."""
         return _HARD_NEGATIVE_TEMPERATURE

@@ -44,7 +44,6 @@ class NCR(Method):
     """
 
     supports_local_loss = True
-    clean_probability: Tensor
     warming_up: Tensor
     with_noisy: Tensor
 
@@ -73,16 +72,15 @@ class NCR(Method):
         self.with_noisy.fill_(epoch >= self.noisy_from)
         if epoch >= self.warmup_epochs:
             probability = low_component_posterior(measure(self._mean_cost))
+            assert self.clean_probability is not None  # since setup
             self.clean_probability.copy_(probability)
 
     def terms(self, pairs: Pairs, local_rows: slice = slice(None)) -> dict[str, Tensor]:
         """Compute the triplet loss; gradient flows to both embeddings, not to soft labels.
 
         Raises:
-            ValueError: pairs without their index.
+            ValueError: after the warm-up, pairs without their index, or a method that was not set up.
         """
-        if pairs.pair_index is None:
-            raise ValueError("NCR keeps a probability of each training pair: the batch must hold pair_index")
         if self.warming_up:
             return {"triplet": self._mean_cost(pairs)[local_rows].mean()}
         labels, counts = self._soft_labels(pairs)
@@ -92,7 +90,7 @@ class NCR(Method):
 
     def scalars(self) -> dict[str, Tensor]:
         """Return the share of pairs that count as clean."""
-        probability = getattr(self, "clean_probability", None)
+        probability = self.clean_probability
         return {} if probability is None else {"clean_share": (probability > self.threshold).float().mean()}
 
     def _mean_cost(self, pairs: Pairs) -> Tensor:
@@ -103,11 +101,10 @@ class NCR(Method):
     @torch.no_grad()
     def _soft_labels(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """(B,) labels in [0, 1], and (B,) whether a pair contributes to the loss."""
-        assert pairs.pair_index is not None
         predicted = (self.margin - self._mean_cost(pairs) / 2).clamp(0, self.margin)
         greatest = predicted.topk(len(predicted) // 10 + 1).values.mean()
         predicted = (predicted / greatest.clamp(min=torch.finfo(predicted.dtype).tiny)).clamp(max=1)
-        probability = self.clean_probability[pairs.pair_index].to(predicted.dtype)
+        probability = self.clean_probability_of(pairs).to(predicted.dtype)
         is_clean = probability > self.threshold
         labels = torch.where(is_clean, probability + (1 - probability) * predicted, predicted)
         return labels, (is_clean | self.with_noisy).to(predicted.dtype)

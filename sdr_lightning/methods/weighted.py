@@ -10,17 +10,15 @@ from sdr_lightning.types import Pairs
 
 
 class WeightedInfoNCE(InfoNCE):
-    """InfoNCE in which each pair counts by its probability of being right.
+    """InfoNCE in which each pair counts by its probability to be clean.
 
     ``info_nce``: in each direction ``sum_i p_i l_i / sum_i p_i`` over the batch, where ``l_i`` is the loss of the query i of
-    :class:`~sdr_lightning.methods.InfoNCE`. A wrong pair is still a negative of other queries, which is right. A subclass
-    registers p in ``setup``.
+    :class:`~sdr_lightning.methods.InfoNCE`, whose targets are its positives in proportion to their p. A wrong pair remains a
+    negative of queries of other images. A subclass registers p in ``setup``.
     """
 
-    clean_probability: Tensor
-
     def register_probability(self, probability: Tensor) -> None:
-        """Register p as a buffer.
+        """Register p as the buffer ``clean_probability``.
 
         Args:
             probability: (C,) float32 in [0, 1], by pair index.
@@ -31,15 +29,11 @@ class WeightedInfoNCE(InfoNCE):
         """Compute the weighted InfoNCE; gradient flows to both embeddings and to tau.
 
         Raises:
-            ValueError: pairs without their index.
+            ValueError: pairs without their index, or a method that was not set up.
         """
-        if pairs.pair_index is None:
-            name = type(self).__name__
-            raise ValueError(f"{name} keeps a probability of each training pair: the batch must hold pair_index")
-        tau, weights = self.temperature(), self.clean_probability[pairs.pair_index]
+        tau, weights = self.temperature(), self.pair_weights(pairs)
         return {"info_nce": image_text_contrast(pairs.image, pairs.text, pairs.image_index, tau, local_rows, weights)}
 
-    def scalars(self) -> dict[str, Tensor]:
-        """Return tau and the mean probability of the training pairs to be right."""
-        probability = getattr(self, "clean_probability", None)
-        return super().scalars() | ({} if probability is None else {"clean_share": probability.float().mean()})
+    def pair_weights(self, pairs: Pairs) -> Tensor | None:
+        """Return (B,) weights of some pairs; None for equal weights."""
+        return self.clean_probability_of(pairs)

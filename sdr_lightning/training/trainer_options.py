@@ -78,6 +78,11 @@ def _check_monitors(trainer: pl.Trainer, module: EpochTerms) -> None:
     known = module.logged_metrics()
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         monitor = callback.monitor if isinstance(callback, EarlyStopping | ModelCheckpoint) else None
+        if monitor is not None and monitor.startswith("method/detection"):
+            raise ValueError(
+                f"{type(callback).__name__} monitors {monitor!r}, which is measured against the truth: monitor a metric of the "
+                "validation split"
+            )
         if monitor is not None and monitor not in known:
             near = get_close_matches(monitor, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""

@@ -270,9 +270,12 @@ def test_ncr_tells_mismatched_pairs_apart_after_the_warm_up() -> None:
         assert (bool(method.warming_up), bool(method.with_noisy)) == (warming_up, noisy)
 
 
-def test_ncr_needs_pair_indices() -> None:
+@pytest.mark.parametrize("make", [lambda: ncr(False), lambda: oracle()], ids=["NCR", "Oracle"])
+def test_methods_with_probabilities_need_pair_indices_and_a_setup(make: Callable[[], Method]) -> None:
     with pytest.raises(ValueError, match="the batch must hold pair_index"):
-        NCR()(some_pairs()._replace(pair_index=None))
+        make()(some_pairs()._replace(pair_index=None))
+    with pytest.raises(ValueError, match="call setup with the training pairs first"):
+        Oracle()(some_pairs())
 
 
 def test_the_posterior_of_equal_values_is_one_and_of_bad_values_refused() -> None:
@@ -285,15 +288,16 @@ def test_the_posterior_of_equal_values_is_one_and_of_bad_values_refused() -> Non
 
 
 @pytest.mark.parametrize("weights", [[1.0, 0.9, 0.2, 0.7, 0.1], [1.0, 1.0, 0.0, 1.0, 0.0], [0.0] * SIZE])
-def test_a_pair_counts_by_its_probability_where_it_is_a_query(weights: list[float]) -> None:
+def test_a_pair_counts_by_its_probability_as_query_and_as_positive(weights: list[float]) -> None:
     method, pairs = oracle().double(), some_pairs(torch.tensor([0, 1, 0, 2, 3]))
     method.clean_probability.copy_(torch.tensor(weights))
     scores, expected = (pairs.image @ pairs.text.T / method.temperature()).tolist(), 0.0
     for i, weight in enumerate(weights):
         for row in (scores[i], [other[i] for other in scores]):
             same = [j for j in range(SIZE) if pairs.image_index[j] == pairs.image_index[i]]
-            total = math.log(sum(map(math.exp, row)))
-            expected += weight * sum(total - row[j] for j in same) / len(same) / 2 / (sum(weights) or 1)
+            total, mass = math.log(sum(map(math.exp, row))), sum(weights[j] for j in same) or 1
+            loss = sum(weights[j] / mass * (total - row[j]) for j in same)
+            expected += weight * loss / 2 / (sum(weights) or 1)
     assert method(pairs)["info_nce"].item() == pytest.approx(expected, rel=1e-6)
 
 
@@ -308,7 +312,7 @@ def test_agree_weights_the_pairs_that_the_teachers_agree_on() -> None:
     method.setup(training)
     assert method.clean_probability[training.is_original].mean() > 0.9
     assert method.clean_probability[~training.is_original].mean() < 0.2
-    assert 0.65 < method.scalars()["clean_share"].item() < 0.8
+    assert method.scalars()["wrong_share"].item() == pytest.approx(0.25, abs=0.02)
     clean = AGREE(folds=2)
     clean.setup(agreeing_pairs(wrong=0))
     assert clean.clean_probability.tolist() == [1] * 2000
@@ -319,7 +323,13 @@ def test_agree_counts_all_pairs_equally_where_the_teachers_do_not_agree() -> Non
     placebo = training._replace(text_teacher=torch.randn(2000, 6, generator=torch.Generator().manual_seed(3)))
     with pytest.warns(UserWarning, match="no more on the training pairs than on shuffled ones"):
         method.setup(placebo)
-    assert method.clean_probability.tolist() == [1] * 2000
+    assert method.scalars()["wrong_share"] == 1
+    torch.testing.assert_close(method(some_pairs()), InfoNCE()(some_pairs()), rtol=1e-6, atol=0)
+
+
+def test_the_oracle_refuses_data_without_an_unchanged_pair() -> None:
+    with pytest.raises(ValueError, match="changed every training pair"):
+        Oracle().setup(training_pairs(SIZE)._replace(is_original=torch.zeros(SIZE, dtype=torch.bool)))
 
 
 def test_agree_needs_both_teachers() -> None:
