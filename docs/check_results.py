@@ -25,6 +25,7 @@ from published import Published, published
 
 from sdr_lightning.paths import read_json
 from sdr_lightning.reporting.formatting import condition_label
+from sdr_lightning.results.loading import published_runs
 from sdr_lightning.results.schema import Condition, StudySpec
 from sdr_lightning.studies.jobs import describe
 from sdr_lightning.studies.plan import Cell, plan
@@ -40,7 +41,9 @@ def two_cells(published: Published) -> StudySpec:
     name = next(iter(study.imbalances))
     ratio = min(ratio for ratio in study.ratios_of(name) if ratio > 0)
     options = {
-        cell.method: cell.options for cell in published.plan.cells if (cell.imbalance, cell.ratio) == (name, ratio)
+        run.method: run.options
+        for run in published_runs(published.folder)
+        if (run.imbalance, run.ratio, run.seed) == (name, ratio, study.seeds[0])
     }
     return replace(
         study,

@@ -74,9 +74,19 @@ class Published:
     @property
     def stale(self) -> str:
         """The part that has changed since the measurement: ``the code``, ``the configuration``, or empty."""
-        if self.record["code"] != self.plan.code:
+        if any(self._code_of(part, name) not in ("", code) for part, name, code in self._codes()):
             return "the code"
         return "" if self.record["fingerprint"] == self.plan.fingerprint else "the configuration"
+
+    def _codes(self) -> Iterator[tuple[str, str, str]]:
+        """The part, the name and the present code of each method and teacher."""
+        yield from (("methods", name, method.code) for name, method in self.plan.methods.items())
+        yield from (("teachers", name, teacher.code) for name, teacher in self.plan.teacher_entries.items())
+
+    def _code_of(self, part: str, name: str) -> str:
+        """The code that a method or teacher was measured with; empty where it was not measured."""
+        entry = self.record.get(part, {}).get(name)
+        return "" if entry is None else entry.get("code") or self.record["code"]
 
     @property
     def link(self) -> str:

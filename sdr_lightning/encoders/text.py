@@ -82,6 +82,9 @@ class TransformersTextTower(Tower):
         return encoded._replace(tokens=encoded.tokens[:, :length], mask=mask)
 
 
+_WORD_STD = 0.02  # as in BERT; a learning rate of 1e-3 would hardly move vectors of standard deviation 1
+
+
 class BagOfWordsTextTower(Tower):
     """The mean of one learned vector per token: a weak text encoder, trained from random weights.
 
@@ -110,6 +113,7 @@ class BagOfWordsTextTower(Tower):
             )
         self.vocabulary_size, self.width, self.tokens_width, self.dropout = vocabulary_size, width, width, dropout
         self.words = nn.Embedding(vocabulary_size, width)
+        nn.init.normal_(self.words.weight, std=_WORD_STD)
         self.apply_frozen()
 
     def settings(self) -> str:

@@ -73,7 +73,7 @@ def _tuning(study: Study) -> str:
     if study.tuning is None:
         return "Untuned: every method is used as configured."
     trials = study.tuning.trials
-    return f"Tuned: the options of each method are the best of {trials} trials on validation data, for each condition."
+    return f"Tuned: the options of each method are the best of up to {trials} trials on validation data, for each condition."
 
 
 def _verdicts(title: str, comparisons: tuple[PairedComparison, ...]) -> str:

@@ -39,10 +39,10 @@ def tuning_note(study: Study) -> str:
     if study.tuning is None:
         return "Untuned: every method is used as configured."
     return (
-        f"For each condition, every method has {study.tuning.trials} trials: one as configured, and one for each of the points "
-        f"that were drawn from its own space. Trials train with seed {study.tuning.seed}, which is not among the seeds of the "
-        "comparison, and do not read the test split. The options of the trial with the highest validation rsum, at its best "
-        "epoch, are used with all seeds."
+        f"For each condition, every method has up to {study.tuning.trials} trials: one as configured, and one for each of the "
+        "points that were drawn from its own space; fewer where the space has no more. Trials train with seed "
+        f"{study.tuning.seed}, which is not among the seeds of the comparison, and do not read the test split. The options of "
+        "the trial with the highest validation rsum, at its best epoch, are used with all seeds."
     )
 
 

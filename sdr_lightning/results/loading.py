@@ -59,12 +59,15 @@ def load_study(root: Path) -> Study:
 
 
 def load_teachers(root: Path) -> Iterator[TeacherRecord]:
-    """Read the teachers of a study, from ``teachers/**/teacher.json`` or else from ``teachers.jsonl``."""
-    paths = sorted(root.glob("teachers/**/teacher.json"))
-    if paths:
-        yield from (from_json(TeacherRecord, read_object(path), str(path)) for path in paths)
-    else:
-        yield from (from_json(TeacherRecord, value, source) for source, value in _lines(root / "teachers.jsonl"))
+    """Read the teachers of a study, from ``teachers/**/teacher.json``, and the others from ``teachers.jsonl``."""
+    found = [
+        from_json(TeacherRecord, read_object(path), str(path)) for path in sorted(root.glob("teachers/**/teacher.json"))
+    ]
+    yield from found
+    for source, value in _lines(root / "teachers.jsonl"):
+        teacher = from_json(TeacherRecord, value, source)
+        if all((teacher.modality, teacher.trained_on) != (other.modality, other.trained_on) for other in found):
+            yield teacher
 
 
 def load_trials(root: Path) -> Iterator[Trial]:

@@ -40,7 +40,7 @@ def check_hub(study: Path) -> None:
         return
     variables = list(dict.fromkeys(need.variable for need in missing if need.variable))
     remedies = [f"set {', '.join(variables)} to local copies"] if variables else []
-    if document.get("without_hub"):
+    if isinstance(document, dict) and document.get("without_hub"):
         remedies.append(f"run without the hub: {document['without_hub']}")
     names = ", ".join(dict.fromkeys(need.repository for need in missing))
     raise ValueError(
@@ -49,9 +49,11 @@ def check_hub(study: Path) -> None:
 
 
 def _needs(study: Any, folder: Path) -> Iterator[_Need]:
-    teachers = study.get("teachers") if isinstance(study, dict) else None
-    parts = [study.get("student"), *(entry.get("config") for entry in (teachers or {}).values())] if study else []
-    for part in parts:
+    if not isinstance(study, dict):
+        return
+    teachers = study.get("teachers")
+    entries = [entry for entry in teachers.values() if isinstance(entry, dict)] if isinstance(teachers, dict) else []
+    for part in (study.get("student"), *(entry.get("config") for entry in entries)):
         files = [folder / str(name) for name in (part if isinstance(part, list) else [part])]
         if all(file.is_file() for file in files):
             yield from _in(merged(files))

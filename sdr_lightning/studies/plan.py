@@ -20,7 +20,7 @@ from sdr_lightning.results.schema import NO_IMBALANCE, Condition, StudyMethod, S
 from sdr_lightning.studies.code import CodeReader
 from sdr_lightning.studies.documents import documents, strings
 from sdr_lightning.studies.spec import imbalance_at
-from sdr_lightning.studies.tuning import Chosen, chosen_options, space_points
+from sdr_lightning.studies.tuning import Chosen, PlannedTrial, chosen_options, space_points
 from sdr_lightning.types import Modality
 
 Stack = tuple[Imbalance, ...]
@@ -264,8 +264,8 @@ def plan_with_trials(study: StudySpec, folder: Path, results: Path | None = None
     before = planner.plan(None)
     if not before.trials:
         return before
-    fingerprints = [trial.fingerprint for trial in before.trials]
-    return planner.plan(chosen_options(fingerprints, load_trials(folder if results is None else results)))
+    planned = [PlannedTrial(t.method, Condition.of(t.imbalance, t.ratio), t.fingerprint) for t in before.trials]
+    return planner.plan(chosen_options(planned, load_trials(folder if results is None else results)))
 
 
 class _Planner:
@@ -299,7 +299,7 @@ class _Planner:
                 ]
             if study.tuning is None or chosen is not None:
                 cells += [
-                    self._job(method, condition, seed, (chosen or {}).get((method.name, condition), {}))
+                    self._job(method, condition, seed, {} if chosen is None else chosen[method.name, condition])
                     for seed in study.seeds
                     for method in self.methods.values()
                 ]
@@ -349,7 +349,13 @@ class _Planner:
     def _needs(self, method: StudyMethod) -> tuple[Modality, ...]:
         """The modalities whose teacher a method needs from the study; those in its configuration are its own."""
         needed = {need for stage in method.stages for need in self._stage(method, stage).needs}
-        needed -= {name for stage in method.stages for config in stage.config for name in next(documents(config))}
+        own = {name for stage in method.stages for config in stage.config for name in next(documents(config)) or {}}
+        if method.teachers == "placebo" and needed & own:
+            raise ValueError(
+                f"{self.study.file}: method {method.name} has placebo teachers and an {min(needed & own)} in its configuration: "
+                "leave one of the two out"
+            )
+        needed -= own
         found = tuple(modality for modality in get_args(Modality) if f"{modality}_teacher" in needed)
         absent = [modality for modality in found if modality not in self.teachers]
         if absent:
@@ -404,7 +410,7 @@ class _Planner:
         if teacher.trained_on == "imbalanced":  # a mismatch also changes which captions are siblings, for text teachers
             seen = (modality, "pair") if modality == "text" else (modality,)
             imbalances = tuple(part for part in stack if part.modality in seen or part.file is not None)
-            where /= _label(imbalances)
+            where /= f"{_label(imbalances)}-{sha256(_text_of(imbalances))[:8]}" if imbalances else _label(())
             fingerprint = sha256(fingerprint, _text_of(imbalances)) if imbalances else fingerprint
         return TeacherJob(
             modality,

@@ -64,6 +64,10 @@ class Runner:
             if self.plan.trials:
                 continued = self._run_all("trials", self.plan.trials, data, workers)
                 self.plan = plan_with_trials(self.study, self.folder)
+                if not self.plan.cells:
+                    raise ValueError(
+                        "the code or a configuration changed while the trials ran, so they no longer count: run the command again"
+                    )
                 self._check_folder()
             continued |= self._run_all("cells", self.plan.cells, data, workers)
         if not continued:  # a study that was continued has no wall time
@@ -77,13 +81,13 @@ class Runner:
         records: Iterable[Run | Trial] = (
             published_trials(self.folder) if what == "trials" else published_runs(self.folder)
         )
-        published = {record.fingerprint for record in records if _is_of(data, record)}
-        waiting = [job for job in jobs if job.fingerprint not in published and not _is_finished(job, data)]
+        published = {_identity(record) for record in records if _is_of(data, record)}
+        waiting = [job for job in jobs if _identity(job) not in published and not _is_finished(job, data)]
         # A study whose cells are all published needs no teacher.
-        teachers = [job for job in teachers_of(jobs) if not _is_finished(job)] if waiting or not published else []
+        teachers = [job for job in teachers_of(waiting if published else jobs) if not _is_finished(job)]
         for teacher in teachers:
             _drop_banks(teacher.folder)
-        banks = [bank for bank in banks_of(jobs) if not bank.finished]
+        banks = [bank for bank in banks_of(waiting) if not bank.finished]
         self._total, self._before = len(jobs), len(jobs) - len(waiting)
         self._done, self._since = 0, 0.0
         self.console.print(
@@ -208,6 +212,11 @@ def _is_of(data: Data, record: Run | Trial) -> bool:
     """Whether a result was made from the present data; a trial reads the training and the validation split only."""
     read = SPLITS if isinstance(record, Run) else ("train", "val")
     return record.data == {split: data.splits.get(split) for split in read}
+
+
+def _identity(job: Cell | Run | Trial) -> tuple[str, str, float, int, str]:
+    """What a job and its record have in common: two methods of equal settings are two jobs."""
+    return job.method, job.imbalance, job.ratio, job.seed, job.fingerprint
 
 
 def _is_finished(job: TeacherJob | Cell, data: Data | None = None) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from sdr_lightning.results.schema import Condition, Trial, best_trials
 from sdr_lightning.sweeps.distributions import Distribution, distribution
@@ -28,7 +28,8 @@ def space_points(
 
     Args:
         space: distributions by option, in the notation of sweep files.
-        own: values of the options in the configuration, as far as they are known; this point is not drawn again.
+        own: values of the options in the configuration, as far as they are known; this point is not drawn again. The values of
+            classes may hold more options than those listed.
         trials: number of points.
         seed: of the choice. The same arguments give the same points.
 
@@ -40,9 +41,16 @@ def space_points(
     for point in _candidates(distributions, random.Random(seed), _ATTEMPTS * trials):
         if len(points) == trials:
             break
-        if point not in (own, *points):
+        if point not in points and not _agrees(point, own):
             points.append(point)
     return tuple(points)
+
+
+def _agrees(value: Any, with_defaults: Any) -> bool:
+    """Whether a value is equal to another one, apart from keys that only the other one has."""
+    if isinstance(value, Mapping) and isinstance(with_defaults, Mapping):
+        return all(key in with_defaults and _agrees(value[key], with_defaults[key]) for key in value)
+    return bool(value == with_defaults)
 
 
 def _candidates(
@@ -55,12 +63,20 @@ def _candidates(
     return (draw(distributions, generator)[0] for _ in range(attempts))
 
 
-def chosen_options(fingerprints: Iterable[str], trials: Iterable[Trial]) -> Chosen | None:
+class PlannedTrial(NamedTuple):
+    """What a trial of the plan is for, and what identifies its record."""
+
+    method: str
+    condition: Condition
+    fingerprint: str
+
+
+def chosen_options(planned: Sequence[PlannedTrial], trials: Iterable[Trial]) -> Chosen | None:
     """Choose the options of each method and condition by validation rsum.
 
     Args:
-        fingerprints: of all trials of the study.
-        trials: finished trials; those of other settings are left out.
+        planned: all trials of the study.
+        trials: finished trials; those of other settings are left out. Of two records of one trial the first counts.
 
     Returns:
         The options of the best trials; None while a trial is missing.
@@ -68,11 +84,12 @@ def chosen_options(fingerprints: Iterable[str], trials: Iterable[Trial]) -> Chos
     Raises:
         ValueError: all trials of a method failed under a condition.
     """
-    expected = set(fingerprints)
-    found = {trial.fingerprint: trial for trial in trials if trial.fingerprint in expected}
-    if found.keys() != expected:
+    found: dict[PlannedTrial, Trial] = {}
+    for trial in trials:
+        found.setdefault(PlannedTrial(trial.method, trial.condition, trial.fingerprint), trial)
+    if not found.keys() >= set(planned):
         return None
-    best = best_trials(found.values())
+    best = best_trials(found[trial] for trial in planned)
     failed = next((trial for trial in best.values() if trial.score == -math.inf), None)
     if failed is not None:
         where = f"{failed.imbalance} {failed.ratio:g}"

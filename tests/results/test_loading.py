@@ -170,7 +170,7 @@ def test_tuned_study_has_the_trials_of_its_points_and_the_runs_of_the_chosen_opt
     }
     assert not study.outdated
     text = tuning_section(study)
-    assert "Tuned: the options of each method are the best of 3 trials" in text
+    assert "Tuned: the options of each method are the best of up to 3 trials" in text
     assert "| ITC | a.rate: 1, 2 | 2 its space has no more points |" in text
     assert "| SDR | a.rate 2 | 1 | 101.0 | 100.0 |" in text
     assert "| SDR | as configured | 0 | 100.0 | 100.0 |" in text

@@ -25,7 +25,7 @@ from sdr_lightning.studies.jobs import run_cell, run_trial
 from sdr_lightning.studies.plan import Cell, plan
 from sdr_lightning.studies.spec import read_study
 
-STUDY = read_study(Path(__file__).parents[2] / "experiments/scenes/study.yaml")
+STUDY = read_study(Path(__file__).with_name("study.yaml"))
 NCR = Path(__file__).parents[2] / "experiments/methods/ncr.yaml"
 SMALL = {"data.init_args.source.init_args.num_train": 90, "data.init_args.source.init_args.num_val": 20}
 SMALL |= {"data.init_args.source.init_args.num_test": 20, "data.init_args.batch_size": 150, "trainer.max_epochs": 3}

@@ -3,7 +3,7 @@
 import json
 import shlex
 import shutil
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from sdr_lightning.studies.plan import Cell, Plan, plan
 from sdr_lightning.studies.spec import imbalance_at, read_study, study_imbalance
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-STUDY = read_study(EXPERIMENTS / "scenes" / "study.yaml")
+STUDY = read_study(Path(__file__).with_name("study.yaml"))
 FOLDER = Path("results")
 PLAN = plan(STUDY, FOLDER)
 BANKS = {"image": "--data.init_args.image_bank", "text": "--data.init_args.text_bank"}
@@ -50,6 +50,8 @@ def fingerprints(study: StudySpec) -> list[str]:
 def copied(tmp_path: Path) -> Path:
     """A copy of the experiments that may be changed."""
     shutil.copytree(EXPERIMENTS, tmp_path / "experiments")
+    (tmp_path / "tests" / "studies").mkdir(parents=True)
+    shutil.copy(STUDY.file, tmp_path / "tests" / "studies")
     return tmp_path / "experiments"
 
 
@@ -226,9 +228,9 @@ def test_fingerprints_change_with_the_settings_of_a_method(stage: StudyStage) ->
 
 
 def test_descriptions_and_comments_do_not_count(copied: Path) -> None:
-    for name in ("scenes/sdr.yaml", "models/tiny.yaml", "scenes/image_teacher.yaml", "methods/sdr.yaml"):
+    for name in ("scenes/sdr.yaml", "models/tiny.yaml", "scenes/image_teacher.yaml", "methods/itc.yaml"):
         (copied / name).write_text("# Other words.\n" + (copied / name).read_text())
-    described = with_method("SDR", *STUDY.methods["SDR"].stages, study=read_study(copied / "scenes/study.yaml"))
+    described = with_method("SDR", *STUDY.methods["SDR"].stages, study=read_study(copied.parent / "tests/studies/study.yaml"))
     assert fingerprints(described) == fingerprints(STUDY)
 
 
@@ -242,7 +244,7 @@ def test_descriptions_and_comments_do_not_count(copied: Path) -> None:
     ids=["student", "fragment", "teacher"],
 )
 def test_fingerprints_change_with_files(copied: Path, name: str, old: str, new: str, changed: str) -> None:
-    study = read_study(copied / "scenes" / "study.yaml")
+    study = read_study(copied.parent / "tests/studies/study.yaml")
     before, file = plan(study, FOLDER), copied / name
     assert old in file.read_text()
     file.write_text(file.read_text().replace(old, new))
@@ -341,7 +343,7 @@ def test_trials_come_first_with_a_seed_of_their_own_and_the_same_points_everywhe
 
 def test_cells_of_a_tuned_study_have_the_chosen_options_and_no_trace_of_the_trials() -> None:
     condition = Condition("mismatch", 0.6)
-    chosen = {("ITC", condition): {RATE: 4e-3}}
+    chosen = defaultdict(dict, {("ITC", condition): {RATE: 4e-3}})
     planned = plan(TUNED, FOLDER, chosen)
     untuned = plan(
         replace(TUNED, tuning=None, methods={n: replace(m, space=None) for n, m in TUNED.methods.items()}), FOLDER

@@ -20,7 +20,7 @@ from sdr_lightning.studies.runner import Runner
 from sdr_lightning.studies.spec import read_study
 from sdr_lightning.workers import Task
 
-STUDY = read_study(Path(__file__).parents[2] / "experiments/scenes/study.yaml")
+STUDY = read_study(Path(__file__).with_name("study.yaml"))
 CELL = "cells/ITC/mismatch-0.3/seed-0"
 DATA = Data(name="scenes", splits={"train": "1", "val": "2", "test": "3"})
 

@@ -1,12 +1,13 @@
 """The points of a space, and what trials choose."""
 
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import pytest
 
 from sdr_lightning.results.schema import Condition, Selected, Trial
-from sdr_lightning.studies.tuning import chosen_options, space_points
+from sdr_lightning.studies.tuning import PlannedTrial, chosen_options, space_points
 
 GRID = {"a": {"values": [1, 2, 3]}, "b": {"values": ["x", "y"]}}
 BOUNDS = {"rate": {"min": 1e-4, "max": 1e-2, "distribution": "log_uniform_values"}, "layers": {"min": 1, "max": 3}}
@@ -22,6 +23,8 @@ def test_points_of_a_grid_are_a_random_part_of_it_without_that_of_the_configurat
     assert [others.count(point) for point in points[1:]] == [1] * (len(points) - 1)
     assert len({str(point) for point in points}) == len(points)
     assert points == space_points(GRID, own, trials, seed=0)
+    nested = {"t": {"values": [{"x": 1}, {"x": 2}]}}
+    assert space_points(nested, {"t": {"x": 1, "default": 0}}, 9, seed=0) == ({}, {"t": {"x": 2}})
     assert len(space_points(GRID, {"a": 2}, 9, seed=0)) == 7  # not known: b of the configuration
     seen = {str(space_points(GRID, own, 2, seed)) for seed in range(40)}
     assert len(seen) == len(others)
@@ -48,19 +51,25 @@ def trial(number: int, score: float | None, method: str = "A", ratio: float = 0.
     )  # fmt: skip
 
 
+def planned(trials: list[Trial]) -> list[PlannedTrial]:
+    return [PlannedTrial(each.method, each.condition, each.fingerprint) for each in trials]
+
+
 def test_best_trial_of_each_method_and_condition_is_chosen_and_the_first_of_equal_ones() -> None:
     trials = [trial(2, 8.0), trial(0, 7.0), trial(1, 8.0), trial(3, None)]
     trials += [trial(0, 5.0, "B"), trial(1, 4.0, "B"), trial(0, 1.0, ratio=0.2), trial(1, 3.0, ratio=0.2)]
-    names = [each.fingerprint for each in trials]
-    assert chosen_options(names, [*trials, trial(9, 999.0)]) == {  # the last is of other settings
+    others = [trial(9, 999.0), trial(2, 999.0)]  # of other settings, and a second record
+    assert chosen_options(planned(trials), [*trials, *others]) == {
         ("A", Condition("mismatch", 0.5)): {"x": 1},
         ("B", Condition("mismatch", 0.5)): {},
         ("A", Condition("mismatch", 0.2)): {"x": 1},
     }
-    assert chosen_options(names, trials[1:]) is None
+    assert chosen_options(planned(trials), trials[1:]) is None
+    renamed = [replace(each, method="C") if each.method == "B" else each for each in trials]
+    assert chosen_options(planned(trials), renamed) is None
 
 
 def test_method_whose_trials_all_failed_stops_the_study() -> None:
     trials = [trial(0, None), trial(1, None), trial(0, 1.0, "B")]
     with pytest.raises(ValueError, match=r"all trials of A under mismatch 0\.5 failed, the first with: not finite"):
-        chosen_options([each.fingerprint for each in trials], trials)
+        chosen_options(planned(trials), trials)
