@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-reproduce-mini: $(READY) ## run the study on generated scenes, 9.5 minutes on two cores
+reproduce-mini: $(READY) ## run the study on generated scenes, about 10 minutes on two cores
 	$(BIN)/sdr reproduce experiments/scenes/study.yaml
 
 # TOWERS=pip: frozen towers that pip installs, for a CPU. Otherwise the towers of the paper, which need a GPU.
