@@ -19,8 +19,11 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from sdr_lightning.reporting.formatting import NBSP, number, signed
-from sdr_lightning.reporting.statistics import OUTCOMES
+from sdr_lightning.reporting.claims import CLAIMS, PairedComparison, compare_with_baseline
+from sdr_lightning.reporting.formatting import NBSP, condition_label, number, signed
+from sdr_lightning.reporting.quantities import RSUM
+from sdr_lightning.reporting.statistics import OUTCOMES, Interval
+from sdr_lightning.results.loading import load_study
 from sdr_lightning.results.schema import StudySpec
 from sdr_lightning.studies.plan import Plan, plan_with_trials
 from sdr_lightning.studies.spec import read_study
@@ -30,7 +33,9 @@ RESULTS = ROOT / "docs" / "results"
 QUANTITIES = {"rsum": "rsum", "single_modal": "single-modal NDCG@10", "mixed": "mixed NDCG@10"}
 """The published quantities of each condition, by key and label."""
 
-_BLOCK = re.compile(r"(<!-- (?P<kind>results|state): (?P<name>\S+) -->\n).*?(<!-- end of (?P=kind) -->)", re.DOTALL)
+_BLOCK = re.compile(
+    r"(<!-- (?P<kind>results|methods|state): (?P<name>\S+) -->\n).*?(<!-- end of (?P=kind) -->)", re.DOTALL
+)
 _HEADER = re.compile(r"^# Result: .*\n(?:#  .*\n)*", re.MULTILINE)
 _DECIMALS = {"rsum": 1, "single_modal": 2, "mixed": 2}
 
@@ -130,6 +135,8 @@ def filled(path: Path, studies: dict[str, Published]) -> str:
             content = _overview(path, studies)
         elif found["kind"] == "state":
             content = f"**The results below were {studies[name].state}.**"
+        elif found["kind"] == "methods":
+            content = _methods_table(path, studies[name])
         else:
             content = _table(path, studies[name])
         return f"{found[1]}{content}\n{found[4]}"
@@ -142,6 +149,37 @@ def files(studies: dict[str, Published]) -> Iterator[Path]:
     yield from (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), RESULTS / "README.md")
     yield from (study.folder / "report.md" for study in studies.values())
     yield from (ROOT / study.record["study"] for study in studies.values())
+
+
+def _methods_table(path: Path, study: Published) -> str:
+    """Each method of a study, and its differences from the baseline."""
+    loaded = load_study(study.folder)
+    head = " | ".join(f"{quantity.label}: difference" for quantity in CLAIMS.values())
+    rows = [f"| Training data | Method | rsum | {head} |", f"| :--- | :--- | ---: |{' ---: |' * len(CLAIMS)}"]
+    for condition in loaded.conditions:
+        for method in loaded.methods:
+            cells = [condition_label(condition), method, _interval(RSUM.interval(loaded, method, condition))]
+            for quantity in CLAIMS.values():
+                compared = compare_with_baseline(loaded, method, condition, quantity)
+                cells.append("" if method == loaded.baseline else _difference(compared))
+            rows.append(f"| {' | '.join(cells)} |")
+    title = (
+        f"**{study.record['title']}** ([report]({_relative(path, study.link)})): means over {len(loaded.seeds)} seeds ± half-width "
+        f"of the 95 % interval, and differences from {loaded.baseline}, paired by seed; {study.tuning}, {study.state}."
+    )
+    return "\n".join([title, "", *rows])
+
+
+def _interval(found: Interval) -> str:
+    return number(found.mean) + ("" if found.half is None else f" ± {number(found.half)}")
+
+
+def _difference(compared: PairedComparison) -> str:
+    found, decimals = compared.difference, compared.quantity.difference_decimals
+    if found.low is None or found.high is None:
+        return f"{signed(found.mean, decimals)} {compared.verdict}"
+    bounds = f"[{number(found.low, decimals)}, {number(found.high, decimals)}]"
+    return f"{signed(found.mean, decimals)} {bounds} {compared.verdict}"
 
 
 def _table(path: Path, study: Published) -> str:

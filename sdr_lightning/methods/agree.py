@@ -25,8 +25,8 @@ class AGREE(WeightedInfoNCE):
     Where the teachers do not agree more on the given pairs than on shuffled ones, as with random features, nothing can be
     detected: a warning says so, and all pairs count equally.
 
-    Limit: agreement finds captions of clearly different images. Where a wrong caption is similar to the right one (hard mismatch),
-    detection is much worse, and the estimated share of wrong pairs is far too low; see docs/methods.md for numbers.
+    Limit: agreement finds captions of clearly different images. Where a wrong caption is similar to the right one (hard
+    mismatch), detection is much worse, and the estimated share of wrong pairs is far too low; numbers: docs/methods.md.
 
     Related work: NCR [0] and BiCro [1] divide pairs by the losses of two networks in training; GSC [2] and ReCon [3] by the
     consistency of similarities within and between the modalities; IN2R [4] rectifies pairs by neighbours within a modality. LEMoN

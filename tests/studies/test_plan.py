@@ -230,7 +230,9 @@ def test_fingerprints_change_with_the_settings_of_a_method(stage: StudyStage) ->
 def test_descriptions_and_comments_do_not_count(copied: Path) -> None:
     for name in ("scenes/sdr.yaml", "models/tiny.yaml", "scenes/image_teacher.yaml", "methods/itc.yaml"):
         (copied / name).write_text("# Other words.\n" + (copied / name).read_text())
-    described = with_method("SDR", *STUDY.methods["SDR"].stages, study=read_study(copied.parent / "tests/studies/study.yaml"))
+    described = with_method(
+        "SDR", *STUDY.methods["SDR"].stages, study=read_study(copied.parent / "tests/studies/study.yaml")
+    )
     assert fingerprints(described) == fingerprints(STUDY)
 
 
