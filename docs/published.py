@@ -164,8 +164,8 @@ def _methods_table(path: Path, study: Published) -> str:
                 cells.append("" if method == loaded.baseline else _difference(compared))
             rows.append(f"| {' | '.join(cells)} |")
     title = (
-        f"**{study.record['title']}** ([report]({_relative(path, study.link)})): means over {len(loaded.seeds)} seeds ± half-width "
-        f"of the 95 % interval, and differences from {loaded.baseline}, paired by seed; {study.tuning}, {study.state}."
+        f"**{study.record['title']}** ([report]({_relative(path, study.link)})): means over {len(loaded.seeds)} seeds with 95 % "
+        f"intervals, and differences from {loaded.baseline}, paired by seed; {study.tuning}, {study.state}."
     )
     return "\n".join([title, "", *rows])
 
