@@ -79,19 +79,22 @@ class Published:
     @property
     def stale(self) -> str:
         """The part that has changed since the measurement: ``the code``, ``the configuration``, or empty."""
-        if any(self._code_of(part, name) not in ("", code) for part, name, code in self._codes()):
+        if self._code_changed():
             return "the code"
         return "" if self.record["fingerprint"] == self.plan.fingerprint else "the configuration"
 
-    def _codes(self) -> Iterator[tuple[str, str, str]]:
-        """The part, the name and the present code of each method and teacher."""
-        yield from (("methods", name, method.code) for name, method in self.plan.methods.items())
-        yield from (("teachers", name, teacher.code) for name, teacher in self.plan.teacher_entries.items())
-
-    def _code_of(self, part: str, name: str) -> str:
-        """The code that a method or teacher was measured with; empty where it was not measured."""
-        entry = self.record.get(part, {}).get(name)
-        return "" if entry is None else entry.get("code") or self.record["code"]
+    def _code_changed(self) -> bool:
+        """Whether the code of a method or teacher that was measured has changed; others may have been added since."""
+        now = {"methods": self.plan.methods, "teachers": self.plan.teacher_entries}
+        pairs = [
+            (entry.get("code"), now[part][name].code)
+            for part in now
+            for name, entry in self.record.get(part, {}).items()
+            if name in now[part]
+        ]
+        if not pairs or not all(measured for measured, _ in pairs):  # records of one code for the whole study
+            return bool(self.record["code"] != self.plan.code)
+        return any(measured != code for measured, code in pairs)
 
     @property
     def link(self) -> str:

@@ -1,5 +1,6 @@
 """Every file in experiments/ is parsed and becomes what it describes."""
 
+from collections import defaultdict
 from pathlib import Path
 
 import pytest
@@ -52,7 +53,7 @@ def test_studies_have_their_cells(tmp_path: Path) -> None:
         study = read_study(path)
         ratios = [study.ratios if each.ratios is None else each.ratios for each in study.imbalances.values()]
         conditions = sum(len([ratio for ratio in each if ratio]) for each in ratios) + any(0 in each for each in ratios)
-        planned = plan(study, tmp_path, chosen={})
+        planned = plan(study, tmp_path, chosen=defaultdict(dict))
         assert len(planned.cells) == len(study.methods) * conditions * len(study.seeds), path
         assert len(study.seeds) >= 3, path
 

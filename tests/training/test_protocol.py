@@ -125,7 +125,7 @@ def test_captions_are_truncated_to_60_and_30_words(base: Callable[..., list[str]
     for protocol, train, evaluation in (("paper", 60, 30), ("clean", 80, 80)):
         data = build(base("--protocol", protocol, tokens, words=80)).datamodule
         for split, words in (("train", train), ("val", evaluation), ("test", evaluation)):
-            texts = data.split(split)._tokens
+            texts = data.split(split).tokens
             assert isinstance(texts, Tokens)
             assert set(texts.attention_mask.sum(dim=1).tolist()) == {words + 2}  # [CLS] and [SEP]
 
