@@ -45,7 +45,9 @@ def test_every_published_study_is_shown() -> None:
 
 def test_prose_of_the_readme_has_no_numbers() -> None:
     """Numbers with a decimal are measurements."""
-    prose = re.sub(r"<!-- (results|methods):.*?<!-- end of \1 -->", "", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    prose = re.sub(
+        r"<!-- (results|methods):.*?<!-- end of \1 -->", "", (ROOT / "README.md").read_text(), flags=re.DOTALL
+    )
     found = prose[prose.index("## Results") : prose.index("## On photographs")]
     assert not re.search(r"\d\.\d", found)
 
