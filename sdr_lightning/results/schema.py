@@ -422,16 +422,14 @@ class TeacherRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """A finished trial, as ``trial.json`` records it: one point of a method's space under one condition.
+class JobRecord:
+    """What the records of trials and cells have in common.
 
     Attributes:
-        number: from 0, the method as configured.
-        options: of ``sdr fit``, chosen from the space; empty for trial 0.
-        selected: the selected epoch and its validation rsum; None if the training failed.
-        failure: why the training failed: the loss was not finite; empty otherwise.
-        data: fingerprints of the training and the validation split; no other was read.
-        code: fingerprint of the code that decides its result.
+        options: of ``sdr fit``, over those of the method: of the trial, or chosen by the trials of a tuned study.
+        selected: the selected epoch and its score.
+        data: fingerprints of the splits that were read.
+        code: fingerprint of the code that decides its result; empty where it is not recorded.
         fingerprint: of everything that decides its result, code included.
         folder: relative to the folder of the study.
     """
@@ -440,10 +438,8 @@ class Trial:
     imbalance: str
     ratio: float
     seed: int
-    number: int
     options: Mapping[str, Any] = field(default_factory=dict)
     selected: Selected | None = None
-    failure: str = ""
     data: Mapping[str, str] = field(default_factory=dict)
     code: str = ""
     fingerprint: str = ""
@@ -455,8 +451,23 @@ class Trial:
 
     @property
     def condition(self) -> Condition:
-        """The condition that its options are chosen for."""
+        """Its point on the curves."""
         return Condition.of(self.imbalance, self.ratio)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(JobRecord):
+    """A finished trial, as ``trial.json`` records it: one point of a method's space under one condition.
+
+    No split but the training and the validation split was read. ``selected`` is None if the training failed.
+
+    Attributes:
+        number: from 0, the method as configured, whose options are empty.
+        failure: why the training failed: the loss was not finite; empty otherwise.
+    """
+
+    number: int
+    failure: str = ""
 
     @property
     def score(self) -> float:
@@ -475,47 +486,29 @@ def best_trials(trials: Iterable[Trial]) -> dict[tuple[str, Condition], Trial]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Run(JobRecord):
     """One finished cell, as ``results.json`` records it.
 
     Attributes:
-        options: of ``sdr fit``, chosen by the trials of a tuned study, over those of the method.
         metrics: test metrics. Recalls (``i2t_R@1``) and NDCG (``t2t_NDCG@10``) are in percent, ``rsum`` is the sum of the
             six recalls (0 to 600), tie rates are fractions. Also, in percent, the detection of corrupted training pairs, see
             :func:`~sdr_lightning.metrics.detection.detection`.
         scalars: of the method at the tested epoch, such as its ``temperature``.
         realised: corruption of the training split.
         evaluated_under: corruption of the validation and test splits, where there is any.
-        data: fingerprints of the splits.
-        code: fingerprint of the code that decides its metrics; empty where it is not recorded.
-        fingerprint: of everything that decides its metrics, code included.
         curves: training curves by metric and epoch, of published cells; other cells have a ``metrics.csv``.
-        folder: relative to the folder of the study.
 
     Raises:
         ValueError: a positive ratio without the name of a corruption, a metric outside its unit, or an rsum that is not the sum.
     """
 
-    method: str
     imbalance: str = NO_IMBALANCE
-    ratio: float
-    seed: int
     protocol: str = "clean"
-    options: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, float]
     scalars: Mapping[str, float] = field(default_factory=dict)
-    selected: Selected | None = None
     realised: Realised | None = None
     evaluated_under: Mapping[str, Realised] = field(default_factory=dict)
-    data: Mapping[str, str] = field(default_factory=dict)
-    code: str = ""
-    fingerprint: str = ""
-    wall_time_s: float | None = None
-    versions: Mapping[str, str] = field(default_factory=dict)
-    git: Git = Git()
-    hardware: str = ""
     curves: Mapping[str, Mapping[int, float]] = field(default_factory=dict)
-    folder: Path = field(default=Path(), metadata=not_stored())
 
     def __post_init__(self) -> None:
         if self.imbalance == NO_IMBALANCE and self.ratio != 0:
@@ -528,11 +521,6 @@ class Run:
             found = self.metrics["rsum"]
             if abs(found - total) > 0.01:
                 raise ValueError(f"metrics: 'rsum' must be the sum of the six recalls, {total:.2f}, found {found}")
-
-    @property
-    def condition(self) -> Condition:
-        """Its point on the curves."""
-        return Condition.of(self.imbalance, self.ratio)
 
     @property
     def commit(self) -> str:

@@ -265,7 +265,8 @@ def plan_with_trials(study: StudySpec, folder: Path, results: Path | None = None
     if not before.trials:
         return before
     planned = [PlannedTrial(t.method, Condition.of(t.imbalance, t.ratio), t.fingerprint) for t in before.trials]
-    return planner.plan(chosen_options(planned, load_trials(folder if results is None else results)))
+    chosen = chosen_options(planned, load_trials(folder if results is None else results))
+    return before if chosen is None else replace(before, cells=planner.cells(chosen))
 
 
 class _Planner:
@@ -287,22 +288,6 @@ class _Planner:
         self.has_placebo = any(method.teachers == "placebo" for method in study.methods.values())
 
     def plan(self, chosen: Chosen | None) -> Plan:
-        study = self.study
-        trials, cells = [], []
-        # The greatest ratios first: their corrupted items include those of smaller ones, so features are reused.
-        for condition in sorted(study.conditions, key=lambda c: (c.imbalance != NO_IMBALANCE, -c.ratio)):
-            if study.tuning is not None:
-                trials += [
-                    self._job(method, condition, study.tuning.seed, options, number)
-                    for method in self.methods.values()
-                    for number, options in enumerate(method.points)
-                ]
-            if study.tuning is None or chosen is not None:
-                cells += [
-                    self._job(method, condition, seed, {} if chosen is None else chosen[method.name, condition])
-                    for seed in study.seeds
-                    for method in self.methods.values()
-                ]
         codes = [method.code for method in self.methods.values()] + [t.code for t in self.teachers.values()]
         return Plan(
             code=sha256(*codes),
@@ -310,9 +295,34 @@ class _Planner:
             protocol=self.protocol,
             methods=self.methods,
             teacher_entries=self.teachers,
-            trials=tuple(trials),
-            cells=tuple(cells),
+            trials=self.trials(),
+            cells=self.cells(chosen) if self.study.tuning is None or chosen is not None else (),
         )
+
+    def trials(self) -> tuple[Cell, ...]:
+        """All trials; none in a study without tuning."""
+        tuning = self.study.tuning
+        if tuning is None:
+            return ()
+        return tuple(
+            self._job(method, condition, tuning.seed, options, number)
+            for condition in self._conditions()
+            for method in self.methods.values()
+            for number, options in enumerate(method.points)
+        )
+
+    def cells(self, chosen: Chosen | None) -> tuple[Cell, ...]:
+        """All cells, with the chosen options, or without tuning those of the methods."""
+        return tuple(
+            self._job(method, condition, seed, {} if chosen is None else chosen[method.name, condition])
+            for condition in self._conditions()
+            for seed in self.study.seeds
+            for method in self.methods.values()
+        )
+
+    def _conditions(self) -> list[Condition]:
+        """The greatest ratios first: their corrupted items include those of smaller ones, so features are reused."""
+        return sorted(self.study.conditions, key=lambda c: (c.imbalance != NO_IMBALANCE, -c.ratio))
 
     def _built(self, method: StudyMethod) -> StudyMethod:
         """A method with its weights as built, its points and its code."""
@@ -373,9 +383,8 @@ class _Planner:
         stack = imbalance_at(study, name, ratio, seed) if ratio else ()
         present = {modality: self._teacher(modality, stack) for modality in self.teachers}
         common = (*self.common, *(teacher.fingerprint for teacher in present.values()))
-        tuned = study.methods[method.name].with_options(
-            options
-        )  # as configured; that of the record has weights as built
+        # As configured; the method of the record has weights as built.
+        tuned = study.methods[method.name].with_options(options)
         banks, more = [], ("--seed_everything", str(seed), *self.protocol, *imbalance_options(stack))
         for modality in self._needs(tuned):
             bank = self._bank(present[modality], stack, sha256(self.student_code, *common))

@@ -20,7 +20,7 @@ from sdr_lightning.reporting import build_report, check_report
 from sdr_lightning.results.codec import from_json, to_json
 from sdr_lightning.results.fields import read_object
 from sdr_lightning.results.loading import published_runs, published_trials
-from sdr_lightning.results.schema import Data, Run, StudyRecord, StudySpec, TeacherRecord, Trial
+from sdr_lightning.results.schema import Data, JobRecord, Run, StudyRecord, StudySpec, TeacherRecord, Trial
 from sdr_lightning.studies import jobs as work
 from sdr_lightning.studies.plan import Cell, Plan, TeacherJob, banks_of, plan_with_trials, teachers_of
 from sdr_lightning.workers import Task, Workers, progress_bar
@@ -78,7 +78,7 @@ class Runner:
     def _run_all(self, what: str, jobs: Sequence[Cell], data: Data, workers: Workers) -> bool:
         """Run the unfinished trials or cells, with their teachers and banks; return whether others were finished before."""
         student, data_fingerprint = self.plan.student, sha256(json.dumps(dict(data.splits), sort_keys=True))
-        records: Iterable[Run | Trial] = (
+        records: Iterable[JobRecord] = (
             published_trials(self.folder) if what == "trials" else published_runs(self.folder)
         )
         published = {_identity(record) for record in records if _is_of(data, record)}
@@ -208,13 +208,13 @@ def _is_counted(task: Task) -> bool:
     return task.function in (work.run_trial, work.run_cell)
 
 
-def _is_of(data: Data, record: Run | Trial) -> bool:
+def _is_of(data: Data, record: JobRecord) -> bool:
     """Whether a result was made from the present data; a trial reads the training and the validation split only."""
     read = SPLITS if isinstance(record, Run) else ("train", "val")
     return record.data == {split: data.splits.get(split) for split in read}
 
 
-def _identity(job: Cell | Run | Trial) -> tuple[str, str, float, int, str]:
+def _identity(job: Cell | JobRecord) -> tuple[str, str, float, int, str]:
     """What a job and its record have in common: two methods of equal settings are two jobs."""
     return job.method, job.imbalance, job.ratio, job.seed, job.fingerprint
 

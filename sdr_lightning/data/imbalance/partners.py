@@ -156,7 +156,7 @@ def deranged(successor: Rows, images: Rows) -> Rows:
         images: (n,) image of each item.
 
     Returns:
-        (n,) permutation that differs only where it must, and in the places exchanged with.
+        (n,) permutation, different in the places that were wrong at first and in those exchanged with.
 
     Raises:
         ValueError: more than half of the items are of one image.
