@@ -164,11 +164,14 @@ def _methods_table(path: Path, study: Published) -> str:
             cells = [condition_label(condition), method, _interval(RSUM.interval(loaded, method, condition))]
             for quantity in CLAIMS.values():
                 compared = compare_with_baseline(loaded, method, condition, quantity)
-                cells.append("" if method == loaded.baseline else _difference(compared))
+                cells.append("" if method == loaded.baseline_of(method) else _difference(compared))
             rows.append(f"| {' | '.join(cells)} |")
+    swept = loaded.methods[loaded.baseline].swept
+    several = any(loaded.baseline_of(method) != loaded.baseline for method in loaded.methods)
+    baseline = f"{loaded.baseline.split(',')[0]} of the same {swept.field}" if swept and several else loaded.baseline
     title = (
         f"**{study.record['title']}** ([report]({_relative(path, study.link)})): means over {len(loaded.seeds)} seeds with 95 % "
-        f"intervals, and differences from {loaded.baseline}, paired by seed; {study.tuning}, {study.state}."
+        f"intervals, and differences from {baseline}, paired by seed; {study.tuning}, {study.state}."
     )
     return "\n".join([title, "", *rows])
 

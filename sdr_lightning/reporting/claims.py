@@ -17,7 +17,7 @@ CLAIMS = {
 
 @dataclass(frozen=True)
 class PairedComparison:
-    """A method minus the baseline under one condition, paired by seed."""
+    """A method minus its baseline under one condition, paired by seed."""
 
     method: str
     condition: Condition
@@ -31,10 +31,9 @@ class PairedComparison:
 
 
 def compare_with_baseline(study: Study, method: str, condition: Condition, quantity: Quantity) -> PairedComparison:
-    """Compare a method with the baseline over the seeds that both have."""
-    difference = paired_difference(
-        quantity.by_seed(study, method, condition), quantity.by_seed(study, study.baseline, condition)
-    )
+    """Compare a method with its baseline, see :meth:`Study.baseline_of`, over the seeds that both have."""
+    baseline = quantity.by_seed(study, study.baseline_of(method), condition)
+    difference = paired_difference(quantity.by_seed(study, method, condition), baseline)
     return PairedComparison(method, condition, quantity, difference)
 
 

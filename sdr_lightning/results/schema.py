@@ -585,6 +585,20 @@ class Study(StudyRecord):
             members.sort(key=lambda method: method.swept.value if method.swept else 0)
         return families
 
+    def baseline_of(self, method: str) -> str:
+        """Return the method that another is compared with.
+
+        This is the baseline. Where several families differ in the field in which the baseline differs from its family, a member
+        of one is compared with the member of the baseline's family that has the same value.
+        """
+        own, common = self.methods[method].swept, self.methods[self.baseline].swept
+        if own is None or common is None or own.field != common.field:
+            return self.baseline
+        peers = [members for (_, field), members in self.families.items() if field == own.field]
+        family = next(members for members in peers if self.methods[self.baseline] in members)
+        same = [member.name for member in family if member.swept == own]
+        return same[0] if same and len(peers) > 1 else self.baseline
+
     def runs_of(self, method: str, condition: Condition) -> Iterator[Run]:
         """Yield the runs that are there, in the order of the seeds."""
         for seed in self.seeds:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from sdr_lightning.reporting.claims import compare_claims, summarise
 from sdr_lightning.reporting.notes import caveats
 from sdr_lightning.results.loading import load_study
-from sdr_lightning.results.schema import Condition, Study
+from sdr_lightning.results.schema import Condition, Study, StudyMethod, Swept
 from tests.reporting.fake_study import PLACEBO, edit_json, folder, realised_of, write_study
 
 HARD = Condition("mismatch", 0.6)
@@ -70,6 +71,29 @@ def test_caveats_report_unequal_training_data_and_corrupted_evaluation_data(tmp_
         "mismatch 60\u00a0%, seed 1: the methods were trained on different corrupted data, so pairing may be invalid."
     ]
     assert "The evaluation data is corrupted in 1 of 12 runs: test: gaussian_noise, 10000 of 20000." in notes
+
+
+@pytest.mark.parametrize(
+    ("families", "expected"),
+    [
+        (
+            ("ITC", "SDR"),
+            {"ITC, width 8": "ITC, width 8", "SDR, width 8": "ITC, width 8", "SDR, width 64": "ITC, width 64"},
+        ),
+        (("ITC",), {"ITC, width 8": "ITC, width 64", "ITC, width 64": "ITC, width 64"}),
+    ],
+    ids=["two families", "one family"],
+)
+def test_a_member_of_a_family_is_compared_with_that_of_the_baseline(
+    tmp_path: Path, families: tuple[str, ...], expected: dict[str, str]
+) -> None:
+    members = [StudyMethod(f"{name}, width {w}", (), swept=Swept("width", w)) for name in families for w in (8, 64)]
+    methods = {method.name: method for method in [*members, StudyMethod("Oracle", ())]}
+    study = replace(
+        load_study(write_study(tmp_path)), methods=methods, baseline="ITC, width 64", candidate="ITC, width 8"
+    )
+    assert {name: study.baseline_of(name) for name in expected} == expected
+    assert study.baseline_of("Oracle") == "ITC, width 64"
 
 
 def test_degree_is_the_mean_over_seeds_that_measured_it(tmp_path: Path) -> None:
