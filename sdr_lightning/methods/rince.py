@@ -25,7 +25,8 @@ class RINCE(InfoNCE):
 
     Args:
         q: in (0, 1]; greater values are more robust.
-        density: lambda > 0, the weight of all against positives.
+        density: lambda > 0, the weight of all pairs against positives. It must exceed 1 / B for batches of B pairs: where all
+            similarities are equal, lambda B < 1 pulls all embeddings together, and training collapses.
         temperature: tau; 0.1 and fixed by default. The loss has no lower bound in tau, so it cannot be learned.
 
     Raises:
@@ -37,7 +38,7 @@ class RINCE(InfoNCE):
             ImageNet/moco-v3/moco/builder.py, ImageNet/simclr/simclr_module.py (the defaults).
     """
 
-    def __init__(self, q: float = 0.5, density: float = 0.001, temperature: Temperature | None = None) -> None:
+    def __init__(self, q: float = 0.5, density: float = 0.01, temperature: Temperature | None = None) -> None:
         super().__init__(temperature if temperature is not None else Temperature(0.1, learnable=False))
         if not 0 < q <= 1:
             raise ValueError(f"RINCE's q must be in (0, 1], got {q}: for its limit 0, use InfoNCE")

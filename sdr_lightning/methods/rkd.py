@@ -38,19 +38,31 @@ class RKD(InfoNCE):
     Args:
         distance_weight: weight of ``distance``, >= 0; with 0 it is not computed.
         angle_weight: weight of ``angle``, >= 0; with 0 it is not computed, which saves ``B^3`` operations.
+        angle_vertices: compute angles at the first so many instances of a batch only; at all when None, as in [0]. Batches are in
+            random order, so these are a random sample. It cannot be combined with ``local_loss``.
         temperature: tau of InfoNCE; learned from 0.07 by default.
 
     Raises:
-        ValueError: a weight that is negative or not finite.
+        ValueError: a weight that is negative or not finite, or fewer than one vertex.
 
     References:
         [0] Park et al., "Relational Knowledge Distillation", CVPR 2019; HobbitLong/RepDistiller: distiller_zoo/RKD.py.
     """
 
     def __init__(
-        self, distance_weight: float = 25.0, angle_weight: float = 50.0, temperature: Temperature | None = None
+        self,
+        distance_weight: float = 25.0,
+        angle_weight: float = 50.0,
+        angle_vertices: int | None = None,
+        temperature: Temperature | None = None,
     ) -> None:
         super().__init__(temperature)
+        if angle_vertices is not None and angle_vertices < 1:
+            raise ValueError(
+                f"angle_vertices must be at least 1, got {angle_vertices}: for no angles, set angle_weight to 0"
+            )
+        self.angle_vertices = angle_vertices
+        self.supports_local_loss = angle_vertices is None
         weights = {"info_nce": 1.0, "distance": distance_weight, "angle": angle_weight}
         self.weights = checked_weights(weights, _TERMS)
 
@@ -69,8 +81,9 @@ class RKD(InfoNCE):
             (pairs.image, teacher_features(pairs, "image")),
             (pairs.text, teacher_features(pairs, "text")),
         )
+        vertices = local_rows if self.angle_vertices is None else slice(self.angle_vertices)
         terms = super().terms(pairs, local_rows)
-        for name, gap in (("distance", distance_gap), ("angle", angle_gap)):
+        for name, gap, rows in (("distance", distance_gap, local_rows), ("angle", angle_gap, vertices)):
             if name in self.weights:
-                terms[name] = torch.stack([gap(student, teacher, local_rows) for student, teacher in modalities]).sum()
+                terms[name] = torch.stack([gap(student, teacher, rows) for student, teacher in modalities]).sum()
         return terms

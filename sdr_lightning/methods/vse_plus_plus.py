@@ -15,8 +15,8 @@ class VSEPlusPlus(Method):
     """Keep each pair by a margin above its hardest negative of the batch, in both directions ([0]).
 
     ``triplet``: the mean over pairs i of ``max_j [m + s_ij - s_ii]_+ + max_j [m + s_ji - s_ii]_+`` over the negatives j of i,
-    where ``s_ij`` is the cosine of image i and caption j. In the warm-up epochs it is their sum over j instead of the maximum, as in
-    [1] (the loss VSE0 of [0]).
+    where ``s_ij`` is the cosine of image i and caption j. In the warm-up epochs, it is the sum over j instead of the maximum, as
+    in [1] (the loss VSE0 of [0]).
 
     Differences from the public code: captions of the same image are not negatives of each other; the loss is the mean over
     pairs, not their sum. The warm-up is that of [1] and [2]; [0] has none.

@@ -64,6 +64,16 @@ def test_a_pair_of_low_similarity_counts_less(q: float) -> None:
     assert (slopes[0] / slopes[1]).item() == pytest.approx(math.exp(-q * 0.8 / 0.2), rel=1e-3)
 
 
+@pytest.mark.parametrize(("density", "sign"), [(1.1 / SIZE, 1), (0.9 / SIZE, -1)])
+def test_lambda_below_one_over_the_batch_pulls_everything_together(density: float, sign: int) -> None:
+    """Where all cosines are equal, the sum of the slopes in them is negative then: the loss falls as they grow."""
+    same = torch.tensor([[1.0, 0.0]]).double().expand(SIZE, 2)
+    scale = torch.ones((), dtype=torch.float64, requires_grad=True)
+    rince(0.5, density, 0.2)(some_pairs()._replace(image=scale * same, text=same))["rince"].backward()
+    assert scale.grad is not None
+    assert scale.grad * sign > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -52,13 +52,42 @@ def test_angles_equal_a_triplet_by_triplet_reference(equal: bool) -> None:
 
 @pytest.mark.parametrize("entries", [1, 3 * 7**2], ids=["one vertex at a time", "three"])
 def test_tiles_change_neither_the_value_nor_the_gradient(entries: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sdr_lightning.functional.rkd._ENTRIES_OF_A_TILE", entries)
+    monkeypatch.setattr("sdr_lightning.functional.rkd.entries_of_a_tile", lambda _: entries)
     student, teacher = instances(7, 4).requires_grad_(), instances(7, 3, seed=1)
     found = angle_gap(student, teacher)
     target = relations(teacher, None, "rkd_angle")
     expected = relation_distance(relations(student, None, "rkd_angle"), target, "rkd_angle")
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (found, expected)))
+
+
+@pytest.mark.parametrize("equal", [False, True], ids=["different", "two equal instances"])
+def test_distances_equal_those_of_the_structure_terms(equal: bool) -> None:
+    student, teacher = instances(6, 4), instances(6, 3, seed=1)
+    if equal:
+        student[4], teacher[2] = student[1], teacher[5]
+    student.requires_grad_()
+    found = distance_gap(student, teacher)
+    target = relations(teacher, None, "rkd_distance")
+    expected = relation_distance(relations(student, None, "rkd_distance"), target, "rkd_distance")
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(loss, student)[0] for loss in (found, expected)))
+
+
+def test_some_vertices_give_the_mean_over_their_triplets() -> None:
+    pairs = some_pairs()
+    found = RKD(angle_vertices=2).double()(pairs)["angle"]
+    expected = sum(
+        angle_gap(getattr(pairs, modality), getattr(pairs, f"{modality}_teacher"), slice(row, row + 1)) / 2
+        for modality in ("image", "text")
+        for row in range(2)
+    )
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(RKD(angle_vertices=SIZE)(pairs), RKD()(pairs))
+    assert RKD().supports_local_loss
+    assert not RKD(angle_vertices=2).supports_local_loss
+    with pytest.raises(ValueError, match="angle_vertices must be at least 1, got 0"):
+        RKD(angle_vertices=0)
 
 
 @pytest.mark.parametrize("gap", [distance_gap, angle_gap])
