@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from torch import Tensor
 
 from sdr_lightning.functional.robust_contrastive import robust_info_nce
@@ -24,9 +26,9 @@ class RINCE(InfoNCE):
     one, as in its SimCLR; captions of the same image are positives; directions are averaged and not multiplied by ``2 tau``.
 
     Args:
-        q: in (0, 1]; greater values are more robust.
-        density: lambda > 0, the weight of all pairs against positives. It must exceed 1 / B for batches of B pairs: where all
-            similarities are equal, lambda B < 1 pulls all embeddings together, and training collapses.
+        q: in (0, 1]; greater values are more robust. The scripts of [0] have 0.1 and 0.6, its class 0.5.
+        density: lambda > 0, the weight of all pairs against positives. It should exceed 1 / B for batches of B pairs: where all
+            similarities are equal, lambda B < 1 pulls all embeddings together. A warning says so.
         temperature: tau; 0.1 and fixed by default. The loss has no lower bound in tau, so it cannot be learned.
 
     Raises:
@@ -35,7 +37,7 @@ class RINCE(InfoNCE):
 
     References:
         [0] Chuang et al., "Robust Contrastive Learning against Noisy Views", CVPR 2022; chingyaoc/RINCE: README.md,
-            ImageNet/moco-v3/moco/builder.py, ImageNet/simclr/simclr_module.py (the defaults).
+            ImageNet/moco-v3/moco/builder.py, ImageNet/simclr/simclr_module.py.
     """
 
     def __init__(self, q: float = 0.5, density: float = 0.01, temperature: Temperature | None = None) -> None:
@@ -58,6 +60,12 @@ class RINCE(InfoNCE):
 
     def terms(self, pairs: Pairs, local_rows: slice = slice(None)) -> dict[str, Tensor]:
         """Compute RINCE; gradient flows to both embeddings."""
+        if self.density * len(pairs.image) < 1:
+            warnings.warn(
+                f"RINCE's density {self.density:g} is below 1 / {len(pairs.image)}, one over the batch: "
+                "embeddings may collapse. Raise it, or the batch size",
+                stacklevel=2,
+            )
         tau = self.temperature()
         loss = robust_info_nce(pairs.image, pairs.text, pairs.image_index, tau, self.q, self.density, local_rows)
         return {"rince": loss}

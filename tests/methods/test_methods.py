@@ -80,7 +80,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "AGREE": agree,
     "Oracle": oracle,
     "RCL": RCL,
-    "RINCE": RINCE,
+    "RINCE": lambda: RINCE(density=1.0),
     "SCE": SCE,
     "VSE++, warm-up": VSEPlusPlus,
     "VSE++": lambda: VSEPlusPlus(warmup_epochs=0),
@@ -156,6 +156,8 @@ def arguments(method: Method) -> dict[str, Any]:
     """Those that the class needs to become the same method."""
     if isinstance(method, FeatureDistillation):
         return {"embedding_width": 4, "image_teacher_width": 3, "text_teacher_width": 3}
+    if isinstance(method, RINCE):
+        return {"density": 1.0}
     return {"weights": method.weights} if isinstance(method, SDR) else {}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from sdr_lightning.methods import RINCE, InfoNCE, Temperature
 from tests.methods.test_methods import SIZE, some_pairs
 
+pytestmark = pytest.mark.filterwarnings("ignore:RINCE's density")
 SHARED = torch.tensor([0, 1, 0, 2, 3])
 
 
@@ -72,6 +74,8 @@ def test_lambda_below_one_over_the_batch_pulls_everything_together(density: floa
     rince(0.5, density, 0.2)(some_pairs()._replace(image=scale * same, text=same))["rince"].backward()
     assert scale.grad is not None
     assert scale.grad * sign > 0
+    with nullcontext() if sign > 0 else pytest.warns(UserWarning, match="is below 1 / 5, one over the batch"):
+        rince(0.5, density, 0.2)(some_pairs())
 
 
 @pytest.mark.parametrize(
