@@ -2,19 +2,30 @@
 
 from sdr_lightning.methods.agree import AGREE
 from sdr_lightning.methods.base import Measure, Method, Need, PerPair
+from sdr_lightning.methods.feature_distillation import FeatureDistillation
 from sdr_lightning.methods.gce import GCE
 from sdr_lightning.methods.infonce import InfoNCE
 from sdr_lightning.methods.ncr import NCR
 from sdr_lightning.methods.oracle import Oracle
 from sdr_lightning.methods.parameters import Temperature, TextShare
+from sdr_lightning.methods.rcl import RCL
+from sdr_lightning.methods.rince import RINCE
+from sdr_lightning.methods.rkd import RKD
+from sdr_lightning.methods.sce import SCE
 from sdr_lightning.methods.sdr import SDR
 from sdr_lightning.methods.siglip import SigLIP
+from sdr_lightning.methods.vse_plus_plus import VSEPlusPlus
 
 __all__ = [
     "AGREE",
     "GCE",
     "NCR",
+    "RCL",
+    "RINCE",
+    "RKD",
+    "SCE",
     "SDR",
+    "FeatureDistillation",
     "InfoNCE",
     "Measure",
     "Method",
@@ -24,4 +35,5 @@ __all__ = [
     "SigLIP",
     "Temperature",
     "TextShare",
+    "VSEPlusPlus",
 ]

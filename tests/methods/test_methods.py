@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,23 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdr_lightning.functional.mixture import low_component_posterior
-from sdr_lightning.methods import AGREE, GCE, NCR, SDR, InfoNCE, Method, Oracle, SigLIP, Temperature
+from sdr_lightning.methods import (
+    AGREE,
+    GCE,
+    NCR,
+    RCL,
+    RINCE,
+    RKD,
+    SCE,
+    SDR,
+    FeatureDistillation,
+    InfoNCE,
+    Method,
+    Oracle,
+    SigLIP,
+    Temperature,
+    VSEPlusPlus,
+)
 from sdr_lightning.types import Pairs, TrainingPairs
 
 SIZE = 5
@@ -62,6 +79,13 @@ METHODS: dict[str, Callable[[], Method]] = {
     "NCR": lambda: ncr(False),
     "AGREE": agree,
     "Oracle": oracle,
+    "RCL": RCL,
+    "RINCE": lambda: RINCE(density=1.0),
+    "SCE": SCE,
+    "VSE++, warm-up": VSEPlusPlus,
+    "VSE++": lambda: VSEPlusPlus(warmup_epochs=0),
+    "feature distillation": lambda: FeatureDistillation(4, 3, 3),
+    "RKD": RKD,
 }
 
 
@@ -121,11 +145,20 @@ def test_half_precision_embeddings_are_computed_in_float32(method: Method) -> No
 
 def test_state_is_restored_from_a_state_dict(method: Method) -> None:
     method(some_pairs())
-    other = type(method)(**({"weights": method.weights} if isinstance(method, SDR) else {})).double()
+    other = type(method)(**arguments(method)).double()
     other.setup(agreeing_pairs() if isinstance(method, AGREE) else training_pairs(SIZE))
     other.load_state_dict(method.state_dict())
     torch.testing.assert_close(other(some_pairs()), method(some_pairs()), rtol=0, atol=0)
     torch.testing.assert_close(other.scalars(), method.scalars(), rtol=0, atol=0)
+
+
+def arguments(method: Method) -> dict[str, Any]:
+    """Those that the class needs to become the same method."""
+    if isinstance(method, FeatureDistillation):
+        return {"embedding_width": 4, "image_teacher_width": 3, "text_teacher_width": 3}
+    if isinstance(method, RINCE):
+        return {"density": 1.0}
+    return {"weights": method.weights} if isinstance(method, SDR) else {}
 
 
 def test_scalars_and_temperature_are_detached(method: Method) -> None:
