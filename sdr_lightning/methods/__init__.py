@@ -2,7 +2,9 @@
 
 from sdr_lightning.methods.agree import AGREE
 from sdr_lightning.methods.base import Measure, Method, Need, PerPair
+from sdr_lightning.methods.crcl import CRCL
 from sdr_lightning.methods.gce import GCE
+from sdr_lightning.methods.gsc import GSC
 from sdr_lightning.methods.infonce import InfoNCE
 from sdr_lightning.methods.ncr import NCR
 from sdr_lightning.methods.oracle import Oracle
@@ -12,7 +14,9 @@ from sdr_lightning.methods.siglip import SigLIP
 
 __all__ = [
     "AGREE",
+    "CRCL",
     "GCE",
+    "GSC",
     "NCR",
     "SDR",
     "InfoNCE",
