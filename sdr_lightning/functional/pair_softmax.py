@@ -20,8 +20,8 @@ def pair_log_softmax(scores: Tensor, image_index: Tensor, temperature: Tensor | 
         temperature: tau > 0.
 
     Returns:
-        (B, B) ``log p_ij`` of image i over captions j, and (B, B) ``log p'_ij`` of caption i over images j; ``-inf`` where j takes
-        no part. Gradient flows to scores and temperature.
+        (B, B) ``log p_ij`` of image i over captions j, and (B, B) ``log p'_ij`` of caption i over images j; ``-inf`` where j
+        takes no part. Gradient flows to scores and temperature.
 
     Example:
         >>> to_text, to_image = pair_log_softmax(torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([3, 4]))

@@ -18,15 +18,16 @@ class CRCL(InfoNCE):
     With ``p_ij = softmax_j(s_ij / tau)``, the same of captions over images, and a label ``y_i`` in [0, 1] of each pair:
 
     - ``active``: the mean over i of ``-y_i log p_ii``, summed over both directions.
-    - ``complementary``: the mean over i of ``sum_{j != i} tan p_ij / (sum_j tan p_ij)^(1 - y_i)``, summed over both directions. It
-      is at most ``2 tan 1``, so the loss of a pair with label 0 is bounded.
+    - ``complementary``: the mean over i of ``sum_{j != i} tan p_ij / (sum_j tan p_ij)^(1 - y_i)``, summed over both directions.
+      It is at most ``2 tan 1``, so the loss of a pair with label 0 is bounded.
 
     The labels are an exponential moving average (self-refining correspondence correction): ``y_i <- a y_i + (1 - a) p_i``, where
     ``p_i`` is the mean of ``p_ii`` over both directions, in the forward pass of the pair's step and without gradient. A label
     below the floor becomes 0. During the warm-up labels are 1; in its last epoch they are set to ``p_i``, for the next.
 
-    Differences from the public code: it trains the network four times from the start, with the labels of the time before; a method
-    does not initialise the encoder, so there is one training. Other captions of the same image take no part in the softmax.
+    Differences from the public code: it trains four times from newly initialised networks, each with the labels of the one
+    before; a method does not initialise the encoder, so there is one training. Other captions of the same image take no part in
+    the softmax.
 
     New labels are computed from those at the start of the epoch, in which each pair is seen once. So :meth:`terms` may be called
     again with the same pairs, and all processes, which see the pairs of all, have the same labels.
@@ -97,7 +98,11 @@ class CRCL(InfoNCE):
     def scalars(self) -> dict[str, Tensor]:
         """Return tau, the mean label and the share of labels that are 0."""
         label = self.clean_probability
-        found = {} if label is None else {"mean_label": label.mean(), "zero_label_share": (label == 0).float().mean()}
+        found = (
+            {}
+            if label is None
+            else {"mean_label": label.float().mean(), "zero_label_share": (label == 0).float().mean()}
+        )
         return super().scalars() | found
 
     @torch.no_grad()

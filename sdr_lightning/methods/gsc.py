@@ -17,19 +17,19 @@ from sdr_lightning.types import Pairs, TrainingPairs
 class GSC(InfoNCE):
     """Align the structures of both modalities within a batch, and weight pairs by how well they fit both structures ([0]).
 
-    Of the known methods it is the nearest to :class:`~sdr_lightning.methods.SDR`: both match rows of intra-modal similarities. SDR
-    takes them from the teachers; here, those of the student's own modalities are matched with each other.
+    Of the known methods it is the nearest to :class:`~sdr_lightning.methods.SDR`: both match rows of intra-modal similarities.
+    SDR takes them from the teachers; here, those of the student's own modalities are matched with each other.
 
     ``t_i`` in [0, 1] is the target of pair i, constant within an epoch.
 
-    - ``info_nce``, cross-modal: the mean over i of ``-t_i (log p_ii + log p'_ii) / 2``, where ``p_ij = softmax_j(s_ij / tau)``, and p'
-      is the same of captions over images.
-    - ``structure``, intra-modal: ``v_i = (t_k s^I_ik)_k`` and ``w_i = (t_k s^T_ik)_k`` are the cosines of the image, or of the caption,
-      of pair i with those of all pairs k of the batch. The mean over i of ``-t_i log softmax_j(v_i . w_j)_i``.
+    - ``info_nce``, cross-modal: the mean over i of ``-t_i (log p_ii + log p'_ii) / 2``, where ``p_ij = softmax_j(s_ij / tau)``,
+      and p' is the same of captions over images.
+    - ``structure``, intra-modal: ``v_i = (t_k s^I_ik)_k`` and ``w_i = (t_k s^T_ik)_k`` are the cosines of the image, or of the
+      caption, of pair i with those of all pairs k of the batch. The mean over i of ``-t_i log softmax_j(v_i . w_j)_i``.
 
-    Before each epoch but the first, the targets are updated from what the forward passes of the last epoch measured: the mean of
-    ``p_ii`` and ``p'_ii``, and the cosine of ``v_i`` and ``w_i``. The cosines of all pairs are modelled by two Gaussians; ``g_i`` is the
-    posterior of the one with the higher mean. Both are averaged exponentially, and the lower counts:
+    Before each epoch but the first, the targets are updated from what the forward passes of the last epoch measured: the mean
+    of ``p_ii`` and ``p'_ii``, and the cosine of ``v_i`` and ``w_i``. The cosines of all pairs are modelled by two Gaussians;
+    ``g_i`` is the posterior of the one with the higher mean. Both are averaged exponentially, and the lower counts:
 
         a_i <- (1 - b) a_i + b (p_ii + p'_ii) / 2      c_i <- (1 - b) c_i + b g_i      t_i = min(a_i, c_i)
 
@@ -110,8 +110,8 @@ class GSC(InfoNCE):
         """Return tau, and the means over all pairs of the target and of both averages."""
         if self.clean_probability is None:
             return super().scalars()
-        means = dict(zip(("mean_probability", "mean_structure"), self.averages.mean(dim=1), strict=True))
-        return super().scalars() | {"mean_target": self.clean_probability.mean()} | means
+        means = dict(zip(("mean_probability", "mean_structure"), self.averages.float().mean(dim=1), strict=True))
+        return super().scalars() | {"mean_target": self.clean_probability.float().mean()} | means
 
     def _store(self, pairs: Pairs, probability: Tensor, cosine: Tensor) -> None:
         self.measured[:, pairs.pair_index] = torch.stack([probability, cosine]).to(self.measured.dtype)

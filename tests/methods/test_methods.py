@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdr_lightning.functional.mixture import low_component_posterior
-from sdr_lightning.methods import AGREE, GCE, NCR, SDR, InfoNCE, Method, Oracle, SigLIP, Temperature
+from sdr_lightning.methods import AGREE, CRCL, GCE, GSC, NCR, SDR, InfoNCE, Method, Oracle, SigLIP, Temperature
 from sdr_lightning.types import Pairs, TrainingPairs
 
 SIZE = 5
@@ -53,6 +53,21 @@ def agreeing_pairs(wrong: int = 500) -> TrainingPairs:
     return TrainingPairs(torch.arange(2000), torch.arange(2000) >= wrong, image, text)
 
 
+def crcl() -> CRCL:
+    method = CRCL()
+    method.setup(training_pairs(SIZE))
+    method.epoch.fill_(2)
+    method.previous_label.copy_(torch.tensor([1.0, 0.9, 0.2, 0.7, 0.0]))
+    return method
+
+
+def gsc() -> GSC:
+    method = GSC()
+    method.setup(training_pairs(SIZE))
+    method.clean_probability.copy_(torch.tensor([1.0, 0.9, 0.2, 0.7, 0.1]))
+    return method
+
+
 METHODS: dict[str, Callable[[], Method]] = {
     "InfoNCE": InfoNCE,
     "SigLIP": SigLIP,
@@ -62,6 +77,8 @@ METHODS: dict[str, Callable[[], Method]] = {
     "NCR": lambda: ncr(False),
     "AGREE": agree,
     "Oracle": oracle,
+    "CRCL": crcl,
+    "GSC": gsc,
 }
 
 
