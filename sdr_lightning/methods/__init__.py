@@ -3,6 +3,7 @@
 from sdr_lightning.methods.agree import AGREE
 from sdr_lightning.methods.base import Measure, Method, Need, PerPair
 from sdr_lightning.methods.crcl import CRCL
+from sdr_lightning.methods.decl import DECL
 from sdr_lightning.methods.gce import GCE
 from sdr_lightning.methods.gsc import GSC
 from sdr_lightning.methods.infonce import InfoNCE
@@ -15,6 +16,7 @@ from sdr_lightning.methods.siglip import SigLIP
 __all__ = [
     "AGREE",
     "CRCL",
+    "DECL",
     "GCE",
     "GSC",
     "NCR",

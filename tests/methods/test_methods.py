@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sdr_lightning.functional.mixture import low_component_posterior
-from sdr_lightning.methods import AGREE, CRCL, GCE, GSC, NCR, SDR, InfoNCE, Method, Oracle, SigLIP, Temperature
+from sdr_lightning.methods import AGREE, CRCL, DECL, GCE, GSC, NCR, SDR, InfoNCE, Method, Oracle, SigLIP, Temperature
 from sdr_lightning.types import Pairs, TrainingPairs
 
 SIZE = 5
@@ -61,6 +61,13 @@ def crcl() -> CRCL:
     return method
 
 
+def decl() -> DECL:
+    method = DECL()
+    method.setup(training_pairs(SIZE))
+    method.clean_probability.copy_(torch.tensor([1.0, 0.9, 0.2, 0.7, 0.1]))
+    return method
+
+
 def gsc() -> GSC:
     method = GSC()
     method.setup(training_pairs(SIZE))
@@ -78,6 +85,7 @@ METHODS: dict[str, Callable[[], Method]] = {
     "AGREE": agree,
     "Oracle": oracle,
     "CRCL": crcl,
+    "DECL": decl,
     "GSC": gsc,
 }
 
