@@ -92,7 +92,7 @@ class CRCL(InfoNCE):
         matched = torch.stack([log_p.diag() for log_p in both])  # (2, B)
         labels = self._update_labels(pairs, matched.detach().exp().mean(dim=0))
         active = -labels * matched.sum(dim=0)
-        complementary = sum(complementary_loss(log_p.exp(), labels) for log_p in both)
+        complementary = torch.stack([complementary_loss(log_p.exp(), labels) for log_p in both]).sum(dim=0)
         return {"active": active[local_rows].mean(), "complementary": complementary[local_rows].mean()}
 
     def scalars(self) -> dict[str, Tensor]:
