@@ -2,8 +2,11 @@
 
 from sdr_lightning.methods.agree import AGREE
 from sdr_lightning.methods.base import Measure, Method, Need, PerPair
+from sdr_lightning.methods.crcl import CRCL
+from sdr_lightning.methods.decl import DECL
 from sdr_lightning.methods.feature_distillation import FeatureDistillation
 from sdr_lightning.methods.gce import GCE
+from sdr_lightning.methods.gsc import GSC
 from sdr_lightning.methods.infonce import InfoNCE
 from sdr_lightning.methods.ncr import NCR
 from sdr_lightning.methods.oracle import Oracle
@@ -18,7 +21,10 @@ from sdr_lightning.methods.vse_plus_plus import VSEPlusPlus
 
 __all__ = [
     "AGREE",
+    "CRCL",
+    "DECL",
     "GCE",
+    "GSC",
     "NCR",
     "RCL",
     "RINCE",

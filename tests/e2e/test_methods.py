@@ -27,7 +27,7 @@ def fit(root: Path, folder: Path, method: str | Path, *more: str) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["infonce", "siglip", "ncr"])
+@pytest.mark.parametrize("method", ["infonce", "siglip", "ncr", "crcl", "gsc", "decl"])
 def test_a_method_learns_the_same_at_one_and_two_processes(method: str, experiments: Path, tmp_path: Path) -> None:
     overlay = experiments / f"methods/{method}.yaml"
     one = fit(experiments.parent, tmp_path / "1", overlay, "--trainer.devices=1")

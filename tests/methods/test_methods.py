@@ -14,7 +14,10 @@ from torch import Tensor
 from sdr_lightning.functional.mixture import low_component_posterior
 from sdr_lightning.methods import (
     AGREE,
+    CRCL,
+    DECL,
     GCE,
+    GSC,
     NCR,
     RCL,
     RINCE,
@@ -70,6 +73,28 @@ def agreeing_pairs(wrong: int = 500) -> TrainingPairs:
     return TrainingPairs(torch.arange(2000), torch.arange(2000) >= wrong, image, text)
 
 
+def crcl() -> CRCL:
+    method = CRCL()
+    method.setup(training_pairs(SIZE))
+    method.epoch.fill_(2)
+    method.previous_label.copy_(torch.tensor([1.0, 0.9, 0.2, 0.7, 0.0]))
+    return method
+
+
+def decl() -> DECL:
+    method = DECL()
+    method.setup(training_pairs(SIZE))
+    method.clean_probability.copy_(torch.tensor([1.0, 0.9, 0.2, 0.7, 0.1]))
+    return method
+
+
+def gsc() -> GSC:
+    method = GSC()
+    method.setup(training_pairs(SIZE))
+    method.clean_probability.copy_(torch.tensor([1.0, 0.9, 0.2, 0.7, 0.1]))
+    return method
+
+
 METHODS: dict[str, Callable[[], Method]] = {
     "InfoNCE": InfoNCE,
     "SigLIP": SigLIP,
@@ -86,6 +111,9 @@ METHODS: dict[str, Callable[[], Method]] = {
     "VSE++": lambda: VSEPlusPlus(warmup_epochs=0),
     "feature distillation": lambda: FeatureDistillation(4, 3, 3),
     "RKD": RKD,
+    "CRCL": crcl,
+    "DECL": decl,
+    "GSC": gsc,
 }
 
 

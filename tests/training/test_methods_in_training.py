@@ -17,7 +17,7 @@ from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.data.scenes import SceneSource
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.features.bank import FeatureBank
-from sdr_lightning.methods import AGREE, NCR, SDR, InfoNCE, Measure, Method, Oracle
+from sdr_lightning.methods import AGREE, CRCL, DECL, GSC, NCR, SDR, InfoNCE, Measure, Method, Oracle
 from sdr_lightning.training.checkpoints.best import BestCheckpoint
 from sdr_lightning.training.checkpoints.continuation import Continuation
 from sdr_lightning.training.optimisation import Optimisation
@@ -225,7 +225,11 @@ class KeepEveryStep(pl.Callback):
 
 
 @pytest.mark.filterwarnings("ignore:.*dirpath has changed")
-@pytest.mark.parametrize("make", [lambda: NCR(noisy_from=2), Wandering], ids=["NCR", "order by state"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: NCR(noisy_from=2), Wandering, lambda: CRCL(warmup_epochs=1), GSC, lambda: DECL(decay=1, warmup_epochs=1)],
+    ids=["NCR", "order by state", "CRCL", "GSC", "DECL"],
+)
 def test_training_continues_exactly_from_any_step(make: Callable[[], Method], tmp_path: Path) -> None:
     def run(folder: Path, ckpt_path: Path | None = None) -> dict[str, Tensor]:
         module = student(make())
