@@ -2,6 +2,8 @@
 
 from sdr_lightning.methods.agree import AGREE
 from sdr_lightning.methods.base import Measure, Method, Need, PerPair
+from sdr_lightning.methods.bicro import BiCro
+from sdr_lightning.methods.co_teaching import CoTeachingNCR
 from sdr_lightning.methods.gce import GCE
 from sdr_lightning.methods.infonce import InfoNCE
 from sdr_lightning.methods.ncr import NCR
@@ -15,6 +17,8 @@ __all__ = [
     "GCE",
     "NCR",
     "SDR",
+    "BiCro",
+    "CoTeachingNCR",
     "InfoNCE",
     "Measure",
     "Method",
