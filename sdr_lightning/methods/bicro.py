@@ -34,10 +34,10 @@ class BiCro(CoTeaching):
     Differences from the public code: similarities are those of the embeddings instead of averaged regions and words; both
     networks see the same batches and take one step for clean and noisy pairs together, which are therefore negatives of each
     other; trained towers start from the same weights; captions of the same image are not negatives; labels are computed in the
-    training forward pass; equally small losses are all selected; no pair is made noisy where the mixture finds none; losses are
-    means instead of sums, which AdamW does not see. Each pair has its own label and the margin of the anchor, as in the paper;
-    the public code gives the label of row k of a clean batch to the k-th pair that is no anchor, and takes the margin of the
-    negative in the direction from images to captions.
+    training forward pass; of equally small losses, those of pairs with greater cosines are selected; no pair is made noisy where
+    the mixture finds none; losses are means instead of sums, which AdamW does not see. Each pair has its own label and the
+    margin of the anchor, as in the paper; the public code gives the label of row k of a clean batch to the k-th pair that is no
+    anchor, and takes the margin of the negative in the direction from images to captions.
 
     Args:
         margin: m.
@@ -76,8 +76,7 @@ class BiCro(CoTeaching):
     def warmup_costs(self, network: Pairs) -> Tensor:
         """Return the (B,) mean hinge of the pairs where it is smallest, and 0 of the others."""
         costs = self.costs(network)
-        count = torch.tensor(max(1, int(self.warmup_share * len(costs))), device=costs.device)
-        return costs * _smallest(costs.detach(), count)
+        return costs * _smallest(costs.detach(), network, max(1, int(self.warmup_share * len(costs))))
 
     def posterior(self, costs: Tensor) -> Tensor:
         """Return the posterior of the lower of two beta distributions."""
@@ -91,12 +90,15 @@ class BiCro(CoTeaching):
     def _labels_by(self, network: Pairs, is_clean: Tensor) -> Tensor:
         """(B,) labels that a network gives to the pairs of the other."""
         costs = self.costs(network).masked_fill(~is_clean, float("inf"))
-        is_anchor = _smallest(costs, is_clean.sum() // 10 + 1) & is_clean
+        is_anchor = _smallest(costs, network, is_clean.sum() // 10 + 1) & is_clean
         consistency = bidirectional_consistency(network.image, network.text, is_anchor)
         labels = torch.where(is_clean, (1 + consistency) / 2, consistency).clamp(0, 1)
         return torch.where(labels > self.least_label, labels, 0).masked_fill(is_anchor, 1)
 
 
-def _smallest(values: Tensor, count: Tensor) -> Tensor:
-    """(B,) bool, whether a value is among the smallest ones; equal values are treated alike."""
-    return values <= values.sort().values[count - 1]
+@torch.no_grad()
+def _smallest(costs: Tensor, network: Pairs, count: Tensor | int) -> Tensor:
+    """(B,) bool, whether a cost is among the smallest; of equal costs, which are often 0, those of pairs with greater cosines."""
+    by_cosine = (network.image * network.text).sum(dim=1).argsort(descending=True)
+    order = by_cosine[costs[by_cosine].argsort(stable=True)]
+    return order.argsort() < count

@@ -153,10 +153,10 @@ class CoTeachingNCR(CoTeaching):
 
     Differences from the public code: both networks see the same batches and are trained together, so that their predictions are
     of the same step; clean and noisy pairs share batches, so they are negatives of each other; trained towers start from the
-    same weights; captions of the same image are not negatives; predictions are those of the training forward pass; no pair is made
-    noisy where the mixture finds none; losses are means instead of sums, which AdamW does not see. Labels and margins are those
-    of the paper, where the public code broadcasts: its label of a clean pair is the matrix ``p_i + (1 - p_i) y'_j``, and in the
-    direction from captions to images it takes the margin of the negative.
+    same weights; captions of the same image are not negatives; predictions are those of the training forward pass; no pair is
+    made noisy where the mixture finds none; losses are means instead of sums, which AdamW does not see. Labels and margins are
+    those of the paper, where the public code broadcasts: its label of a clean pair is the matrix ``p_i + (1 - p_i) y'_j``, and
+    in the direction from captions to images it takes the margin of the negative.
 
     Args:
         margin: m.
