@@ -8,6 +8,7 @@ from sdr_lightning.methods.gce import GCE
 from sdr_lightning.methods.infonce import InfoNCE
 from sdr_lightning.methods.ncr import NCR
 from sdr_lightning.methods.oracle import Oracle
+from sdr_lightning.methods.osa import OSA
 from sdr_lightning.methods.parameters import Temperature, TextShare
 from sdr_lightning.methods.sdr import SDR
 from sdr_lightning.methods.siglip import SigLIP
@@ -16,6 +17,7 @@ __all__ = [
     "AGREE",
     "GCE",
     "NCR",
+    "OSA",
     "SDR",
     "BiCro",
     "CoTeachingNCR",
