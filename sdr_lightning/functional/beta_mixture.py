@@ -21,8 +21,10 @@ def low_beta_posterior(values: Tensor, iterations: int = 10) -> Tensor:
     Values are scaled to [0, 1] and kept 0.0001 away from both ends. Expectation maximisation starts from Beta(1, 2) and
     Beta(2, 1) with equal weights. Its M step takes the parameters from the weighted mean and variance of each group ([0, 1]).
 
-    Differences from the public code: it evaluates the posterior at 0 and 1 too, where densities vanish or diverge; here, the
-    lower group is the one with the lower mean after the last iteration instead of the one that started lower.
+    Differences from the public code: it evaluates the posterior at 0 and 1 too, where densities vanish or diverge. Its lower
+    group is the one that started lower; here, it is the one with the lower mean after the last iteration. Here, the posterior of
+    the lower group does not increase with the value below the mean of that group, nor above the mean of the other. Without
+    this, a group whose density is high at both ends takes the least values: pairs without any loss would count as the worst.
 
     Args:
         values: (n,) finite, for example the loss of each pair.
@@ -59,7 +61,8 @@ def low_beta_posterior(values: Tensor, iterations: int = 10) -> Tensor:
         shapes = np.array([_shape(scaled, each) for each in posterior])
         weights = posterior.mean(axis=1)
     means = shapes[:, 0] / shapes.sum(axis=1)
-    return torch.from_numpy(_posterior(scaled, shapes, weights)[means.argmin()]).float()
+    lower = _posterior(scaled, shapes, weights)[means.argmin()]
+    return torch.from_numpy(_with_monotone_tails(scaled, lower, means.min(), means.max())).float()
 
 
 def _posterior(values: Array, shapes: Array, weights: Array) -> Array:
@@ -67,6 +70,15 @@ def _posterior(values: Array, shapes: Array, weights: Array) -> Array:
     joint = np.array([weight * beta.pdf(values, *shape) for shape, weight in zip(shapes, weights, strict=True)])
     joint = joint.clip(min=_LEAST)
     posterior: Array = joint / joint.sum(axis=0)
+    return posterior
+
+
+def _with_monotone_tails(values: Array, posterior: Array, low: float, high: float) -> Array:
+    """(n,) posterior of the lower group that does not increase below ``low`` nor above ``high``."""
+    order = values.argsort()
+    below, above = order[values[order] < low], order[values[order] > high]
+    posterior[below] = np.maximum.accumulate(posterior[below][::-1])[::-1]
+    posterior[above] = np.minimum.accumulate(posterior[above])
     return posterior
 
 

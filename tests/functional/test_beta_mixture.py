@@ -30,14 +30,20 @@ def slow_posterior(values, iterations=10):
             variance = sum(m * (x - mean) ** 2 for m, x in zip(mass, scaled, strict=True)) / sum(mass)
             a = mean * (mean * (1 - mean) / variance - 1)
             groups.append((sum(mass) / len(mass), a, a * (1 - mean) / mean))
-    lower = min(range(2), key=lambda group: groups[group][1] / (groups[group][1] + groups[group][2]))
-    return [row[lower] for row in expectation()]
+    means = [a / (a + b) for _, a, b in groups]
+    found = [row[means.index(min(means))] for row in expectation()]
+    corrected = []
+    for x, p in zip(scaled, found, strict=True):
+        between = [q for y, q in zip(scaled, found, strict=True) if x <= y < min(means) or max(means) < y <= x]
+        corrected.append(max(between) if x < min(means) else min(between) if x > max(means) else p)
+    return corrected
 
 
-@pytest.mark.parametrize("iterations", [1, 10])
-def test_the_posterior_equals_a_value_by_value_reference(iterations):
+@pytest.mark.parametrize(("iterations", "zeros"), [(1, 0), (10, 0), (10, 15)])
+def test_the_posterior_equals_a_value_by_value_reference(iterations, zeros):
     generator = torch.Generator().manual_seed(0)
-    values = torch.cat([torch.rand(30, generator=generator), 2 + torch.rand(20, generator=generator)]).double()
+    low, high = torch.rand(30, generator=generator), 2 + torch.rand(20, generator=generator)
+    values = torch.cat([torch.zeros(zeros), low, high]).double()
     expected = slow_posterior(values.tolist(), iterations)
     assert low_beta_posterior(values, iterations).tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -63,6 +69,16 @@ def test_the_posterior_tells_two_groups_apart_on_any_scale_in_any_order():
     assert found[:400].mean() > 0.95
     assert found[400:].mean() < 0.05
     torch.testing.assert_close(low_beta_posterior((5 * values - 3)[order]), found[order], rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("zeros", [1, 60])
+def test_the_least_values_are_never_the_worst(zeros):
+    """Many values of exactly 0, as of pairs without any loss, where a beta distribution may be high at both ends."""
+    generator = torch.Generator().manual_seed(0)
+    low, high = 0.05 + 0.05 * torch.rand(60, generator=generator), 0.8 + 0.2 * torch.rand(40, generator=generator)
+    found = low_beta_posterior(torch.cat([torch.zeros(zeros), low, high]))
+    assert found[:zeros].min() > 0.9
+    assert found[-40:].max() < 0.5
 
 
 def test_equal_values_are_low_and_bad_ones_are_refused():
