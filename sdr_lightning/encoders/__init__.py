@@ -8,6 +8,7 @@ from sdr_lightning.encoders.precomputed import PrecomputedImageTower
 from sdr_lightning.encoders.projection import Projection
 from sdr_lightning.encoders.text import BagOfWordsTextTower, TransformersTextTower
 from sdr_lightning.encoders.tower import Tower
+from sdr_lightning.encoders.twin import TwinEncoder, split_embedding
 
 __all__ = [
     "BagOfWordsTextTower",
@@ -20,4 +21,6 @@ __all__ = [
     "Tower",
     "TransformersImageTower",
     "TransformersTextTower",
+    "TwinEncoder",
+    "split_embedding",
 ]

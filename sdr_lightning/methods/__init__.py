@@ -2,6 +2,8 @@
 
 from sdr_lightning.methods.agree import AGREE
 from sdr_lightning.methods.base import Measure, Method, Need, PerPair
+from sdr_lightning.methods.bicro import BiCro
+from sdr_lightning.methods.co_teaching import CoTeachingNCR
 from sdr_lightning.methods.crcl import CRCL
 from sdr_lightning.methods.decl import DECL
 from sdr_lightning.methods.feature_distillation import FeatureDistillation
@@ -10,6 +12,7 @@ from sdr_lightning.methods.gsc import GSC
 from sdr_lightning.methods.infonce import InfoNCE
 from sdr_lightning.methods.ncr import NCR
 from sdr_lightning.methods.oracle import Oracle
+from sdr_lightning.methods.osa import OSA
 from sdr_lightning.methods.parameters import Temperature, TextShare
 from sdr_lightning.methods.rcl import RCL
 from sdr_lightning.methods.rince import RINCE
@@ -26,11 +29,14 @@ __all__ = [
     "GCE",
     "GSC",
     "NCR",
+    "OSA",
     "RCL",
     "RINCE",
     "RKD",
     "SCE",
     "SDR",
+    "BiCro",
+    "CoTeachingNCR",
     "FeatureDistillation",
     "InfoNCE",
     "Measure",
