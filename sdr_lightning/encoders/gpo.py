@@ -106,14 +106,14 @@ def position_code(length: int, width: int) -> Tensor:
 class GPOTower(Tower):
     """A tower whose tokens are pooled by a :class:`GeneralisedPooling`, in place of the tower's own pooling ([0]).
 
-    For regions and patches of images and for words of captions, special tokens included. Where the tower prepends
-    its pooled feature or a class token to the patches, it is pooled like a patch. Parameters of the tower's own pooling (``pooling:
-    own``) would not be trained, which DDP refuses: configure ``mean`` or ``cls``. The tower may be frozen while pooling is trained; it
-    then runs at every step, because tokens are not cached.
+    For regions and patches of images and for words of captions, special tokens included. Where a tower prepends its pooled
+    feature or a class token to the patches, it is pooled like a patch. A pooler with parameters of the tower's own
+    (``pooling: own``) would not be trained, which DDP refuses: configure ``mean`` or ``cls``. The tower may be frozen while
+    pooling is trained; it then runs at every step, because tokens are not cached.
 
-    With ``width`` on both towers and no projections (``embedding_width: null`` of the dual encoder), tokens are mapped to
-    the common space before pooling, as in the public code. There, words are also masked, replaced and removed at random
-    before the text encoder; here, tokens are dropped after it.
+    With ``width`` on both towers and no projections (``embedding_width: null`` of the dual encoder), tokens are mapped to the
+    common space before they are pooled, as in the public code. There, words are also masked, replaced and left out at random
+    before the text encoder; here, tokens are left out after it.
 
     Args:
         tower: the tower; its own ``frozen`` decides whether it is trained.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import get_args
-
 import torch
 from torch import Tensor, nn
 
@@ -26,19 +24,19 @@ class OGMGE(InfoNCE):
 
     - ``k_u = 1 - tanh(alpha rho_u)`` if ``rho_u > 1``, else 1, where ``rho_u = s_u / s_v`` is the score of u divided by that of
       the other modality v (on-the-fly gradient modulation, OGM).
-    - ``h`` is Gaussian noise with the standard deviation of the entries of g, for both modalities (generalisation enhancement, GE).
+    - ``h`` is Gaussian noise with the standard deviation of the entries of g, for both modalities (generalisation
+      enhancement, GE).
 
-    **The score is this project's own.** [0] classifies by a fusion of both modalities, and ``s_u`` is the probability that the part of
-    u gives to the right class. A dual encoder has no fused classifier: its scores are products of both embeddings, so every
-    cosine between images and captions depends on both towers alike. In retrieval the class of an item is its image, and
-    the embeddings of the batch are the classifier. So ``s_u`` is the mean probability that the embeddings of u alone, in a
-    softmax over the batch at the loss's tau, tell an item apart from those of other images
-    (:func:`~sdr_lightning.functional.modulation.self_discrimination`). Teachers are not asked: what counts is how far the
-    student's own towers have come. The score sees separation, not whether it is right: a modality whose items differ by noise
-    counts as strong.
+    The score is this project's own. [0] classifies by a fusion of both modalities, and ``s_u`` is the probability that the part
+    of u gives to the right class. A dual encoder has no fused classifier: the cosine of an image and a caption depends on both
+    towers alike. In retrieval the class of an item is its image, and the embeddings of the batch are the classifier. So
+    ``s_u`` is the mean probability that the embeddings of u alone, in a softmax over the batch at the loss's tau, tell an item
+    from those of other images (:func:`~sdr_lightning.functional.modulation.self_discrimination`). Teachers have no part in it:
+    what counts is how far the student's own towers are. The score sees whether items are separated, not whether rightly: a
+    modality whose items differ by noise counts as strong.
 
-    Noise is drawn from a generator that is seeded by the training's seed and the number of the step, both in buffers: it is the same
-    in all processes, and training that is interrupted continues with the same numbers.
+    The noise comes from a generator that is seeded by the training's seed and the number of the step, both in buffers. It is the
+    same in all processes, and an interrupted training continues with the same numbers.
 
     Differences from the public code besides the score: [1] modulates convolution kernels only, here as in [2] every parameter
     with more than one dimension; entries whose gradient is 0, such as words that are not in the batch, get no noise, which AdamW
@@ -112,20 +110,16 @@ class OGMGE(InfoNCE):
         self.scores.zero_()
         if not self.modulating:
             return
-        coefficients = self.coefficients()
         seed = stable_hash("OGM-GE", int(self.noise_seed), int(self.steps))
         generator = torch.Generator(self.scores.device).manual_seed(seed)
         self.steps += 1
-        for modality, coefficient in coefficients.items():
+        for modality, coefficient in self.coefficients().items():
             for gradient in _matrix_gradients(encoder, modality):
-                spread = gradient.std() + 1e-8
-                scaled = gradient * coefficient
+                modulated = gradient * coefficient
                 if self.noise:
-                    noise = torch.randn(
-                        gradient.shape, generator=generator, device=gradient.device, dtype=gradient.dtype
-                    )
-                    scaled += spread * noise * (gradient != 0)
-                gradient.copy_(scaled)
+                    normal = torch.empty_like(gradient).normal_(generator=generator)
+                    modulated += normal * gradient.std() * (gradient != 0)
+                gradient.copy_(modulated)
 
     def coefficients(self) -> dict[Modality, Tensor]:
         """Return k of images and captions by the ratio of the last step, scalars."""
@@ -141,11 +135,9 @@ class OGMGE(InfoNCE):
 
 def _matrix_gradients(encoder: DualEncoder, modality: Modality) -> list[Tensor]:
     """Gradients of the parameters with more than one dimension, and more than one entry, of a tower and its projection."""
-    assert modality in get_args(Modality)
-    parts: tuple[nn.Module, ...] = (
-        (encoder.image_tower, encoder.image_projection)
-        if modality == "image"
-        else (encoder.text_tower, encoder.text_projection)
-    )
-    parameters = [parameter for part in parts for parameter in part.parameters()]
+    parts: dict[Modality, tuple[nn.Module, ...]] = {
+        "image": (encoder.image_tower, encoder.image_projection),
+        "text": (encoder.text_tower, encoder.text_projection),
+    }
+    parameters = [parameter for part in parts[modality] for parameter in part.parameters()]
     return [each.grad for each in parameters if each.grad is not None and each.ndim > 1 and each.numel() > 1]
