@@ -56,7 +56,7 @@ def modified(method: OGMGE, encoder: DualEncoder) -> dict[str, tuple[Tensor, Ten
 @pytest.mark.parametrize("swapped", [False, True])
 def test_scores_and_coefficients_are_those_of_the_public_code(alpha: float, swapped: bool) -> None:
     """GeWu-Lab/OGM-GE_CVPR2022 at 343dc1d9: main.py, from scores to coefficients, given logits <x_i, x_j> / 0.07 and labels i."""
-    method = OGMGE(alpha).double()
+    method = OGMGE(alpha, first_epoch=0).double()
     pairs = some_pairs(swapped=swapped)
     scores = [self_discrimination(each, pairs.image_index, 0.07).item() for each in (pairs.image, pairs.text)]
     expected = [0.8184738673558123, 0.8854156194413004]
@@ -104,7 +104,7 @@ def test_the_coefficient_falls_with_the_ratio_and_leaves_equals_alone() -> None:
 
 
 def test_only_matrices_of_the_stronger_modality_are_scaled() -> None:
-    method, encoder = OGMGE(noise=False).double(), encoder_with_gradients().double()
+    method, encoder = OGMGE(noise=False, first_epoch=0).double(), encoder_with_gradients().double()
     method(some_pairs())  # captions score higher
     coefficient = 1 - math.tanh(0.3 * 0.8854156194413004 / 0.8184738673558123)
     for name, (before, after) in modified(method, encoder).items():
@@ -113,7 +113,7 @@ def test_only_matrices_of_the_stronger_modality_are_scaled() -> None:
 
 
 def test_noise_has_the_spread_of_the_gradient_and_spares_entries_without_one() -> None:
-    method, encoder = OGMGE(), encoder_with_gradients()
+    method, encoder = OGMGE(first_epoch=0), encoder_with_gradients()
     words = encoder.get_parameter("text_tower.words.weight")
     assert words.grad is not None
     words.grad[40:] = 0  # words that are not in the batch
@@ -133,7 +133,7 @@ def test_noise_has_the_spread_of_the_gradient_and_spares_entries_without_one() -
 def test_noise_depends_on_seed_and_step_alone() -> None:
     def after_steps(seed: int, steps: int) -> Tensor:
         torch.manual_seed(seed)
-        method = OGMGE()
+        method = OGMGE(first_epoch=0)
         method.setup(TrainingPairs(torch.arange(2), torch.ones(2, dtype=torch.bool)))
         for _ in range(steps):
             method(some_pairs())
@@ -147,7 +147,7 @@ def test_noise_depends_on_seed_and_step_alone() -> None:
 
 
 def test_noise_leaves_the_random_numbers_of_dropout_alone() -> None:
-    method, encoder = OGMGE(), encoder_with_gradients()
+    method, encoder = OGMGE(first_epoch=0), encoder_with_gradients()
     method(some_pairs())
     before = torch.get_rng_state()
     method.modify_gradients(encoder)
@@ -166,7 +166,7 @@ def test_gradients_outside_the_epochs_are_those_of_infonce() -> None:
 
 
 def test_scores_of_accumulated_batches_are_summed_and_begin_anew_after_a_step() -> None:
-    method, other = OGMGE().double(), some_pairs(swapped=True)
+    method, other = OGMGE(first_epoch=0).double(), some_pairs(swapped=True)
     method(some_pairs())
     method(other)
     method.modify_gradients(encoder_with_gradients())
@@ -190,7 +190,7 @@ def test_options_out_of_range_are_refused(options: dict[str, Any], message: str)
 
 
 def test_order_local_rows_half_precision_and_state() -> None:
-    method, pairs, order = OGMGE().double(), some_pairs((0, 1, 0, 2, 3)), torch.tensor([3, 0, 4, 1, 2])
+    method, pairs, order = OGMGE(first_epoch=0).double(), some_pairs((0, 1, 0, 2, 3)), torch.tensor([3, 0, 4, 1, 2])
     whole = method(pairs)
     moved = Pairs(pairs.image[order], pairs.text[order], pairs.image_index[order])
     torch.testing.assert_close(method(moved), whole)
@@ -201,12 +201,12 @@ def test_order_local_rows_half_precision_and_state() -> None:
     torch.testing.assert_close(torch.stack([part["info_nce"] for part in parts]).mean(), whole["info_nce"])
     torch.testing.assert_close(method.scores - before, before / 2 * SIZE)  # scores are those of all rows
     method.modify_gradients(encoder_with_gradients().double())
-    other = OGMGE().double()
+    other = OGMGE(first_epoch=0).double()
     other.load_state_dict(method.state_dict())
     torch.testing.assert_close(other.scalars(), method.scalars(), rtol=0, atol=0)
     half = pairs._replace(image=pairs.image.bfloat16(), text=pairs.text.bfloat16())
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found = OGMGE()(half)["info_nce"]
+        found = OGMGE(first_epoch=0)(half)["info_nce"]
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, InfoNCE()(half)["info_nce"])
 
@@ -227,7 +227,7 @@ class KeepEveryStep(pl.Callback):
 def test_training_continues_exactly_from_any_step(tmp_path: Path) -> None:
     def run(folder: Path, ckpt_path: Path | None = None) -> dict[str, Tensor]:
         torch.manual_seed(0 if ckpt_path is None else 7)  # the seed of the noise is in the checkpoint
-        method = OGMGE(last_epoch=1, temperature=Temperature(0.1))
+        method = OGMGE(first_epoch=0, last_epoch=1, temperature=Temperature(0.1))
         module = RetrievalModule(DualEncoder(ImageTower(), TextTower(), 6), method, Optimisation(learning_rate=1e-2))
         callbacks = [BestCheckpoint(None, every_n_steps=1), Continuation(), KeepEveryStep()]
         options = {"enable_checkpointing": True, "callbacks": callbacks, "default_root_dir": folder}
@@ -248,7 +248,7 @@ def test_frozen_towers_are_left_out() -> None:
     encoder = DualEncoder(ImageTower(frozen=True), TextTower(), 6)
     for parameter in encoder.parameters():
         parameter.grad = torch.rand_like(parameter) if parameter.requires_grad else None
-    method = OGMGE()
+    method = OGMGE(first_epoch=0)
     method(some_pairs())
     before, after = modified(method, encoder)["image_projection.1.weight"]
     assert not torch.equal(before, after)
