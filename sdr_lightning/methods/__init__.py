@@ -11,9 +11,11 @@ from sdr_lightning.methods.gce import GCE
 from sdr_lightning.methods.gsc import GSC
 from sdr_lightning.methods.infonce import InfoNCE
 from sdr_lightning.methods.ncr import NCR
+from sdr_lightning.methods.ogm_ge import OGMGE
 from sdr_lightning.methods.oracle import Oracle
 from sdr_lightning.methods.osa import OSA
 from sdr_lightning.methods.parameters import Temperature, TextShare
+from sdr_lightning.methods.pcme_plus_plus import PCMEPlusPlus
 from sdr_lightning.methods.rcl import RCL
 from sdr_lightning.methods.rince import RINCE
 from sdr_lightning.methods.rkd import RKD
@@ -29,6 +31,7 @@ __all__ = [
     "GCE",
     "GSC",
     "NCR",
+    "OGMGE",
     "OSA",
     "RCL",
     "RINCE",
@@ -43,6 +46,7 @@ __all__ = [
     "Method",
     "Need",
     "Oracle",
+    "PCMEPlusPlus",
     "PerPair",
     "SigLIP",
     "Temperature",
