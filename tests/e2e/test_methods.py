@@ -25,10 +25,12 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """Every method, trained by two processes."""
-    return run_ranks(tmp_path_factory.mktemp("two"), 2, list(OVERLAYS), "tests.e2e.method_ranks")
+    folder = tmp_path_factory.mktemp("two")
+    return run_ranks(folder, 2, list(OVERLAYS), module="tests.e2e.method_ranks", timeout=550)
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)  # of the first, which trains all methods in both processes
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_a_method_learns_the_same_at_one_and_two_processes(overlay: str, two: Results) -> None:
     """Parameters, the state of the method, what is logged."""

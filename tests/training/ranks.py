@@ -52,7 +52,9 @@ DRAWN_BATCHES = 12
 Results = list[dict[str, Any]]
 
 
-def run_ranks(folder: Path, world_size: int, settings: Sequence[str], module: str = "tests.training.ranks") -> Results:
+def run_ranks(
+    folder: Path, world_size: int, settings: Sequence[str], module: str = "tests.training.ranks", timeout: int = 250
+) -> Results:
     """Run the settings of a module like this one in several processes, and return what each process found."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -63,7 +65,7 @@ def run_ranks(folder: Path, world_size: int, settings: Sequence[str], module: st
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=timeout,
     )
     assert done.returncode == 0, done.stderr
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
