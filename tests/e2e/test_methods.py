@@ -17,8 +17,7 @@ from tests.training.student import LIGHTNINGS_OWN_WARNINGS
 
 pytestmark = [
     *LIGHTNINGS_OWN_WARNINGS,
-    pytest.mark.filterwarnings("ignore:.*dirpath has changed"),
-    pytest.mark.filterwarnings("ignore:.*exists and is not empty"),
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # of folders that hold checkpoints, and of small batches
 ]
 
 
