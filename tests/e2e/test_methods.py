@@ -1,4 +1,4 @@
-"""Each method from its overlay: the same at one and two processes, and a method of one's own."""
+"""Every method over the trainer: number of processes, exact continuation, and a method of one's own."""
 
 from __future__ import annotations
 
@@ -8,38 +8,50 @@ from typing import Any
 import pytest
 import torch
 
-from tests.e2e.sdr import sdr, succeeded
+from tests.e2e.method_ranks import mismatched_scenes, trained
+from tests.e2e.sdr import SMALL, sdr, succeeded
+from tests.methods.overlays import EPOCHS, OVERLAYS, student
+from tests.training.ranks import Results, run_ranks
+from tests.training.resuming import assert_continues_from
+from tests.training.student import LIGHTNINGS_OWN_WARNINGS
 
-SMALL = (
-    *("--model", "experiments/models/tiny_vit_clip.yaml"),  # a batch norm would depend on the images of a process
-    *("--data", "experiments/data/scenes.yaml", "--data.init_args.augmentation=none", "--data.init_args.batch_size=60"),
-    *("--model.init_args.optimisation.init_args.learning_rate=1e-4", "--trainer.max_epochs=3"),
-    *(f"--data.init_args.source.init_args.num_{name}={n}" for name, n in (("train", 60), ("val", 21), ("test", 20))),
-    *("--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu"),
-)
-# The gradient of an attention's key bias is zero but for rounding, which Adam normalises to steps of any sign.
-ROUNDING = ("k_proj.bias", "qkv.bias")
+pytestmark = [
+    *LIGHTNINGS_OWN_WARNINGS,
+    pytest.mark.filterwarnings("ignore::UserWarning"),  # of folders that hold checkpoints, and of small batches
+]
 
 
-def fit(root: Path, folder: Path, method: str | Path, *more: str) -> Any:
-    succeeded(sdr("fit", *SMALL, "--config", method, *more, "--run_dir", folder, cwd=root))
-    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """Every method, trained by two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    return run_ranks(folder, 2, list(OVERLAYS), module="tests.e2e.method_ranks", timeout=550)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["infonce", "siglip", "ncr", "crcl", "gsc", "decl"])
-def test_a_method_learns_the_same_at_one_and_two_processes(method: str, experiments: Path, tmp_path: Path) -> None:
-    overlay = experiments / f"methods/{method}.yaml"
-    one = fit(experiments.parent, tmp_path / "1", overlay, "--trainer.devices=1")
-    two = fit(experiments.parent, tmp_path / "2", overlay, "--trainer.devices=2", "--trainer.strategy=ddp")
-    assert one["global_step"] == two["global_step"] == 15
-    for name, value in one["state_dict"].items():
-        if not name.endswith(ROUNDING):
-            # A posterior of NCR's mixture amplifies the differences of the costs that it is computed from.
-            atol = 1e-4 if name == "method.clean_probability" else 2e-5
-            torch.testing.assert_close(
-                two["state_dict"][name], value, rtol=0, atol=atol, msg=lambda m, n=name: f"{n}: {m}"
-            )
+@pytest.mark.timeout(600)  # of the first, which trains all methods in both processes
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_method_learns_the_same_at_one_and_two_processes(overlay: str, two: Results) -> None:
+    """Parameters, the state of the method, what is logged."""
+    one = trained(overlay)
+    for result in two:
+        assert "error" not in result[overlay], result[overlay]["error"]
+        assert one["state"].keys() == result[overlay]["state"].keys()
+        for name, value in one["state"].items():
+            found = result[overlay]["state"][name]
+            torch.testing.assert_close(found, value, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(result[overlay]["logged"], one["logged"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_method_continues_exactly_in_every_phase(overlay: str, tmp_path: Path) -> None:
+    """With accumulated gradients, two steps an epoch: from within the first, second and fifth epoch, and from between two."""
+
+    def start() -> Any:
+        return student(overlay), mismatched_scenes(36, augmentation="weak")
+
+    assert_continues_from([1, 3, 4, 9], start, tmp_path, max_epochs=EPOCHS, accumulate_grad_batches=2)
 
 
 OWN_METHOD = '''
@@ -66,7 +78,8 @@ def test_a_method_outside_the_package_is_one_file_and_one_yaml(experiments: Path
     overlay = tmp_path / "hinge.yaml"
     overlay.write_text("model: {init_args: {method: {class_path: my_methods.Hinge, init_args: {margin: 0.3}}}}\n")
     done = sdr(
-        *("fit", *SMALL, "--config", overlay, "--run_dir", tmp_path / "run"),
+        *("fit", "--config", "experiments/scenes/sdr.yaml", "--config", overlay, *SMALL, "--trainer.max_epochs=1"),
+        *("--run_dir", tmp_path / "run"),
         cwd=experiments.parent,
         PYTHONPATH=str(tmp_path),
     )

@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import socket
+import subprocess
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -46,6 +49,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "global albef": {"weights": WITH_MATCHING, "relation": "fused", "negatives": "global", "gather": "albef"},
 }
 DRAWN_BATCHES = 12
+Results = list[dict[str, Any]]
+
+
+def run_ranks(
+    folder: Path, world_size: int, settings: Sequence[str], module: str = "tests.training.ranks", timeout: int = 250
+) -> Results:
+    """Run the settings of a module like this one in several processes, and return what each process found."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, "-m", module, str(folder), str(world_size), ",".join(settings)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, done.stderr
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
 def share(rank: int) -> RetrievalBatch:
@@ -118,8 +141,10 @@ def draws(rank: int, options: dict[str, Any]) -> list[tuple[Tensor, Tensor]]:
     return seen
 
 
-def main(folder: Path, world_size: int, settings: list[str]) -> int:
-    """Run all ranks and return their greatest exit status."""
+def main(arguments: Sequence[str], one_rank: Callable[[int, Path, int, list[str]], None]) -> int:
+    """Run all ranks, with the arguments of the command, and return their greatest exit status."""
+    torch.set_num_threads(1)
+    folder, world_size, settings = Path(arguments[0]), int(arguments[1]), arguments[2].split(",")
     fork = multiprocessing.get_context("fork")
     ranks = [fork.Process(target=one_rank, args=(rank, folder, world_size, settings)) for rank in range(world_size)]
     for process in ranks:
@@ -134,5 +159,4 @@ def main(folder: Path, world_size: int, settings: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3].split(",")))
+    sys.exit(main(sys.argv[1:], one_rank))

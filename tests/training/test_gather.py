@@ -2,13 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -18,7 +12,7 @@ from torch import Tensor
 from sdr_lightning.training import matching
 from sdr_lightning.training.matching import Matched, Pool, match
 from sdr_lightning.types import Encoded, Pairs, RetrievalBatch, Tokens
-from tests.training.ranks import DRAWN_BATCHES, IDS, SETTINGS, Gradients, share
+from tests.training.ranks import DRAWN_BATCHES, IDS, SETTINGS, Gradients, Results, run_ranks, share
 from tests.training.student import (
     LIGHTNINGS_OWN_WARNINGS,
     TEXT_CONTENT,
@@ -29,24 +23,6 @@ from tests.training.student import (
 )
 
 pytestmark = LIGHTNINGS_OWN_WARNINGS
-Results = list[dict[str, Any]]
-
-
-def run_ranks(folder: Path, world_size: int, settings: Sequence[str]) -> Results:
-    """Run the settings in several processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.training.ranks", str(folder), str(world_size), ",".join(settings)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world_size)]
 
 
 @pytest.fixture(scope="module")
