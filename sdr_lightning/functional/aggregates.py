@@ -1,15 +1,15 @@
 """Aggregates of scores over several conditions, with intervals from a stratified bootstrap over seeds.
 
-A condition is what reference [0] calls a task, a seed is a run. Scores of different conditions must be made comparable before they are
-aggregated, for example by division by the mean of a baseline in the same condition.
+A condition is what reference [0] calls a task, a seed is a run. Scores of different conditions must be made comparable before
+they are aggregated, for example by division by the mean of a baseline in the same condition.
 
 A replicate of the bootstrap draws the seeds of each condition with replacement, as many as there are, independently of the other
 conditions. Conditions are fixed: an interval covers other seeds, not other conditions or data. With S seeds in a condition, their
 variance is underestimated by the factor (S - 1) / S.
 
-Deviations from reference [1]: conditions may have different numbers of seeds. The probability of improvement is for scores that are
-paired by seed, and a replicate draws both scores of a seed together; [1] draws them independently. The estimates themselves
-are equal.
+Deviations from reference [1]: conditions may have different numbers of seeds. The probability of improvement is for scores that
+are paired by seed, and a replicate draws both scores of a seed together; [1] draws them independently. The estimates
+themselves are equal.
 
 References:
     [0] Agarwal, Schwarzer, Castro, Courville and Bellemare, "Deep Reinforcement Learning at the Edge of the Statistical
@@ -63,8 +63,8 @@ def bootstrap_interquartile_mean(scores: Sequence[Floats], replicates: int = REP
 def probability_of_improvement(candidate: Sequence[Floats], baseline: Sequence[Floats]) -> float:
     """Compute how probably a run of the candidate has a greater score than a run of the baseline, averaged over conditions.
 
-    In a condition it is the share of all pairs of a seed i of the candidate and a seed j of the baseline with x_i > y_j, where equal
-    scores count one half: the Mann-Whitney statistic divided by the number of pairs.
+    In a condition it is the share of all pairs of a seed i of the candidate and a seed j of the baseline with x_i > y_j, where
+    equal scores count one half: the Mann-Whitney statistic divided by the number of pairs.
 
     Args:
         candidate: (S_c,) for each condition, one score per seed.

@@ -53,7 +53,7 @@ def test_estimates_equal_the_loops_and_scipy(sizes: list[int]) -> None:
 
 
 def test_estimates_equal_those_of_the_public_code() -> None:
-    """google-research/rliable at f59f80b81c, tests/rliable/metrics_test.py: (runs, tasks) 1 2, 2 2, 1 1, 2 1 and 1 1, 2 2, 3 3."""
+    """google-research/rliable at f59f80b81c, tests/rliable/metrics_test.py."""
     x = [np.array([1.0, 2, 1, 2]), np.array([2.0, 2, 1, 1])]
     y = [np.array([1.0, 2, 3]), np.array([1.0, 2, 3])]
     assert interquartile_mean(x) == 1.5
