@@ -102,8 +102,8 @@ def bootstrap_probability_of_improvement(
     """
     pairs = _paired(candidate, baseline)
     draws = _draws([len(x) for x, _ in pairs], replicates, seed)
-    shares = [_share_greater(x[rows], y[rows]) for (x, y), rows in zip(pairs, draws, strict=True)]
-    return np.stack(shares).mean(axis=0)
+    shares: Floats = np.stack([_share_greater(x[rows], y[rows]) for (x, y), rows in zip(pairs, draws, strict=True)])
+    return np.asarray(shares.mean(axis=0))
 
 
 def _middle_mean(scores: Floats) -> Floats:

@@ -57,7 +57,7 @@ class Entry:
     Attributes:
         group: title of its study, or ``Evaluations of others``; rows of one group are comparable.
         method: name in its study.
-        overlays: stems of its overlays in experiments/methods.
+        overlays: stems of its overlays that lie in a folder ``methods``, such as experiments/methods.
         data: the data set.
         student: the student.
         noise: what the corruption of the training data means, such as ``mismatch, caption level``.

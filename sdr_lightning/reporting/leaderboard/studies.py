@@ -114,7 +114,7 @@ def _entry(study: Study, name: str, condition: Condition, base: Path) -> Entry:
     return Entry(
         group=study.title,
         method=name,
-        overlays=tuple(path.stem for path in files),
+        overlays=tuple(path.stem for path in files if path.parent.name == "methods"),
         data=study.data.name or formatting.MISSING,
         student=_student(study),
         noise=noise_meaning(study, condition),
@@ -183,7 +183,7 @@ def _about(study: Study, state: str) -> str:
     hardware = ", ".join(sorted({run.hardware for run in study.runs.values() if run.hardware}))
     return (
         f"Data {data}{size}; student {_student(study)}; protocol {study.protocol}; {seeds}; {tuning}; {state}"
-        f"{f'; {hardware}' if hardware else ''}{missing}."
+        f"{f'; {hardware}' if hardware else ''}{missing}.{f' Command: {study.command}' if study.command else ''}"
     )
 
 
