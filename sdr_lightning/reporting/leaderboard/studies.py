@@ -61,12 +61,12 @@ def distinct(groups: Sequence[tuple[Group, Path]]) -> list[Group]:
         raise ValueError(f"{twice} is given twice: give each study once")
     count = Counter(group.title for group, _ in groups)
     return [
-        group if count[group.title] == 1 else _retitled(group, f"{group.title} ({folder.as_posix()})")
+        group if count[group.title] == 1 else retitled(group, f"{group.title} ({folder.as_posix()})")
         for group, folder in groups
     ]
 
 
-def _retitled(group: Group, title: str) -> Group:
+def retitled(group: Group, title: str) -> Group:
     """Return a group, with its entries, under another title."""
     return replace(group, title=title, entries=tuple(replace(entry, group=title) for entry in group.entries))
 
