@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-mini reproduce-flickr reproduce-flickr8k sweep-mini lint format type test test-slow docs check-results clean
+.PHONY: help install reproduce-mini reproduce-flickr reproduce-flickr8k benchmark-mini sweep-mini lint format type test test-slow docs check-results clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -32,6 +32,10 @@ reproduce-flickr: $(READY) ## run the study on Flickr30K: FLICKR30K_ROOT=/folder
 reproduce-flickr8k: $(READY) ## run the study on Flickr8k, for a CPU: FLICKR8K_ROOT=/folder
 	@test -n "$(FLICKR8K_ROOT)" || { echo "FLICKR8K_ROOT is not set: make reproduce-flickr8k FLICKR8K_ROOT=/folder"; exit 2; }
 	$(BIN)/sdr reproduce experiments/flickr8k/study.yaml
+
+benchmark-mini: $(READY) ## run all methods on generated scenes and write their leaderboard, about 20 minutes on two cores
+	$(BIN)/sdr reproduce experiments/benchmark/mini.yaml
+	$(BIN)/sdr report runs/benchmark-mini --output runs/benchmark-mini/leaderboard --quoted docs/published_numbers.yaml
 
 sweep-mini: $(READY) ## train the teachers of the scenes and sweep over imbalance ratios
 	for modality in image text; do run=runs/$${modality}_teacher; \

@@ -4,7 +4,8 @@ python docs/make_results.py [runs/scenes ...]
 
 Published are the report of a study (without photographs), its figures, its record (study.json), its cells with their training
 curves (results.jsonl), its trials if it is tuned (trials.jsonl) and its teachers (teachers.jsonl). Then every block of results
-in README.md, docs/ and experiments/ is written from the records; outdated ones are marked.
+in README.md, docs/ and experiments/ is written from the records; outdated ones are marked, and left out of docs/leaderboard.md
+and docs/leaderboard.html.
 
 sdr report writes report, tables and figures of a published folder again. In a copy of it, sdr reproduce takes the cells whose
 fingerprint still fits as finished.
@@ -19,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from published import QUANTITIES, RESULTS, ROOT, files, filled, published
+from published import QUANTITIES, RESULTS, ROOT, files, filled, leaderboard, published
 
 from sdr_lightning.paths import read_json, write_text
 from sdr_lightning.reporting.claims import compare_with_baseline
@@ -116,7 +117,8 @@ def _record(study: Study, described: dict[str, Any]) -> dict[str, Any]:
 
 
 def _configuration(name: str) -> Path:
-    for file in sorted((ROOT / "experiments").rglob("study*.yaml")):
+    folder = ROOT / "experiments"
+    for file in sorted([*folder.rglob("study*.yaml"), *folder.glob("benchmark/*.yaml")]):
         if read_study(file).name == name:
             return file
     raise ValueError(f"no study in experiments/ is called {name!r}")
@@ -144,9 +146,9 @@ def main() -> None:
     for folder in sys.argv[1:]:
         print(publish(Path(folder)))
     studies = {study.record["name"]: study for study in published()}
-    for path in files(studies):
-        text = filled(path, studies)
-        if text != path.read_text(encoding="utf-8"):
+    texts = leaderboard(studies) | {path: filled(path, studies) for path in files(studies)}
+    for path, text in texts.items():
+        if not path.is_file() or text != path.read_text(encoding="utf-8"):
             write_text(path, text)
             print(path.relative_to(ROOT))
     for name, study in studies.items():

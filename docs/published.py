@@ -2,6 +2,9 @@
 
 A record, docs/results/NAME/study.json, holds the provenance of a study and its numbers by condition; results.jsonl its cells,
 trials.jsonl its trials.
+docs/leaderboard.md and docs/leaderboard.html are made from the cells of all studies that are up to date. The text between
+``<!-- leaderboard: NAME -->`` and ``<!-- end of leaderboard -->`` is made from the cells of one method: NAME is its overlay in
+experiments/methods.
 Text between ``<!-- results: NAME -->`` and ``<!-- end of results -->`` (of all studies, where NAME is ``all``), between
 ``<!-- state: NAME -->`` and ``<!-- end of state -->``, and the ``# Result:`` of a published study's configuration is made from
 the records and from nothing else.
@@ -21,6 +24,16 @@ from typing import Any
 
 from sdr_lightning.reporting.claims import CLAIMS, PairedComparison, compare_with_baseline
 from sdr_lightning.reporting.formatting import NBSP, condition_label, number, signed
+from sdr_lightning.reporting.leaderboard.entries import Group
+from sdr_lightning.reporting.leaderboard.output import (
+    Leaderboard,
+    entries_table,
+    leaderboard_files,
+    leaderboard_markdown,
+    leaderboard_page,
+)
+from sdr_lightning.reporting.leaderboard.quoted import read_quoted
+from sdr_lightning.reporting.leaderboard.studies import study_group
 from sdr_lightning.reporting.quantities import RSUM
 from sdr_lightning.reporting.statistics import OUTCOMES, Interval
 from sdr_lightning.results.loading import load_study
@@ -30,11 +43,12 @@ from sdr_lightning.studies.spec import read_study
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
+NO_RESULT = "No published result yet."
 QUANTITIES = {"rsum": "rsum", "single_modal": "single-modal NDCG@10", "mixed": "mixed NDCG@10"}
 """The published quantities of each condition, by key and label."""
 
 _BLOCK = re.compile(
-    r"(<!-- (?P<kind>results|methods|state): (?P<name>\S+) -->\n).*?(<!-- end of (?P=kind) -->)", re.DOTALL
+    r"(<!-- (?P<kind>results|methods|state|leaderboard): (?P<name>\S+) -->\n).*?(<!-- end of (?P=kind) -->)", re.DOTALL
 )
 _HEADER = re.compile(r"^# Result: .*\n(?:#  .*\n)*", re.MULTILINE)
 _DECIMALS = {"rsum": 1, "single_modal": 2, "mixed": 2}
@@ -62,6 +76,13 @@ class Published:
         """Its jobs now."""
         return plan_with_trials(self.study, Path("runs") / self.study.name, self.folder)
 
+    @cached_property
+    def group(self) -> Group | None:
+        """Its entries of a leaderboard; None where no cells are published."""
+        if not (self.folder / "results.jsonl").is_file():
+            return None
+        return study_group(load_study(self.folder), self.state, ROOT)
+
     @property
     def tuning(self) -> str:
         """How the options of its methods were chosen."""
@@ -76,7 +97,7 @@ class Published:
         measured = f"measured at commit {commits}{changed}"
         return f"{measured}; {self.stale} has changed since" if self.stale else measured
 
-    @property
+    @cached_property
     def stale(self) -> str:
         """The part that has changed since the measurement: ``the code``, ``the configuration``, or empty."""
         if self._code_changed():
@@ -132,6 +153,8 @@ def filled(path: Path, studies: dict[str, Published]) -> str:
 
     def block(found: re.Match[str]) -> str:
         name = found["name"]
+        if found["kind"] == "leaderboard":
+            return f"{found[1]}{_method_results(path, name, studies)}\n{found[4]}"
         if name not in (*studies, "all"):
             raise ValueError(f"{path} has a block of results of {name!r}, which is not published: {', '.join(studies)}")
         if name == "all":
@@ -150,8 +173,34 @@ def filled(path: Path, studies: dict[str, Published]) -> str:
 def files(studies: dict[str, Published]) -> Iterator[Path]:
     """The files with results in their text."""
     yield from (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), RESULTS / "README.md")
+    yield from sorted((ROOT / "docs" / "methods").glob("*.md"))
     yield from (study.folder / "report.md" for study in studies.values())
     yield from (ROOT / study.record["study"] for study in studies.values())
+
+
+def leaderboard(studies: dict[str, Published]) -> dict[Path, str]:
+    """The text of the leaderboard's Markdown file and HTML page, of the studies that are up to date."""
+    groups = tuple(study.group for study in studies.values() if study.group is not None and not study.stale)
+    board = Leaderboard(groups, read_quoted(ROOT / "docs" / "published_numbers.yaml"))
+    folder = ROOT / "docs"
+    text, page = leaderboard_files(folder)
+    return {text: leaderboard_markdown(board, folder), page: leaderboard_page(board, folder)}
+
+
+def _method_results(path: Path, name: str, studies: dict[str, Published]) -> str:
+    """The rows of a method in all published studies, those that are up to date first."""
+    overlays = sorted(file.stem for file in (ROOT / "experiments" / "methods").glob("*.yaml"))
+    if name not in overlays:
+        raise ValueError(f"{path} has a block of results of {name!r}, which is no overlay: {', '.join(overlays)}")
+    ordered = sorted(studies.values(), key=lambda study: bool(study.stale))
+    found = [(study, study.group) for study in ordered if study.group is not None]
+    entries = [entry for _, group in found for entry in group.entries if name in entry.overlays]
+    links = {
+        group.title: f"[{group.title}]({_relative(path, study.link)})"
+        + (f"; {study.stale} has changed since" if study.stale else "")
+        for study, group in found
+    }
+    return entries_table(entries, path.parent, links) if entries else NO_RESULT
 
 
 def _methods_table(path: Path, study: Published) -> str:

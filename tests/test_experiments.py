@@ -1,6 +1,7 @@
 """Every file in experiments/ is parsed and becomes what it describes."""
 
 from collections import defaultdict
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from sdr_lightning.studies.spec import read_study
 
 ROOT = Path(__file__).parent.parent / "experiments"
 FILES = sorted(ROOT.rglob("*.yaml"))
-STUDIES = [path for path in FILES if path.stem.startswith("study")]
+STUDIES = [path for path in FILES if path.stem.startswith("study") or path.parent.name == "benchmark"]
+BENCHMARKS = [path for path in STUDIES if path.parent.name == "benchmark"]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))  # tests/sweeps builds a run of each
 OVERLAYS = sorted(path for place in ("_base/*", "methods/*", "*/teachers") for path in ROOT.glob(f"{place}.yaml"))
 FRAGMENTS = sorted(path for folder in ("models", "data", "sources") for path in (ROOT / folder).glob("*.yaml"))
@@ -48,14 +50,25 @@ def test_models_have_the_papers_options_only_with_a_fusion_encoder() -> None:
             assert found == (paper["weights"] | {"kd": 1}, {"image_image": 1, "text_text": 1}, True), path
 
 
-def test_studies_have_their_cells(tmp_path: Path) -> None:
-    for path in STUDIES:
-        study = read_study(path)
-        ratios = [study.ratios if each.ratios is None else each.ratios for each in study.imbalances.values()]
-        conditions = sum(len([ratio for ratio in each if ratio]) for each in ratios) + any(0 in each for each in ratios)
-        planned = plan(study, tmp_path, chosen=defaultdict(dict))
-        assert len(planned.cells) == len(study.methods) * conditions * len(study.seeds), path
-        assert len(study.seeds) >= 3, path
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_study_has_its_cells(path: Path, tmp_path: Path) -> None:
+    study = read_study(path)
+    ratios = [study.ratios if each.ratios is None else each.ratios for each in study.imbalances.values()]
+    conditions = sum(len([ratio for ratio in each if ratio]) for each in ratios) + any(0 in each for each in ratios)
+    planned = plan(study, tmp_path, chosen=defaultdict(dict))
+    assert len(planned.cells) == len(study.methods) * conditions * len(study.seeds)
+    assert len(study.seeds) >= (2 if path.stem == "mini" else 3)
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: path.stem)
+def test_a_benchmark_gives_every_method_the_same(path: Path) -> None:
+    """The same number of points to tune, and overlays that each stand for a method of its own."""
+    study = read_study(path)
+    sizes = {prod(len(values["values"]) for values in (m.space or {}).values()) for m in study.methods.values()}
+    assert sizes == {1 if study.tuning is None else study.tuning.trials}
+    overlays = [{config.stem for stage in m.stages for config in stage.config} for m in study.methods.values()]
+    assert sorted(map(sorted, overlays)) == sorted([stem] for stem in set().union(*overlays))
+    assert study.baseline == "InfoNCE"
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: str(path.relative_to(ROOT)))

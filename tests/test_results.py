@@ -6,11 +6,14 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from sdr_lightning.reporting import build_report
+from sdr_lightning.reporting.leaderboard.studies import retitled, study_group
+from sdr_lightning.results.loading import load_study
 from sdr_lightning.studies.plan import plan
 from sdr_lightning.studies.spec import read_study
 from tests.reporting.fake_study import edit_json, write_study
@@ -41,6 +44,50 @@ def test_every_published_study_is_shown() -> None:
         assert study.link in overview
         assert f"<!-- results: {name} -->" in pages
         assert f"<!-- state: {name} -->" in (study.folder / "report.md").read_text()
+
+
+def test_the_leaderboard_is_that_of_the_records() -> None:
+    assert not [path.name for path, text in texts.leaderboard(STUDIES).items() if path.read_text() != text], (
+        "run make docs"
+    )
+
+
+def test_every_page_of_a_method_shows_its_results() -> None:
+    for page in (ROOT / "docs/methods").glob("*.md"):
+        assert f"<!-- leaderboard: {page.stem} -->" in page.read_text(), page
+
+
+def test_the_block_of_a_method_has_its_rows_of_every_study(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Up-to-date studies come first, outdated ones are marked; a method without rows has a sentence."""
+    monkeypatch.setattr(texts, "ROOT", tmp_path)
+    for name in ("infonce", "siglip"):
+        (tmp_path / "experiments/methods").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"experiments/methods/{name}.yaml").touch()
+    group = study_group(load_study(ROOT / "docs/results/flickr8k-weak-text"))
+    studies = {
+        title: SimpleNamespace(
+            group=retitled(group, title), stale=stale, link=f"docs/results/{title}/report.md", folder=tmp_path
+        )
+        for title, stale in (("old", "the code"), ("new", ""))
+    }
+    studies["without cells"] = SimpleNamespace(group=None, stale="", link="", folder=tmp_path)
+    page = tmp_path / "docs/methods/page.md"
+    page.parent.mkdir(parents=True)
+    page.write_text(
+        "".join(f"<!-- leaderboard: {n} -->\nx\n<!-- end of leaderboard -->\n" for n in ("infonce", "siglip"))
+    )
+    text = texts.filled(page, studies)
+    rows = [line for line in text.splitlines() if line.startswith("| [")]
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| [new](../../docs/results/new/report.md)",
+        "| [old](../../docs/results/old/report.md); the code has changed since",
+    ]
+    assert all("| ITC | 92.3 [86.5, 98.1] |" in row and "tuned with 4 trials" in row for row in rows)
+    assert text.endswith(f"<!-- leaderboard: siglip -->\n{texts.NO_RESULT}\n<!-- end of leaderboard -->\n")
+    assert "\nx\n" not in text
+    page.write_text("<!-- leaderboard: infonec -->\n<!-- end of leaderboard -->\n")
+    with pytest.raises(ValueError, match="of 'infonec', which is no overlay: infonce, siglip"):
+        texts.filled(page, studies)
 
 
 def test_prose_of_the_readme_has_no_numbers() -> None:

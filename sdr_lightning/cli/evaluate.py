@@ -44,6 +44,8 @@ from sdr_lightning.metrics.relevance import Relevance
 from sdr_lightning.metrics.scores import evaluate_scores
 from sdr_lightning.metrics.structure import diagnostics, preserved
 from sdr_lightning.paths import check_output
+from sdr_lightning.reporting.evaluation_files import read_training
+from sdr_lightning.results.codec import to_json
 from sdr_lightning.training.tracking.record import git, versions
 
 
@@ -57,6 +59,7 @@ def run(arguments: list[str]) -> int:
     if options.output is not None:
         _check_output(options)
     _check_options(options)
+    training = None if options.training is None else to_json(read_training(options.training))
     notes: list[str] = []
     embeddings = _embeddings(options, notes)
     scores = _scores(options)
@@ -86,6 +89,8 @@ def run(arguments: list[str]) -> int:
         queries = queries[first_five(queries, sizes[0])]
     notes += undefined(evaluation.metrics)
     meta = _meta(options, (sizes[0], len(queries)), pairing, relevance, normalised=embeddings is not None, notes=notes)
+    if training is not None:
+        meta["training"] = training
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     _show(evaluation.metrics)
@@ -167,6 +172,12 @@ def _parser() -> ArgumentParser:
         "--judgements", type=Path, metavar="TXT", help="also correlation with the human judgements of Flickr8k"
     )
     parser.add_argument("--extended", action="store_true", help="also ECCV Caption and CxC, for the test split of COCO")
+    parser.add_argument(
+        "--training",
+        type=Path,
+        metavar="YAML",
+        help="how the model was trained, for leaderboards: data, model, noise, ratio, seed, trials, command; all optional",
+    )
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     parser.add_argument(
         "--output", type=Path, metavar="JSON", help="metrics.json; also writes metrics.queries.npz next to it"
@@ -178,7 +189,7 @@ def _check_output(options: Namespace) -> None:
     """Check the outputs before the computation."""
     if options.output.suffix != ".json":
         raise ValueError(f"--output should end with .json, got {options.output}")
-    reads = [*_inputs(options), options.judgements, options.relevance]
+    reads = [*_inputs(options), options.judgements, options.relevance, options.training]
     if options.relevance is not None:
         reads.append(record_path(options.relevance))
     for output in (options.output, queries_path(options.output)):
@@ -198,6 +209,8 @@ def _check_options(options: Namespace) -> None:
         raise ValueError("--folds needs embeddings, not scores")
     if options.siblings != "keep" and (options.relevance is None or not has_embeddings):
         raise ValueError("--siblings applies to NDCG of t2t and t2it, which needs embeddings and --relevance")
+    if options.training is not None and options.output is None:
+        raise ValueError("--training is written to --output, which is not given")
     if options.caption_order is not None and options.annotations is None:
         raise ValueError("--caption-order applies to --annotations, which are not given")
 

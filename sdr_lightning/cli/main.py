@@ -36,6 +36,7 @@ Studies:
   sdr runs      [FOLDER] [--where OPTION=VALUE]            list, filter and compare runs
   sdr report    FOLDER                                     write the report of a study or sweep, or the curves of a run
   sdr report    metrics.json metrics.json ...              compare evaluations, with confidence intervals
+  sdr report    FOLDER FOLDER ... --output FOLDER          write the leaderboard of several studies, and of evaluations
   sdr bench     evaluate | data | losses | training | processes | detection
                                                            measure the speed claims on this machine
 

@@ -1,4 +1,4 @@
-"""``sdr report``: report of a study or sweep, training curves of a run, or comparison of evaluations."""
+"""``sdr report``: report of a study or sweep, training curves of a run, comparison of evaluations, or a leaderboard."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Write report.html and report.md into the folder of a study; sweep.html, sweep.png and sweep.csv into that
 of a sweep (of sdr sweep, or of offline W&B runs); or training.png into that of a run. For files of sdr evaluate --output:
-print metrics with 95 % intervals and differences to a baseline."""
+print metrics with 95 % intervals and differences to a baseline. For folders of studies with --output: write leaderboard.html and
+leaderboard.md of all their methods, and of evaluations if there are any."""
 
 _UNBOUNDED = 10_000  # columns: a width that no table exceeds
 
@@ -36,23 +37,36 @@ def run(arguments: list[str]) -> int:
         "inputs",
         nargs="+",
         metavar="FOLDER | [NAME=]FILE[,FILE...]",
-        help="folder of a study (such as runs/scenes), sweep or run; or evaluations, one file per seed",
+        help="folder of a study (such as runs/scenes), sweep or run; evaluations, one file per seed; or several of these",
     )
     parser.add_argument(
         "--baseline", metavar="NAME", help="system that the others are compared with (default: the first)"
     )
-    parser.add_argument("--output", type=Path, metavar="FOLDER", help="also write comparison.html and comparison.md")
+    parser.add_argument(
+        "--output", type=Path, metavar="FOLDER", help="of comparison.html and comparison.md, or of the leaderboard"
+    )
+    parser.add_argument(
+        "--quoted",
+        type=Path,
+        metavar="YAML",
+        help="numbers that others published, for tables of their own in the leaderboard, see docs/published_numbers.yaml",
+    )
     parser.add_argument("--replicates", type=int, metavar="N", help="bootstrap replicates (default: 2000)")
     options = parser.parse_args(arguments)
     folders = [name for name in options.inputs if Path(name).is_dir()]
-    if folders and len(options.inputs) > 1:
-        raise ValueError(f"{folders[0]} is a folder: give one folder, or files of sdr evaluate --output")
     if folders or (len(options.inputs) == 1 and not _is_evaluation(options.inputs[0])):
-        given = [name for name in ("baseline", "output", "replicates") if getattr(options, name) is not None]
+        given = [name for name in ("baseline", "replicates") if getattr(options, name) is not None]
         if given:
             raise ValueError(
-                f"--{given[0]} applies to evaluations only, and {options.inputs[0]} is not one: leave it out"
+                f"--{given[0]} applies to evaluations only, and {(folders or options.inputs)[0]} is not one: leave it out"
             )
+        if options.output is not None:
+            return _leaderboard(options.inputs, options.output, options.quoted)
+        if len(options.inputs) > 1:
+            raise ValueError(f"{folders[0]} is a folder: give one folder, or --output for a leaderboard of several")
+    if options.quoted is not None:
+        raise ValueError("--quoted applies to a leaderboard: give folders of studies and --output")
+    if folders or not _is_evaluation(options.inputs[0]):
         return _report(Path(options.inputs[0]))
     return _compare(options.inputs, options.baseline, options.output, options.replicates)
 
@@ -80,6 +94,39 @@ def _report(folder: Path) -> int:
     if study.outdated:
         print(f"sdr report: {outdated} and are in no number: sdr reproduce runs them again", file=sys.stderr)
     return 1 if study.outdated else 0
+
+
+def _leaderboard(inputs: list[str], output: Path, quoted: Path | None) -> int:
+    from sdr_lightning.reporting.evaluation_files import load_systems
+    from sdr_lightning.reporting.leaderboard.evaluations import evaluations_group
+    from sdr_lightning.reporting.leaderboard.output import (
+        Leaderboard,
+        check_leaderboard,
+        leaderboard_files,
+        write_leaderboard,
+    )
+    from sdr_lightning.reporting.leaderboard.quoted import read_quoted
+    from sdr_lightning.reporting.leaderboard.studies import distinct, study_group
+
+    if output.is_file():
+        raise ValueError(f"--output must be a folder, but {output} is a file")
+    check_leaderboard(output)
+    folders = [name for name in inputs if Path(name).is_dir()]
+    groups = distinct([(study_group(load_study(Path(name))), Path(name)) for name in folders])
+    systems = [system for name in inputs if name not in folders for system in load_systems([name])]
+    if systems:
+        groups.append(evaluations_group(systems))
+    numbers = None if quoted is None else read_quoted(quoted)
+    write_leaderboard(Leaderboard(tuple(groups), numbers), output)
+    print(f"leaderboard in {leaderboard_files(output)[1]}")
+    outdated = {group.title: group.outdated for group in groups if group.outdated}
+    for title, cells in outdated.items():
+        print(
+            f"sdr report: {cells} cells of {title} were made with other code or options than the study and are in no number: "
+            "sdr reproduce runs them again",
+            file=sys.stderr,
+        )
+    return 1 if outdated else 0
 
 
 def _is_sweep(folder: Path) -> bool:

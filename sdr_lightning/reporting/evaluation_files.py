@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from sdr_lightning.functional.bootstrap import Floats, by_image
 from sdr_lightning.metrics.graded import TASKS
-from sdr_lightning.paths import read_json
+from sdr_lightning.paths import read_json, read_yaml
+from sdr_lightning.results.codec import from_json
 from sdr_lightning.results.fields import Fields
 from sdr_lightning.results.schema import RECALLS
 
@@ -54,6 +55,52 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True)
+class Training:
+    """How an evaluated model was trained, as stated with ``sdr evaluate --training``.
+
+    Attributes:
+        data: the training data.
+        model: the encoders.
+        noise: meaning of the corruption of the training data, such as ``mismatch, caption level``; ``none`` for clean data.
+        ratio: share of corrupted items, in [0, 1].
+        seed: random seed.
+        trials: number of settings that were tried, 1 if there was no search.
+        command: command that trains the model.
+
+    Raises:
+        ValueError: a ratio outside [0, 1], or no trial.
+    """
+
+    data: str = ""
+    model: str = ""
+    noise: str = ""
+    ratio: float | None = None
+    seed: int | None = None
+    trials: int | None = None
+    command: str = ""
+
+    def __post_init__(self) -> None:
+        if self.ratio is not None and not 0 <= self.ratio <= 1:
+            raise ValueError(f"ratio must lie in [0, 1], got {self.ratio:g}")
+        if self.trials is not None and self.trials < 1:
+            raise ValueError(f"trials must be at least 1, got {self.trials}")
+
+
+def read_training(path: Path) -> Training:
+    """Read the description of a training from a YAML file.
+
+    Raises:
+        ValueError: not YAML, an unknown key, or a value of another type or out of range; the message starts with the file.
+    """
+    values = read_yaml(path, "description of a training")
+    known = [field.name for field in fields(Training)]
+    unknown = sorted(map(str, set(values) - set(known))) if isinstance(values, dict) else []
+    if unknown:
+        raise ValueError(f"{path} has an unknown key {unknown[0]!r}: expected some of {', '.join(known)}")
+    return from_json(Training, values, str(path))
+
+
+@dataclass(frozen=True)
 class EvaluationFile:
     """Metrics of one evaluation, and sums over the queries of each image for the bootstrap.
 
@@ -65,6 +112,7 @@ class EvaluationFile:
         relevance_kind: such as ``rouge-l``; empty without relevance.
         code: version and commit of the program.
         inputs: SHA-256 of the input files by name.
+        training: how the model was trained, as far as it is stated.
     """
 
     path: Path
@@ -74,6 +122,7 @@ class EvaluationFile:
     relevance_kind: str
     code: str
     inputs: dict[str, str]
+    training: Training = Training()
 
 
 @dataclass(frozen=True)
@@ -141,6 +190,7 @@ def load_evaluation(path: Path) -> EvaluationFile:
         relevance_kind=relevance.text("kind") if "relevance" in meta else "",
         code=f"{code.text('version', '')} {code.text('commit', '')[:10]}{changed}".strip(),
         inputs=meta.optional_child("inputs").words(),
+        training=from_json(Training, values["meta"].get("training") or {}, f"{path}: meta: training"),
     )
 
 

@@ -1,5 +1,6 @@
 """Quantities that a study report shows, computed from the metrics of a run."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,7 +34,10 @@ class Quantity:
 
     def value(self, run: Run) -> float | None:
         """Compute the quantity for one run; None if a metric is missing."""
-        values = run.metrics if self.source == "metrics" else run.scalars
+        return self.of(run.metrics if self.source == "metrics" else run.scalars)
+
+    def of(self, values: Mapping[str, float]) -> float | None:
+        """Compute the quantity from metrics by name; None if one is missing."""
         if not all(metric in values for metric in self.metrics):
             return None
         return self.scale * sum(values[metric] for metric in self.metrics) / len(self.metrics)

@@ -272,7 +272,9 @@ def test_one_seed_is_stated_to_leave_out_the_variation_of_training(
 
 REFUSED = [
     (["none.json"], "no file at none.json (No such file or directory): expected a file of sdr evaluate"),
-    (["a.json", "."], ". is a folder: give one folder, or files"),
+    (["a.json", "."], ". is a folder: give one folder, or --output for a leaderboard of several"),
+    (["a.json", "--quoted", "n.yaml"], "--quoted applies to a leaderboard: give folders of studies and --output"),
+    ([".", "--output", "b.json"], "--output must be a folder, but b.json is a file"),
     ([".", "--replicates", "200"], "--replicates applies to evaluations only, and . is not one"),
     (["a.json", "--replicates", "20"], "replicates must be at least 100, got 20"),
     (["a.json", "--baseline", "b"], "unknown baseline 'b': expected one of a"),

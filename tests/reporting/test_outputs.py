@@ -11,7 +11,10 @@ import pytest
 from sdr_lightning.reporting import build_report, draw_run
 from sdr_lightning.reporting.comparison import check_comparison, compare_systems, write_comparison
 from sdr_lightning.reporting.evaluation_files import load_systems
+from sdr_lightning.reporting.leaderboard.output import Leaderboard, check_leaderboard, write_leaderboard
+from sdr_lightning.reporting.leaderboard.studies import study_group
 from sdr_lightning.reporting.sweep import build_sweep_report
+from sdr_lightning.results.loading import load_study
 from tests.reporting.fake_evaluation import write_evaluation
 from tests.reporting.fake_study import edit_json, folder, write_study
 from tests.reporting.test_sweep import write_sweep
@@ -26,11 +29,17 @@ def write_inputs(root: Path) -> None:
     (root / "run/metrics.csv").write_text("epoch,step,val/rsum\n0,9,100\n1,19,120\n")
     write_sweep(root / "sweep", [{"ratio": 0.0, "config": UNSAFE}, {"ratio": 0.5, "config": "b"}])
     write_evaluation(root / "comparison/a.json")
+    (root / "leaderboard").mkdir()
 
 
 def build_comparison(root: Path) -> None:
     check_comparison(root)
     write_comparison(compare_systems(load_systems([f"{UNSAFE}={root / 'a.json'}"]), replicates=100), root)
+
+
+def build_leaderboard(root: Path) -> None:
+    check_leaderboard(root)
+    write_leaderboard(Leaderboard((study_group(load_study(root.parent / "study")),)), root)
 
 
 class Kind(NamedTuple):
@@ -47,6 +56,7 @@ KINDS = {
     "run": Kind(draw_run, ("training.png",)),
     "sweep": Kind(build_sweep_report, ("sweep.html", "sweep.csv", "sweep.png")),
     "comparison": Kind(build_comparison, ("comparison.html", "comparison.md")),
+    "leaderboard": Kind(build_leaderboard, ("leaderboard.html", "leaderboard.md")),
 }
 PAGES = [name for name, kind in KINDS.items() if kind.page]
 
@@ -97,7 +107,7 @@ def test_a_page_is_self_contained_and_escaped(tmp_path: Path, name: str) -> None
     assert all(address.startswith(("#", "data:")) for address in elements.addresses)
     assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|url\(|@import", page)
     assert not set(elements.tags) & {"link", "iframe", "object"}
-    assert elements.tags.count("script") == (name == "sweep")
+    assert elements.tags.count("script") == {"sweep": 1, "leaderboard": 2}.get(name, 0)  # the second holds data
     assert "<script>alert" not in page
     for file in root.glob("*.md"):
         assert "<script" not in file.read_text()
