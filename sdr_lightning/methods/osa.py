@@ -71,7 +71,7 @@ class OSA(WeightedInfoNCE):
             )
         index, everyone = training.image_index, torch.arange(training.num_pairs)
         image, text = predicted_text_features(training.image_teacher, training.text_teacher, index, folds=self.folds)
-        shift = image[index.unique()].mean(dim=0) @ text.mean(dim=0)
+        shift = image[torch.unique(index)].mean(dim=0) @ text.mean(dim=0)
         above = (paired_similarity(image, text, index, everyone) - shift).clamp(min=0)
         if not bool(above.any()):
             raise ValueError(
