@@ -45,8 +45,8 @@ class OGMGE(InfoNCE):
     Args:
         alpha: strength of the modulation; [1] uses 0.1 to 0.3.
         noise: whether to add h.
-        first_epoch: first epoch that is modulated, from 0. Until a tower has learned, its embeddings are close to each other, and the
-            ratio of scores says little.
+        first_epoch: first epoch that is modulated, from 0. Until a tower has learned, its embeddings are close to each other, and
+            the ratio of scores says little.
         last_epoch: last epoch that is modulated; None for all. [1] stops at half of its epochs.
         temperature: tau; learned from 0.07 by default.
 
