@@ -17,6 +17,7 @@ from lightning.pytorch import Trainer
 from sdr_lightning.configure.arguments import imported_class
 from sdr_lightning.configure.teacher import TeacherFiles
 from sdr_lightning.data.module import RetrievalDataModule
+from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.paths import read_yaml
 from sdr_lightning.training.checkpoints.best import BestCheckpoint
 from sdr_lightning.training.retrieval_module import RetrievalModule
@@ -137,9 +138,12 @@ def _object(expected: type, prefix: str, value: Any, meaning: str = "") -> Itera
     """Describe a key that holds an object: its class and the keys of the class."""
     given = value if isinstance(value, dict) else {}
     chosen = imported_class(str(given["class_path"])) if "class_path" in given else expected
-    kinds = sorted(kind.__name__ for kind in _below(expected))
-    if chosen is expected and kinds:
-        choice = f"one of {', '.join(kinds)} ({expected.__module__.rpartition('.')[0]}), or your own class"
+    kinds = _below(expected)
+    if kinds and "class_path" not in given:
+        if not inspect.isabstract(expected) and expected is not Tower:  # a tower of its own does not encode
+            kinds.append(expected)
+        names = ", ".join(sorted(kind.__name__ for kind in kinds))
+        choice = f"one of {names} ({expected.__module__.rpartition('.')[0]}), or your own class"
         yield from _entry(f"{prefix}.class_path (required)", f"{meaning} {choice}")
         return
     yield from _entry(f"{prefix}: {chosen.__name__}", meaning)
