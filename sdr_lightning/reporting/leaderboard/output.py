@@ -149,23 +149,23 @@ def condition(entry: Entry) -> str:
     return f"{noise}{ratio}" if entry.baseline else f"{entry.data}: {noise}{ratio}"
 
 
-def aggregates_table(group: Group) -> Table:
-    """Make the table of aggregates over the conditions of a study."""
+def aggregates_table(group: Group, key: str = "aggregates") -> Table:
+    """Make the table of aggregates over the conditions of a study, with the HTML id `key`."""
     found = {(aggregate.method, aggregate.metric): aggregate for aggregate in group.aggregates}
-    metrics = [key for key in SHOWN if any(metric == key for _, metric in found)]
+    metrics = [metric for metric in SHOWN if any(own == metric for _, own in found)]
     rows = []
     for method in dict.fromkeys(method for method, _ in found):
         cells = [Cell(method)]
-        for key in metrics:
-            cells += _aggregate_cells(found.get((method, key)))
+        for metric in metrics:
+            cells += _aggregate_cells(found.get((method, metric)))
         rows.append(tuple(cells))
     conditions = max(aggregate.conditions for aggregate in group.aggregates)
     some = f"{conditions} condition{'s' if conditions > 1 else ''}"
     relative, improved = f"relative to {group.baseline}", f"probability of improvement over {group.baseline}"
     return Table(
-        key=f"aggregates-{sum(map(ord, group.title))}",
+        key=key,
         caption=f"{group.title}, over {some}: interquartile mean {relative}, and {improved} [95{formatting.NBSP}% interval]",
-        headings=("Method", *(text for key in metrics for text in (f"{SHOWN[key]}: relative", "improved"))),
+        headings=("Method", *(text for metric in metrics for text in (f"{SHOWN[metric]}: relative", "improved"))),
         blocks=(Block(tuple(rows)),),
     )
 
@@ -187,7 +187,11 @@ def leaderboard_page(board: Leaderboard, folder: Path) -> str:
         "leaderboard.html",
         title=TITLE,
         groups=[(group, href(group.report, folder) if group.report else None) for group in board.groups],
-        aggregates=[aggregates_table(group) for group in board.groups if group.aggregates],
+        aggregates=[
+            aggregates_table(group, f"aggregates-{number}")
+            for number, group in enumerate(board.groups)
+            if group.aggregates
+        ],
         quoted=board.quoted,
         quoted_title=_QUOTED,
         quoted_tables=() if board.quoted is None else quoted_tables(board.quoted),
