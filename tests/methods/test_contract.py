@@ -78,9 +78,12 @@ def test_gradient_flows_to_both_embeddings_and_to_every_parameter(overlay: str) 
 
 
 def test_the_order_of_pairs_changes_nothing(overlay: str) -> None:
-    order = torch.tensor([3, 0, 6, 4, 1, 7, 2, 5])
+    """With two captions of each image, so that no choice between equal values is made by position; in float64."""
+    rows = torch.arange(60)
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
     for training in trainings(overlay):
-        pairs = training.pairs(BATCH)
+        training.module.double()
+        pairs = training.pairs(rows)
         terms, method = computed(training.method, pairs)
         if computed(training.method, pairs, seed=1)[0] != terms:
             continue  # terms that draw a random number for each row depend on the order
