@@ -18,7 +18,9 @@ FILES = sorted(ROOT.rglob("*.yaml"))
 STUDIES = [path for path in FILES if path.stem.startswith("study") or path.parent.name == "benchmark"]
 BENCHMARKS = [path for path in STUDIES if path.parent.name == "benchmark"]
 SWEEPS = sorted((ROOT / "sweeps").glob("*.yaml"))  # tests/sweeps builds a run of each
-OVERLAYS = sorted(path for place in ("_base/*", "methods/*", "*/teachers", "*/*/overlay_*") for path in ROOT.glob(f"{place}.yaml"))
+OVERLAYS = sorted(
+    path for place in ("_base/*", "methods/*", "*/teachers", "*/*/overlay_*") for path in ROOT.glob(f"{place}.yaml")
+)
 FRAGMENTS = sorted(path for folder in ("models", "data", "sources") for path in (ROOT / folder).glob("*.yaml"))
 SOURCES = sorted((ROOT / "sources").glob("*.yaml"))
 DATA = sorted((ROOT / "data").glob("*.yaml"))

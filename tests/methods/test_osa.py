@@ -1,15 +1,13 @@
-"""OSA: its contract, the public code, and which pairs its estimator finds mismatched."""
+"""OSA: the public code, and which pairs its estimator finds mismatched."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 from sdr_lightning.functional.agreement import predicted_text_features
-from sdr_lightning.methods import OSA, InfoNCE, Method
+from sdr_lightning.methods import OSA, InfoNCE
 from tests.methods import test_methods as contract
 
 SIMILARITIES = torch.tensor([30.0, 22.0, 14.0, 26.0, 17.0])
@@ -20,20 +18,6 @@ def osa(similarities: Tensor = SIMILARITIES) -> OSA:
     method = OSA().double()
     method.register_probability((similarities - SHIFT).clamp(min=0).double() / 40)
     return method
-
-
-CONTRACT = [
-    contract.test_terms_are_finite_scalars_with_gradient_to_both_embeddings,
-    contract.test_the_order_of_pairs_changes_nothing,
-    contract.test_the_mean_over_local_rows_is_the_term_of_all_rows,
-    contract.test_half_precision_embeddings_are_computed_in_float32,
-    contract.test_scalars_and_temperature_are_detached,
-]
-
-
-@pytest.mark.parametrize("check", CONTRACT, ids=lambda check: check.__name__)
-def test_contract(check: Callable[[Method], None]) -> None:
-    check(osa())
 
 
 def test_weights_and_loss_equal_the_public_code() -> None:
