@@ -45,7 +45,6 @@ class PCMEPlusPlus(Method):
     Attributes:
         image_variance: total variance ``sum_k sigma_ik^2`` of an image, averaged over the last batch.
         text_variance: the same of a caption.
-        pseudo_positives: pseudo-positives per query, averaged over the last batch and both directions.
 
     Raises:
         ValueError: a scale that is not positive, a negative weight; or, in :meth:`terms` and :meth:`similarity`, embeddings of
@@ -59,7 +58,6 @@ class PCMEPlusPlus(Method):
     supports_local_loss = True
     image_variance: Tensor
     text_variance: Tensor
-    pseudo_positives: Tensor
 
     def __init__(
         self, scale: float = 5.0, shift: float = 5.0, pseudo_weight: float = 0.1, vib_weight: float = 1e-4
@@ -72,7 +70,7 @@ class PCMEPlusPlus(Method):
         super().__init__({"match": 1.0} | {name: weight for name, weight in optional.items() if weight > 0})
         self.scale = nn.Parameter(torch.tensor(float(scale)))
         self.shift = nn.Parameter(torch.tensor(float(shift)))
-        for name in ("image_variance", "text_variance", "pseudo_positives"):
+        for name in ("image_variance", "text_variance"):
             self.register_buffer(name, torch.tensor(0.0))
 
     def terms(self, pairs: Pairs, local_rows: slice = slice(None)) -> dict[str, Tensor]:
@@ -92,7 +90,6 @@ class PCMEPlusPlus(Method):
         if "pseudo_match" in self.weights:
             labels = [with_pseudo_positives(logits.detach(), matched, own) for logits in directions]
             terms["pseudo_match"] = _both(directions, *labels)
-            self.pseudo_positives.copy_(sum((each & ~matched).sum(dim=1).double().mean() for each in labels) / 2)
         if "vib" in self.weights:
             terms["vib"] = sum(
                 (
@@ -110,10 +107,8 @@ class PCMEPlusPlus(Method):
         return -sampled_distance(*split_gaussians(images), *split_gaussians(texts))
 
     def scalars(self) -> dict[str, Tensor]:
-        """Return a and b, and the total variances and pseudo-positives of the last batch."""
-        names = ("scale", "shift", "image_variance", "text_variance")
-        optional = ("pseudo_positives",) if "pseudo_match" in self.weights else ()
-        return {name: getattr(self, name).detach() for name in (*names, *optional)}
+        """Return a and b, and the total variances of the last batch."""
+        return {name: getattr(self, name).detach() for name in ("scale", "shift", "image_variance", "text_variance")}
 
 
 def _both(directions: list[Tensor], to_text: Tensor, to_image: Tensor) -> Tensor:
