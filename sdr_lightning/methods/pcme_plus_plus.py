@@ -92,7 +92,8 @@ class PCMEPlusPlus(Method):
         if "pseudo_match" in self.weights:
             labels = [with_pseudo_positives(logits.detach(), matched, own) for logits in directions]
             terms["pseudo_match"] = _both(directions, *labels)
-            self.pseudo_positives.copy_(sum((each & ~matched).sum(dim=1).double().mean() for each in labels) / 2)
+            added = torch.stack([each & ~matched for each in labels])  # (2, Q, B)
+            self.pseudo_positives.copy_(added.sum(dim=2).double().mean())
         if "vib" in self.weights:
             terms["vib"] = sum(
                 (
