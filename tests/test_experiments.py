@@ -52,7 +52,13 @@ def test_models_have_the_papers_options_only_with_a_fusion_encoder() -> None:
             assert found == (paper["weights"] | {"kd": 1}, {"image_image": 1, "text_text": 1}, True), path
 
 
-@pytest.mark.parametrize("path", STUDIES, ids=lambda path: str(path.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=pytest.mark.slow if path in BENCHMARKS else (), id=str(path.relative_to(ROOT)))
+        for path in STUDIES
+    ],
+)
 def test_a_study_has_its_cells(path: Path, tmp_path: Path) -> None:
     study = read_study(path)
     ratios = [study.ratios if each.ratios is None else each.ratios for each in study.imbalances.values()]

@@ -60,7 +60,7 @@ class GeneralisedPooling(nn.Module):
         if mask is None:
             mask = torch.ones(1, length, dtype=torch.bool, device=tokens.device).expand(size, length)
         mask = mask.bool()
-        lengths, which = mask.sum(dim=1).unique(return_inverse=True)
+        lengths, which = torch.unique(mask.sum(dim=1), return_inverse=True)
         weights = self.weights(lengths, length)[which]  # (B, L)
         lowest = torch.finfo(tokens.dtype).min
         ordered = tokens.masked_fill(~mask[:, :, None], lowest).sort(dim=1, descending=True).values
@@ -88,7 +88,8 @@ class GeneralisedPooling(nn.Module):
             forwards, backwards = hidden.chunk(2, dim=2)
             scores = self.score((forwards + backwards) / 2).squeeze(2) / self.temperature  # (U, L)
             beyond = torch.arange(length, device=lengths.device) >= lengths[:, None]
-            return scores.masked_fill(beyond, float("-inf")).softmax(dim=1)
+            weights: Tensor = scores.masked_fill(beyond, float("-inf")).softmax(dim=1)
+            return weights
 
 
 def position_code(length: int, width: int) -> Tensor:
