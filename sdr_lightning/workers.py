@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import multiprocessing
 import os
@@ -211,6 +212,7 @@ def _serve(connection: Connection, threads: int, gpus: Mapping[str, str], variab
             return
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.send(_outcome(function, arguments))
+        gc.collect()  # a trainer and its model refer to one another, and few objects hold much memory
 
 
 def _end_with_the_pool() -> None:

@@ -20,6 +20,26 @@ def double(value: int) -> int:
     return 2 * value
 
 
+class Large:
+    """An object in a cycle, as a trainer and its model are."""
+
+    alive = 0
+
+    def __init__(self) -> None:
+        self.itself = self
+        Large.alive += 1
+
+    def __del__(self) -> None:
+        Large.alive -= 1
+
+
+def large_objects() -> int:
+    """Leave a large object behind, and return how many there were before."""
+    before = Large.alive
+    Large()
+    return before
+
+
 def leave(status: int) -> None:
     sys.exit(status)
 
@@ -64,6 +84,11 @@ def test_workers_return_values_and_failures_and_replace_a_lost_process(tmp_path:
 
 
 @pytest.mark.slow
+def test_a_task_leaves_no_memory_behind() -> None:
+    with Workers(1) as workers:
+        assert [workers.call("large", large_objects) for _ in range(3)] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])  # SIGTERM: tests/e2e/test_study.py
 def test_tasks_are_saved_and_end_with_the_pool(name: str, tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", _RUN, str(tmp_path)], stderr=subprocess.DEVNULL)
