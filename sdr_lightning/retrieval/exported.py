@@ -1,0 +1,38 @@
+"""The layout of an exported model: a folder that stands alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CONFIGURATION = "retriever.json"
+WEIGHTS = "model.safetensors"
+_DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.md"]  # never pickled files
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether a folder was written by ``sdr export``."""
+    return (folder / CONFIGURATION).is_file()
+
+
+def downloaded(name: str) -> Path:
+    """Download an exported model from the hub, or find it in the hub's cache.
+
+    Args:
+        name: USER/NAME.
+
+    Raises:
+        ValueError: it is not there, is no exported model, or the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=_DOWNLOADED))
+    except (OSError, HFValidationError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"no model at {name}: there is no such folder, and the hub has none or cannot be reached ({reason})"
+        ) from error
+    if not is_exported(folder):
+        raise ValueError(f"{name} on the hub was not written by sdr export: it has no {CONFIGURATION}")
+    return folder
