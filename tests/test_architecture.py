@@ -17,7 +17,7 @@ LAYERS = [
     {"data"},
     {"training"},
     {"configure", "workers"},
-    {"reporting"},
+    {"reporting", "retrieval"},
     {"workers"},
     {"sweeps"},
     {"studies"},

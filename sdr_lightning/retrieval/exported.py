@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-CONFIGURATION = "retriever.json"
+FORMAT = "sdr-model-1"
+CONFIGURATION = "sdr_model.json"
 WEIGHTS = "model.safetensors"
+TOKENIZER = "tokenizer"
 _DOWNLOADED = ["*.json", "*.safetensors", "*.txt", "*.model", "*.md"]  # never pickled files
 
 

@@ -18,7 +18,7 @@ from sdr_lightning.data.wording import Wording
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.methods.base import Method
 from sdr_lightning.paths import read_json, read_yaml
-from sdr_lightning.retrieval.exported import CONFIGURATION, WEIGHTS, downloaded, is_exported
+from sdr_lightning.retrieval.exported import CONFIGURATION, FORMAT, TOKENIZER, WEIGHTS, downloaded, is_exported
 from sdr_lightning.retrieval.preprocessing import Preprocessing
 from sdr_lightning.retrieval.retriever import Precision, Retriever
 from sdr_lightning.training.checkpoints.student import restore_frozen_weights
@@ -85,9 +85,7 @@ def _kept(folder: Path) -> str | None:
     return Path(training["checkpoint"]).name if training.get("checkpoint") else None
 
 
-def _run(
-    configuration: Path, checkpoint: Path, device: str | torch.device | None, precision: Precision
-) -> Retriever:
+def _run(configuration: Path, checkpoint: Path, device: str | torch.device | None, precision: Precision) -> Retriever:
     parts = run_parts(configuration)
     encoder, method, preprocessing = built(parts, str(configuration))
     try:
@@ -97,15 +95,17 @@ def _run(
         raise ValueError(f"{checkpoint} is no checkpoint of sdr fit ({type(error).__name__})") from error
     restore_frozen_weights(content, encoder)
     _load(state, encoder, method, str(checkpoint))
-    return Retriever(encoder, preprocessing, method, device, precision)
+    return Retriever(encoder, preprocessing, method, device, precision, parts)
 
 
 def _exported(folder: Path, device: str | torch.device | None, precision: Precision) -> Retriever:
     configuration = read_json(folder / CONFIGURATION, "configuration of sdr export")
+    if configuration.get("format") != FORMAT:
+        raise ValueError(f"{folder / CONFIGURATION} has the format {configuration.get('format')}, expected {FORMAT}")
     parts = {name: configuration.get(name) for name in ("encoder", "method", "preprocessing")}
     parts["tokenizer"] = {
         "class_path": "sdr_lightning.data.PretrainedTokenizer",
-        "init_args": {"weights": str(folder / "tokenizer"), "max_tokens": configuration["max_tokens"]},
+        "init_args": {"weights": str(folder / TOKENIZER), "max_tokens": configuration["max_tokens"]},
     }
     encoder, method, preprocessing = built(parts, str(folder / CONFIGURATION))
     try:
@@ -113,7 +113,7 @@ def _exported(folder: Path, device: str | torch.device | None, precision: Precis
     except Exception as error:  # safetensors raises its own type and OSError
         raise ValueError(f"{folder / WEIGHTS} cannot be read ({type(error).__name__}: {error})") from error
     _load(state, encoder, method, str(folder / WEIGHTS))
-    return Retriever(encoder, preprocessing, method, device, precision)
+    return Retriever(encoder, preprocessing, method, device, precision, parts)
 
 
 def run_parts(configuration: Path) -> dict[str, Any]:

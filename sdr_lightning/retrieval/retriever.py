@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -47,6 +47,8 @@ class Retriever:
         method: the method that it was trained with, if that scores pairs by a similarity of its own; None for cosine.
         device: device to compute on; a GPU if there is one.
         precision: ``32``, or the data type of autocast. Embeddings are float32 in any case.
+        parts: configuration that encoder, method and preprocessing were built from, which :mod:`export
+            <sdr_lightning.retrieval.export>` needs.
 
     Example:
         >>> model = load("runs/mine")  # doctest: +SKIP
@@ -61,12 +63,14 @@ class Retriever:
         method: Method | None = None,
         device: str | torch.device | None = None,
         precision: Precision = "32",
+        parts: Mapping[str, Any] | None = None,
     ) -> None:
         if precision != "32" and precision not in _AUTOCAST:
             raise ValueError(f"precision must be 32, {' or '.join(_AUTOCAST)}, got {precision!r}")
         chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
         self.device, self.precision = torch.device(chosen), precision
         self.encoder, self.preprocessing = encoder.to(self.device).eval(), preprocessing
+        self.parts = dict(parts or {})
         self.method = None if method is None or method.ranks_by_cosine else method.to(self.device).eval()
 
     @property
@@ -246,7 +250,9 @@ def search(queries: Embeddings, gallery: Embeddings, k: int = 10) -> Hits:
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
     if queries.ndim != 2 or gallery.ndim != 2 or queries.shape[1] != gallery.shape[1]:
-        raise ValueError(f"queries {queries.shape} and gallery {gallery.shape} must be (Q, d) and (G, d) of one width d")
+        raise ValueError(
+            f"queries {queries.shape} and gallery {gallery.shape} must be (Q, d) and (G, d) of one width d"
+        )
     found = top_k(torch.from_numpy(queries), torch.from_numpy(gallery), min(k, len(gallery)))
     return Hits(found.scores.numpy(), found.items.numpy())
 
