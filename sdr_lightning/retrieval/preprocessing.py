@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Preprocessing:
     tokenizer: Tokenizer
     image_size: int | None
     cached_size: int | None = None
-    wording: Wording = Wording()
+    wording: Wording = field(default_factory=Wording)
 
     def images(self, images: Sequence[ImageLike]) -> Tensor:
         """Prepare images.

@@ -193,7 +193,7 @@ class Retriever:
     @property
     def width(self) -> int:
         """d, the width of the embeddings."""
-        return self.encode_texts("").shape[1]
+        return int(self.encode_texts("").shape[1])
 
     def _image(self, inputs: Tensor) -> Tensor:
         return self.encoder.encode_image(inputs.to(self.device))

@@ -188,7 +188,7 @@ def test_a_damaged_run_gives_one_line(
 
 
 def test_what_is_no_model_gives_one_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="no model at runs/mine/best.pt: expected a run folder"):
+    with pytest.raises(ValueError, match=r"no model at runs/mine/best\.pt: expected a run folder"):
         load("runs/mine/best.pt")
     with pytest.raises(ValueError, match="no model at nobody/nothing: there is no such folder, and the hub"):
         load("nobody/nothing")
