@@ -1,20 +1,20 @@
 """Image-text retrieval when one modality is poor: training methods, studies, and use of trained models.
 
-The package is layered; imports only go down, see docs/architecture.md. :func:`load` is imported when it is first used, so that
+The package is layered; imports only go down, see docs/architecture.md. :func:`load` and the classes are imported when first used, so that
 ``import sdr_lightning`` stays cheap.
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdr_lightning.retrieval import Retriever, load
+    from sdr_lightning.retrieval import Index, Retriever, load
 
 __version__ = "0.1.0"
-__all__ = ["Retriever", "__version__", "load"]
+__all__ = ["Index", "Retriever", "__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("Retriever", "load"):
+    if name in ("Index", "Retriever", "load"):
         from sdr_lightning import retrieval
 
         return getattr(retrieval, name)

@@ -19,10 +19,18 @@ Training and evaluation (every key of a YAML file is also an option; COMMAND --h
   sdr test      --config FILE --ckpt_path FILE             compute all metrics on the test split
   sdr evaluate  --image-embeddings NPY --text-embeddings NPY --annotations FILE --output metrics.json
                                                            compute all metrics of any model from embeddings or scores
+  sdr evaluate --model MODEL --data FILE                   compute all metrics of a trained model on a test split
   sdr relevance --annotations FILE --output NPY            compute graded relevance of captions and images (ROUGE-L)
   sdr extract   --config FILE --teacher FILE --output FILE write the features of a teacher
   sdr import-checkpoint FILE --from public-sdr --config FILE --output FILE
                                                            convert weights of the authors' public code
+
+Use of a trained model:
+  sdr index MODEL --images FOLDER | --data FILE --output INDEX
+                                                           embed pictures and captions to search in; resumes if interrupted
+  sdr index INDEX --add FOLDER | --remove ID ...           update an index
+  sdr search INDEX "words" | --image FILE                  search in images, captions or both
+  sdr serve INDEX [--port PORT]                            search on a page, and through a JSON interface
 
 Data and corruption:
   sdr data check   --data FILE                             check a data set for errors
@@ -36,7 +44,7 @@ Studies:
   sdr runs      [FOLDER] [--where OPTION=VALUE]            list, filter and compare runs
   sdr report    FOLDER                                     write the report of a study or sweep, or the curves of a run
   sdr report    metrics.json metrics.json ...              compare evaluations, with confidence intervals
-  sdr bench     evaluate | data | losses | training | processes | detection
+  sdr bench     evaluate | data | losses | training | processes | detection | search
                                                            measure the speed claims on this machine
 
   sdr --version | --help
@@ -166,6 +174,24 @@ def _report(arguments: list[str]) -> int:
     return run(arguments[1:])
 
 
+def _index(arguments: list[str]) -> int:
+    from sdr_lightning.cli.index import run
+
+    return run(arguments[1:])
+
+
+def _search(arguments: list[str]) -> int:
+    from sdr_lightning.cli.search import run
+
+    return run(arguments[1:])
+
+
+def _serve(arguments: list[str]) -> int:
+    from sdr_lightning.cli.serve import run
+
+    return run(arguments[1:])
+
+
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "fit": _lightning,
     "validate": _lightning,
@@ -173,6 +199,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "extract": _extract,
     "evaluate": _evaluate,
     "relevance": _relevance,
+    "index": _index,
+    "search": _search,
+    "serve": _serve,
     "bench": _bench,
     "import-checkpoint": _import_checkpoint,
     "data": _data,

@@ -93,6 +93,17 @@ class Retriever:
         """
         return self._encode(_listed(images), batch_size, self.preprocessing.images, self._image, "images")
 
+    def encode_inputs(self, images: Sequence[Tensor]) -> Embeddings:
+        """Embed images that :attr:`preprocessing` has prepared, as one batch.
+
+        Args:
+            images: inputs of the image tower, each as ``preprocessing.images`` returns it for one image, without the batch axis.
+
+        Returns:
+            (n, d) float32, L2-normalised.
+        """
+        return self._encode(images, len(images), torch.stack, self._image, "images")
+
     def encode_texts(self, texts: str | Sequence[str], batch_size: int = 256) -> Embeddings:
         """Embed texts.
 
