@@ -78,7 +78,9 @@ def _check(options: Namespace, rest: list[str]) -> None:
     if update == ["--remove"] and options.resume:
         raise ValueError("--resume continues a build or --add, not --remove: leave it out")
     if not update and ((options.images is None) == (options.data is None) or options.output is None):
-        raise ValueError("to build an index give --output and one of --images and --data; to update one, --add or --remove")
+        raise ValueError(
+            "to build an index give --output and one of --images and --data; to update one, --add or --remove"
+        )
     if options.data is None and (options.split != "test" or rest):
         raise ValueError(f"{(rest or ['--split'])[0]} is an option of --data, which is not given")
 

@@ -37,7 +37,9 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     if (options.words is None) == (options.image is None):
-        raise ValueError('expected one query: words in quotation marks, as in sdr search my.index "a dog", or --image FILE')
+        raise ValueError(
+            'expected one query: words in quotation marks, as in sdr search my.index "a dog", or --image FILE'
+        )
     hits = Index.open(options.index).search(
         options.words,
         image=options.image,

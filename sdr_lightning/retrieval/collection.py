@@ -88,9 +88,7 @@ class Collection:
         """Return some of the images, without captions."""
         chosen = [self.images[row] for row in rows]
         state = sha256(self.state, *(item.id for item in chosen))
-        return Collection(
-            chosen, [], lambda row: self.picture(rows[row]), self.in_parallel, self.left_out, state
-        )
+        return Collection(chosen, [], lambda row: self.picture(rows[row]), self.in_parallel, self.left_out, state)
 
     def inputs(self, model: Retriever, batches: Iterable[slice]) -> Iterator[tuple[slice, list[Tensor | str]]]:
         """Read and prepare batches of pictures. The next batch is read while the current one is in use.

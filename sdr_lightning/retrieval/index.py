@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sdr_lightning import __version__
+from sdr_lightning.data.images import Pixels, decode
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.table import Split
 from sdr_lightning.functional.search import chunks
@@ -244,9 +245,7 @@ class Index:
         found: list[tuple[float, Kind, int]] = []
         for kind in kinds:
             hits = self._found(query, own, kind, wanted, centre=within == "both", approximate=approximate)
-            found += [
-                (float(score), kind, int(row)) for score, row in zip(hits.scores[0], hits.rows[0], strict=True)
-            ]
+            found += [(float(score), kind, int(row)) for score, row in zip(hits.scores[0], hits.rows[0], strict=True)]
         if like is not None:
             itself = self.galleries["images"].items.rows[like]
             found = [hit for hit in found if hit[1:] != ("images", itself)]
@@ -296,9 +295,7 @@ class Index:
         row = self.image_row(like)
         return np.array(self.galleries["images"].embeddings[row : row + 1])
 
-    def _found(
-        self, query: Embeddings, own: Kind, kind: Kind, k: int, *, centre: bool, approximate: bool
-    ) -> Hits:
+    def _found(self, query: Embeddings, own: Kind, kind: Kind, k: int, *, centre: bool, approximate: bool) -> Hits:
         gallery = self.galleries[kind]
         if centre:
             if approximate:
@@ -313,10 +310,10 @@ class Index:
     ) -> list[float]:
         items = [self.galleries[kind].items[row] for _, kind, row in found]
         if text is not None:
-            return [float(self.model.match(_file(item), [text])[0]) for item in items]
+            return [float(self.model.match(_pixels(item), [text])[0]) for item in items]
         if image is None:
             assert like is not None
-            image = _file(self.galleries["images"].items[self.image_row(like)])
+            image = _pixels(self.galleries["images"].items[self.image_row(like)])
         return [float(score) for score in self.model.match(image, [item["caption"] for item in items])]
 
     def _hit(self, rank: int, score: float, kind: Kind, row: int, match: float | None) -> Hit:
@@ -644,7 +641,13 @@ def _without_captions(images: _Rows, captions: JsonLines, gone: set[str]) -> _Ro
     return images._replace(items=items)
 
 
-def _file(item: dict[str, Any]) -> str:
+def _pixels(item: dict[str, Any]) -> Pixels:
+    """(H, W, 3) pixels of an image of an index."""
     if item["path"] is None:
         raise ValueError(f"re-ranking reads the pictures, and {item['id']!r} is no file: search without re-ranking")
-    return str(item["path"])
+    try:
+        return decode(Path(item["path"]))
+    except ValueError as error:
+        raise ValueError(
+            f"re-ranking reads the pictures, and that of {item['id']!r} cannot be read: remove it from the index"
+        ) from error
