@@ -232,14 +232,20 @@ def test_requests_of_other_sites_and_malformed_ones_are_refused(
     assert answer.startswith(b"HTTP/1.0 %d " % status) or (b"nonsense" in request_ and b"error" in answer)
 
 
+def _sends(connection: socket.socket, content: bytes) -> bool:
+    try:
+        connection.sendall(content)
+    except OSError:
+        return False
+    return True
+
+
 def test_slow_and_too_many_clients_are_closed(hasty: SearchServer) -> None:
     start = time.monotonic()
     with socket.create_connection(hasty.server_address[:2], timeout=60) as drip:
-        with pytest.raises(OSError, match="."):  # closed, although it keeps sending
-            for _ in range(200):
-                drip.sendall(b"G")
-                time.sleep(0.05)
-        assert time.monotonic() - start < 8
+        while time.monotonic() - start < 20 and _sends(drip, b"G"):
+            time.sleep(0.05)
+    assert time.monotonic() - start < 8  # closed, although it keeps sending
     body = b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\nhalf"
     assert raw(hasty, body) == b""
     silent = [socket.create_connection(hasty.server_address[:2], timeout=60) for _ in range(8)]
@@ -265,10 +271,8 @@ def test_a_hundred_clients_are_served_at_once(server: SearchServer) -> None:
 
 
 def test_the_page_has_no_outside_resources_and_never_parses_html() -> None:
-    page = {
-        name: files("sdr_lightning.retrieval.serve").joinpath("page", name).read_text()
-        for name in ("page.html", "page.js", "page.css")
-    }
+    folder = files("sdr_lightning.retrieval.serve").joinpath("page")
+    page = {name: folder.joinpath(name).read_text() for name in ("page.html", "page.js", "page.css")}
     assert not any("://" in text for text in page.values())
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|DOMParser|srcdoc", page["page.js"]
