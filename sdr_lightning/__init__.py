@@ -1,7 +1,7 @@
 """Image-text retrieval when one modality is poor: training methods, studies, and use of trained models.
 
-The package is layered; imports only go down, see docs/architecture.md. :func:`load` and the classes are imported when first used, so that
-``import sdr_lightning`` stays cheap.
+The package is layered; imports only go down, see docs/architecture.md. :func:`load` and what it returns are
+imported when they are first used, so that ``import sdr_lightning`` stays cheap.
 """
 
 from typing import TYPE_CHECKING, Any

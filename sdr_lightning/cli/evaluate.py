@@ -64,6 +64,7 @@ def run(arguments: list[str]) -> int:
         _check_output(options)
     _check_options(options)
     notes: list[str] = []
+    embeddings: tuple[Tensor, Tensor] | None
     known, model = None, None
     if options.model is not None:
         embeddings, known, model = _embedded(options, data_options)

@@ -96,7 +96,8 @@ class Gallery:
     @cached_property
     def centred(self) -> Embeddings:
         """(n, d) embeddings minus their mean, L2-normalised; in memory."""
-        return centred(torch.from_numpy(self.embeddings)).numpy()
+        result: Embeddings = centred(torch.from_numpy(self.embeddings)).numpy()
+        return result
 
     @cached_property
     def graph(self) -> Any:
@@ -252,9 +253,9 @@ class Index:
         found.sort(key=lambda hit: -hit[0])
         matches = self._matches(text, image, like, found[:rerank]) if rerank else []
         order = [int(place) for place in np.argsort(-np.array(matches), kind="stable")]
-        ranked = [(*found[place], float(matches[place])) for place in order]
-        ranked += [(*hit, None) for hit in found[len(matches) :]]
-        return [self._hit(rank, *hit) for rank, hit in enumerate(ranked[:k], start=1)]
+        ranked = [*(found[place] for place in order), *found[len(matches) :]]
+        logits = [*(matches[place] for place in order), *[None] * (len(found) - len(matches))]
+        return [self._hit(rank + 1, *ranked[rank], logits[rank]) for rank in range(min(k, len(ranked)))]
 
     def image_row(self, name: str) -> int:
         """Return the row of an image by its id.

@@ -102,7 +102,7 @@ class Retriever:
         Returns:
             (n, d) float32, L2-normalised.
         """
-        return self._encode(images, len(images), torch.stack, self._image, "images")
+        return self._encode(images, len(images), lambda some: torch.stack(list(some)), self._image, "images")
 
     def encode_texts(self, texts: str | Sequence[str], batch_size: int = 256) -> Embeddings:
         """Embed texts.

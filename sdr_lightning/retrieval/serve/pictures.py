@@ -6,7 +6,7 @@ import io
 from pathlib import Path
 from typing import IO
 
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from sdr_lightning.data.images import Pixels, reason, to_rgb
 
@@ -55,5 +55,5 @@ def _decoded(
                 raise ValueError(f"it has {width} x {height} pixels, more than {max_pixels / 1e6:g} million")
             return to_rgb(image)
     except Exception as error:  # decoders raise different exceptions for broken files
-        why = "it is none, or of another format" if isinstance(error, Image.UnidentifiedImageError) else reason(error)
+        why = "it is none, or of another format" if isinstance(error, UnidentifiedImageError) else reason(error)
         raise ValueError(f"the picture cannot be read: {why}") from error

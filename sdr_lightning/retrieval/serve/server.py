@@ -200,8 +200,8 @@ class _Handler(BaseHTTPRequestHandler):
     server_version, sys_version = "sdr", ""
 
     def setup(self) -> None:
-        self.timeout = self.server.limits.seconds  # of sending an answer
         super().setup()
+        self.connection.settimeout(self.server.limits.seconds)  # for sending an answer
         self.rfile.close()
         self.rfile = io.BufferedReader(_Deadline(self.connection, self.server.limits.seconds))
 
@@ -254,7 +254,7 @@ class _Handler(BaseHTTPRequestHandler):
         if path in self.server.page:
             return self.server.page[path]
         if path == "/api/info":
-            sizes = {kind: len(index.galleries[kind]) for kind in KINDS}
+            sizes: dict[str, Any] = {kind: len(index.galleries[kind]) for kind in KINDS}
             limits = {"results": self.server.limits.results, "upload_bytes": self.server.limits.upload_bytes}
             name = index.folder.resolve().name
             return _json({"name": name, **sizes, "can_rerank": self.server.can_rerank, "limits": limits})
@@ -291,12 +291,12 @@ class _Handler(BaseHTTPRequestHandler):
         self, fields: dict[str, str], text: str | None = None, like: str | None = None, picture: bytes | None = None
     ) -> Reply:
         most = self.server.limits.results
-        numbers = {name: _number(fields, name, default, most) for name, default in (("k", 24), ("rerank", 0))}
+        k, rerank = _number(fields, "k", 24, most), _number(fields, "rerank", 0, most)
         within: Any = fields.get("in", "images")
         with self.server.model_lock:
             start = time.perf_counter()
             image = None if picture is None else uploaded(picture, self.server.limits.pixels)
-            hits = self.server.index.search(text, image=image, like=like, within=within, **numbers)
+            hits = self.server.index.search(text, image=image, like=like, k=k, within=within, rerank=rerank)
             seconds = time.perf_counter() - start
         return _json({"hits": [_shown(hit) for hit in hits], "in": within, "seconds": round(seconds, 4)})
 
