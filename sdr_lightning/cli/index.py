@@ -39,6 +39,7 @@ def run(arguments: list[str]) -> int:
                 batch_size=options.batch_size,
                 resume=options.resume,
                 approximate=options.approximate,
+                copy_pictures=options.copy_pictures,
             )
     _show(index)
     return 0
@@ -63,6 +64,11 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--approximate", action="store_true", help="also build a graph for approximate search, by the package faiss"
     )
+    parser.add_argument(
+        "--copy-pictures",
+        action="store_true",
+        help="keep small copies of the pictures in the index, for re-ranking and the page",
+    )
     parser.add_argument("--add", type=Path, metavar="FOLDER", help="add the new pictures of a folder to an index")
     parser.add_argument("--remove", nargs="+", metavar="ID", help="remove images or captions from an index")
     return parser
@@ -72,7 +78,7 @@ def _check(options: Namespace, rest: list[str]) -> None:
     """Check that options are compatible and have an effect."""
     update = [f"--{name}" for name in ("add", "remove") if getattr(options, name) is not None]
     build = [f"--{name}" for name in ("images", "data", "output", "device") if getattr(options, name) is not None]
-    build += ["--approximate"] if options.approximate else []
+    build += [f"--{name}" for name in ("approximate", "copy-pictures") if getattr(options, name.replace("-", "_"))]
     if len(update) > 1 or (update and build):
         raise ValueError(f"{' and '.join([*update, *build])} do not go together: build an index, add to it, or remove")
     if update == ["--remove"] and options.resume:
@@ -93,6 +99,6 @@ def _show(index: Index) -> None:
         if recall is not None:
             print(f"approximate search in {kind}: recall@10 against exact search {recall:.1f} %")
     if index.left_out:
-        print(f"{len(index.left_out)} pictures cannot be read and are left out (all are listed in index.json):")
+        print(f"left out, because they cannot be read: {len(index.left_out):,} pictures (all are listed in index.json)")
         for item in index.left_out[:_SHOWN]:
             print(f"    {item.name}: {item.reason}")

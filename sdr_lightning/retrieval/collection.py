@@ -6,13 +6,15 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+from PIL import Image
 from torch import Tensor
 
-from sdr_lightning.data.images import ImageFiles
+from sdr_lightning.data.images import ImageFiles, decode
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import Split
@@ -21,6 +23,9 @@ from sdr_lightning.retrieval.preprocessing import ImageLike
 from sdr_lightning.retrieval.retriever import Retriever
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".jp2"}
+COPIES = "pictures"
+"""Folder of the copies of pictures in an index."""
+_SIDE, _QUALITY = 640, 90  # of a copy, a JPEG
 _READERS = 8  # threads that decode pictures
 
 
@@ -29,7 +34,7 @@ class ImageItem(NamedTuple):
 
     Attributes:
         id: unique among the images.
-        path: absolute path of its file; None if it is no file of its own.
+        path: absolute path of its file, or that of a copy in the index relative to it; None if there is no file.
         captions: its captions.
     """
 
@@ -90,12 +95,21 @@ class Collection:
         state = sha256(self.state, *(item.id for item in chosen))
         return Collection(chosen, [], lambda row: self.picture(rows[row]), self.in_parallel, self.left_out, state)
 
-    def inputs(self, model: Retriever, batches: Iterable[slice]) -> Iterator[tuple[slice, list[Tensor | str]]]:
+    def with_copies(self) -> Collection:
+        """Return the collection with the paths of copies in an index, see :meth:`inputs`."""
+        paths = [f"{COPIES}/{sha256(item.id)[:24]}.jpg" for item in self.images]
+        images = [item._replace(path=path) for item, path in zip(self.images, paths, strict=True)]
+        return replace(self, images=images, state=sha256(self.state, COPIES))
+
+    def inputs(
+        self, model: Retriever, batches: Iterable[slice], copies: Path | None = None
+    ) -> Iterator[tuple[slice, list[Tensor | str]]]:
         """Read and prepare batches of pictures. The next batch is read while the current one is in use.
 
         Args:
             model: the model whose preprocessing applies.
             batches: slices of rows.
+            copies: folder to write copies to, at the paths of :meth:`with_copies`; None for no copies.
 
         Yields:
             A batch and, for each of its rows, the input of the image tower, or the reason why the picture cannot be read.
@@ -103,7 +117,11 @@ class Collection:
 
         def read(row: int) -> Tensor | str:
             try:
-                return model.preprocessing.images([self.picture(row)])[0]
+                picture = self.picture(row)
+                prepared = model.preprocessing.images([picture])[0]
+                if copies is not None:
+                    _write_copy(picture, copies / str(self.images[row].path))
+                return prepared
             except ValueError as error:
                 return " ".join(str(error).split())
 
@@ -117,6 +135,13 @@ class Collection:
                 waiting = submitted
             if waiting is not None:
                 yield waiting[0], [future.result() for future in waiting[1]]
+
+
+def _write_copy(picture: ImageLike, path: Path) -> None:
+    copy = Image.fromarray(decode(Path(picture)) if isinstance(picture, str | Path) else np.asarray(picture))
+    copy.thumbnail((_SIDE, _SIDE))
+    path.parent.mkdir(exist_ok=True)
+    copy.save(path, quality=_QUALITY)
 
 
 def picture_files(folder: Path) -> Collection:

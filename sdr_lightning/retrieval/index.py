@@ -24,7 +24,15 @@ from sdr_lightning.metrics.cross_modal import centred
 from sdr_lightning.metrics.files import load_array
 from sdr_lightning.paths import check_folder, claim, read_json, write_json
 from sdr_lightning.retrieval.approximate import build_graph, library, nearest_by_graph, read_graph, recall_at_10
-from sdr_lightning.retrieval.collection import CaptionItem, Collection, ImageItem, LeftOut, data_split, picture_files
+from sdr_lightning.retrieval.collection import (
+    COPIES,
+    CaptionItem,
+    Collection,
+    ImageItem,
+    LeftOut,
+    data_split,
+    picture_files,
+)
 from sdr_lightning.retrieval.embedding import Batch, Embedded, embed, finished_rows
 from sdr_lightning.retrieval.export import export
 from sdr_lightning.retrieval.index_files import (
@@ -268,6 +276,23 @@ class Index:
             raise ValueError(f"no image {name[:80]!r} in this index")
         return row
 
+    def path(self, item: Mapping[str, Any]) -> str | None:
+        """Return the path of the file of an image item, or of its copy in the index; None if there is none."""
+        return None if item["path"] is None else str(self.folder / item["path"])
+
+    def _pixels(self, item: Mapping[str, Any]) -> Pixels:
+        path = self.path(item)
+        if path is None:
+            raise ValueError(
+                f"re-ranking reads the pictures, and {item['id']!r} is no file: build the index with --copy-pictures"
+            )
+        try:
+            return decode(Path(path))
+        except ValueError as error:
+            raise ValueError(
+                f"re-ranking reads the pictures, and that of {item['id']!r} cannot be read: remove it from the index"
+            ) from error
+
     def _kinds(self, within: Within) -> tuple[Kind, ...]:
         if within not in get_args(Within):
             raise ValueError(f"search is in {', '.join(get_args(Within))}, not in {within!r}")
@@ -311,19 +336,19 @@ class Index:
     ) -> list[float]:
         items = [self.galleries[kind].items[row] for _, kind, row in found]
         if text is not None:
-            return [float(self.model.match(_pixels(item), [text])[0]) for item in items]
+            return [float(self.model.match(self._pixels(item), [text])[0]) for item in items]
         if image is None:
             assert like is not None
-            image = _pixels(self.galleries["images"].items[self.image_row(like)])
+            image = self._pixels(self.galleries["images"].items[self.image_row(like)])
         return [float(score) for score in self.model.match(image, [item["caption"] for item in items])]
 
     def _hit(self, rank: int, score: float, kind: Kind, row: int, match: float | None) -> Hit:
         item = self.galleries[kind].items[row]
         if kind == "images":
-            return Hit(rank, score, match, "image", item["id"], item["id"], item["path"], item["captions"])
+            return Hit(rank, score, match, "image", item["id"], item["id"], self.path(item), item["captions"])
         images = self.galleries["images"].items
         owner = images.rows.get(item["image"])
-        path = None if owner is None else images[owner]["path"]
+        path = None if owner is None else self.path(images[owner])
         return Hit(rank, score, match, "caption", item["id"], item["image"], path, [item["caption"]])
 
     @classmethod
@@ -338,6 +363,7 @@ class Index:
         batch_size: int = 64,
         resume: bool = False,
         approximate: bool = False,
+        copy_pictures: bool = False,
     ) -> Self:
         """Build an index of a folder of pictures, or of the images and captions of a split.
 
@@ -352,6 +378,9 @@ class Index:
             batch_size: images encoded at a time.
             resume: continue a build that was interrupted. The result has the same bytes as without interruption.
             approximate: also build graphs for approximate search, see :mod:`sdr_lightning.retrieval.approximate`.
+            copy_pictures: keep a copy of each picture in the index, a JPEG of at most 640 pixels in width and height: for
+                pictures that are no files, or an index that stands alone. Copies are shown and re-ranked; embeddings are of the
+                originals.
 
         Raises:
             ValueError: nothing to index, an output that exists, or an unfinished build of other settings.
@@ -367,15 +396,22 @@ class Index:
         loaded = model if isinstance(model, Retriever) else load(model)
         collection = data_split(data, split) if data is not None else picture_files(Path(images or ""))
         _check_model(loaded, collection)
+        if copy_pictures:
+            if loaded.preprocessing.image_size is None:
+                raise ValueError("this data has features, not pictures, so nothing to copy: leave --copy-pictures out")
+            collection = collection.with_copies()
         part = _part(output)
         check_folder(part.parent)
         _begin(part, loaded, collection, batch_size, resume)
-        pictures = _embed_images(part, loaded, collection, batch_size)
+        pictures = _embed_images(part, loaded, collection, batch_size, copy_pictures)
         captions = _embed_captions(part, loaded, collection, batch_size)
         shutil.rmtree(part / MODEL, ignore_errors=True)
         export(loaded, part / MODEL)
         origin = str(model) if not isinstance(model, Retriever) else ""
-        record = {"model": {"fingerprint": loaded.fingerprint(), "source": origin, "width": loaded.width}}
+        record: dict[str, Any] = {
+            "model": {"fingerprint": loaded.fingerprint(), "source": origin, "width": loaded.width}
+        }
+        record["copies"] = copy_pictures
         contents: dict[Kind, list[_Rows]] = {
             "images": [_new(pictures, collection.images)],
             "captions": [_new(captions, collection.captions)],
@@ -404,7 +440,7 @@ class Index:
         known = self.galleries["images"].items
         for item in collection.images:
             row = known.rows.get(item.id)
-            if row is not None and known[row]["path"] != item.path:
+            if row is not None and not self.record["copies"] and known[row]["path"] != item.path:
                 raise ValueError(
                     f"the index has an image {item.id!r} already, of the file {known[row]['path']}: rename the file, or "
                     "name a folder above it"
@@ -413,9 +449,13 @@ class Index:
         if not len(new):
             raise ValueError(f"all {len(collection.images)} pictures of {images} are in the index already")
         collection = collection.only(new.tolist())
+        if self.record["copies"]:
+            collection = collection.with_copies()
         part = _part(self.folder)
         _begin(part, self.model, collection, batch_size, resume)
-        pictures = _embed_images(part, self.model, collection, batch_size)
+        pictures = _embed_images(part, self.model, collection, batch_size, self.record["copies"])
+        for copy in part.glob(f"{COPIES}/*"):
+            copy.replace(self.folder / COPIES / copy.name)
         added = _new(pictures, collection.images)
         left_out = [*collection.left_out, *_failed(pictures, collection)]
         names = {item.name for item in left_out} | {item.id for item in collection.images}
@@ -455,6 +495,9 @@ class Index:
         gone = {captions[row]["id"] for row in set(range(len(captions))) - set(left["captions"])}
         shown = _without_captions(self._rows("images", left["images"]), captions, gone)
         self._publish({"images": [shown], "captions": [self._rows("captions", left["captions"])]}, self.left_out)
+        if self.record["copies"]:
+            for name in wanted & images.rows.keys():
+                (self.folder / images[images.rows[name]]["path"]).unlink(missing_ok=True)
         return type(self).open(self.folder, self._model, verify=False)
 
     def _claim(self) -> None:
@@ -525,19 +568,21 @@ def _begin(part: Path, model: Retriever, collection: Collection, batch_size: int
     write_json(part / _SETTINGS, settings)
 
 
-def _embed_images(part: Path, model: Retriever, collection: Collection, batch_size: int) -> Embedded:
+def _embed_images(
+    part: Path, model: Retriever, collection: Collection, batch_size: int, copy_pictures: bool
+) -> Embedded:
     number = len(collection.images)
 
     def batches(start: int) -> Iterator[Batch]:
         steps = [slice(start + some.start, start + some.stop) for some in chunks(number - start, batch_size)]
-        for batch, inputs in _steadily(part, collection.inputs(model, steps), "images", start, number):
+        for batch, inputs in _steadily(part, collection.inputs(model, steps, copies), "images", start, number):
             rows = range(batch.start, batch.stop)
             read = [given for given in inputs if not isinstance(given, str)]
             failures = [(row, given) for row, given in zip(rows, inputs, strict=True) if isinstance(given, str)]
             embeddings = model.encode_inputs(read) if read else np.empty((0, width), dtype=np.float32)
             yield Batch(batch.stop, embeddings, failures)
 
-    width = model.width
+    width, copies = model.width, part if copy_pictures else None
     embedded = embed(part / "images", width, number, batches)
     if not len(embedded.rows):
         raise ValueError(
@@ -640,15 +685,3 @@ def _without_captions(images: _Rows, captions: JsonLines, gone: set[str]) -> _Ro
             left.setdefault(item["image"], []).append(item["caption"])
     items = [{**item, "captions": left.get(item["id"], [])} for item in images.items]
     return images._replace(items=items)
-
-
-def _pixels(item: dict[str, Any]) -> Pixels:
-    """(H, W, 3) pixels of an image of an index."""
-    if item["path"] is None:
-        raise ValueError(f"re-ranking reads the pictures, and {item['id']!r} is no file: search without re-ranking")
-    try:
-        return decode(Path(item["path"]))
-    except ValueError as error:
-        raise ValueError(
-            f"re-ranking reads the pictures, and that of {item['id']!r} cannot be read: remove it from the index"
-        ) from error

@@ -53,11 +53,13 @@ def photos(model: Retriever, folder: Path, tmp_path_factory: pytest.TempPathFact
     return Index.build(model, tmp_path_factory.mktemp("index") / "photos.index", images=folder, batch_size=3)
 
 
-SIZES = ["--data.init_args.source.init_args.num_train=20", "--data.init_args.source.init_args.num_test=20"]
+SIZES = [f"--data.init_args.source.init_args.num_{split}=20" for split in ("train", "val", "test")]
 
 
 @pytest.fixture(scope="session")
 def scenes(model: Retriever, experiments: Path, tmp_path_factory: pytest.TempPathFactory) -> Index:
     """An index of images and captions, with graphs."""
     data = build_data(["--data", str(experiments / "data/scenes.yaml"), *SIZES])
-    return Index.build(model, tmp_path_factory.mktemp("index") / "scenes.index", data=data, approximate=True)
+    return Index.build(
+        model, tmp_path_factory.mktemp("index") / "scenes.index", data=data, approximate=True, copy_pictures=True
+    )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdr_lightning import Retriever
+from sdr_lightning import Retriever, load
 from sdr_lightning.cli.main import main
 from sdr_lightning.retrieval import Index, collection
 from sdr_lightning.retrieval.nearest import nearest
@@ -205,6 +205,23 @@ def test_removing_an_image_removes_its_captions(scenes: Index, tmp_path: Path) -
     assert left.search("a cone", approximate=True) == left.search("a cone")
 
 
+def test_copies_of_pictures_make_an_index_stand_alone(model: Retriever, folder: Path, tmp_path: Path) -> None:
+    some, index = tmp_path / "photos", tmp_path / "a.index"
+    shutil.copytree(folder, some)
+    (some / "p2.png").rename(tmp_path / "p2.png")
+    Index.build(model, index, images=some, copy_pictures=True)
+    (tmp_path / "p2.png").rename(some / "p2.png")
+    Index.open(index).add(some)
+    shutil.rmtree(some)
+    index = index.rename(tmp_path / "moved.index")
+    hits = Index.open(index, model).search("a cone", k=100, rerank=3)
+    assert hits[2].match is not None
+    assert sorted(Path(hit.path or "") for hit in hits) == sorted((index / "pictures").iterdir())
+    assert len(hits) == len(COLOURS)
+    left = Index.open(index).remove(["p2.png", "p0.png"])
+    assert len(list((index / "pictures").iterdir())) == len(left.galleries["images"]) == len(COLOURS) - 2
+
+
 def _use(**options: Any) -> Callable[[Index], Any]:
     return lambda index: index.search(**options)
 
@@ -291,13 +308,12 @@ def test_a_damaged_index_gives_one_line(
     assert re.search(complaint, message), message
 
 
-def test_an_index_is_not_opened_with_another_model(photos: Index, model: Retriever) -> None:
-    weights = next(model.encoder.image_projection.parameters())
+def test_an_index_is_not_opened_with_another_model(photos: Index, run: Path) -> None:
+    other = load(run)
     with torch.no_grad():
-        weights.add_(1)
-        with pytest.raises(ValueError, match=r"is an index of another model: .* the model given is"):
-            Index.open(photos.folder, model)
-        weights.sub_(1)
+        next(other.encoder.image_projection.parameters()).add_(1)
+    with pytest.raises(ValueError, match=r"is an index of another model: .* the model given is"):
+        Index.open(photos.folder, other)
 
 
 def test_from_the_command_line(run: Path, folder: Path, tmp_path: Path, capsys: Any) -> None:
@@ -306,7 +322,7 @@ def test_from_the_command_line(run: Path, folder: Path, tmp_path: Path, capsys: 
     assert main(build) == 0
     shown = capsys.readouterr().out
     assert "7 images and 0 captions in" in shown
-    assert "1 pictures cannot be read and are left out" in shown
+    assert "left out, because they cannot be read: 1 pictures" in shown
     assert "    deep/broken.jpg: cannot read" in shown
     assert main(build) == 2
     assert "exists already" in capsys.readouterr().err

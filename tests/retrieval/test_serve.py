@@ -58,7 +58,7 @@ def server(index: Index) -> Iterator[SearchServer]:
 
 @pytest.fixture
 def hasty(scenes: Index) -> Iterator[SearchServer]:
-    """A server without patience, of images that are no files."""
+    """A server without patience, of images and captions of a generated collection."""
     yield from running(SearchServer(scenes, port=0, limits=Limits(seconds=0.4, connections=3)))
 
 
@@ -255,11 +255,14 @@ def test_slow_and_too_many_clients_are_closed(hasty: SearchServer) -> None:
     assert ask(hasty, "/api/info")[0] == 200
 
 
-def test_images_that_are_no_files_have_no_picture(hasty: SearchServer) -> None:
+def test_images_and_captions_that_are_no_files_have_pictures(hasty: SearchServer, scenes: Index) -> None:
     hits = ask_json(hasty, "/api/search?q=a%20cube&in=both&k=30")["hits"]
     assert {hit["kind"] for hit in hits} == {"image", "caption"}
-    assert {hit["picture"] for hit in hits} == {None}
-    assert ask(hasty, f"/image/{quote(hits[0]['image'], safe='')}")[0] == 404
+    for hit in hits[:2]:
+        assert ask(hasty, hit["picture"])[0] == 200
+    name = scenes.galleries["images"].items[3]["id"]
+    found = ask_json(hasty, f"/api/search?like={quote(name, safe='')}&in=captions&k=3&rerank=3")
+    assert found["hits"][0]["match"] >= found["hits"][1]["match"]
 
 
 def test_a_hundred_clients_are_served_at_once(server: SearchServer) -> None:

@@ -167,7 +167,7 @@ class SearchServer(ThreadingHTTPServer):
         return True
 
     def _picture(self, row: int) -> bytes:
-        path = self.index.galleries["images"].items[row]["path"]
+        path = self.index.path(self.index.galleries["images"].items[row])
         if path is None:
             raise ValueError("this image is no file")
         with self._decoding:
