@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +23,7 @@ from sdr_lightning.data.table import Split
 from sdr_lightning.functional.search import chunks
 from sdr_lightning.metrics.cross_modal import centred
 from sdr_lightning.metrics.files import load_array
-from sdr_lightning.paths import check_folder, claim, read_json, write_json
+from sdr_lightning.paths import check_folder, claim, locked, read_json, write_json
 from sdr_lightning.retrieval.approximate import build_graph, library, nearest_by_graph, read_graph, recall_at_10
 from sdr_lightning.retrieval.collection import (
     COPIES,
@@ -434,34 +435,8 @@ class Index:
         Raises:
             ValueError: no new pictures, or another file has an id of the index.
         """
-        self._claim()
-        collection = picture_files(Path(images))
-        _check_model(self.model, collection)
-        known = self.galleries["images"].items
-        for item in collection.images:
-            row = known.rows.get(item.id)
-            if row is not None and not self.record["copies"] and known[row]["path"] != item.path:
-                raise ValueError(
-                    f"the index has an image {item.id!r} already, of the file {known[row]['path']}: rename the file, or "
-                    "name a folder above it"
-                )
-        new = np.array([row for row, item in enumerate(collection.images) if item.id not in known.rows], np.int64)
-        if not len(new):
-            raise ValueError(f"all {len(collection.images)} pictures of {images} are in the index already")
-        collection = collection.only(new.tolist())
-        if self.record["copies"]:
-            collection = collection.with_copies()
-        part = _part(self.folder)
-        _begin(part, self.model, collection, batch_size, resume)
-        pictures = _embed_images(part, self.model, collection, batch_size, self.record["copies"])
-        for copy in part.glob(f"{COPIES}/*"):
-            copy.replace(self.folder / COPIES / copy.name)
-        added = _new(pictures, collection.images)
-        left_out = [*collection.left_out, *_failed(pictures, collection)]
-        names = {item.name for item in left_out} | {item.id for item in collection.images}
-        left_out = [*(item for item in self.left_out if item.name not in names), *left_out]
-        self._publish({"images": [self._rows("images"), added], "captions": [self._rows("captions")]}, left_out)
-        shutil.rmtree(part)
+        with self._updating():
+            self._add(picture_files(Path(images)), batch_size, resume)
         return type(self).open(self.folder, self._model, verify=False)
 
     def remove(self, ids: Sequence[str]) -> Self:
@@ -476,9 +451,48 @@ class Index:
         Raises:
             ValueError: an id that is not in the index, or nothing would be left.
         """
-        self._claim()
+        with self._updating():
+            self._remove(set(ids))
+        return type(self).open(self.folder, self._model, verify=False)
+
+    @contextmanager
+    def _updating(self) -> Iterator[None]:
+        """Lock the index for an update, after an update of another process has ended."""
+        with locked(self.folder / ".lock", f"waiting for another process that updates {self.folder}"):
+            if read_record(self.folder) != self.record:
+                raise ValueError(f"{self.folder} was updated since it was opened: open it again")
+            yield
+
+    def _add(self, collection: Collection, batch_size: int, resume: bool) -> None:
+        _check_model(self.model, collection)
+        known = self.galleries["images"].items
+        for item in collection.images:
+            row = known.rows.get(item.id)
+            if row is not None and not self.record["copies"] and known[row]["path"] != item.path:
+                raise ValueError(
+                    f"the index has an image {item.id!r} already, of the file {known[row]['path']}: rename the file, or "
+                    "name a folder above it"
+                )
+        new = np.array([row for row, item in enumerate(collection.images) if item.id not in known.rows], np.int64)
+        if not len(new):
+            raise ValueError(f"all {len(collection.images)} pictures are in the index already")
+        collection = collection.only(new.tolist())
+        if self.record["copies"]:
+            collection = collection.with_copies()
+        part = _part(self.folder)
+        _begin(part, self.model, collection, batch_size, resume)
+        pictures = _embed_images(part, self.model, collection, batch_size, self.record["copies"])
+        for copy in part.glob(f"{COPIES}/*"):
+            copy.replace(self.folder / COPIES / copy.name)
+        added = _new(pictures, collection.images)
+        left_out = [*collection.left_out, *_failed(pictures, collection)]
+        names = {item.name for item in left_out} | {item.id for item in collection.images}
+        left_out = [*(item for item in self.left_out if item.name not in names), *left_out]
+        self._publish({"images": [self._rows("images"), added], "captions": [self._rows("captions")]}, left_out)
+        shutil.rmtree(part)
+
+    def _remove(self, wanted: set[str]) -> None:
         images, captions = (self.galleries[kind].items for kind in KINDS)
-        wanted = set(ids)
         unknown = sorted(wanted - images.rows.keys() - captions.rows.keys())
         if unknown:
             raise ValueError(f"{len(unknown)} ids are not in {self.folder}, first {unknown[0]!r}: nothing was removed")
@@ -498,13 +512,6 @@ class Index:
         if self.record["copies"]:
             for name in wanted & images.rows.keys():
                 (self.folder / images[images.rows[name]]["path"]).unlink(missing_ok=True)
-        return type(self).open(self.folder, self._model, verify=False)
-
-    def _claim(self) -> None:
-        """Claim the index for an update by this process."""
-        claim(self.folder)
-        if read_record(self.folder) != self.record:
-            raise ValueError(f"{self.folder} was updated since it was opened: open it again")
 
     def _rows(self, kind: Kind, rows: Sequence[int] | None = None) -> _Rows:
         gallery = self.galleries[kind]
@@ -585,6 +592,7 @@ def _embed_images(
     width, copies = model.width, part if copy_pictures else None
     embedded = embed(part / "images", width, number, batches)
     if not len(embedded.rows):
+        shutil.rmtree(part)
         raise ValueError(
             f"none of the {number} pictures can be read, first {collection.images[0].id!r}: {embedded.failures[0][1]}"
         )

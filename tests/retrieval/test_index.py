@@ -364,5 +364,6 @@ def test_a_folder_without_pictures_gives_one_line(model: Retriever, tmp_path: Pa
     (tmp_path / "a.jpg").write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of the 1 pictures can be read, first 'a.jpg'"):
         Index.build(model, tmp_path / "a.index", images=tmp_path)
+    assert not (tmp_path / "a.index.part").exists()
     with pytest.raises(ValueError, match="no folder at"):
         collection.picture_files(tmp_path / "none")
