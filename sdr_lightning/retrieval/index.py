@@ -123,7 +123,8 @@ class Gallery:
         """Subtract the mean of this modality from queries (Q, d) of it, and L2-normalise them."""
         shifted = queries.astype(np.float64) - self.mean
         norms = np.linalg.norm(shifted, axis=1, keepdims=True)
-        return (shifted / np.maximum(norms, 1e-12)).astype(np.float32)
+        result: Embeddings = (shifted / np.maximum(norms, 1e-12)).astype(np.float32)
+        return result
 
 
 class Index:
@@ -135,10 +136,10 @@ class Index:
         galleries: ``images`` and ``captions``.
         left_out: pictures that could not be read.
 
-    Example:
-        >>> index = Index.build("runs/mine", "my.index", images="photos")  # doctest: +SKIP
-        >>> index.search("a dog runs on the beach", k=3)[0].path  # doctest: +SKIP
-        '/data/photos/beach.jpg'
+    Example::
+
+        index = Index.build("runs/mine", "my.index", images="photos")
+        index.search("a dog runs on the beach", k=3)[0].path  # '/data/photos/beach.jpg'
     """
 
     def __init__(self, folder: Path, record: dict[str, Any], galleries: Mapping[Kind, Gallery]) -> None:
