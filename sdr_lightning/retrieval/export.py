@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,7 +18,7 @@ from sdr_lightning.encoders.fusion import FusionEncoder
 from sdr_lightning.encoders.image import TimmImageTower, TransformersImageTower
 from sdr_lightning.encoders.text import TransformersTextTower
 from sdr_lightning.encoders.transformer import model_config
-from sdr_lightning.paths import write_json
+from sdr_lightning.paths import write_json, write_text
 from sdr_lightning.retrieval.exported import CONFIGURATION, FORMAT, TOKENIZER, WEIGHTS
 from sdr_lightning.retrieval.retriever import Retriever
 
@@ -27,7 +27,7 @@ _PROVENANCE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", 
 _TRAINING_ONLY = {"compile": False, "activation_checkpointing": False}
 
 
-def export(model: Retriever, output: Path) -> None:
+def export(model: Retriever, output: Path, card: str = "", onnx: Callable[[Path], None] | None = None) -> None:
     """Write a model as a folder that :func:`~sdr_lightning.load` reads without anything else.
 
     The folder appears whole or not at all. All weights are in it, those of frozen towers too.
@@ -35,6 +35,8 @@ def export(model: Retriever, output: Path) -> None:
     Args:
         model: the model, from :func:`~sdr_lightning.load`.
         output: a new folder.
+        card: model card, ``README.md``; none if empty.
+        onnx: writes further files into the folder that it is given, ``onnx`` in the output.
 
     Raises:
         ValueError: ``output`` exists, or a model that was not loaded.
@@ -53,6 +55,11 @@ def export(model: Retriever, output: Path) -> None:
         save_file({name: value.detach().cpu().contiguous() for name, value in state.items()}, whole / WEIGHTS)
         model.preprocessing.tokenizer.tokenizer.save_pretrained(whole / TOKENIZER)
         write_json(whole / CONFIGURATION, configuration(model))
+        if card:
+            write_text(whole / "README.md", card)
+        if onnx is not None:
+            (whole / "onnx").mkdir()
+            onnx(whole / "onnx")
         shutil.move(whole, output)
 
 

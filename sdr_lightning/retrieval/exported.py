@@ -38,3 +38,32 @@ def downloaded(name: str) -> Path:
     if not is_exported(folder):
         raise ValueError(f"{name} on the hub was not written by sdr export: it has no {CONFIGURATION}")
     return folder
+
+
+def push(folder: Path, name: str, private: bool = False) -> str:
+    """Upload an exported model to the hub, with the hub's own client and login.
+
+    Args:
+        folder: folder of ``sdr export``.
+        name: USER/NAME; the repository is created if it does not exist.
+        private: make a new repository private.
+
+    Returns:
+        Address of the commit.
+
+    Raises:
+        ValueError: no exported model, or the hub refuses or cannot be reached.
+    """
+    import httpx
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    if not is_exported(folder):
+        raise ValueError(f"{folder} was not written by sdr export: it has no {CONFIGURATION}")
+    api = HfApi()
+    try:
+        api.create_repo(name, private=private, exist_ok=True)
+        done = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Model exported by sdr_lightning")
+    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError, httpx.HTTPError) as error:
+        raise ValueError(f"the hub did not take {name}: {' '.join(str(error).split())[:200]}") from error
+    return str(done.commit_url)

@@ -51,7 +51,7 @@ def load(source: str | Path, device: str | torch.device | None = None, precision
     if is_exported(path):
         return _exported(path, device, precision)
     if path.is_dir() or path.suffix == ".ckpt":
-        return _run(*_files(path), device, precision)
+        return _run(*run_files(path), device, precision)
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
         raise ValueError(
             f"no model at {source}: expected a run folder of sdr fit, a .ckpt in one, a folder of sdr export, or USER/NAME on "
@@ -60,8 +60,15 @@ def load(source: str | Path, device: str | torch.device | None = None, precision
     return _exported(downloaded(str(source)), device, precision)
 
 
-def _files(path: Path) -> tuple[Path, Path]:
-    """The configuration and the checkpoint of a run."""
+def run_files(path: Path) -> tuple[Path, Path]:
+    """Find the configuration and the checkpoint of a run.
+
+    Args:
+        path: the run folder, for its best epoch, or one of its checkpoints.
+
+    Raises:
+        ValueError: no run, or no checkpoint in it.
+    """
     folder = path.parent.parent if path.suffix == ".ckpt" else path
     if not (folder / "config.yaml").is_file():
         raise ValueError(
