@@ -42,10 +42,10 @@ def load(source: str | Path, device: str | torch.device | None = None, precision
     Raises:
         ValueError: nothing to load at ``source``, or files that do not fit.
 
-    Example:
-        >>> model = load("runs/mine")  # doctest: +SKIP
-        >>> model.encode_texts(["a dog runs on the beach"]).shape  # doctest: +SKIP
-        (1, 256)
+    Example::
+
+        model = load("runs/mine")
+        model.encode_texts(["a dog runs on the beach"])  # (1, d)
     """
     path = Path(source)
     if is_exported(path):

@@ -50,10 +50,10 @@ class Retriever:
         parts: configuration that encoder, method and preprocessing were built from, which :mod:`export
             <sdr_lightning.retrieval.export>` needs.
 
-    Example:
-        >>> model = load("runs/mine")  # doctest: +SKIP
-        >>> model.score(["beach.jpg"], ["a dog runs on the beach", "a red car"])  # doctest: +SKIP
-        array([[0.41, 0.07]], dtype=float32)
+    Example::
+
+        model = load("runs/mine")
+        model.score(["beach.jpg"], ["a dog runs on the beach", "a red car"])  # (1, 2)
     """
 
     def __init__(
@@ -257,6 +257,9 @@ def search(queries: Embeddings, gallery: Embeddings, k: int = 10) -> Hits:
 
     Raises:
         ValueError: k below 1, or embeddings of different widths.
+
+    >>> search(np.eye(2, dtype=np.float32), np.eye(2, dtype=np.float32)[::-1].copy(), 1).rows.tolist()
+    [[1], [0]]
     """
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
