@@ -1,9 +1,21 @@
-"""Image-text retrieval when one modality is poor: structure-aware distillation from unimodal teachers.
+"""Image-text retrieval when one modality is poor: training methods, studies, and use of trained models.
 
-The package is layered; a module imports only from its own layer or from layers to its left:
-
-``types`` → ``functional`` → ``losses`` | ``encoders`` | ``metrics`` → ``features`` → ``data`` → ``training``
-→ ``configure`` → ``reporting`` → ``study`` → ``cli``
+The package is layered; imports only go down, see docs/architecture.md. :func:`load` and what it returns are
+imported when they are first used, so that ``import sdr_lightning`` stays cheap.
 """
 
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sdr_lightning.retrieval import Index, Retriever, load
+
 __version__ = "0.1.0"
+__all__ = ["Index", "Retriever", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Index", "Retriever", "load"):
+        from sdr_lightning import retrieval
+
+        return getattr(retrieval, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -18,6 +18,7 @@ LAYERS = [
     {"training"},
     {"configure", "workers"},
     {"reporting"},
+    {"retrieval"},
     {"workers"},
     {"sweeps"},
     {"studies"},

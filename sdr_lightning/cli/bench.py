@@ -14,6 +14,7 @@ BENCHMARKS = {
     "training": "bench_training.py",
     "processes": "bench_processes.py",
     "detection": "bench_detection.py",
+    "search": "bench_search.py",
 }
 
 

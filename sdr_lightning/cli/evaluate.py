@@ -15,9 +15,12 @@ from rich.progress import Progress
 from rich.table import Table
 from torch import Tensor
 
+from sdr_lightning.configure import build_data
+from sdr_lightning.configure.arguments import split_options
 from sdr_lightning.data.annotations import read_annotations
 from sdr_lightning.data.table import SPLITS
 from sdr_lightning.functional.ranking import Ties
+from sdr_lightning.functional.search import chunks
 from sdr_lightning.metrics.evaluation import (
     Evaluation,
     checked_embeddings,
@@ -46,6 +49,8 @@ from sdr_lightning.metrics.structure import diagnostics, preserved
 from sdr_lightning.paths import check_output
 from sdr_lightning.reporting.evaluation_files import read_training
 from sdr_lightning.results.codec import to_json
+from sdr_lightning.retrieval import load
+from sdr_lightning.retrieval.collection import data_split
 from sdr_lightning.training.tracking.record import git, versions
 
 
@@ -55,20 +60,29 @@ def run(arguments: list[str]) -> int:
     Raises:
         ValueError: options are incompatible, or a file is missing, malformed or of other items.
     """
-    options = _parser().parse_args(arguments)
+    data_options, own = split_options(arguments, ("--data.",))
+    options = _parser().parse_args(own)
     if options.output is not None:
         _check_output(options)
     _check_options(options)
     training = None if options.training is None else to_json(read_training(options.training))
     notes: list[str] = []
-    embeddings = _embeddings(options, notes)
+    embeddings: tuple[Tensor, Tensor] | None
+    known, model = None, None
+    if options.model is not None:
+        embeddings, known, model = _embedded(options, data_options)
+    else:
+        embeddings = _embeddings(options, notes)
     scores = _scores(options)
     if embeddings is None and scores is None:
-        raise ValueError("there is nothing to evaluate: give --image-embeddings and --text-embeddings, or --scores")
+        raise ValueError(
+            "there is nothing to evaluate: give --model and --data, --image-embeddings and --text-embeddings, "
+            "or --scores"
+        )
     first = embeddings if embeddings is not None else scores
     assert first is not None
     sizes = (len(first[0]), len(first[1]))
-    pairing = _pairing(options, *sizes, notes)
+    pairing = known or _pairing(options, *sizes, notes)
     if embeddings is not None:
         embeddings = embeddings[0], pairing.by_image(embeddings[1]).to(options.device)
     if scores is not None:
@@ -91,6 +105,7 @@ def run(arguments: list[str]) -> int:
     meta = _meta(options, (sizes[0], len(queries)), pairing, relevance, normalised=embeddings is not None, notes=notes)
     if training is not None:
         meta["training"] = training
+    meta |= {"model": model} if model is not None else {}
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     _show(evaluation.metrics)
@@ -115,8 +130,11 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="sdr evaluate",
         description="Compute cross-modal retrieval metrics of any model and, with --relevance, NDCG of single-modal and mixed "
-        "retrieval. Arrays are numeric .npy files; embeddings are L2-normalised.",
+        "retrieval. Arrays are numeric .npy files; embeddings are L2-normalised. With --model and --data, a trained model embeds "
+        "a split; options such as --data.init_args.source.init_args.skip_missing true are then accepted.",
     )
+    parser.add_argument("--model", help="a trained model: run, checkpoint, exported folder or USER/NAME; needs --data")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="data configuration for --model")
     parser.add_argument("--image-embeddings", type=Path, metavar="NPY", help="(N, d)")
     parser.add_argument("--text-embeddings", type=Path, metavar="NPY", help="(C, d)")
     parser.add_argument(
@@ -125,7 +143,9 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--annotations", type=Path, metavar="JSON", help="images and captions of the rows, in this order"
     )
-    parser.add_argument("--split", choices=SPLITS, default="test", help="split of the annotations (default: test)")
+    parser.add_argument(
+        "--split", choices=SPLITS, default="test", help="split of the annotations or the data (default: test)"
+    )
     parser.add_argument(
         "--caption-order",
         choices=["image", "file"],
@@ -198,11 +218,19 @@ def _check_output(options: Namespace) -> None:
 
 def _check_options(options: Namespace) -> None:
     """Check that options are compatible and have an effect."""
-    has_embeddings = options.image_embeddings is not None or options.text_embeddings is not None
+    if (options.model is None) != (options.data is None):
+        raise ValueError("--model and --data go together: a trained model, and the data whose split it is evaluated on")
+    own = ("image_embeddings", "text_embeddings", "scores", "annotations", "captions_per_image", "text_to_image")
+    others = [f"--{name.replace('_', '-')}" for name in own if getattr(options, name) is not None]
+    if options.model is not None and others:
+        raise ValueError(f"--model computes what {others[0]} gives: leave one of them out")
+    has_embeddings = any(
+        part is not None for part in (options.model, options.image_embeddings, options.text_embeddings)
+    )
     if options.scores is not None and has_embeddings and options.protocol == "clean":
         raise ValueError("protocol clean evaluates embeddings or scores, got both: leave out one, or --protocol paper")
     if options.protocol == "paper" and not has_embeddings:
-        raise ValueError("protocol paper needs --image-embeddings and --text-embeddings, with or without --scores")
+        raise ValueError("protocol paper needs --image-embeddings and --text-embeddings, or --model")
     if options.protocol == "paper" and (options.folds is not None or options.siblings != "keep"):
         raise ValueError("protocol paper does not support --folds or --siblings: leave them out")
     if options.folds is not None and not has_embeddings:
@@ -216,9 +244,37 @@ def _check_options(options: Namespace) -> None:
 
 
 def _inputs(options: Namespace) -> list[Path]:
-    files = [options.image_embeddings, options.text_embeddings, options.annotations, options.text_to_image]
+    files = [
+        options.data,
+        options.image_embeddings,
+        options.text_embeddings,
+        options.annotations,
+        options.text_to_image,
+    ]
     files += [options.image_teacher, options.text_teacher, *(options.scores or [])]
     return [path for path in files if path is not None]
+
+
+def _embedded(
+    options: Namespace, data_options: Sequence[str]
+) -> tuple[tuple[Tensor, Tensor], _Pairing, dict[str, str]]:
+    """Embed a split by a trained model; with the pairing, and the model for the record."""
+    model = load(options.model, options.device)
+    if model.method is not None:
+        raise ValueError("this model scores by a similarity of its own: evaluate it with sdr test")
+    collection = data_split(build_data(["--data", str(options.data), *data_options]), options.split)
+    parts = []
+    for _, inputs in collection.inputs(model, chunks(len(collection.images), 64)):
+        unreadable = next((given for given in inputs if isinstance(given, str)), None)
+        if unreadable is not None:
+            raise ValueError(unreadable)
+        parts.append(torch.from_numpy(model.encode_inputs([given for given in inputs if isinstance(given, Tensor)])))
+    texts = torch.from_numpy(model.encode_texts([item.caption for item in collection.captions]))
+    rows = {item.id: row for row, item in enumerate(collection.images)}
+    index = torch.tensor([rows[item.image] for item in collection.captions])
+    pairing = _Pairing(index, [item.id for item in collection.captions], [item.id for item in collection.images])
+    record = {"source": str(options.model), "fingerprint": model.fingerprint()}
+    return (torch.cat(parts).to(options.device), texts), pairing, record
 
 
 def _embeddings(options: Namespace, notes: list[str]) -> tuple[Tensor, Tensor] | None:
@@ -372,7 +428,7 @@ def _meta(
 ) -> dict[str, Any]:
     return {
         "protocol": options.protocol,
-        "split": options.split if options.annotations is not None else None,
+        "split": options.split if options.annotations is not None or options.model is not None else None,
         "caption_order": (options.caption_order or "image") if options.annotations is not None else None,
         "images": sizes[0],
         "texts": sizes[1],

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from difflib import get_close_matches
+from importlib import import_module
 
 from sdr_lightning import __version__
 
@@ -19,10 +19,20 @@ Training and evaluation (every key of a YAML file is also an option; COMMAND --h
   sdr test      --config FILE --ckpt_path FILE             compute all metrics on the test split
   sdr evaluate  --image-embeddings NPY --text-embeddings NPY --annotations FILE --output metrics.json
                                                            compute all metrics of any model from embeddings or scores
+  sdr evaluate --model MODEL --data FILE                   compute all metrics of a trained model on a test split
   sdr relevance --annotations FILE --output NPY            compute graded relevance of captions and images (ROUGE-L)
   sdr extract   --config FILE --teacher FILE --output FILE write the features of a teacher
   sdr import-checkpoint FILE --from public-sdr --config FILE --output FILE
                                                            convert weights of the authors' public code
+
+Use of a trained model:
+  sdr index MODEL --images FOLDER | --data FILE --output INDEX
+                                                           embed pictures and captions to search in; resumes if interrupted
+  sdr index INDEX --add FOLDER | --remove ID ...           update an index
+  sdr search INDEX "words" | --image FILE                  search in images, captions or both
+  sdr serve INDEX [--port PORT]                            search on a page, and through a JSON interface
+  sdr export    RUN --output DIR [--format onnx]           write a folder that stands alone: weights, tokenizer, model card
+  sdr push      DIR USER/NAME                              upload such a folder to the hub
 
 Data and corruption:
   sdr data check   --data FILE                             check a data set for errors
@@ -37,7 +47,7 @@ Studies:
   sdr report    FOLDER                                     write the report of a study or sweep, or the curves of a run
   sdr report    metrics.json metrics.json ...              compare evaluations, with confidence intervals
   sdr report    FOLDER FOLDER ... --output FOLDER          write the leaderboard of several studies, and of evaluations
-  sdr bench     evaluate | data | losses | training | processes | detection
+  sdr bench     evaluate | data | losses | training | processes | detection | search
                                                            measure the speed claims on this machine
 
   sdr --version | --help
@@ -60,18 +70,16 @@ def main(arguments: list[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"sdr_lightning {__version__}")
         return 0
-    command = COMMANDS.get(arguments[0])
-    if command is None:
+    if arguments[0] not in COMMANDS:
         near = get_close_matches(arguments[0], COMMANDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         print(f"sdr: unknown command {arguments[0]!r}{hint} (commands: {', '.join(COMMANDS)})", file=sys.stderr)
         return 2
-    return _guarded(command, arguments)
-
-
-def _guarded(command: Callable[[list[str]], int], arguments: list[str]) -> int:
     try:
-        return command(arguments)
+        if arguments[0] in _LIGHTNING:
+            return _lightning(arguments)
+        module = import_module(f"sdr_lightning.cli.{arguments[0].replace('-', '_')}")
+        return int(module.run(arguments[1:]))
     except KeyboardInterrupt:
         print("sdr: interrupted", file=sys.stderr)
         return 130
@@ -101,85 +109,9 @@ def _lightning(arguments: list[str]) -> int:
     return 0
 
 
-def _extract(arguments: list[str]) -> int:
-    from sdr_lightning.cli.extract import run
-
-    return run(arguments[1:])
-
-
-def _evaluate(arguments: list[str]) -> int:
-    from sdr_lightning.cli.evaluate import run
-
-    return run(arguments[1:])
-
-
-def _relevance(arguments: list[str]) -> int:
-    from sdr_lightning.cli.relevance import run
-
-    return run(arguments[1:])
-
-
-def _bench(arguments: list[str]) -> int:
-    from sdr_lightning.cli.bench import run
-
-    return run(arguments[1:])
-
-
-def _import_checkpoint(arguments: list[str]) -> int:
-    from sdr_lightning.cli.import_checkpoint import run
-
-    return run(arguments[1:])
-
-
-def _data(arguments: list[str]) -> int:
-    from sdr_lightning.cli.data import run
-
-    return run(arguments[1:])
-
-
-def _noise(arguments: list[str]) -> int:
-    from sdr_lightning.cli.noise import run
-
-    return run(arguments[1:])
-
-
-def _reproduce(arguments: list[str]) -> int:
-    from sdr_lightning.cli.reproduce import run
-
-    return run(arguments[1:])
-
-
-def _sweep(arguments: list[str]) -> int:
-    from sdr_lightning.cli.sweep import run
-
-    return run(arguments[1:])
-
-
-def _runs(arguments: list[str]) -> int:
-    from sdr_lightning.cli.runs import run
-
-    return run(arguments[1:])
-
-
-def _report(arguments: list[str]) -> int:
-    from sdr_lightning.cli.report import run
-
-    return run(arguments[1:])
-
-
-COMMANDS: dict[str, Callable[[list[str]], int]] = {
-    "fit": _lightning,
-    "validate": _lightning,
-    "test": _lightning,
-    "extract": _extract,
-    "evaluate": _evaluate,
-    "relevance": _relevance,
-    "bench": _bench,
-    "import-checkpoint": _import_checkpoint,
-    "data": _data,
-    "noise": _noise,
-    "reproduce": _reproduce,
-    "sweep": _sweep,
-    "runs": _runs,
-    "report": _report,
-}
+COMMANDS = (
+    *("fit", "validate", "test", "evaluate", "relevance", "extract", "import-checkpoint", "export", "push"),
+    *("index", "search", "serve"),
+    *("data", "noise", "reproduce", "sweep", "runs", "report", "bench"),
+)
+_LIGHTNING = ("fit", "validate", "test")

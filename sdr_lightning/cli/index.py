@@ -1,0 +1,104 @@
+"""``sdr index``: build an index of pictures and captions, and update it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+from sdr_lightning.configure import build_data
+from sdr_lightning.configure.arguments import split_options
+from sdr_lightning.data.table import SPLITS
+from sdr_lightning.retrieval import Index, load
+from sdr_lightning.retrieval.index import KINDS
+from sdr_lightning.training.checkpoints.interruption import exit_when_stopped, stopped_by_signals
+
+_SHOWN = 5  # pictures left out that are named
+
+
+def run(arguments: list[str]) -> int:
+    """Build or update an index; return the exit status. See ``sdr index --help``.
+
+    Raises:
+        ValueError: options are incompatible, or the input cannot be used.
+    """
+    rest, own = split_options(arguments, ("--data.",))
+    options = _parser().parse_args(own)
+    _check(options, rest)
+    with exit_when_stopped(), stopped_by_signals():
+        if options.remove is not None:
+            index = Index.open(options.source).remove(options.remove)
+        elif options.add is not None:
+            index = Index.open(options.source).add(options.add, options.batch_size, options.resume)
+        else:
+            index = Index.build(
+                load(options.source, options.device),
+                options.output,
+                images=options.images,
+                data=None if options.data is None else build_data(["--data", str(options.data), *rest]),
+                split=options.split,
+                batch_size=options.batch_size,
+                resume=options.resume,
+                approximate=options.approximate,
+                copy_pictures=options.copy_pictures,
+            )
+    _show(index)
+    return 0
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="sdr index",
+        description="Embed pictures and captions by a trained model, to be searched by sdr search and sdr serve. Options of the "
+        "data, such as --data.init_args.source.init_args.skip_missing true, are also accepted.",
+    )
+    parser.add_argument(
+        "source", metavar="MODEL|INDEX", help="run, checkpoint or exported model; with --add and --remove, an index"
+    )
+    parser.add_argument("--images", type=Path, metavar="FOLDER", help="pictures to index, sub-folders included")
+    parser.add_argument("--data", type=Path, metavar="FILE", help="data configuration: images and captions to index")
+    parser.add_argument("--split", choices=SPLITS, default="test", help="split of the data (default: test)")
+    parser.add_argument("--output", type=Path, metavar="INDEX", help="new folder")
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted build")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time (default: 64)")
+    parser.add_argument("--device", help="device to compute on (default: a GPU if there is one)")
+    parser.add_argument(
+        "--approximate", action="store_true", help="also build a graph for approximate search, by the package faiss"
+    )
+    parser.add_argument(
+        "--copy-pictures",
+        action="store_true",
+        help="keep small copies of the pictures in the index, for re-ranking and the page",
+    )
+    parser.add_argument("--add", type=Path, metavar="FOLDER", help="add the new pictures of a folder to an index")
+    parser.add_argument("--remove", nargs="+", metavar="ID", help="remove images or captions from an index")
+    return parser
+
+
+def _check(options: Namespace, rest: list[str]) -> None:
+    """Check that options are compatible and have an effect."""
+    update = [f"--{name}" for name in ("add", "remove") if getattr(options, name) is not None]
+    build = [f"--{name}" for name in ("images", "data", "output", "device") if getattr(options, name) is not None]
+    build += [f"--{name}" for name in ("approximate", "copy-pictures") if getattr(options, name.replace("-", "_"))]
+    if len(update) > 1 or (update and build):
+        raise ValueError(f"{' and '.join([*update, *build])} do not go together: build an index, add to it, or remove")
+    if update == ["--remove"] and options.resume:
+        raise ValueError("--resume continues a build or --add, not --remove: leave it out")
+    if not update and ((options.images is None) == (options.data is None) or options.output is None):
+        raise ValueError(
+            "to build an index give --output and one of --images and --data; to update one, --add or --remove"
+        )
+    if options.data is None and (options.split != "test" or rest):
+        raise ValueError(f"{(rest or ['--split'])[0]} is an option of --data, which is not given")
+
+
+def _show(index: Index) -> None:
+    numbers = " and ".join(f"{len(index.galleries[kind]):,} {kind}" for kind in KINDS)
+    print(f"{numbers} in {index.folder} ({index.record['model']['width']} dimensions)")
+    for kind in KINDS:
+        recall = index.record[kind].get("graph_recall_at_10")
+        if recall is not None:
+            print(f"approximate search in {kind}: recall@10 against exact search {recall:.1f} %")
+    if index.left_out:
+        print(f"left out, because they cannot be read: {len(index.left_out):,} pictures (all are listed in index.json)")
+        for item in index.left_out[:_SHOWN]:
+            print(f"    {item.name}: {item.reason}")
