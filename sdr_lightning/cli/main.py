@@ -11,7 +11,7 @@ from sdr_lightning import __version__
 
 HELP = """usage: sdr COMMAND [options]
 
-Image-text retrieval with corrupted training data: structure-aware distillation from unimodal teachers.
+Image-text retrieval when one modality is poor: train, compare methods, clean pairs, search.
 
 Training and evaluation (every key of a YAML file is also an option; COMMAND --help lists them):
   sdr fit       --config FILE [--run_dir DIR]              train a student or a teacher
@@ -19,18 +19,18 @@ Training and evaluation (every key of a YAML file is also an option; COMMAND --h
   sdr test      --config FILE --ckpt_path FILE             compute all metrics on the test split
   sdr evaluate  --image-embeddings NPY --text-embeddings NPY --annotations FILE --output metrics.json
                                                            compute all metrics of any model from embeddings or scores
-  sdr evaluate --model MODEL --data FILE                   compute all metrics of a trained model on a test split
+  sdr evaluate  --model MODEL --data FILE                  compute all metrics of a trained model on a test split
   sdr relevance --annotations FILE --output NPY            compute graded relevance of captions and images (ROUGE-L)
   sdr extract   --config FILE --teacher FILE --output FILE write the features of a teacher
   sdr import-checkpoint FILE --from public-sdr --config FILE --output FILE
                                                            convert weights of the authors' public code
 
 Use of a trained model:
-  sdr index MODEL --images FOLDER | --data FILE --output INDEX
-                                                           embed pictures and captions to search in; resumes if interrupted
-  sdr index INDEX --add FOLDER | --remove ID ...           update an index
-  sdr search INDEX "words" | --image FILE                  search in images, captions or both
-  sdr serve INDEX [--port PORT]                            search on a page, and through a JSON interface
+  sdr index     MODEL --images FOLDER | --data FILE --output INDEX
+                                                           embed images and captions to search in; resumes if interrupted
+  sdr index     INDEX --add FOLDER | --remove ID ...       update an index
+  sdr search    INDEX "words" | --image FILE               search in images, captions or both
+  sdr serve     INDEX [--port PORT]                        search on a page, and through a JSON interface
   sdr export    RUN --output DIR [--format onnx]           write a folder that stands alone: weights, tokenizer, model card
   sdr push      DIR USER/NAME                              upload such a folder to the hub
 
