@@ -17,7 +17,7 @@ LAYERS = [
     {"data"},
     {"training"},
     {"configure", "workers"},
-    {"reporting", "retrieval"},
+    {"reporting", "retrieval", "cleaning"},
     {"workers"},
     {"sweeps"},
     {"studies"},

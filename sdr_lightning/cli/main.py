@@ -27,6 +27,7 @@ Training and evaluation (every key of a YAML file is also an option; COMMAND --h
 Data and corruption:
   sdr data check   --data FILE                             check a data set for errors
   sdr data prepare --data FILE                             cache decoded images and tokens; resumes if interrupted
+  sdr clean     --data FILE --output FOLDER                find wrong pairs, duplicates, leakage and empty captions
   sdr noise make   --data FILE --kind KIND --ratio R ...   choose the items of a corruption, and write them to a file
   sdr noise show   FILE                                    describe a noise table or a published index
 
@@ -136,6 +137,12 @@ def _data(arguments: list[str]) -> int:
     return run(arguments[1:])
 
 
+def _clean(arguments: list[str]) -> int:
+    from sdr_lightning.cli.clean import run
+
+    return run(arguments[1:])
+
+
 def _noise(arguments: list[str]) -> int:
     from sdr_lightning.cli.noise import run
 
@@ -176,6 +183,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "bench": _bench,
     "import-checkpoint": _import_checkpoint,
     "data": _data,
+    "clean": _clean,
     "noise": _noise,
     "reproduce": _reproduce,
     "sweep": _sweep,
