@@ -7,7 +7,7 @@
 --image and --text are banks of the training split, or configurations of teachers, whose features are computed once and cached.
 Prints a markdown table: mean over noise seeds (range). AUC: area under the ROC curve of the score against the truth. Share:
 estimated share of wrong pairs. Precision: share of truly wrong pairs among the most suspicious ones, as many as the estimated
-share says (as many as are truly wrong, for LEMoN, which estimates no share). ECE: expected calibration error of the probabilities,
+share says; for LEMoN, which estimates none, as many as are truly wrong. ECE: expected calibration error of the probabilities,
 ten bins. LEMoN's joint space is the text space, into which held-out regressions map the images; its parameters are the fixed
 ones of the paper.
 """
@@ -139,10 +139,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the noise")
     parser.add_argument("--detectors", nargs="+", default=list(DETECTORS), choices=list(DETECTORS))
     options, more = parser.parse_known_args()
-    print(
-        "| imbalance | ratio | detector | AUC | share | precision | ECE | seconds |\n|---|---|---|---|---|---|---|---|",
-        flush=True,
-    )
+    print("| imbalance | ratio | detector | AUC | share | precision | ECE | seconds |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     for description, ratio, seeds in conditions(options):
         trainings = []
         for imbalances in seeds:

@@ -93,7 +93,8 @@ def sentences(found: Cleaned, summary: Mapping[str, Any]) -> list[str]:
         second = "No probability is given, and no pair is counted as mismatched."
     else:
         low, high = (f"{100 * end:.1f}" for end in found.interval)
-        first = f"Of {judged} of {images}, an estimated {100 * found.share:.1f} % are mismatched (95 % interval {low} to {high} %)."
+        estimate = f"an estimated {100 * found.share:.1f} % are mismatched (95 % interval {low} to {high} %)"
+        first = f"Of {judged} of {images}, {estimate}."
         precision = summary["expected_precision"]
         sure = "" if precision is None else f", of which {100 * precision:.0f} % are expected to be wrong"
         second = (

