@@ -40,6 +40,10 @@ REMOVABLE: dict[Removable, tuple[str, ...]] = {
 """What ``kept.csv`` can do without, with the flags that it stands for. Empty captions are never kept."""
 WORST = 60
 """Pairs with a suggested caption, at least."""
+DISAGREEMENT = (
+    "the teachers agree no more on these pairs than on shuffled ones, so no pair can be judged: give other teachers or "
+    "more pairs"
+)
 EVEN = 0.5
 _DIGITS = 4  # of probabilities
 
@@ -202,10 +206,7 @@ def clean(
     )  # fmt: skip
 
 
-DISAGREEMENT = (
-    "the teachers agree no more on these pairs than on shuffled ones, so no pair can be judged: give other teachers or "
-    "more pairs"
-)def automatic_threshold(mismatch: NDArray[np.float64], share: float) -> float:
+def automatic_threshold(mismatch: NDArray[np.float64], share: float) -> float:
     """Return the probability from which as many pairs are mismatched as are estimated to be wrong; at least 0.5.
 
     >>> automatic_threshold(np.array([0.9, 0.1, 0.8, 0.7, 0.0]), 0.4)
