@@ -68,9 +68,9 @@ def fit_data(data: RetrievalDataModule, image: TeacherChoice, text: TeacherChoic
     Raises:
         ValueError: the collection has precomputed features, and no teacher of them is given; a package is not installed.
     """
-    features = data.source.images(data.source.splits[0]).are_features
+    pictures = data.source.images(data.source.splits[0])
     if image.is_default:
-        if features:
+        if pictures.are_features:
             raise ValueError(
                 "this collection has precomputed features, which the default image teacher cannot read: give "
                 "--image-teacher (experiments/teachers/precomputed.yaml) or --image-bank"
@@ -78,9 +78,7 @@ def fit_data(data: RetrievalDataModule, image: TeacherChoice, text: TeacherChoic
         _check_installed("image", _IMAGE_WEIGHTS)
         data.image_size = IMAGE_SIZE
         if data.cached_size is not None and data.cached_size < IMAGE_SIZE:
-            data.cached_size = None
-    elif data.image_size is None and not features:
-        data.image_size = IMAGE_SIZE
+            data.cached_size = IMAGE_SIZE if pictures.one_after_another else None  # a stream is read through its cache
     if text.is_default:
         _check_installed("text", _TEXT_WEIGHTS)
         own = data.tokenizer
