@@ -62,8 +62,7 @@ def duplicate_groups(
     Raises:
         ValueError: ``near`` is out of range.
     """
-    if not 0 < near <= 1:
-        raise ValueError(f"the cosine of near duplicates must be in (0, 1], got {near}")
+    check_cosine(near)
     places = [(split, row) for split, rows in features.items() for row in range(len(rows))]
     unit = normalize(torch.cat(list(features.values())).float(), dim=1)
     found = top_k(unit, unit, _NEIGHBOURS + 1, advance=advance)
@@ -77,6 +76,12 @@ def duplicate_groups(
     together = [[places[row] for row in rows] for rows in groups.values() if len(rows) > 1]
     hashed = [tuple(Member(split, row, _digest(picture(split, row))) for split, row in rows) for rows in together]
     return sorted(hashed, key=lambda group: (-len(group), group[0].row))
+
+
+def check_cosine(near: float) -> None:
+    """Raise a ValueError unless the cosine of near duplicates is in (0, 1]."""
+    if not 0 < near <= 1:
+        raise ValueError(f"the cosine of near duplicates must be in (0, 1], got {near}")
 
 
 class ImageFlags(NamedTuple):

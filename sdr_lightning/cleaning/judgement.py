@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from torch import Tensor
 
 from sdr_lightning.cleaning.captions import EMPTY, FLAWS, flaws, normalised
-from sdr_lightning.cleaning.duplicates import NEAR_COSINE, Group, duplicate_groups, image_flags
+from sdr_lightning.cleaning.duplicates import NEAR_COSINE, Group, check_cosine, duplicate_groups, image_flags
 from sdr_lightning.cleaning.suggestions import suggested_captions
 from sdr_lightning.cleaning.teachers import TeacherChoice, fit_data, split_features
 from sdr_lightning.data.id_list import read_ids
@@ -162,6 +162,7 @@ def clean(
     """
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"the threshold is a probability in [0, 1], or auto; got {threshold}")
+    check_cosine(near)
     steps = _Steps(console)
     parts = data.train_on if split == "train" else (split,)
     empty = _empty_captions(data, parts)
