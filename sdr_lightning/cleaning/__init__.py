@@ -1,4 +1,4 @@
-"""Cleaning of image-text pairs: mismatches, duplicates, leakage between splits, and captions that say nothing."""
+"""Cleaning of image-text pairs: mismatches, duplicates, leakage between splits, and captions that say little or nothing."""
 
 from sdr_lightning.cleaning.judgement import Cleaned, clean
 from sdr_lightning.cleaning.output import write_folder

@@ -1,4 +1,4 @@
-"""Captions that say nothing, found by their words alone."""
+"""Captions that say little or nothing, found by their words alone."""
 
 from __future__ import annotations
 

@@ -38,13 +38,11 @@ REMOVABLE: dict[Removable, tuple[str, ...]] = {
     "uninformative": tuple(FLAWS),
 }
 """What ``kept.csv`` can do without, with the flags that it stands for. Empty captions are never kept."""
-WORST = 60
-"""Pairs with a suggested caption, at least."""
 DISAGREEMENT = (
     "the teachers agree no more on these pairs than on shuffled ones, so no pair can be judged: give other teachers or "
     "more pairs"
 )
-EVEN = 0.5
+EVEN = 0.5  # probability from which a pair is more likely wrong than right
 _DIGITS = 4  # of probabilities
 
 
@@ -76,7 +74,8 @@ class Cleaned:
         share: estimated share of wrong pairs; NaN where the teachers do not agree.
         interval: its 95 % interval.
         threshold: probability from which a pair counts as mismatched.
-        suggestions: row of the suggested caption, by row of the pair.
+        suggestions: row of the suggested caption, by row of the pair, for pairs that are more likely wrong than right or above the
+            threshold.
         flags: C lists of flags.
         empty: the empty captions.
         groups: exact and near duplicates among the images of all splits in ``compared``.
@@ -183,7 +182,7 @@ def clean(
     order = np.lexsort((np.arange(len(mismatch)), found.score.numpy(), -np.nan_to_num(mismatch)))
     threshold = automatic_threshold(mismatch, found.share) if threshold is None else threshold
     steps.begin("suggested captions")
-    suspects = order[: max(WORST, int((mismatch >= min(threshold, EVEN)).sum()))] if _agree(found) else order[:0]
+    suspects = order[: int((mismatch >= min(threshold, EVEN)).sum())]
     with steps.progress("cosines") as advance:
         suggestions = _suggestions(images[split], texts, index, suspects, advance)
     steps.begin("duplicate images")

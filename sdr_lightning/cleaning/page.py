@@ -104,7 +104,7 @@ def sentences(found: Cleaned, summary: Mapping[str, Any]) -> list[str]:
     others = [split for split in found.compared if split != found.split]
     into = f", {leaked:,} are also in {' or '.join(others)}" if others else ""
     silent = sum(found.count(flaw) for flaw in FLAWS)
-    third = f"{doubled:,} images have an exact or near duplicate in {found.split}{into}, and {silent:,} captions say nothing."
+    third = f"{doubled:,} images have an exact or near duplicate in {found.split}{into}, and {silent:,} captions say little or nothing."
     return [first, second, third]
 
 
@@ -181,7 +181,7 @@ def _spread(group: Group) -> list[Member]:
 
 
 def _captions(found: Cleaned) -> list[tuple[str, str, str, str]]:
-    """(id, image, caption, what is wrong) of captions that say nothing."""
+    """(id, image, caption, what is wrong) of captions that say little or nothing."""
     rows = [(empty.caption_id, empty.image_id, "", EMPTY) for empty in found.empty]
     for row, flags in enumerate(found.flags):
         for flag in flags:

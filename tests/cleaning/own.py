@@ -1,4 +1,4 @@
-"""A user's table with mismatched captions, duplicates, leakage and captions that say nothing."""
+"""A user's table with mismatched captions, duplicates, leakage and captions that say little or nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Captions that say nothing."""
+"""Captions that say little or nothing."""
 
 import numpy as np
 import pytest
