@@ -74,8 +74,8 @@ class Cleaned:
         share: estimated share of wrong pairs; NaN where the teachers do not agree.
         interval: its 95 % interval.
         threshold: probability from which a pair counts as mismatched.
-        suggestions: row of the suggested caption, by row of the pair, for pairs that are more likely wrong than right or above the
-            threshold.
+        suggestions: row of the suggested caption, by row of the pair; for pairs from the threshold, and for those that are more
+            likely wrong than right.
         flags: C lists of flags.
         empty: the empty captions.
         groups: exact and near duplicates among the images of all splits in ``compared``.

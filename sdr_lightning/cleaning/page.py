@@ -104,7 +104,8 @@ def sentences(found: Cleaned, summary: Mapping[str, Any]) -> list[str]:
     others = [split for split in found.compared if split != found.split]
     into = f", {leaked:,} are also in {' or '.join(others)}" if others else ""
     silent = sum(found.count(flaw) for flaw in FLAWS)
-    third = f"{doubled:,} images have an exact or near duplicate in {found.split}{into}, and {silent:,} captions say little or nothing."
+    doubles = f"{doubled:,} images have an exact or near duplicate in {found.split}{into}"
+    third = f"{doubles}, and {silent:,} captions say little or nothing."
     return [first, second, third]
 
 

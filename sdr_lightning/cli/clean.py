@@ -38,8 +38,8 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="sdr clean",
         description="Estimate for each image-caption pair the probability that it is wrong, and find duplicates, images that "
-        "are in two splits, and captions that say little or nothing. No file of the data is changed. Wrong captions that resemble the "
-        "right ones are hardly found: see docs/clean.md. Options of the data, such as "
+        "are in two splits, and captions that say little or nothing. No file of the data is changed. Wrong captions that "
+        "resemble the right ones are hardly found: see docs/clean.md. Options of the data, such as "
         "--data.init_args.source.init_args.skip_missing true, are also accepted; --data.help lists them.",
     )
     parser.add_argument("--data", required=True, metavar="FILE", help="data configuration")
