@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -41,6 +41,16 @@ def normalised(caption: str) -> str:
     True
     """
     return " ".join(_words(caption))
+
+
+def num_shared(captions: Iterable[str], others: Iterable[str]) -> int:
+    """Return how many captions have the words of one of the others.
+
+    >>> num_shared(["A dog.", "a dog", "a cat"], ["a dog!"])
+    2
+    """
+    known = {normalised(other) for other in others}
+    return sum(normalised(caption) in known for caption in captions)
 
 
 def flaws(captions: Sequence[str], caption_image: NDArray[np.int64], image_ids: Sequence[str]) -> list[str]:

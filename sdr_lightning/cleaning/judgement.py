@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from sdr_lightning.cleaning.captions import EMPTY, FLAWS, flaws, normalised
+from sdr_lightning.cleaning.captions import EMPTY, FLAWS, flaws, normalised, num_shared
 from sdr_lightning.cleaning.duplicates import NEAR_COSINE, Group, check_cosine, duplicate_groups, image_flags
 from sdr_lightning.cleaning.suggestions import suggested_captions
 from sdr_lightning.cleaning.teachers import TeacherChoice, fit_data, split_features
@@ -81,6 +81,7 @@ class Cleaned:
         groups: exact and near duplicates among the images of all splits in ``compared``.
         compared: splits whose images were compared.
         near: cosine from which images were near duplicates.
+        shared: number of captions whose words are a caption of another split as well.
         removed: what ``kept.csv`` does without.
         notes: remarks for the user, one sentence each.
     """
@@ -100,6 +101,7 @@ class Cleaned:
     groups: Sequence[Group]
     compared: Sequence[Split]
     near: float
+    shared: int
     removed: Sequence[Removable]
     notes: Sequence[str] = field(default_factory=tuple)
 
@@ -197,12 +199,13 @@ def clean(
             f"{in_groups:,} of {len(table.image_ids):,} images have a near duplicate at a cosine of {near:g}: raise "
             "--near-duplicates for this image teacher"
         )
+    shared = num_shared(table.captions, (caption for name in others for caption in data.table(name).captions))
     flags = _flags(table, mismatch >= threshold, image_flags(groups, split), _digests(groups, split))
     unknown = float("nan")
     share, interval = (found.share, found.interval) if _agree(found) else (unknown, (unknown, unknown))
     return Cleaned(
         data, split, table, level, mismatch, order, share, interval, threshold, suggestions, flags, empty, groups,
-        list(images), near, remove, notes,
+        list(images), near, shared, remove, notes,
     )  # fmt: skip
 
 

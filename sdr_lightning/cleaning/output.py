@@ -88,6 +88,7 @@ def summarised(found: Cleaned, options: Sequence[str] | None) -> dict[str, Any]:
         "flags": {flag: found.count(flag) for flag in flags} | ({EMPTY: len(found.empty)} if found.empty else {}),
         "near_duplicates_from_cosine": found.near,
         "groups_of_duplicates": len(found.groups),
+        "captions_in_other_splits": found.shared,
         "images_compared_in": list(found.compared),
         "removed": list(found.removed),
         "kept": int((~found.is_removed).sum()),

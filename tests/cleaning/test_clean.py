@@ -93,6 +93,8 @@ def test_duplicates_leakage_and_empty_words_are_found(cleaned: tuple[Cleaned, Pa
     assert "file name" in flags(found, "70.png#4")
     assert "few words" in flags(found, "70.png#7")
     assert [empty.caption_id for empty in found.empty] == ["70.png#5"]
+    elsewhere = {text for split in ("val", "test") for text in found.data.table(split).captions}
+    assert found.shared == sum(text in elsewhere for text in found.table.captions) > 0
 
 
 def test_pairs_of_every_caption_open_in_a_spreadsheet(own: Own, cleaned: tuple[Cleaned, Path]) -> None:
