@@ -158,7 +158,7 @@ def test_an_interrupted_command_continues_to_the_same_table(
     def stopping(tower: TimmImageTower, inputs: Tensor) -> Any:
         calls.append(len(inputs))
         if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
         return plain(tower, inputs)
 
     monkeypatch.setattr(TimmImageTower, "encode_inputs", stopping)
