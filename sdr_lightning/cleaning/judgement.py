@@ -315,9 +315,8 @@ class _Steps:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        with Progress(
-            TextColumn("{task.description}"), TimeElapsedColumn(), console=self.console, transient=True
-        ) as bar:
+        columns = (TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
             bar.add_task(what, total=None)
             yield
 
