@@ -6,8 +6,10 @@
 
 --image and --text are banks of the training split, or configurations of teachers, whose features are computed once and cached.
 Prints a markdown table: mean over noise seeds (range). AUC: area under the ROC curve of the score against the truth. Share:
-estimated share of wrong pairs. ECE: expected calibration error of the probabilities, ten bins. LEMoN's joint space is the text
-space, into which held-out regressions map the images; its parameters are the fixed ones of the paper.
+estimated share of wrong pairs. Precision: share of truly wrong pairs among the most suspicious ones, as many as the estimated
+share says; for LEMoN, which estimates none, as many as are truly wrong. ECE: expected calibration error of the probabilities,
+ten bins. LEMoN's joint space is the text space, into which held-out regressions map the images; its parameters are the fixed
+ones of the paper.
 """
 
 import argparse
@@ -38,6 +40,7 @@ NOTHING = float("nan")
 class Detected(NamedTuple):
     auc: float
     share: float
+    precision: float
     ece: float
     seconds: float
 
@@ -47,6 +50,12 @@ def calibration_error(probability: Tensor, right: Tensor) -> float:
     bins = (probability * 10).long().clamp(max=9)
     gaps = torch.zeros(10).index_add(0, bins, probability - right.float())
     return float(gaps.abs().sum() / len(probability))
+
+
+def precision(score: Tensor, right: Tensor, share: float) -> float:
+    """Return the share of wrong pairs among those of lowest score; NaN if there are none."""
+    most = torch.argsort(score, stable=True)[: round(share * len(score))]
+    return float((~right[most]).float().mean()) if len(most) else NOTHING
 
 
 def agree(pairs: TrainingPairs, level: str) -> tuple[Tensor, float, Tensor]:
@@ -73,7 +82,9 @@ def detect(name: str, pairs: TrainingPairs) -> Detected:
     right = pairs.is_original
     both = bool(right.any()) and not bool(right.all())
     auc = roc_auc_score(right, score) if both else NOTHING
-    return Detected(auc, share, NOTHING if probability is None else calibration_error(probability, right), seconds)
+    ece = NOTHING if probability is None else calibration_error(probability, right)
+    known = float((~right).float().mean()) if share != share else share
+    return Detected(auc, share, precision(score, right, known) if both else NOTHING, ece, seconds)
 
 
 def attach(data: RetrievalDataModule, modality: Modality, path: Path) -> None:
@@ -128,7 +139,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds of the noise")
     parser.add_argument("--detectors", nargs="+", default=list(DETECTORS), choices=list(DETECTORS))
     options, more = parser.parse_known_args()
-    print("| imbalance | ratio | detector | AUC | share | ECE | seconds |\n|---|---|---|---|---|---|---|", flush=True)
+    print("| imbalance | ratio | detector | AUC | share | precision | ECE | seconds |")
+    print("|---|---|---|---|---|---|---|---|", flush=True)
     for description, ratio, seeds in conditions(options):
         trainings = []
         for imbalances in seeds:
@@ -141,7 +153,7 @@ def main() -> None:
             found = [detect(name, pairs) for pairs in trainings]
             cells = [
                 summary(list(values), digits)
-                for values, digits in zip(zip(*found, strict=True), (3, 3, 3, 1), strict=True)
+                for values, digits in zip(zip(*found, strict=True), (3, 3, 3, 3, 1), strict=True)
             ]
             print(f"| {description} | {ratio:g} | {name} | {' | '.join(cells)} |", flush=True)
 

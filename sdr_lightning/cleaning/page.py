@@ -1,0 +1,202 @@
+"""The page of what was found: self-contained, with thumbnails inside."""
+
+from __future__ import annotations
+
+import base64
+import io
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from sdr_lightning.cleaning.captions import EMPTY, FLAWS
+from sdr_lightning.cleaning.duplicates import Group, Member
+from sdr_lightning.cleaning.judgement import DUPLICATE_PAIR, Cleaned
+from sdr_lightning.data.table import Split
+
+_SHOWN_PAIRS, _SHOWN_GROUPS, _SHOWN_MEMBERS, _SHOWN_CAPTIONS = 60, 24, 6, 60
+_SIDE = 240  # pixels of a thumbnail
+_THRESHOLDS = 100  # steps of the slider
+
+
+class Shown(NamedTuple):
+    """A pair on the page."""
+
+    caption_id: str
+    image: str
+    picture: str | None
+    caption: str
+    suggestion: str | None
+    mismatch: float
+    flags: Sequence[str]
+
+
+class ShownImage(NamedTuple):
+    """An image of a group of duplicates on the page."""
+
+    image: str
+    split: str
+    picture: str | None
+    caption: str
+
+
+class ShownGroup(NamedTuple):
+    """A group of duplicates on the page."""
+
+    images: Sequence[ShownImage]
+    size: int
+    exact: bool
+    leak: bool
+
+
+def render(found: Cleaned, summary: Mapping[str, Any], output: Path) -> str:
+    """Render the page.
+
+    Args:
+        found: what was found.
+        summary: the content of summary.json.
+        output: the output folder, for the commands.
+    """
+    environment = Environment(
+        loader=PackageLoader("sdr_lightning.cleaning"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    options = summary["options_of_sdr_fit"]
+    return environment.get_template("report.html").render(
+        found=found,
+        summary=summary,
+        sentences=sentences(found, summary),
+        curve=curve(found) if found.agrees else None,
+        pairs=_pairs(found),
+        groups=_groups(found),
+        captions=_captions(found),
+        flaws=FLAWS,
+        fit=None if options is None else shlex.join(options),
+        output=output,
+        shown={"pairs": _SHOWN_PAIRS, "groups": _SHOWN_GROUPS, "captions": _SHOWN_CAPTIONS},
+    )
+
+
+def sentences(found: Cleaned, summary: Mapping[str, Any]) -> list[str]:
+    """Say in three sentences what was found."""
+    judged, images = f"{len(found.table.captions):,} pairs", f"{summary['images']:,} images"
+    if not found.agrees:
+        first = f"The {judged} of {images} could not be judged: the teachers agree on none of them."
+        second = "No probability is given, and no pair is counted as mismatched."
+    else:
+        low, high = (f"{100 * end:.1f}" for end in found.interval)
+        estimate = f"an estimated {100 * found.share:.1f} % are mismatched (95 % interval {low} to {high} %)"
+        first = f"Of {judged} of {images}, {estimate}."
+        precision = summary["expected_precision"]
+        sure = "" if precision is None else f", of which {100 * precision:.0f} % are expected to be wrong"
+        second = (
+            f"{summary['mismatched']:,} pairs have a probability of mismatch of at least {found.threshold:.2f}{sure}."
+        )
+    doubled, leaked = duplicated_images(found.groups, found.split)
+    others = [split for split in found.compared if split != found.split]
+    into = f", {leaked:,} are also in {' or '.join(others)}" if others else ""
+    silent = sum(found.count(flaw) for flaw in FLAWS)
+    doubles = f"{doubled:,} images have an exact or near duplicate in {found.split}{into}"
+    third = f"{doubles}, and {silent:,} captions say little or nothing."
+    return [first, second, third]
+
+
+def duplicated_images(groups: Sequence[Group], split: Split) -> tuple[int, int]:
+    """Return how many images of a split have a duplicate in it, and how many in other splits."""
+    doubled = leaked = 0
+    for group in groups:
+        inside = sum(member.split == split for member in group)
+        doubled += inside if inside > 1 else 0
+        leaked += inside if inside < len(group) else 0
+    return doubled, leaked
+
+
+def curve(found: Cleaned) -> dict[str, list[float]]:
+    """Count, for every threshold of the slider, the pairs that would go and the wrong ones expected among them."""
+    reached = np.floor(_THRESHOLDS * found.mismatch + 1e-9).astype(np.int64)  # the last threshold that a pair reaches
+    counts = np.bincount(reached, minlength=_THRESHOLDS + 1)
+    wrong = np.bincount(reached, found.mismatch, minlength=_THRESHOLDS + 1)
+    return {
+        "pairs": counts[::-1].cumsum()[::-1].tolist(),
+        "wrong": [round(value, 2) for value in wrong[::-1].cumsum()[::-1].tolist()],
+    }
+
+
+def _pairs(found: Cleaned) -> list[Shown]:
+    shown = []
+    for row in found.order[:_SHOWN_PAIRS].tolist() if found.agrees else []:
+        suggestion = found.suggestions.get(row)
+        shown.append(
+            Shown(
+                found.table.caption_ids[row],
+                found.image(row),
+                _thumbnail(found, found.split, int(found.table.caption_image[row])),
+                found.table.captions[row],
+                None if suggestion is None else found.table.captions[suggestion],
+                float(found.mismatch[row]),
+                found.flags[row],
+            )
+        )
+    return shown
+
+
+def _groups(found: Cleaned) -> list[ShownGroup]:
+    """Leakage first, then exact duplicates, then the larger groups."""
+    groups = []
+    for group in found.groups:
+        digests = Counter(member.digest for member in group)
+        groups.append((len({member.split for member in group}) > 1, max(digests.values()) > 1, group))
+    groups.sort(key=lambda item: (not item[0], not item[1], -len(item[2])))
+    shown = []
+    for leak, exact, group in groups[:_SHOWN_GROUPS]:
+        images = []
+        for member in _spread(group)[:_SHOWN_MEMBERS]:
+            table = found.data.table(member.split)
+            captions = np.flatnonzero(table.caption_image == member.row)
+            caption = table.captions[int(captions[0])] if len(captions) else ""
+            images.append(
+                ShownImage(
+                    table.image_ids[member.row], member.split, _thumbnail(found, member.split, member.row), caption
+                )
+            )
+        shown.append(ShownGroup(images, len(group), exact, leak))
+    return shown
+
+
+def _spread(group: Group) -> list[Member]:
+    """Order a group so that the first image of every split comes before the second of any."""
+    seen: Counter[str] = Counter()
+    ranked = []
+    for member in group:
+        ranked.append((seen[member.split], member))
+        seen[member.split] += 1
+    return [member for _, member in sorted(ranked, key=lambda item: item[0])]
+
+
+def _captions(found: Cleaned) -> list[tuple[str, str, str, str]]:
+    """(id, image, caption, what is wrong) of captions that say little or nothing."""
+    rows = [(empty.caption_id, empty.image_id, "", EMPTY) for empty in found.empty]
+    for row, flags in enumerate(found.flags):
+        for flag in flags:
+            if flag in FLAWS or flag == DUPLICATE_PAIR:
+                rows.append((found.table.caption_ids[row], found.image(row), found.table.captions[row], flag))
+    return rows[:_SHOWN_CAPTIONS]
+
+
+def _thumbnail(found: Cleaned, split: Split, row: int) -> str | None:
+    pixels = found.data.split(split).original(row)
+    if pixels.dtype != np.uint8:
+        return None
+    image = Image.fromarray(pixels)
+    image.thumbnail((_SIDE, _SIDE))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

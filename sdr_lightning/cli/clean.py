@@ -1,0 +1,130 @@
+"""``sdr clean``: find the wrong pairs of a data set, its duplicates, leakage and uninformative captions."""
+
+from __future__ import annotations
+
+import shlex
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from pathlib import Path
+from typing import get_args
+
+import torch
+from rich.console import Console
+
+from sdr_lightning.cleaning import TeacherChoice, clean, write_folder
+from sdr_lightning.cleaning.duplicates import NEAR_COSINE
+from sdr_lightning.cleaning.judgement import REMOVABLE
+from sdr_lightning.cleaning.output import KEPT, PAIRS, REPORT, check_folder_output
+from sdr_lightning.cleaning.page import sentences
+from sdr_lightning.configure import build_data
+from sdr_lightning.configure.arguments import split_options
+from sdr_lightning.configure.help import help_text
+from sdr_lightning.data.table import SPLITS
+from sdr_lightning.functional.agreement import Level
+from sdr_lightning.training.checkpoints.interruption import exit_when_stopped, stopped_by_signals
+
+
+def run(arguments: list[str]) -> int:
+    """Clean; return the exit status. See ``sdr clean --help``."""
+    if "--data.help" in arguments:
+        print(help_text("clean", arguments))
+        return 0
+    rest, own = split_options(arguments, ("--data.",))
+    options = _parser().parse_args(own)
+    with exit_when_stopped(), stopped_by_signals():
+        return _clean(options, rest)
+
+
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="sdr clean",
+        description="Estimate for each image-caption pair the probability that it is wrong, and find duplicates, images that "
+        "are in two splits, and captions that say little or nothing. No file of the data is changed. Wrong captions that "
+        "resemble the right ones are hardly found: see docs/clean.md. Options of the data, such as "
+        "--data.init_args.source.init_args.skip_missing true, are also accepted; --data.help lists them.",
+    )
+    parser.add_argument("--data", required=True, metavar="FILE", help="data configuration")
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="for pairs.csv, kept.csv, summary.json, report.html",
+    )
+    parser.add_argument("--split", choices=SPLITS, default="train", help="split to judge (default: train)")
+    for modality, default in (("image", "EfficientNet-lite2"), ("text", "MiniLM")):
+        parser.add_argument(
+            f"--{modality}-teacher",
+            metavar="CONFIG",
+            help=f"configuration of a teacher, as for sdr extract (default: {default}, of pip install "
+            "'sdr_lightning[towers]')",
+        )
+        parser.add_argument(
+            f"--{modality}-bank",
+            nargs="+",
+            type=Path,
+            default=[],
+            metavar="FILE",
+            help="features of sdr extract instead",
+        )
+    parser.add_argument(
+        "--level",
+        choices=get_args(Level),
+        default="caption",
+        help="judge each pair (default), or each image with all its captions",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=_threshold,
+        default="auto",
+        metavar="P",
+        help="probability from which a pair is mismatched; auto (default): as many pairs as are estimated to be wrong, and "
+        "none that is more likely right than wrong",
+    )
+    parser.add_argument(
+        "--near-duplicates",
+        type=float,
+        default=NEAR_COSINE,
+        metavar="COSINE",
+        help=f"cosine of image features from which images are near duplicates (default: {NEAR_COSINE})",
+    )
+    parser.add_argument(
+        "--remove",
+        nargs="*",
+        choices=list(REMOVABLE),
+        default=["mismatch"],
+        help="what kept.csv does without, besides empty captions (default: mismatch)",
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to compute on")
+    return parser
+
+
+def _clean(options: Namespace, rest: list[str]) -> int:
+    check_folder_output(options.output)
+    data = build_data(["--data", options.data, *rest])
+    found = clean(
+        data,
+        options.split,
+        TeacherChoice(options.image_teacher, options.image_bank),
+        TeacherChoice(options.text_teacher, options.text_bank),
+        options.level,
+        None if options.threshold == "auto" else options.threshold,
+        options.near_duplicates,
+        options.remove,
+        options.device,
+        Console(stderr=True),
+    )
+    summary = write_folder(found, options.output)
+    for note in found.notes:
+        print(f"note: {note}")
+    print("\n".join(sentences(found, summary)))
+    print(f"ids and probabilities in {options.output / PAIRS}, pictures in {options.output / REPORT}")
+    if summary["options_of_sdr_fit"] is not None:
+        print(f"train on {options.output / KEPT}: sdr fit ... {shlex.join(summary['options_of_sdr_fit'])}")
+    return 0
+
+
+def _threshold(text: str) -> float | str:
+    try:
+        return text if text == "auto" else float(text)
+    except ValueError:
+        raise ArgumentTypeError(f"expected auto or a probability, got {text!r}") from None
