@@ -31,7 +31,9 @@ def test_help_without_a_configuration_lists_the_classes() -> None:
     assert "--data.init_args.source.class_path (required)" in printed
     assert "TabularSource" in printed
     assert "[image | text | pair]" in printed
-    assert "one of DualEncoder, ProbabilisticEncoder (sdr_lightning.encoders), or your own class" in printed
+    assert (
+        "one of DualEncoder, ProbabilisticEncoder, TwinEncoder (sdr_lightning.encoders), or your own class" in printed
+    )
 
 
 def test_data_help_lists_the_keys_of_the_data(capsys: pytest.CaptureFixture[str]) -> None:
