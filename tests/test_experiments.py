@@ -1,7 +1,6 @@
 """Every file in experiments/ is parsed and becomes what it describes."""
 
 from collections import defaultdict
-from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -64,8 +63,6 @@ def test_models_have_the_papers_options_only_with_a_fusion_encoder() -> None:
 )
 def test_a_study_has_its_cells(path: Path, tmp_path: Path) -> None:
     study = read_study(path)
-    if path.stem in ("flickr8k_weak_text", "coco_precomp"):  # the methods and spaces of another benchmark
-        study = replace(study, tuning=None)
     ratios = [study.ratios if each.ratios is None else each.ratios for each in study.imbalances.values()]
     conditions = sum(len([ratio for ratio in each if ratio]) for each in ratios) + any(0 in each for each in ratios)
     planned = plan(study, tmp_path, chosen=defaultdict(dict))
