@@ -146,7 +146,7 @@ def main() -> None:
     for folder in sys.argv[1:]:
         print(publish(Path(folder)))
     studies = {study.record["name"]: study for study in published()}
-    texts = leaderboard(studies) | {path: filled(path, studies) for path in files(studies)}
+    texts = {path: filled(path, studies) for path in files(studies)} | leaderboard(studies)
     for path, text in texts.items():
         if not path.is_file() or text != path.read_text(encoding="utf-8"):
             write_text(path, text)
