@@ -215,9 +215,11 @@ def _methods_table(path: Path, study: Published) -> str:
                 compared = compare_with_baseline(loaded, method, condition, quantity)
                 cells.append("" if method == loaded.baseline_of(method) else _difference(compared))
             rows.append(f"| {' | '.join(cells)} |")
-    swept = loaded.methods[loaded.baseline].swept
-    several = any(loaded.baseline_of(method) != loaded.baseline for method in loaded.methods)
-    baseline = f"{loaded.baseline.split(',')[0]} of the same {swept.field}" if swept and several else loaded.baseline
+    baseline = loaded.baseline
+    if any(loaded.baseline_of(method) != baseline for method in loaded.methods):
+        members = loaded.families.items()
+        family, field = next(key for key, methods in members if loaded.methods[baseline] in methods)
+        baseline = f"{family} of the same {field}"
     title = (
         f"**{study.record['title']}** ([report]({_relative(path, study.link)})): means over {len(loaded.seeds)} seeds with 95 % "
         f"intervals, and differences from {baseline}, paired by seed; {study.tuning}, {study.state}."

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from sdr_lightning.cleaning.captions import EMPTY, FLAWS
 from sdr_lightning.cleaning.duplicates import Group, Member
 from sdr_lightning.cleaning.judgement import DUPLICATE_PAIR, Cleaned
 from sdr_lightning.data.table import Split
+from sdr_lightning.reporting.pages.html import render_page
 
 _SHOWN_PAIRS, _SHOWN_GROUPS, _SHOWN_MEMBERS, _SHOWN_CAPTIONS = 60, 24, 6, 60
 _SIDE = 240  # pixels of a thumbnail
@@ -62,15 +62,10 @@ def render(found: Cleaned, summary: Mapping[str, Any], output: Path) -> str:
         summary: the content of summary.json.
         output: the output folder, for the commands.
     """
-    environment = Environment(
-        loader=PackageLoader("sdr_lightning.cleaning"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     options = summary["options_of_sdr_fit"]
-    return environment.get_template("report.html").render(
+    return render_page(
+        "report.html",
+        "sdr_lightning.cleaning",
         found=found,
         summary=summary,
         sentences=sentences(found, summary),

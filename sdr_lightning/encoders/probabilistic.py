@@ -15,9 +15,8 @@ from sdr_lightning.encoders.projection import Projection
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.types import Encoded, ImageInputs, TextInputs
 
-_UNIT = (
-    2.0**-24
-)  # a power of two, so scaling rounds nothing; its square times |log variance|^2 is below float32's rounding of 1
+# A power of two, so scaling rounds nothing. Its square times |log variance|^2 is below float32's rounding of 1.
+_UNIT = 2.0**-24
 _INITIAL_VARIANCE = 0.1  # sum over the dimensions
 _NORM_TOLERANCE = 0.05  # half precision
 

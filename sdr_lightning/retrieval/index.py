@@ -338,7 +338,8 @@ class Index:
     ) -> list[float]:
         items = [self.galleries[kind].items[row] for _, kind, row in found]
         if text is not None:
-            return [float(self.model.match(self._pixels(item), [text])[0]) for item in items]
+            pictures = [self._pixels(item) for item in items]
+            return [float(score) for score in self.model.score(pictures, text, by="matching")[:, 0]]
         if image is None:
             assert like is not None
             image = self._pixels(self.galleries["images"].items[self.image_row(like)])

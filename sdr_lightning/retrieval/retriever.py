@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -150,10 +151,8 @@ class Retriever:
         """
         if by == "similarity":
             return self.similarity(self.encode_images(images), self.encode_texts(texts))
-        every = _listed(texts)
-        return np.stack([self.match(image, every) for image in _listed(images)])
+        return np.stack(self._matched(_listed(images), _listed(texts)))
 
-    @torch.inference_mode()
     def match(self, image: ImageLike, texts: Sequence[str], batch_size: int = 64) -> NDArray[np.float32]:
         """Score one image with texts by the matching head.
 
@@ -163,18 +162,7 @@ class Retriever:
         Raises:
             ValueError: a model without matching head.
         """
-        fusion = self.encoder.fusion
-        if fusion is None:
-            raise ValueError("this model has no fusion encoder, so no matching head: score by similarity")
-        logits = []
-        with self._autocast():
-            tokens = self.encoder.image(self.preprocessing.images([image]).to(self.device)).tokens
-            assert tokens is not None
-            contexts = fusion.contexts(tokens)
-            for part in chunks(len(texts), batch_size):
-                encoded = self.encoder.text(self._tokens(texts[part]))
-                logits.append(fusion.head(fusion(encoded, contexts))[:, 1].float().cpu())
-        return torch.cat(logits).numpy()
+        return self._matched([image], texts, batch_size)[0]
 
     def search(self, queries: str | Sequence[str] | Embeddings, gallery: Embeddings, k: int = 10) -> Hits:
         """Search embeddings, exactly.
@@ -201,7 +189,7 @@ class Retriever:
                 digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
-    @property
+    @cached_property
     def width(self) -> int:
         """d, the width of the embeddings."""
         return int(self.encode_texts("").shape[1])
@@ -214,6 +202,25 @@ class Retriever:
 
     def _tokens(self, texts: Sequence[str]) -> Tokens:
         return Tokens(*(part.to(self.device) for part in self.preprocessing.texts(texts)))
+
+    @torch.inference_mode()
+    def _matched(
+        self, images: Sequence[ImageLike], texts: Sequence[str], batch_size: int = 64
+    ) -> list[NDArray[np.float32]]:
+        """For each image, (m,) logits of the matching head with all texts; each text is encoded once."""
+        fusion = self.encoder.fusion
+        if fusion is None:
+            raise ValueError("this model has no fusion encoder, so no matching head: score by similarity")
+        found = []
+        with self._autocast():
+            captions = [self.encoder.text(self._tokens(texts[part])) for part in chunks(len(texts), batch_size)]
+            for image in images:
+                tokens = self.encoder.image(self.preprocessing.images([image]).to(self.device)).tokens
+                assert tokens is not None
+                contexts = fusion.contexts(tokens)
+                logits = [fusion.head(fusion(some, contexts))[:, 1].float().cpu() for some in captions]
+                found.append(torch.cat(logits).numpy())
+        return found
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, _AUTOCAST.get(self.precision), enabled=self.precision != "32")

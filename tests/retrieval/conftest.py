@@ -10,7 +10,7 @@ from PIL import Image
 
 from sdr_lightning import Index, Retriever, load
 from sdr_lightning.configure import build_data
-from tests.retrieval.runs import write_run
+from tests.retrieval.runs import write_fusion_run
 
 COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200), (220, 220, 40), (0, 0, 0), (255, 255, 255), (120, 10, 90)]
 
@@ -35,10 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(tmp_path_factory: pytest.TempPathFactory, experiments: Path) -> Path:
     """A run with a fusion encoder on scenes."""
     path = tmp_path_factory.mktemp("runs") / "mine"
-    sizes = ("--data.init_args.source.init_args.num_train=20", "--data.init_args.source.init_args.num_test=20")
-    write_run(
-        path, "--config", experiments / "scenes/sdr.yaml", "--model", experiments / "models/tiny_fusion.yaml", *sizes
-    )
+    write_fusion_run(path, experiments)
     return path
 
 

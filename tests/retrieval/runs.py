@@ -29,3 +29,10 @@ def write_run(folder: Path, *options: str | Path) -> tuple[RetrievalModule, Retr
     (folder / "config.yaml").write_text(made.parser.dump(made.config, skip_unset=False))
     torch.save(checkpoint, folder / "checkpoints/best.ckpt")
     return made.model, made.datamodule
+
+
+def write_fusion_run(folder: Path, experiments: Path, *options: str) -> tuple[RetrievalModule, RetrievalDataModule]:
+    """Write a run with a fusion encoder on 20 scenes."""
+    sizes = [f"--data.init_args.source.init_args.num_{split}=20" for split in ("train", "test")]
+    model = experiments / "models/tiny_fusion.yaml"
+    return write_run(folder, "--config", experiments / "scenes/sdr.yaml", "--model", model, *sizes, *options)

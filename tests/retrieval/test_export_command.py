@@ -16,17 +16,14 @@ from sdr_lightning.metrics.evaluation import evaluate_queries
 from sdr_lightning.metrics.files import save_evaluation
 from sdr_lightning.paths import write_json
 from sdr_lightning.retrieval.onnx import FUSION, IMAGE, TEXT
-from tests.retrieval.runs import write_run
+from tests.retrieval.runs import write_fusion_run
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, experiments: Path) -> Path:
     """A run on mismatched scenes, with its record."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
-    sizes = ("--data.init_args.source.init_args.num_train=20", "--data.init_args.source.init_args.num_test=20")
-    write_run(
-        folder, "--config", experiments / "scenes/sdr.yaml", "--model", experiments / "models/tiny_fusion.yaml", *sizes
-    )
+    write_fusion_run(folder, experiments)
     part = {"kind": "mismatch", "modality": "text", "ratio": 0.4}
     write_json(folder / "run.json", {"data": {"train": {"imbalances": [part]}}})
     write_json(

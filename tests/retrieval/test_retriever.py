@@ -18,7 +18,7 @@ from sdr_lightning.features.extract import encode
 from sdr_lightning.retrieval import search
 from sdr_lightning.retrieval.export import export
 from sdr_lightning.training import RetrievalModule
-from tests.retrieval.runs import write_run
+from tests.retrieval.runs import write_fusion_run, write_run
 
 CPU = torch.device("cpu")
 
@@ -27,9 +27,7 @@ CPU = torch.device("cpu")
 def trained(tmp_path_factory: pytest.TempPathFactory, experiments: Path) -> tuple[Path, Any, RetrievalDataModule]:
     """A run with a fusion encoder on scenes."""
     folder = tmp_path_factory.mktemp("runs") / "mine"
-    sizes = ("--data.init_args.source.init_args.num_train=20", "--data.init_args.source.init_args.num_test=20")
-    options = ("--config", experiments / "scenes/sdr.yaml", "--model", experiments / "models/tiny_fusion.yaml", *sizes)
-    return folder, *write_run(folder, *options, "--data.init_args.strip_punctuation=true")
+    return folder, *write_fusion_run(folder, experiments, "--data.init_args.strip_punctuation=true")
 
 
 @pytest.fixture(scope="module")
