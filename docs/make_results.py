@@ -33,7 +33,7 @@ from sdr_lightning.results.schema import Condition, Study
 from sdr_lightning.studies.plan import plan_with_trials
 from sdr_lightning.studies.spec import read_study
 
-_FILES = {"study.json", "results.jsonl", "trials.jsonl", "teachers.jsonl", "report.md", "figures"}
+_FILES = {"study.json", "confirmed.json", "results.jsonl", "trials.jsonl", "teachers.jsonl", "report.md", "figures"}
 _CURVES = ("val/rsum", "test/rsum", "method/")
 _MEASURED = dict(zip(QUANTITIES, (RSUM, SINGLE_MODAL, MIXED), strict=True))
 

@@ -1,7 +1,7 @@
 """Published results: their records in docs/results/, and the text about them in README.md, docs/ and experiments/.
 
 A record, docs/results/NAME/study.json, holds the provenance of a study and its numbers by condition; results.jsonl its cells,
-trials.jsonl its trials.
+trials.jsonl its trials, confirmed.json later code that gave the same numbers.
 docs/leaderboard.md and docs/leaderboard.html are made from the cells of all studies that are up to date. The text between
 ``<!-- leaderboard: NAME -->`` and ``<!-- end of leaderboard -->`` is made from the cells of one method: NAME is its overlay in
 experiments/methods.
@@ -95,11 +95,28 @@ class Published:
         changed = " with changes" if self.record["dirty"] else ""
         commits = " and ".join(commit[:10] for commit in self.record["commits"])
         measured = f"measured at commit {commits}{changed}"
-        return f"{measured}; {self.stale} has changed since" if self.stale else measured
+        if self.stale:
+            return f"{measured}; {self.stale} has changed since"
+        if not self._is_confirmed:
+            return measured
+        changed = " with changes" if self.confirmed["dirty"] else ""
+        return f"{measured}; a cell of each method is the same at commit {self.confirmed['commit'][:10]}{changed}"
+
+    @cached_property
+    def confirmed(self) -> dict[str, Any]:
+        """The later code that gave the published numbers, see docs/check_results.py; empty if there is none."""
+        file = self.folder / "confirmed.json"
+        return dict(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else {}
+
+    @property
+    def _is_confirmed(self) -> bool:
+        return self.confirmed.get("fingerprint") == self.plan.fingerprint
 
     @cached_property
     def stale(self) -> str:
         """The part that has changed since the measurement: ``the code``, ``the configuration``, or empty."""
+        if self._is_confirmed:
+            return ""
         if self._code_changed():
             return "the code"
         return "" if self.record["fingerprint"] == self.plan.fingerprint else "the configuration"

@@ -106,7 +106,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     study = read_study(ROOT / "experiments/scenes/study.yaml")
     tmp_path = tmp_path_factory.mktemp("built")
     planned = plan(study, tmp_path)
-    imbalances, methods = ("mismatch", "missing_words", "gaussian_noise"), tuple(study.methods)
+    imbalances, methods = tuple(study.imbalances), tuple(study.methods)
     folder = write_study(tmp_path / "scenes", methods, imbalances, study.ratios, study.seeds, extras=True)
     edit_json(folder / "study.json", code=planned.code)
     for path in folder.glob("teachers/**/teacher.json"):
@@ -205,16 +205,17 @@ def test_block_of_an_unknown_study_is_refused(tmp_path: Path) -> None:
 
 def test_checked_cells_are_cells_of_the_study() -> None:
     for study in STUDIES.values():
-        two = plan(check.two_cells(study), Path())
-        assert len(two.cells) == 2
-        assert {cell.fingerprint for cell in two.cells} <= {cell.fingerprint for cell in study.plan.cells}
+        found = plan(check.one_cell_each(study, study.study.methods), Path())
+        assert [cell.method for cell in found.cells] == list(study.study.methods)
+        if not study.stale:
+            assert {cell.fingerprint for cell in found.cells} <= {cell.fingerprint for cell in study.plan.cells}
 
 
 def test_cells_must_lie_within_the_spread_unless_outdated(study: Path, tmp_path: Path) -> None:
     target = make.publish(study, tmp_path / "results")
     record = json.loads((target / "study.json").read_text())
     one = texts.Published(target, record)
-    cell = plan(check.two_cells(one), tmp_path).cells[0]
+    cell = plan(check.one_cell_each(one, ("ITC", "SDR")), tmp_path).cells[0]
     metrics = check.published_metrics(one, cell)
     far = metrics | {"rsum": metrics["rsum"] + 11}
     assert check.faults(one, cell, metrics, metrics) == []
@@ -225,3 +226,25 @@ def test_cells_must_lie_within_the_spread_unless_outdated(study: Path, tmp_path:
     assert check.faults(texts.Published(target, record | {"code": "other"}), cell, far, far) == []
     (target / "results.jsonl").unlink()  # only means are published
     assert check.faults(one, cell, far, far) == []
+
+
+def test_changed_code_is_confirmed_by_cells_that_are_the_same_to_the_bit(study: Path, tmp_path: Path) -> None:
+    target = make.publish(study, tmp_path / "results")
+    outdated = json.loads((target / "study.json").read_text()) | {"code": "other"}
+    one = texts.Published(target, outdated)
+    assert check.has_same_jobs(one)
+    cells = plan(check.one_cell_each(one, one.study.methods), tmp_path).cells
+    same = [(cell, check.published_metrics(one, cell)) for cell in cells]
+    cell, metrics = same[0]
+    assert check.note(one, [(cell, metrics | {"rsum": metrics["rsum"] + 1e-9}), *same[1:]]) == [
+        "ITC, mismatch 0.6, seed 0 differs from its published metrics: run the study again"
+    ]
+    assert texts.Published(target, outdated).stale == "the code"
+    assert check.note(one, same) == []
+    state = texts.Published(target, outdated).state
+    assert re.fullmatch(
+        "measured at commit 0123456789; a cell of each method is the same at commit [0-9a-f]{10}.*", state
+    )
+    lines = (target / "results.jsonl").read_text().splitlines()
+    (target / "results.jsonl").write_text("\n".join(lines[1:]) + "\n")
+    assert not check.has_same_jobs(texts.Published(target, outdated))

@@ -38,12 +38,12 @@ METHODS = {
 }
 IMBALANCES = {
     "mismatch": StudyImbalance("mismatch", "mismatch", (), "Captions are exchanged between images."),
-    "missing_words": StudyImbalance("missing_words", "missing_words", (3,), "Half of the words are dropped."),
-    "gaussian_noise": StudyImbalance("gaussian_noise", "gaussian_noise", (5,), "Noise is added to the images."),
+    "missing words": StudyImbalance("missing words", "missing_words", (3,), "Half of the words are dropped."),
+    "image noise": StudyImbalance("image noise", "gaussian_noise", (5,), "Noise is added to the images."),
 }
 BASE = {"ITC": 430.0, "ITC + representation": 428.0, "ITC + structure": 431.0, "SDR": 427.0, PLACEBO: 421.0}
 SLOPE = {"ITC": 300.0, "ITC + representation": 240.0, "ITC + structure": 230.0, "SDR": 190.0, PLACEBO: 310.0}
-STEEPNESS = {"mismatch": 1.0, "missing_words": 0.45, "gaussian_noise": 0.7, "none": 1.0}
+STEEPNESS = {"mismatch": 1.0, "missing words": 0.45, "image noise": 0.7, "none": 1.0}
 CAPTIONS = (
     "a red cube left of a small green sphere",
     "two blue cylinders behind a yellow cone <script>",
