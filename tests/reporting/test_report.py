@@ -218,7 +218,7 @@ def is_empty(panel: Axes) -> bool:
 @pytest.mark.parametrize("protocol", ["clean", "paper"])
 def test_figures_have_no_empty_panel(tmp_path: Path, protocol: str) -> None:
     """Logs end with the final test at one epoch; one imbalance has no runs."""
-    write_study(tmp_path, imbalances=("mismatch", "gaussian_noise"), seeds=(0,), extras=True)
+    write_study(tmp_path, imbalances=("mismatch", "image noise"), seeds=(0,), extras=True)
     edit_json(tmp_path / "study.json", protocol=protocol)
     for path in tmp_path.glob("cells/**/results.json"):
         edit_json(path, protocol=protocol)
@@ -227,7 +227,7 @@ def test_figures_have_no_empty_panel(tmp_path: Path, protocol: str) -> None:
         head = head.replace("val/rsum", "test/rsum") if protocol == "paper" else f"{head},test/rsum"
         last = ",".join(["12", "1199", *[""] * (head.count(",") - 2), "215.6"])
         log.write_text("\n".join([head, *rows, last]) + "\n")
-    shutil.rmtree(tmp_path / "cells/gaussian_noise-0.6")
+    shutil.rmtree(tmp_path / "cells/image noise-0.6")
     study = load_study(tmp_path)
     figure = training.training_figure(study)
     assert figure is not None
