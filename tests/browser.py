@@ -23,6 +23,31 @@ _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable
 _PIPE = 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null'  # Chromium reads commands from descriptor 3 and answers on 4
 _KEYS = {"Tab": 9, "Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "/": 191}
 
+_FAINT = """least => {
+  const channels = colour => (colour.match(/[\\d.]+/g) ?? [0, 0, 0, 0]).map(Number);
+  const light = c => c.slice(0, 3).map(v => v / 255).map(v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, k) => sum + v * [0.2126, 0.7152, 0.0722][k], 0);
+  const over = (top, alpha, below) => top.slice(0, 3).map((v, k) => alpha * v + (1 - alpha) * below[k]);
+  const faint = [], walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const text = walker.currentNode.textContent.trim(), element = walker.currentNode.parentElement;
+    if (!text || !element.checkVisibility() || ["SCRIPT", "STYLE", "NOSCRIPT"].includes(element.tagName)) continue;
+    if (element.closest("label")?.querySelector(":disabled")) continue;
+    let behind = null, opacity = 1;
+    for (let e = element; e; e = e.parentElement) {
+      const style = getComputedStyle(e), ground = channels(style.backgroundColor);
+      opacity *= Number(style.opacity);
+      if (behind === null && (ground[3] ?? 1) === 1) behind = ground;
+    }
+    behind ??= channels(getComputedStyle(document.documentElement).backgroundColor);
+    const [a, b] = [light(over(channels(getComputedStyle(element).color), opacity, behind)), light(behind)];
+    const contrast = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (contrast < least) faint.push(`${text.slice(0, 40)}: ${contrast.toFixed(2)}`);
+  }
+  return faint;
+}"""
+"""All colours of the pages are opaque, but for ``opacity``."""
+
 
 class Page:
     """A page in a browser.
@@ -137,6 +162,11 @@ class Page:
         root = self.call("DOM.getDocument")["root"]["nodeId"]
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
+
+    def faint_texts(self, least: float = 4.5) -> list[str]:
+        """Return the texts whose contrast with what is behind them is less than WCAG 2.2 asks for; disabled controls are exempt."""
+        found: list[str] = self.evaluate(f"({_FAINT})({least})")
+        return found
 
     def screenshot(self, path: Path, whole: bool = False) -> None:
         """Write a PNG of the window, or of the whole page."""
