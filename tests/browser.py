@@ -164,7 +164,7 @@ class Page:
         self.call("DOM.setFileInputFiles", nodeId=node, files=[str(path)])
 
     def faint_texts(self, least: float = 4.5) -> list[str]:
-        """Return the texts whose contrast with what is behind them is less than WCAG 2.2 asks for; disabled controls are exempt."""
+        """Return the texts with too little contrast to what is behind them (WCAG 2.2: 4.5); disabled controls are exempt."""
         found: list[str] = self.evaluate(f"({_FAINT})({least})")
         return found
 
