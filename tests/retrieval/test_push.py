@@ -23,10 +23,14 @@ from tests.retrieval.hub import TOKEN, FakeHub
 TEXTS = ["a red cube", "a small blue circle"]
 ROUND_TRIP = """
 import json, sys
+from huggingface_hub import constants
 from sdr_lightning import load
 from sdr_lightning.cli.main import main
 assert main(["push", sys.argv[1], "me/mine", "--private"]) == 0
 print(json.dumps(load("me/mine").encode_texts(json.loads(sys.argv[2])).tolist()))
+constants.HF_HUB_OFFLINE = True  # what the environment variable sets
+print(load("me/mine").fingerprint())
+constants.HF_HUB_OFFLINE = False
 try:
     load("me/else")
 except ValueError as error:
@@ -62,7 +66,7 @@ def hub() -> Iterator[Callable[..., FakeHub]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("lfs", [(), (".safetensors",)], ids=["regular files", "weights by Git LFS"])
 def test_a_pushed_model_is_loaded_by_its_name(
-    exported: Path, hub: Callable[..., FakeHub], lfs: tuple[str, ...], tmp_path: Path
+    model: Retriever, exported: Path, hub: Callable[..., FakeHub], lfs: tuple[str, ...], tmp_path: Path
 ) -> None:
     there = hub(*lfs)
     there.repositories["me/else"] = {"config.json": b"{}", "pytorch_model.bin": b"pickle"}
@@ -71,8 +75,9 @@ def test_a_pushed_model_is_loaded_by_its_name(
     command = [sys.executable, "-c", ROUND_TRIP, str(exported), json.dumps(TEXTS)]
     done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
-    address, embeddings, refused = done.stdout.splitlines()
+    address, embeddings, offline, refused = done.stdout.splitlines()
     assert address == f"{there.url}/me/mine/commit/{there.commit('me/mine')}"
+    assert offline == model.fingerprint()
     assert refused == "me/else on the hub was not written by sdr export: it has no sdr_model.json"
     assert not any("pytorch_model.bin" in request for request in there.requests)
     assert there.private == {"me/mine"}
