@@ -61,7 +61,7 @@ def log_model(tracked: WandbRun, folder: Path) -> str:
         raise ValueError(f"W&B did not take the model: {' '.join(str(error).split())}") from error
     finally:
         run.finish()  # waits until the files are uploaded
-    return artifact.name
+    return str(artifact.name)
 
 
 def _settings(document: Mapping[str, Any]) -> dict[str, Any] | None:
