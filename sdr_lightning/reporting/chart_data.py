@@ -24,12 +24,12 @@ from sdr_lightning.reporting.statistics import Interval
 from sdr_lightning.results.schema import Condition, Run, Study
 
 CHOICES = {
-    RSUM.key: "cross-modal: rsum",
-    **{key: f"cross-modal: {key.replace('_', ' ')}" for key in RECALL},
-    SINGLE_MODAL.key: "single-modal: mean NDCG@10 of i2i and t2t",
-    MIXED.key: "mixed: mean NDCG@10 of i2it and t2it",
+    RSUM.key: "rsum, cross-modal",
+    SINGLE_MODAL.key: "single-modal, mean NDCG@10 of i2i and t2t",
+    MIXED.key: "mixed, mean NDCG@10 of i2it and t2it",
+    **{key: key.replace("_", " ") for key in RECALL},
     **{quantity.key: quantity.label for quantity in (*NDCG_AT_10.values(), NEIGHBOURS, ALIGNMENT)},
-    DETECTION[0].key: "detection of corrupted pairs: AUC",
+    DETECTION[0].key: "detection of corrupted pairs, AUC",
 }
 """Quantities that the main figure offers, in this order, by key and label."""
 

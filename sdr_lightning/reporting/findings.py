@@ -14,42 +14,50 @@ MARKS: dict[Verdict, str] = {"supported": "▲", "not supported": "▼", "undeci
 
 LEGEND = (
     "▲ higher, ▼ lower: the 95 % interval of the paired difference, in brackets, excludes 0. ○ undecided: it contains 0, or "
-    "there are fewer than two seeds."
+    "there are fewer than two seeds. rsum: the sum of six recalls in percent, at most 600."
 )
+
+_TASKS = {
+    "Cross-modal retrieval": "images to texts and texts to images, rsum",
+    "Single-modal retrieval": "images to images and texts to texts, NDCG@10 in\N{NO-BREAK SPACE}%",
+    "Mixed retrieval": "from a gallery of images and texts, NDCG@10 in\N{NO-BREAK SPACE}%",
+}
+"""What each claim measures, for readers who do not know the abbreviations."""
 
 _MOST_ROWS = 4
 
 
 @dataclass(frozen=True)
 class TileRow:
-    """One condition of a tile.
+    """The difference under one condition.
 
     Attributes:
         label: the condition.
-        value: a difference, or the best method.
-        detail: interval of the difference, or the mean of the best method.
-        verdict: on the difference; empty for the best method.
-        runs: the runs behind the value, see :class:`~sdr_lightning.reporting.tables.table.Cell`.
+        value: the difference.
+        detail: its interval.
+        verdict: on the difference.
+        runs: the runs behind it, see :class:`~sdr_lightning.reporting.tables.table.Cell`.
     """
 
     label: str
     value: str
     detail: str
-    verdict: Verdict | None = None
-    runs: str = ""
+    verdict: Verdict
+    runs: str
 
     @property
     def mark(self) -> str:
         """The sign of the verdict."""
-        return "" if self.verdict is None else MARKS[self.verdict]
+        return MARKS[self.verdict]
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One result: a title, the verdicts in words, and its numbers by condition."""
+    """Candidate minus baseline for one claim: what was measured, the verdicts in words, and the numbers by condition."""
 
     title: str
-    summary: str
+    task: str
+    verdicts: str
     rows: tuple[TileRow, ...]
 
 
@@ -74,29 +82,31 @@ def headline(study: Study) -> str:
     else:
         return f"No clear difference between {candidate} and {baseline} {task}"
     rest = [f"falls behind {_under(worse, total)}"] if better and worse else []
-    rest += [f"no clear difference {_under(undecided, total)}"] if undecided else []
-    return ", ".join([main, *rest])
+    if undecided:
+        others = f"under the other {len(undecided)} conditions" if len(undecided) > 2 else _under(undecided, total)
+        rest.append(f"no clear difference {others}")
+    return "; ".join([main, *rest])
+
+
+def sentences(study: Study) -> tuple[str, ...]:
+    """Return the largest decided difference, the result of each control with random teachers, and the best methods, in rsum."""
+    if not RSUM.present(study):
+        return ()
+    compared = [compare_with_baseline(study, study.candidate, c, RSUM) for c in study.conditions]
+    controls = [name for name, method in study.methods.items() if method.teachers == "placebo"]
+    found = [_largest(study, compared), *(_control(study, name) for name in controls), _best(study)]
+    return tuple(filter(None, found))
 
 
 def tiles(study: Study) -> tuple[Tile, ...]:
-    """Return one tile for each claim, one for each control with random teachers, and one for the best methods.
+    """Return one tile for each claim.
 
     At most four conditions are listed: all, or else no imbalance and the highest ratio of each corruption.
     """
-    found = [
-        Tile(f"{title}: {study.candidate} − {study.baseline}", _counted(comparisons), _rows(study, comparisons))
+    return tuple(
+        Tile(title, _TASKS[title], _counted(comparisons), _rows(study, comparisons))
         for title, comparisons in compare_claims(study).items()
-    ]
-    if not RSUM.present(study):
-        return tuple(found)
-    for method in study.methods.values():
-        if method.teachers == "placebo":
-            comparisons = tuple(compare_with_baseline(study, method.name, c, RSUM) for c in study.conditions)
-            title = f"Control, random teachers: {method.name} − {study.baseline_of(method.name)}"
-            found.append(Tile(title, _counted(comparisons), _rows(study, comparisons)))
-    if len(study.methods) > 2:
-        found.append(_best(study))
-    return tuple(found)
+    )
 
 
 def scope(study: Study) -> str:
@@ -120,12 +130,55 @@ def _number(count: int, noun: str) -> str:
     return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
+def _largest(study: Study, comparisons: Sequence[PairedComparison]) -> str:
+    """The largest gain in rsum, or without a gain the largest loss; empty if all are undecided."""
+    gains = [c for c in comparisons if c.verdict == "supported"]
+    decided = gains or [c for c in comparisons if c.verdict == "not supported"]
+    if not decided:
+        return ""
+    largest = max(decided, key=lambda c: abs(c.difference.mean))
+    means = (RSUM.interval(study, method, largest.condition).mean for method in (study.candidate, study.baseline))
+    candidate, baseline = map(formatting.number, means)
+    of = f", the largest {'gain' if gains else 'loss'}" if len(comparisons) > 1 else ""
+    return (
+        f"Mean rsum {_named([largest.condition])}: {candidate} with {study.candidate}, {baseline} with {study.baseline}; "
+        f"difference {formatting.signed(largest.difference.mean)} {formatting.bounds(largest.difference)}{of}."
+    )
+
+
+def _control(study: Study, method: str) -> str:
+    comparisons = [compare_with_baseline(study, method, condition, RSUM) for condition in study.conditions]
+    verdicts = _counted(comparisons)
+    return f"Control, {method}: against {study.baseline_of(method)}, rsum is {verdicts}."
+
+
+def _best(study: Study) -> str:
+    """Name the methods with the highest mean rsum; empty for two methods, whose differences say so."""
+    wins: dict[str, int] = {}
+    for condition in study.conditions:
+        means = {method: RSUM.interval(study, method, condition) for method in study.methods}
+        known = {method: interval.mean for method, interval in means.items() if interval.n}
+        if known:
+            best = max(known, key=known.__getitem__)
+            wins[best] = wins.get(best, 0) + 1
+    if len(study.methods) < 3 or not wins:
+        return ""
+    counts = sorted(wins.items(), key=lambda item: -item[1])
+    named = _joined([f"{method} in {count}" for method, count in counts])
+    total = sum(wins.values())
+    return f"Highest mean rsum of the {len(study.methods)} methods: {named} of {total} conditions." if total > 1 else (
+        f"Highest mean rsum of the {len(study.methods)} methods: {counts[0][0]}."
+    )
+
+
 def _counted(comparisons: Sequence[PairedComparison]) -> str:
     """Say in how many conditions each verdict holds."""
     words: dict[Verdict, str] = {"supported": "higher", "not supported": "lower", "undecided": "undecided"}
     counts = {outcome: sum(c.verdict == outcome for c in comparisons) for outcome in OUTCOMES}
+    if len(comparisons) == 1:
+        return words[comparisons[0].verdict]
     parts = [f"{words[outcome]} in {count}" for outcome, count in counts.items() if count]
-    return f"{comparisons[0].quantity.label}: {', '.join(parts)} of {_number(len(comparisons), 'condition')}"
+    return f"{', '.join(parts)} of {len(comparisons)} conditions"
 
 
 def _rows(study: Study, comparisons: Sequence[PairedComparison]) -> tuple[TileRow, ...]:
@@ -141,35 +194,6 @@ def _rows(study: Study, comparisons: Sequence[PairedComparison]) -> tuple[TileRo
         for c in comparisons
         if c.condition in listed
     )
-
-
-def _best(study: Study) -> Tile:
-    """The method with the highest mean rsum under each condition."""
-    winners: dict[Condition, tuple[str, float]] = {}
-    for condition in study.conditions:
-        means = {method: RSUM.interval(study, method, condition) for method in study.methods}
-        known = {method: interval.mean for method, interval in means.items() if interval.n}
-        if known:
-            best = max(known, key=known.__getitem__)
-            winners[condition] = best, known[best]
-    wins: dict[str, int] = {}
-    for method, _ in winners.values():
-        wins[method] = wins.get(method, 0) + 1
-    counts = sorted(wins.items(), key=lambda item: -item[1])
-    summary = ", ".join(f"{method} in {count}" for method, count in counts)
-    listed = _listed_conditions(study)
-    rows = tuple(
-        TileRow(
-            formatting.condition_label(condition),
-            method,
-            formatting.number(mean),
-            runs=formatting.runs_key(RSUM.key, method, condition),
-        )
-        for condition, (method, mean) in winners.items()
-        if condition in listed
-    )
-    of = f" of {_number(len(winners), 'condition')}"
-    return Tile("Highest mean rsum, not a test", summary + of if summary else "no run yet", rows)
 
 
 def _listed_conditions(study: Study) -> tuple[Condition, ...]:

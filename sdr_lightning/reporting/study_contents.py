@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from sdr_lightning.reporting import notes
 from sdr_lightning.reporting.examples import ExampleGroup, collect_examples
 from sdr_lightning.reporting.figures.thumbnails import Thumbnails
-from sdr_lightning.reporting.findings import Tile, headline, scope, tiles
+from sdr_lightning.reporting.findings import Tile, headline, scope, sentences, tiles
 from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL
 from sdr_lightning.reporting.tables import results
 from sdr_lightning.reporting.tables import study as study_tables
@@ -19,6 +19,7 @@ class StudyContents:
 
     study: Study
     headline: str
+    sentences: tuple[str, ...]
     tiles: tuple[Tile, ...]
     scope: str
     provenance: str
@@ -50,6 +51,7 @@ def study_contents(study: Study) -> StudyContents:
     return StudyContents(
         study=study,
         headline=headline(study),
+        sentences=sentences(study),
         tiles=tiles(study),
         scope=scope(study),
         provenance=notes.provenance_line(study),

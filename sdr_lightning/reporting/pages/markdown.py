@@ -11,6 +11,7 @@ from sdr_lightning.reporting.findings import LEGEND, Tile
 from sdr_lightning.reporting.generator import GENERATOR
 from sdr_lightning.reporting.study_contents import StudyContents
 from sdr_lightning.reporting.tables.table import Cell, Table
+from sdr_lightning.results.schema import Study
 
 if TYPE_CHECKING:  # it imports matplotlib
     from sdr_lightning.reporting.figures.report import ReportFigure, ReportFigures
@@ -24,7 +25,8 @@ def study_markdown(contents: StudyContents, figures: ReportFigures) -> str:
         MARK,
         f"# {escape(contents.headline)}",
         f"**{escape(study.title)}.** {escape(study.description)}".strip(),
-        "\n".join(_tile(tile) for tile in contents.tiles),
+        bullets(contents.sentences),
+        "\n".join(_tile(contents.study, tile) for tile in contents.tiles),
         escape(LEGEND) if contents.tiles else "",
         escape(contents.scope),
         main,
@@ -108,9 +110,10 @@ def _cell(cell: Cell) -> str:
     return " ".join(part for part in (text, escape(cell.detail), escape(cell.tag)) if part)
 
 
-def _tile(tile: Tile) -> str:
-    rows = (" ".join(part for part in (row.label + ":", row.mark, row.value, row.detail) if part) for row in tile.rows)
-    return f"- **{escape(tile.title)}** ({escape(tile.summary)}): {escape('; '.join(rows))}"
+def _tile(study: Study, tile: Tile) -> str:
+    rows = "; ".join(f"{row.label}: {row.mark} {row.value} {row.detail}".rstrip() for row in tile.rows)
+    compared = f"{study.candidate} − {study.baseline}, {tile.task}; {tile.verdicts}"
+    return f"- **{escape(tile.title)}** ({escape(compared)}): {escape(rows)}"
 
 
 def _figure(figure: ReportFigure) -> str:

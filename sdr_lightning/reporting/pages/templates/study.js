@@ -83,7 +83,7 @@
     const found = cell(quantity, method, condition), q = data.quantities[quantity];
     const { name, description, baseline } = data.methods[method];
     const base = baseline === method ? null : cell(quantity, baseline, condition);
-    at("runs-title").textContent = `${q.label}: ${name}, ${data.conditions[condition].label}`;
+    at("runs-title").textContent = `${name}, ${data.conditions[condition].label}: ${q.label}`;
     hideTip();
     if (!found) {
       at("runs-content").replaceChildren(make("p", {}, "No run yet."));
@@ -92,18 +92,19 @@
     const content = [make("p", {}, `Mean over ${Object.keys(found.values).length} seeds: ${number(found.mean, q.decimals)} ${bounds(found, q.decimals)}.` +
       (found.difference ? ` Paired difference from ${data.methods[baseline].name}: ${signed(found.difference.mean, q.differenceDecimals)} ${bounds(found.difference, q.differenceDecimals)}, ${found.difference.verdict}.` : "")) ];
     if (description) content.push(make("p", {}, `${name}: ${description}`));
-    const heads = ["Seed", "Value", ...(base ? [`${MINUS} ${data.methods[baseline].name}`] : []), "Epoch", "Commit", "Files"];
+    const heads = ["Seed", "Value", ...(base ? [`${MINUS} ${data.methods[baseline].name}`] : []), "Epoch", "Commit"];
     const detail = make("div");
     const byDifference = base ? differences(found, base) : {};
     const rows = data.runs[method][condition].filter((run) => run.seed in found.values).map((run) => make("tr", { click: () => choose(run) },
       make("th", {}, String(run.seed)), make("td", {}, number(found.values[run.seed], q.decimals + 1)),
       base ? make("td", {}, run.seed in byDifference ? signed(byDifference[run.seed], q.differenceDecimals) : "–") : null,
-      make("td", {}, run.epoch === null ? "–" : String(run.epoch)), make("td", {}, run.commit),
-      make("td", {}, ...run.files.flatMap((file) => [make("a", { href: encodeURI(`${run.folder}/${file}`).replace(/#/g, "%23") }, file), " "]))));
+      make("td", {}, run.epoch === null ? "–" : String(run.epoch)), make("td", {}, run.commit)));
+    const link = (run, file) => make("a", { href: encodeURI(`${run.folder}/${file}`).replace(/#/g, "%23") }, file);
     function choose(run) {
       rows.forEach((row) => row.classList.toggle("chosen", row.firstChild.textContent === String(run.seed)));
-      const options = Object.entries(run.options).map(([option, value]) => `${option} ${value}`);
-      detail.replaceChildren(make("p", {}, `Seed ${run.seed}: ${run.folder}`, options.length ? `; chosen options: ${options.join(", ")}` : ""),
+      const options = Object.entries(run.options).map(([option, value]) => `${option} ${JSON.stringify(value)}`);
+      detail.replaceChildren(make("p", {}, make("b", {}, `Seed ${run.seed}`), `, ${run.folder}: `, ...run.files.flatMap((file, i) => [i ? ", " : "", link(run, file)])),
+        ...(options.length ? [make("p", {}, `Chosen options: ${options.join(", ")}`)] : []),
         ...(run.files.includes("config.yaml") ? [make("p", {}, "Train it again, and test it:"), make("pre", {}, commands(run))] : []));
     }
     content.push(make("div", { class: "scroll" }, make("table", { class: "numeric" }, make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", {}, head)))), make("tbody", {}, ...rows))), detail);
@@ -141,6 +142,7 @@
   }
 
   // ---- view: dots with intervals ----
+  const MARKS = { supported: "▲", "not supported": "▼", undecided: "○" };
   function dots(host, quantity, shown, ofDifferences) {
     const q = data.quantities[quantity], decimals = ofDifferences ? q.differenceDecimals : q.decimals;
     const groups = data.conditions.map((condition, c) => {
@@ -160,9 +162,10 @@
     const place = (value) => `${(100 * (value - low)) / (high - low)}%`;
     const ticks = ticksBetween(low, high, innerWidth < 720 ? 4 : 7);
     const lines = () => ticks.map((tick) => make("i", { class: `line${ofDifferences && tick === 0 ? " zero" : ""}`, style: `left: ${place(tick)}` }));
-    const axis = (...marks) => make("div", { class: "row axis", "aria-hidden": "true" }, make("span", { class: "label" }), make("div", { class: "plot" }, ...marks), make("span", { class: "number" }));
-    const scale = axis(...ticks.map((tick) => make("span", { style: `left: ${place(tick)}` }, tickText(tick))));
-    const sides = ofDifferences ? axis(make("span", { class: "worse", style: `left: ${place(0)}` }, "◂ lower"), make("span", { class: "better", style: `left: ${place(0)}` }, `higher than ${data.methods[data.baseline].name} ▸`)) : null;
+    const axis = (plot) => make("div", { class: "row axis", "aria-hidden": "true" }, make("span", { class: "label" }), plot, make("span", { class: "number" }));
+    const scale = axis(make("div", { class: "plot" }, ...ticks.map((tick) => make("span", { style: `left: ${place(tick)}` }, tickText(tick)))));
+    const base = data.methods[data.baseline].name;
+    const sides = ofDifferences ? axis(make("div", { class: "sides" }, make("span", {}, `◂ lower than ${base}`), make("span", {}, "higher ▸"))) : null;
     const chart = groups.map(({ condition, rows }) => make("div", { class: "group" }, make("h3", {}, condition.label), ...rows.map((row) => {
       const look = style(row.m), tip = (event) => showTip(event, describe(quantity, row.m, row.c));
       const text = ofDifferences ? signed(row.mean, decimals) : number(row.mean, decimals);
@@ -172,7 +175,7 @@
           row.half === null ? null : make("i", { class: "interval", style: `left: ${place(row.mean - row.half)}; width: ${(200 * row.half) / (high - low)}%; background: ${look.colour}` }),
           ...row.seeds.map((value) => make("i", { class: "seed", style: `left: ${place(value)}; background: ${look.colour}` })),
           fill(swatch(look), { style: `left: ${place(row.mean)}` }, [])),
-        make("span", { class: "number" }, make("button", { class: "value", "data-runs": [quantity, data.methods[row.m].name, condition.label].join("|") }, text), ` `, make("span", { class: "detail" }, bounds(row, decimals))));
+        make("span", { class: "number" }, ofDifferences ? make("span", { class: `mark ${row.verdict.replace(" ", "-")}` }, MARKS[row.verdict], " ") : null, make("button", { class: "value", "data-runs": [quantity, data.methods[row.m].name, condition.label].join("|") }, text), ` `, make("span", { class: "detail" }, bounds(row, decimals))));
     })));
     host.replaceChildren(...[sides, scale, ...chart, scale.cloneNode(true)].filter(Boolean));
   }
