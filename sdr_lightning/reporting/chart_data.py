@@ -135,7 +135,9 @@ def _run(study: Study, run: Run) -> dict[str, Any]:
     return {
         "seed": run.seed,
         "folder": run.folder.as_posix(),
-        "files": [name for name in ("config.yaml", "results.json", "metrics.csv", "log.txt") if (folder / name).is_file()],
+        "files": [
+            name for name in ("config.yaml", "results.json", "metrics.csv", "log.txt") if (folder / name).is_file()
+        ],
         "epoch": None if run.selected is None else run.selected.epoch,
         "options": dict(run.options),
         "commit": formatting.short(run.commit) + (" + changes" if run.dirty else ""),
@@ -147,7 +149,11 @@ def _training(study: Study) -> list[dict[str, Any]]:
     """Panels of training curves: one for each curve and condition."""
     logs = training_logs(study)
     return [
-        {"condition": formatting.condition_label(condition), "label": label, "methods": list(_curves(study, found, key))}
+        {
+            "condition": formatting.condition_label(condition),
+            "label": label,
+            "methods": list(_curves(study, found, key)),
+        }
         for key, label in logged_labels(study, logs).items()
         for condition, found in logs.items()
     ]

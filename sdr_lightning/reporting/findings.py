@@ -166,8 +166,10 @@ def _best(study: Study) -> str:
     counts = sorted(wins.items(), key=lambda item: -item[1])
     named = _joined([f"{method} in {count}" for method, count in counts])
     total = sum(wins.values())
-    return f"Highest mean rsum of the {len(study.methods)} methods: {named} of {total} conditions." if total > 1 else (
-        f"Highest mean rsum of the {len(study.methods)} methods: {counts[0][0]}."
+    return (
+        f"Highest mean rsum of the {len(study.methods)} methods: {named} of {total} conditions."
+        if total > 1
+        else (f"Highest mean rsum of the {len(study.methods)} methods: {counts[0][0]}.")
     )
 
 

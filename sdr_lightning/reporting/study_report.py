@@ -1,7 +1,6 @@
 """Write the report of a study or the training curves of a run."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,26 +11,10 @@ from sdr_lightning.reporting.examples import DIRECTIONS
 from sdr_lightning.reporting.figures.curves import read_curves
 from sdr_lightning.reporting.generator import is_generated
 from sdr_lightning.reporting.pages.html import render_page
+from sdr_lightning.reporting.running import Running
 from sdr_lightning.reporting.study_contents import StudyContents, study_contents
 from sdr_lightning.results.fields import Fields
 from sdr_lightning.results.loading import load_study
-
-
-@dataclass(frozen=True)
-class Running:
-    """How far a study is that runs while its page is written.
-
-    Attributes:
-        now: what runs, such as ``12 of 30 runs are finished``.
-        share: finished share of the study, in [0, 1].
-        left: the time left, such as ``about 3 min left``; empty if unknown.
-        written: the time of writing.
-    """
-
-    now: str
-    share: float
-    left: str
-    written: str
 
 
 def build_report(study_dir: Path) -> Path:
@@ -62,12 +45,12 @@ def build_report(study_dir: Path) -> Path:
     return _write_page(study_dir, contents, None)
 
 
-def write_running_page(study_dir: Path, running: Running) -> Path:
-    """Write ``report.html`` alone, with what is there so far; in a browser it loads itself again every few seconds.
+def write_page(study_dir: Path, running: Running | None = None) -> Path:
+    """Write ``report.html`` alone, which takes less than a second, with the results that are there.
 
     Args:
         study_dir: folder of the study, with ``study.json``.
-        running: how far the study is.
+        running: how far the study is, while it runs: a browser then loads the page again every few seconds.
 
     Returns:
         The path of the page.

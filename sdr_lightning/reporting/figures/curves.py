@@ -26,7 +26,9 @@ def curve_labels(protocol: str) -> dict[str, str]:
 
     Under ``clean``, test metrics exist for one epoch only.
     """
-    selected = {"test/rsum": "rsum, test (used for selection)"} if protocol == "paper" else {"val/rsum": "rsum, validation"}
+    selected = (
+        {"test/rsum": "rsum, test (used for selection)"} if protocol == "paper" else {"val/rsum": "rsum, validation"}
+    )
     return selected | _METHOD_CURVES
 
 

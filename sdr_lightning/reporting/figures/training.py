@@ -12,6 +12,7 @@ from sdr_lightning.reporting.figures.curves import Curve, curve_labels, logged_l
 from sdr_lightning.reporting.figures.style import CANDIDATE_COLOUR, STYLE, WIDTH, Palette, mark_empty
 from sdr_lightning.results.schema import Study
 
+
 def training_figure(study: Study) -> Figure | None:
     """Draw rsum of the selection split, λ and temperatures by epoch, at the highest ratio of each imbalance.
 

@@ -113,7 +113,10 @@ def detection_table(study: Study) -> Table | None:
     blocks = []
     for condition in study.conditions:
         rows = [(m, [q.interval(study, m, condition) for q in DETECTION]) for m in methods]
-        cells = tuple((Cell(m), *(_mean(study, q, m, condition, i) for q, i in zip(DETECTION, intervals, strict=True))) for m, intervals in rows)
+        cells = tuple(
+            (Cell(m), *(_mean(study, q, m, condition, i) for q, i in zip(DETECTION, intervals, strict=True)))
+            for m, intervals in rows
+        )
         blocks.append(Block(cells, formatting.condition_label(condition)))
     headings = ("Method", *(quantity.label for quantity in DETECTION))
     return Table("detection", "Detection of corrupted pairs", headings, tuple(blocks)) if methods else None
@@ -147,7 +150,9 @@ def _means(
             highest = max((i.mean for i in intervals.values() if i.n), default=math.nan)
             columns.append(
                 [
-                    replace(_mean(study, quantity, method, condition, interval), strong=best and interval.mean == highest)
+                    replace(
+                        _mean(study, quantity, method, condition, interval), strong=best and interval.mean == highest
+                    )
                     for method, interval in intervals.items()
                 ]
             )
