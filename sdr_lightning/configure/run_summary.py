@@ -54,13 +54,13 @@ def run_summary(
 
 
 def _score(trainer: pl.Trainer, run_dir: Path) -> str:
-    """The best value of the monitored metric, its epoch, and the number of epochs."""
+    """The best value of the monitored metric and when it was reached; the number of epochs where none is monitored."""
     keeper = best_checkpoint(trainer)
     kept = read_json(run_dir / "results.json", "results of a run")["training"]["kept"]
     if keeper is None or keeper.monitor not in kept:
         return f", {trainer.current_epoch} epochs"
-    at = f" at epoch {int(kept['epoch'])}" if "epoch" in kept else ""
-    return f": best {keeper.monitor} {kept[keeper.monitor]:.4g}{at}, {trainer.current_epoch} epochs"
+    after = f" after {int(kept['epoch']) + 1} of {trainer.current_epoch} epochs" if "epoch" in kept else ""
+    return f": best {keeper.monitor} {kept[keeper.monitor]:.4g}{after}"
 
 
 def _why_none(trainer: pl.Trainer) -> str:
