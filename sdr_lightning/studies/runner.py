@@ -125,9 +125,11 @@ class Runner:
                 _task(f"{bank.teacher.modality} teacher on {_condition(bank)}", work.run_bank, bank, student)
                 for bank in banks
             ]
-            tasks = [
-                self._task_of(job, data, data_fingerprint) for job in sorted(waiting, key=lambda job: bool(job.banks))
-            ]
+            # Seed by seed, so that methods can be compared early.
+            ordered = sorted(
+                waiting, key=lambda job: (bool(job.banks), self.study.seeds.index(job.seed) if job.trial is None else 0)
+            )
+            tasks = [self._task_of(job, data, data_fingerprint) for job in ordered]
             first = sum(not job.banks for job in waiting)
             self._phase(workers, "teacher features", [*extract, *tasks[:first]])
             self._phase(workers, what, tasks[first:])
