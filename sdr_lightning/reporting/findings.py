@@ -18,9 +18,9 @@ LEGEND = (
 )
 
 _TASKS = {
-    "Cross-modal retrieval": "images to texts and texts to images, rsum",
-    "Single-modal retrieval": "images to images and texts to texts, NDCG@10 in\N{NO-BREAK SPACE}%",
-    "Mixed retrieval": "from a gallery of images and texts, NDCG@10 in\N{NO-BREAK SPACE}%",
+    "Cross-modal retrieval": "images ↔ texts; rsum",
+    "Single-modal retrieval": "images → images, texts → texts; NDCG@10 in\N{NO-BREAK SPACE}%",
+    "Mixed retrieval": "from a gallery of images and texts; NDCG@10 in\N{NO-BREAK SPACE}%",
 }
 """What each claim measures, for readers who do not know the abbreviations."""
 
@@ -149,7 +149,10 @@ def _largest(study: Study, comparisons: Sequence[PairedComparison]) -> str:
 def _control(study: Study, method: str) -> str:
     comparisons = [compare_with_baseline(study, method, condition, RSUM) for condition in study.conditions]
     verdicts = _counted(comparisons)
-    return f"Control, {method}: against {study.baseline_of(method)}, rsum is {verdicts}."
+    return (
+        f"With random features in place of those of the teachers ({method}), rsum against {study.baseline_of(method)} is "
+        f"{verdicts}."
+    )
 
 
 def _best(study: Study) -> str:
