@@ -19,7 +19,7 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-reproduce-mini: $(READY) ## run a small study on generated scenes, at most 5 minutes on two quiet cores
+reproduce-mini: $(READY) ## run a small study on generated scenes, a few minutes on two cores
 	$(BIN)/sdr reproduce experiments/scenes/study_mini.yaml
 
 reproduce-scenes: $(READY) ## run the whole study on generated scenes, about 10 minutes on two quiet cores

@@ -1,329 +1,305 @@
-"use strict";
+// The page of a study: its main figure, the runs behind each number, training curves and examples.
 (() => {
-  const read = (id) => JSON.parse(document.getElementById(id).textContent);
-  const data = read("data"), pictures = read("pictures");
+  const { make, swatch, showTip, hideTip } = charts;
   const at = (id) => document.getElementById(id);
-  const SVG = "http://www.w3.org/2000/svg";
-  const MINUS = "−", NBSP = "\u00a0";
+  const data = JSON.parse(at("data").textContent), pictures = JSON.parse(at("pictures").textContent);
+  const MARKS = { supported: "▲", "not supported": "▼", undecided: "○" };
 
-  // ---- small helpers ----
-  function make(tag, attributes = {}, ...children) {
-    const node = document.createElement(tag);
-    return fill(node, attributes, children);
+  // ---- numbers as text ----
+  const number = (value, decimals) => value.toFixed(decimals).replace(/^-(0(\.0*)?)$/, "$1").replace("-", "−");
+  const signed = (value, decimals) => (Number(value.toFixed(decimals)) > 0 ? "+" : "") + number(value, decimals);
+  function bounds({ mean, half }, decimals) {
+    return half === null ? "" : `[${number(mean - half, decimals)}, ${number(mean + half, decimals)}]`;
   }
-  function draw(tag, attributes = {}, ...children) {
-    return fill(document.createElementNS(SVG, tag), attributes, children);
-  }
-  function fill(node, attributes, children) {
-    for (const [name, value] of Object.entries(attributes)) {
-      if (typeof value === "function") node.addEventListener(name, value);
-      else if (value !== null) node.setAttribute(name, value);
-    }
-    node.append(...children.filter((child) => child !== null));
-    return node;
-  }
-  const number = (value, decimals) => value.toFixed(decimals).replace(/^-(0(\.0*)?)$/, "$1").replace("-", MINUS);
-  const signed = (value, decimals) => (value > 0 && Number(value.toFixed(decimals)) ? "+" : "") + number(value, decimals);
-  function bounds(found, decimals) {
-    return found.half === null ? "" : `[${number(found.mean - found.half, decimals)}, ${number(found.mean + found.half, decimals)}]`;
-  }
+  const nameOf = (method) => data.methods[method].name;
+  const labelOf = (condition) => data.conditions[condition].label;
 
-  // ---- methods: colour and marker are the same everywhere ----
+  // ---- methods look the same everywhere ----
   const others = data.methods.map((_, i) => i).filter((i) => i !== data.baseline && i !== data.candidate);
-  function style(method) {
+  const paletteLook = (place) => ({ colour: `var(--method-${place % 6})`, shape: 1 + (place % 7) });
+  function look(method) {
     if (method === data.baseline) return { colour: "var(--ink)", shape: 0 };
     if (method === data.candidate) return { colour: "var(--candidate)", shape: 0 };
-    const place = others.indexOf(method);
-    return { colour: `var(--method-${place % 6})`, shape: 1 + (place % 7) };
+    return paletteLook(others.indexOf(method));
   }
-  const SHAPES = [
-    "M-5,0a5,5 0 1,0 10,0a5,5 0 1,0 -10,0", "M-4.5,-4.5h9v9h-9z", "M0,-5.5l5.5,9.5h-11z", "M0,-6l6,6l-6,6l-6,-6z", "M0,5.5l5.5,-9.5h-11z",
-    "M-2,-6h4v4h4v4h-4v4h-4v-4h-4v-4h4z", "M-5,-3l2,-2l3,3l3,-3l2,2l-3,3l3,3l-2,2l-3,-3l-3,3l-2,-2l3,-3z", "M0,-6l1.8,4.2l4.2,1.8l-4.2,1.8l-1.8,4.2l-1.8,-4.2l-4.2,-1.8l4.2,-1.8z",
-  ];
-  const marker = (look, attributes = {}) => draw("path", { d: SHAPES[look.shape], fill: look.colour, ...attributes });
-  const swatch = (look) => draw("svg", { width: 14, height: 14, viewBox: "-7 -7 14 14", "aria-hidden": "true" }, marker(look));
 
-  // ---- tooltip ----
-  function showTip(event, lines) {
-    const [title, ...rest] = lines.filter(Boolean);
-    at("tip").replaceChildren(make("b", {}, title), ...rest.flatMap((line) => [line, make("br")]));
-    at("tip").hidden = false;
-    const box = at("tip").getBoundingClientRect();
-    const target = event.target.getBoundingClientRect();
-    const x = event.clientX ?? target.right, y = event.clientY ?? target.bottom;
-    at("tip").style.left = `${Math.max(6, Math.min(x + 14, innerWidth - box.width - 8))}px`;
-    at("tip").style.top = `${y + 18 + box.height > innerHeight ? y - box.height - 12 : y + 18}px`;
+  // ---- what is known of a method under a condition ----
+  const cellOf = (quantity, method, condition) => data.cells[quantity]?.[method][condition] ?? null;
+  function differences(found, base) {
+    const shared = Object.keys(found.values).filter((seed) => seed in base.values);
+    return Object.fromEntries(shared.map((seed) => [seed, found.values[seed] - base.values[seed]]));
   }
-  const hideTip = () => { at("tip").hidden = true; };
-
-  // ---- the numbers of one method under one condition ----
-  const cell = (quantity, method, condition) => data.cells[quantity]?.[method][condition] ?? null;
-  function seedsLine(values, decimals) {
-    const seeds = Object.entries(values);
-    const shown = seeds.slice(0, 10).map(([seed, value]) => `${seed}: ${number(value, decimals)}`);
-    return `seeds ${shown.join(", ")}${seeds.length > 10 ? ", …" : ""}`;
+  function differenceText(method, difference, q) {
+    const base = nameOf(data.methods[method].baseline);
+    const interval = bounds(difference, q.differenceDecimals);
+    return `minus ${base}: ${signed(difference.mean, q.differenceDecimals)} ${interval}, ${difference.verdict}`;
   }
   function describe(quantity, method, condition) {
-    const found = cell(quantity, method, condition), q = data.quantities[quantity];
-    const lines = [`${data.methods[method].name}, ${data.conditions[condition].label}`];
-    if (!found) return [...lines, "no run yet"];
-    lines.push(`${q.label}: ${number(found.mean, q.decimals)} ${bounds(found, q.decimals)}`);
-    if (found.difference) {
-      const base = data.methods[data.methods[method].baseline].name;
-      lines.push(`${MINUS} ${base}: ${signed(found.difference.mean, q.differenceDecimals)} ${bounds(found.difference, q.differenceDecimals)}, ${found.difference.verdict}`);
-    }
-    return [...lines, seedsLine(found.values, q.decimals), "Click for its runs."];
+    const found = cellOf(quantity, method, condition), q = data.quantities[quantity];
+    const seeds = Object.entries(found.values).map(([seed, value]) => `${seed}: ${number(value, q.decimals)}`);
+    return [
+      `${nameOf(method)}, ${labelOf(condition)}`,
+      `${q.label}: ${number(found.mean, q.decimals)} ${bounds(found, q.decimals)}`,
+      ...(found.difference ? [differenceText(method, found.difference, q)] : []),
+      `seeds ${seeds.slice(0, 10).join(", ")}${seeds.length > 10 ? ", …" : ""}`,
+      "Click for its runs.",
+    ];
   }
 
   // ---- dialog: the runs behind a number ----
-  function differences(found, base) {
-    return Object.fromEntries(Object.keys(found.values).filter((seed) => seed in base.values).map((seed) => [seed, found.values[seed] - base.values[seed]]));
-  }
   function showRuns(quantity, method, condition) {
-    const found = cell(quantity, method, condition), q = data.quantities[quantity];
-    const { name, description, baseline } = data.methods[method];
-    const base = baseline === method ? null : cell(quantity, baseline, condition);
-    at("runs-title").textContent = `${name}, ${data.conditions[condition].label}: ${q.label}`;
+    const found = cellOf(quantity, method, condition), q = data.quantities[quantity];
+    const { description, baseline } = data.methods[method];
     hideTip();
+    at("runs-title").textContent = `${nameOf(method)}, ${labelOf(condition)}: ${q?.label ?? quantity}`;
     if (!found) {
       at("runs-content").replaceChildren(make("p", {}, "No run yet."));
       return at("runs-of").showModal();
     }
-    const content = [make("p", {}, `Mean over ${Object.keys(found.values).length} seeds: ${number(found.mean, q.decimals)} ${bounds(found, q.decimals)}.` +
-      (found.difference ? ` Paired difference from ${data.methods[baseline].name}: ${signed(found.difference.mean, q.differenceDecimals)} ${bounds(found.difference, q.differenceDecimals)}, ${found.difference.verdict}.` : "")) ];
-    if (description) content.push(make("p", {}, `${name}: ${description}`));
-    const heads = ["Seed", "Value", ...(base ? [`${MINUS} ${data.methods[baseline].name}`] : []), "Epoch", "Commit"];
-    const detail = make("div");
+    const values = Object.keys(found.values).length;
+    const mean = `Mean over ${values} seeds: ${number(found.mean, q.decimals)} ${bounds(found, q.decimals)}`;
+    const difference = found.difference ? `; ${differenceText(method, found.difference, q)}` : "";
+    const base = baseline === method ? null : cellOf(quantity, baseline, condition);
     const byDifference = base ? differences(found, base) : {};
-    const rows = data.runs[method][condition].filter((run) => run.seed in found.values).map((run) => make("tr", { click: () => choose(run) },
-      make("th", {}, String(run.seed)), make("td", {}, number(found.values[run.seed], q.decimals + 1)),
-      base ? make("td", {}, run.seed in byDifference ? signed(byDifference[run.seed], q.differenceDecimals) : "–") : null,
-      make("td", {}, run.epoch === null ? "–" : String(run.epoch)), make("td", {}, run.commit)));
-    const link = (run, file) => make("a", { href: encodeURI(`${run.folder}/${file}`).replace(/#/g, "%23") }, file);
+    const runs = data.runs[method][condition].filter((run) => run.seed in found.values);
+    const detail = make("div");
+    const rows = runs.map((run) => make("tr", { click: () => choose(run) },
+      make("th", {}, String(run.seed)),
+      make("td", {}, number(found.values[run.seed], q.decimals + 1)),
+      base && make("td", {}, run.seed in byDifference ? signed(byDifference[run.seed], q.differenceDecimals) : "–"),
+      make("td", {}, String(run.epoch ?? "–")),
+      make("td", {}, run.commit)));
     function choose(run) {
-      rows.forEach((row) => row.classList.toggle("chosen", row.firstChild.textContent === String(run.seed)));
-      const options = Object.entries(run.options).map(([option, value]) => `${option} ${JSON.stringify(value)}`);
-      detail.replaceChildren(make("p", {}, make("b", {}, `Seed ${run.seed}`), `, ${run.folder}: `, ...run.files.flatMap((file, i) => [i ? ", " : "", link(run, file)])),
-        ...(options.length ? [make("p", {}, `Chosen options: ${options.join(", ")}`)] : []),
-        ...(run.files.includes("config.yaml") ? [make("p", {}, "Train it again, and test it:"), make("pre", {}, commands(run))] : []));
+      rows.forEach((row, i) => row.classList.toggle("chosen", runs[i] === run));
+      detail.replaceChildren(...describeRun(run));
     }
-    content.push(make("div", { class: "scroll" }, make("table", { class: "numeric" }, make("thead", {}, make("tr", {}, ...heads.map((head) => make("th", {}, head)))), make("tbody", {}, ...rows))), detail);
-    at("runs-content").replaceChildren(...content);
-    const first = data.runs[method][condition].find((run) => run.seed in found.values);
-    if (first) choose(first);
+    const heads = ["Seed", "Value", ...(base ? [`minus ${nameOf(baseline)}`] : []), "Epoch", "Commit"];
+    const head = make("thead", {}, make("tr", {}, ...heads.map((text) => make("th", {}, text))));
+    at("runs-content").replaceChildren(
+      make("p", {}, `${mean}${difference}.`),
+      description ? make("p", {}, `${nameOf(method)}: ${description}`) : "",
+      make("div", { class: "scroll" }, make("table", { class: "numeric" }, head, make("tbody", {}, ...rows))),
+      detail);
+    if (runs.length) choose(runs[0]);
     at("runs-of").showModal();
+  }
+  function describeRun(run) {
+    const address = (file) => encodeURI(`${run.folder}/${file}`).replaceAll("#", "%23");
+    const links = run.files.flatMap((file, i) => [i ? ", " : ": ", make("a", { href: address(file) }, file)]);
+    const options = Object.entries(run.options).map(([option, value]) => `${option} ${JSON.stringify(value)}`);
+    return [
+      make("p", {}, make("b", {}, `Seed ${run.seed}`), `, ${run.folder}`, ...links),
+      ...(options.length ? [make("p", {}, `Chosen options: ${options.join(", ")}`)] : []),
+      ...(run.files.includes("config.yaml") ? [make("p", {}, "Train it again, and test it:"), make("pre", {}, commands(run))] : []),
+    ];
   }
   function commands(run) {
     const folder = location.protocol === "file:" ? decodeURIComponent(location.pathname).replace(/[^/]*$/, "") : "";
-    const quoted = (path) => (/[^\w./-]/.test(path) ? `'${path.replaceAll("'", "'\\''")}'` : path);
-    const config = quoted(`${folder}${run.folder}/config.yaml`);
-    return `sdr fit --config ${config} --run_dir runs/again\nsdr test --config ${config} --run_dir runs/again --ckpt_path runs/again/checkpoints/best.ckpt`;
+    const path = `${folder}${run.folder}/config.yaml`;
+    const config = /[^\w./-]/.test(path) ? `'${path.replaceAll("'", "'\\''")}'` : path;
+    return `sdr fit --config ${config} --run_dir runs/again
+sdr test --config ${config} --run_dir runs/again --ckpt_path runs/again/checkpoints/best.ckpt`;
   }
   document.addEventListener("click", (event) => {
-    const button = event.target.closest("button[data-runs]");
-    if (!button?.dataset.runs) return;
-    const [quantity, method, condition] = button.dataset.runs.split("|");
-    showRuns(quantity, data.methods.findIndex((m) => m.name === method), data.conditions.findIndex((c) => c.label === condition));
+    const key = event.target.closest("button[data-runs]")?.dataset.runs;
+    if (!key) return;
+    const [quantity, name, label] = key.split("|");
+    const method = data.methods.findIndex((m) => m.name === name);
+    showRuns(quantity, method, data.conditions.findIndex((c) => c.label === label));
   });
   at("runs-of").addEventListener("click", (event) => { if (event.target === at("runs-of")) at("runs-of").close(); });
 
-  // ---- scales ----
-  function ticksBetween(low, high, count) {
-    const rough = (high - low || 1) / count, power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 2.5, 5, 10].map((factor) => factor * power).find((candidate) => candidate >= rough);
-    const ticks = [];
-    for (let tick = Math.ceil(low / step - 1e-9) * step; tick <= high + 1e-9 * step; tick += step) ticks.push(Number(tick.toPrecision(12)));
-    return ticks;
+  // ---- views of the main figure: dots with intervals, one row a method, grouped by condition ----
+  function dotsOf(quantity, method, condition, ofDifferences) {
+    const found = cellOf(quantity, method, condition);
+    if (!found || (ofDifferences && !found.difference)) return null;
+    const base = ofDifferences ? cellOf(quantity, data.methods[method].baseline, condition) : null;
+    const seeds = Object.values(base ? differences(found, base) : found.values);
+    return { method, condition, seeds, ...(base ? found.difference : found) };
   }
-  const tickText = (value) => String(value).replace("-", MINUS);
-  function padded(values) {
-    const low = Math.min(...values), high = Math.max(...values), margin = 0.05 * (high - low) || Math.abs(high) * 0.05 || 1;
-    return [low - margin, high + margin];
-  }
-
-  // ---- view: dots with intervals ----
-  const MARKS = { supported: "▲", "not supported": "▼", undecided: "○" };
   function dots(host, quantity, shown, ofDifferences) {
-    const q = data.quantities[quantity], decimals = ofDifferences ? q.differenceDecimals : q.decimals;
-    const groups = data.conditions.map((condition, c) => {
-      const rows = shown.map((m) => {
-        const found = cell(quantity, m, c);
-        if (!found) return null;
-        if (!ofDifferences) return { m, c, seeds: Object.values(found.values), ...found };
-        if (!found.difference) return null;
-        const base = cell(quantity, data.methods[m].baseline, c);
-        return { m, c, ...found.difference, seeds: Object.values(differences(found, base)) };
-      });
-      return { condition, rows: rows.filter(Boolean).sort((a, b) => b.mean - a.mean) };
-    }).filter((group) => group.rows.length);
+    const groups = data.conditions
+      .map((_, c) => shown.map((m) => dotsOf(quantity, m, c, ofDifferences)).filter(Boolean).sort((a, b) => b.mean - a.mean))
+      .filter((rows) => rows.length);
     if (!groups.length) return host.replaceChildren(make("p", { class: "missing" }, "No run has these numbers yet."));
-    const ends = groups.flatMap(({ rows }) => rows.flatMap(({ mean, half, seeds }) => [mean - (half ?? 0), mean + (half ?? 0), ...seeds]));
-    const [low, high] = padded(ofDifferences ? [...ends, 0] : ends);
+    const values = groups.flatMap((rows) => [...charts.ends(rows), ...rows.flatMap((row) => row.seeds)]);
+    const [low, high] = charts.padded(ofDifferences ? [...values, 0] : values);
     const place = (value) => `${(100 * (value - low)) / (high - low)}%`;
-    const ticks = ticksBetween(low, high, innerWidth < 720 ? 4 : 7);
-    const lines = () => ticks.map((tick) => make("i", { class: `line${ofDifferences && tick === 0 ? " zero" : ""}`, style: `left: ${place(tick)}` }));
-    const axis = (plot) => make("div", { class: "row axis", "aria-hidden": "true" }, make("span", { class: "label" }), plot, make("span", { class: "number" }));
-    const scale = axis(make("div", { class: "plot" }, ...ticks.map((tick) => make("span", { style: `left: ${place(tick)}` }, tickText(tick)))));
-    const base = data.methods[data.baseline].name;
-    const sides = ofDifferences ? axis(make("div", { class: "sides" }, make("span", {}, `◂ lower than ${base}`), make("span", {}, "higher ▸"))) : null;
-    const chart = groups.map(({ condition, rows }) => make("div", { class: "group" }, make("h3", {}, condition.label), ...rows.map((row) => {
-      const look = style(row.m), tip = (event) => showTip(event, describe(quantity, row.m, row.c));
-      const text = ofDifferences ? signed(row.mean, decimals) : number(row.mean, decimals);
-      return make("div", { class: `row${row.m === data.candidate ? " leading" : ""}`, pointermove: tip, pointerleave: hideTip, click: (event) => event.target.closest("button") || showRuns(quantity, row.m, row.c) },
-        make("span", { class: "label" }, swatch(look), data.methods[row.m].name),
-        make("div", { class: "plot" }, ...lines(),
-          row.half === null ? null : make("i", { class: "interval", style: `left: ${place(row.mean - row.half)}; width: ${(200 * row.half) / (high - low)}%; background: ${look.colour}` }),
-          ...row.seeds.map((value) => make("i", { class: "seed", style: `left: ${place(value)}; background: ${look.colour}` })),
-          fill(swatch(look), { style: `left: ${place(row.mean)}` }, [])),
-        make("span", { class: "number" }, ofDifferences ? make("span", { class: `mark ${row.verdict.replace(" ", "-")}` }, MARKS[row.verdict], " ") : null, make("button", { class: "value", "data-runs": [quantity, data.methods[row.m].name, condition.label].join("|") }, text), ` `, make("span", { class: "detail" }, bounds(row, decimals))));
-    })));
-    host.replaceChildren(...[sides, scale, ...chart, scale.cloneNode(true)].filter(Boolean));
+    const ticks = charts.ticksBetween(low, high, innerWidth < 720 ? 4 : 7);
+    const axis = (plot) => make("div", { class: "row axis", "aria-hidden": "true" },
+      make("span", { class: "label" }), plot, make("span", { class: "number" }));
+    const scale = () => axis(make("div", { class: "plot" },
+      ...ticks.map((tick) => make("span", { style: `left: ${place(tick)}` }, charts.tickText(tick)))));
+    const sides = axis(make("div", { class: "sides" },
+      make("span", {}, `◂ lower than ${nameOf(data.baseline)}`), make("span", {}, "higher ▸")));
+    const drawn = groups.map((rows) => make("div", { class: "group" },
+      make("h3", {}, labelOf(rows[0].condition)),
+      ...rows.map((row) => dotRow(quantity, row, { place, ticks, low, high, ofDifferences }))));
+    host.replaceChildren(...(ofDifferences ? [sides] : []), scale(), ...drawn, scale());
+  }
+  function dotRow(quantity, row, { place, ticks, low, high, ofDifferences }) {
+    const q = data.quantities[quantity], decimals = ofDifferences ? q.differenceDecimals : q.decimals;
+    const { colour } = look(row.method), open = [quantity, row.method, row.condition];
+    const text = ofDifferences ? signed(row.mean, decimals) : number(row.mean, decimals);
+    const mark = ofDifferences ? make("span", { class: `mark ${row.verdict.replace(" ", "-")}` }, `${MARKS[row.verdict]} `) : null;
+    const interval = `left: ${place(row.mean - row.half)}; width: ${(200 * row.half) / (high - low)}%; background: ${colour}`;
+    const lines = ticks.map((tick) => make("i", {
+      class: ofDifferences && tick === 0 ? "line zero" : "line", style: `left: ${place(tick)}` }));
+    const seeds = row.seeds.map((value) => make("i", { class: "seed", style: `left: ${place(value)}; background: ${colour}` }));
+    return make("div", {
+      class: row.method === data.candidate ? "row leading" : "row",
+      pointermove: (event) => showTip(event, describe(...open)),
+      pointerleave: hideTip,
+      click: (event) => { if (!event.target.closest("button")) showRuns(...open); },
+    },
+    make("span", { class: "label" }, swatch(look(row.method)), nameOf(row.method)),
+    make("div", { class: "plot" }, ...lines, row.half === null ? null : make("i", { class: "interval", style: interval }), ...seeds,
+      swatch(look(row.method), { style: `left: ${place(row.mean)}` })),
+    make("span", { class: "number" }, mark,
+      make("button", { class: "value", "data-runs": [quantity, nameOf(row.method), labelOf(row.condition)].join("|") }, text),
+      " ", make("span", { class: "detail" }, bounds(row, decimals))));
   }
 
-  // ---- view: lines ----
-  // A panel has a title, a label of x and series; a series has a look, a name, points {x, mean, half, tip, cell} and thin lines.
-  function lines(host, panels, { log = false, ticks = null, height = 250 } = {}) {
-    const columns = Math.max(1, Math.min(panels.length, Math.floor((host.clientWidth || 800) / 330)));
-    const width = Math.floor(((host.clientWidth || 800) - 22 * (columns - 1)) / columns);
-    const box = make("div", { class: "panels", style: `grid-template-columns: repeat(${columns}, minmax(0, 1fr))` });
-    for (const panel of panels) box.append(make("div", { class: "group" }, make("h3", {}, panel.title), panelOf(panel, width, height, log, ticks)));
-    return box;
-  }
-  function panelOf(panel, width, height, log, xTicks) {
-    const left = 44, right = 12, top = 8, bottom = 40;
-    const points = panel.series.flatMap((series) => series.points), thin = panel.series.flatMap((series) => series.thin ?? []).flat();
-    const svg = draw("svg", { width, height, role: "img", "aria-label": `${panel.title}: ${panel.yLabel} against ${panel.xLabel}` });
-    if (!points.length) return fill(svg, {}, [draw("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "no run yet")]);
-    const [yLow, yHigh] = panel.range ?? padded([...points.flatMap((p) => [p.mean - (p.half ?? 0), p.mean + (p.half ?? 0)]), ...thin.map((p) => p[1])]);
-    const f = log ? Math.log2 : (value) => value;
-    const [xLow, xHigh] = padded([...points, ...thin.map(([x]) => ({ x }))].map((p) => f(p.x)));
-    const X = (value) => left + ((f(value) - xLow) / (xHigh - xLow)) * (width - left - right);
-    const Y = (value) => height - bottom - ((value - yLow) / (yHigh - yLow)) * (height - top - bottom);
-    for (const tick of ticksBetween(yLow, yHigh, 5)) {
-      svg.append(draw("line", { x1: left, x2: width - right, y1: Y(tick), y2: Y(tick), stroke: "var(--line)" }), draw("text", { x: left - 6, y: Y(tick) + 4, "text-anchor": "end" }, tickText(tick)));
-    }
-    for (const tick of xTicks ?? panel.xTicks ?? ticksBetween(xLow, xHigh, 5)) svg.append(draw("text", { x: X(tick), y: height - bottom + 17, "text-anchor": "middle" }, tickText(tick)));
-    svg.append(draw("text", { x: (left + width - right) / 2, y: height - 4, "text-anchor": "middle" }, panel.xLabel));
-    const path = (list) => list.map(([x, y], i) => `${i ? "L" : "M"}${X(x).toFixed(1)},${Y(y).toFixed(1)}`).join("");
-    const markers = [];
-    for (const { look, points: own, thin: curves = [], joined = true, dotted = false } of panel.series) {
-      for (const curve of curves) svg.append(draw("path", { d: path(curve), fill: "none", stroke: look.colour, "stroke-width": 0.8, opacity: 0.35 }));
-      if (joined) svg.append(draw("path", { d: path(own.map((p) => [p.x, p.mean])), fill: "none", stroke: look.colour, "stroke-width": look.shape ? 1.6 : 2.4 }));
-      for (const p of own) {
-        if (p.half) svg.append(draw("path", { d: `M${X(p.x)},${Y(p.mean - p.half)}V${Y(p.mean + p.half)}`, stroke: look.colour, opacity: 0.6 }));
-        if (!dotted || own.length === 1) markers.push(marker(look, { transform: `translate(${X(p.x)},${Y(p.mean)})` }));
-      }
-    }
-    const ring = draw("circle", { r: 9, fill: "none", stroke: "var(--ink)", visibility: "hidden" });
-    svg.append(...markers, ring);
-    const nearest = (event) => {
-      const frame = svg.getBoundingClientRect();
-      const far = (p) => Math.hypot(event.clientX - frame.left - X(p.x), event.clientY - frame.top - Y(p.mean));
-      const best = points.reduce((a, b) => (far(b) < far(a) ? b : a));
-      return far(best) < 40 ? best : null;
-    };
-    svg.addEventListener("pointermove", (event) => {
-      const p = nearest(event);
-      ring.setAttribute("visibility", p ? "visible" : "hidden");
-      svg.style.cursor = p?.cell ? "pointer" : "default";
-      if (!p) return hideTip();
-      ring.setAttribute("transform", `translate(${X(p.x)},${Y(p.mean)})`);
-      showTip(event, p.tip());
-    });
-    svg.addEventListener("pointerleave", () => { ring.setAttribute("visibility", "hidden"); hideTip(); });
-    svg.addEventListener("click", (event) => { const p = nearest(event); if (p?.cell) showRuns(...p.cell); });
-    return svg;
-  }
-  function point(quantity, m, c, x) {
-    const found = cell(quantity, m, c);
-    return found && { x, mean: found.mean, half: found.half, cell: [quantity, m, c], tip: () => describe(quantity, m, c) };
-  }
-  function withOneRange(panels) {
-    const all = panels.flatMap((panel) => panel.series.flatMap((series) => series.points));
-    if (all.length) panels.forEach((panel) => { panel.range = padded(all.flatMap((p) => [p.mean - (p.half ?? 0), p.mean + (p.half ?? 0)])); });
-    return panels;
+  // ---- views of the main figure: lines against the ratio, the measured degree, or a swept field ----
+  function point(quantity, method, condition, x) {
+    const found = cellOf(quantity, method, condition), open = [quantity, method, condition];
+    return found && { x, mean: found.mean, half: found.half, click: () => showRuns(...open), tip: () => describe(...open) };
   }
   function againstRatio(host, quantity, shown) {
+    const percent = (c) => Number((100 * data.conditions[c].ratio).toPrecision(6));
     const panels = data.curves.map(({ imbalance, conditions }) => ({
-      title: imbalance, xLabel: "% of the training data", yLabel: data.quantities[quantity].label,
-      xTicks: conditions.map((c) => Number((100 * data.conditions[c].ratio).toPrecision(6))),
-      series: shown.map((m) => ({ look: style(m), points: conditions.map((c) => point(quantity, m, c, 100 * data.conditions[c].ratio)).filter(Boolean) })),
+      title: imbalance,
+      xLabel: "% of the training data",
+      yLabel: data.quantities[quantity].label,
+      ticks: conditions.map(percent),
+      series: shown.map((m) => ({ look: look(m), points: conditions.map((c) => point(quantity, m, c, percent(c))).filter(Boolean) })),
     }));
-    host.replaceChildren(lines(host, withOneRange(panels)));
+    const all = panels.flatMap((panel) => panel.series.flatMap((series) => series.points));
+    const range = all.length ? charts.padded(charts.ends(all)) : null;
+    host.replaceChildren(charts.lines(host.clientWidth, panels.map((panel) => ({ ...panel, range }))));
   }
   function againstDegree(host, quantity, shown) {
-    const known = data.conditions.map((condition, c) => [condition.degree, c]).filter(([degree]) => degree !== null);
-    const panel = { title: "all conditions", xLabel: "measured degree of imbalance", yLabel: data.quantities[quantity].label,
-      series: shown.map((m) => ({ look: style(m), joined: false, points: known.map(([degree, c]) => point(quantity, m, c, degree)).filter(Boolean) })) };
-    host.replaceChildren(lines(host, [panel], { height: 340 }));
+    const known = data.conditions.map(({ degree }, c) => [degree, c]).filter(([degree]) => degree !== null);
+    const series = shown.map((m) => ({
+      look: look(m), dotted: true, points: known.map(([degree, c]) => point(quantity, m, c, degree)).filter(Boolean) }));
+    const panel = { title: "all conditions", xLabel: "measured degree of imbalance", yLabel: data.quantities[quantity].label, series };
+    host.replaceChildren(charts.lines(host.clientWidth, [panel], { height: 340 }));
   }
   function againstField(host, quantity, shown, field) {
     const members = shown.filter((m) => data.methods[m].swept?.field === field);
-    const families = [...new Set(members.map((m) => data.methods[m].swept.family))];
-    const looks = Object.fromEntries(families.map((family, i) => [family, families.length === 1 ? style(data.candidate) : family === data.methods[data.baseline].swept?.family ? style(data.baseline) : family === data.methods[data.candidate].swept?.family ? style(data.candidate) : { colour: `var(--method-${i % 6})`, shape: 1 + (i % 7) }]));
-    const values = [...new Set(members.map((m) => data.methods[m].swept.value))].sort((a, b) => a - b);
-    const panels = data.conditions.map((condition, c) => ({ title: condition.label, xLabel: field, yLabel: data.quantities[quantity].label,
-      series: families.map((family) => ({ look: looks[family], points: members.filter((m) => data.methods[m].swept.family === family).map((m) => point(quantity, m, c, data.methods[m].swept.value)).filter(Boolean).sort((a, b) => a.x - b.x) })) }));
-    const legend = make("div", { class: "families" }, ...families.map((family) => make("span", {}, swatch(looks[family]), family)));
-    host.replaceChildren(legend, lines(host, panels, { log: values[0] > 0, ticks: values }));
-  }
-  function training(host) {
-    const panels = data.training.map(({ condition, label, methods }) => ({ title: `${label}; ${condition}`, xLabel: "epoch", yLabel: label,
-      series: methods.map(({ method, mean, seeds }) => ({ look: style(method), dotted: true, thin: seeds,
-        points: mean.map(([x, value]) => ({ x, mean: value, half: null, tip: () => [data.methods[method].name, `epoch ${x}: ${number(value, 3)}, mean over ${seeds.length} seeds`] })) })) }));
-    const seen = [...new Set(data.training.flatMap((panel) => panel.methods.map(({ method }) => method)))].sort((a, b) => a - b);
-    const legend = make("div", { class: "families" }, ...seen.map((m) => make("span", {}, swatch(style(m)), data.methods[m].name)));
-    host.replaceChildren(...(panels.length ? [legend, lines(host, panels)] : []));
+    const swept = (m) => data.methods[m].swept;
+    const families = [...new Set(members.map((m) => swept(m).family))];
+    const looks = families.map((family, i) => {
+      const role = [data.candidate, data.baseline].find((m) => swept(m)?.family === family);
+      return role === undefined ? paletteLook(i) : look(role);
+    });
+    const values = [...new Set(members.map((m) => swept(m).value))].sort((a, b) => a - b);
+    const panels = data.conditions.map((condition, c) => ({
+      title: condition.label,
+      xLabel: field,
+      yLabel: data.quantities[quantity].label,
+      ticks: values,
+      series: families.map((family, i) => {
+        const own = members.filter((m) => swept(m).family === family).sort((a, b) => swept(a).value - swept(b).value);
+        return { look: looks[i], points: own.map((m) => point(quantity, m, c, swept(m).value)).filter(Boolean) };
+      }),
+    }));
+    const legend = families.map((family, i) => make("span", {}, swatch(looks[i]), family));
+    host.replaceChildren(make("div", { class: "families" }, ...legend), charts.lines(host.clientWidth, panels, { log: values[0] > 0 }));
   }
 
   // ---- the main figure and its controls ----
+  const WITH_INTERVALS = "Means over seeds with 95 % intervals.";
   const VIEWS = {
-    differences: { label: `difference from ${data.methods[data.baseline].name}`, show: (host, q, shown) => dots(host, q, shown, true),
-      note: "Mean difference over seeds, paired by seed, with its 95 % interval; small dots are seeds. Sorted within each condition." },
-    means: { label: "means", show: (host, q, shown) => dots(host, q, shown, false),
-      note: "Mean over seeds with its 95 % interval; small dots are seeds. Overlapping intervals do not show that two methods are equal: see the differences." },
-    ratio: { label: "means against the ratio", show: againstRatio, note: "Means over seeds with 95 % intervals." },
+    differences: {
+      label: `difference from ${nameOf(data.baseline)}`,
+      show: (host, quantity, shown) => dots(host, quantity, shown, true),
+      note: "Mean difference over seeds, paired by seed, with its 95 % interval; small dots are seeds. Sorted within each condition.",
+    },
+    means: {
+      label: "means",
+      show: (host, quantity, shown) => dots(host, quantity, shown, false),
+      note: "Mean over seeds with its 95 % interval; small dots are seeds. Whether two methods differ is seen from their difference.",
+    },
+    ratio: { label: "means against the ratio", show: againstRatio, note: WITH_INTERVALS },
   };
-  const fields = [...new Set(data.methods.map((method) => method.swept?.field).filter(Boolean))];
-  for (const field of fields) VIEWS[field] = { label: `means against ${field}`, show: (host, q, shown) => againstField(host, q, shown, field), note: "Means over seeds with 95 % intervals." };
-  if (data.conditions.filter((condition) => condition.degree !== null).length > 1) {
-    VIEWS.degree = { label: "means against the measured degree of imbalance", show: againstDegree,
-      note: "Degree: the mean information imbalance (Glielmo et al., 2022) between the teachers' features of images and of their paired captions; 1 where neither predicts neighbours of the other." };
+  for (const field of new Set(data.methods.map((method) => method.swept?.field).filter(Boolean))) {
+    const show = (host, quantity, shown) => againstField(host, quantity, shown, field);
+    VIEWS[field] = { label: `means against ${field}`, show, note: WITH_INTERVALS };
   }
-  const state = { metric: data.choices[0], view: "differences", hidden: new Set() };
+  if (data.conditions.filter((condition) => condition.degree !== null).length > 1) {
+    VIEWS.degree = {
+      label: "means against the measured degree of imbalance",
+      show: againstDegree,
+      note: "Degree: the mean information imbalance (Glielmo et al., 2022) between the teachers' features of images and of their " +
+        "paired captions; 1 where neither predicts neighbours of the other.",
+    };
+  }
+  const state = { metric: data.choices[0] ?? "", view: "differences", hidden: new Set() };
   function readAddress() {
     const given = new URLSearchParams(location.hash.slice(1));
     if (data.choices.includes(given.get("metric"))) state.metric = given.get("metric");
     if (given.get("view") in VIEWS) state.view = given.get("view");
-    for (const name of given.getAll("hide")) state.hidden.add(data.methods.findIndex((method) => method.name === name));
+    data.methods.forEach((method, m) => { if (given.getAll("hide").includes(method.name)) state.hidden.add(m); });
+  }
+  function writeAddress() {
+    const given = new URLSearchParams({ metric: state.metric, view: state.view });
+    for (const m of state.hidden) given.append("hide", nameOf(m));
+    history.replaceState(null, "", `#${given}`);
   }
   function redraw() {
+    training();
     const shown = data.methods.map((_, m) => m).filter((m) => !state.hidden.has(m));
-    const host = at("chart");
-    if (!data.choices.length) host.replaceChildren(make("p", { class: "missing" }, "No run is finished yet."));
-    else VIEWS[state.view].show(host, state.metric, shown);
-    at("chart-note").textContent = data.choices.length ? VIEWS[state.view].note : "";
-    training(at("training"));
+    if (!data.choices.length) return at("chart").replaceChildren(make("p", { class: "missing" }, "No run is finished yet."));
+    VIEWS[state.view].show(at("chart"), state.metric, shown);
+    at("chart-note").textContent = VIEWS[state.view].note;
   }
-  function change() {
-    const given = new URLSearchParams({ metric: state.metric, view: state.view });
-    for (const m of state.hidden) given.append("hide", data.methods[m].name);
-    history.replaceState(null, "", `#${given}`);
-    redraw();
+  function choice(id, options) {
+    at(id).append(...options.map(([value, label]) => make("option", { value }, label)));
+    at(id).value = state[id];
+    at(id).addEventListener("change", () => {
+      state[id] = at(id).value;
+      writeAddress();
+      redraw();
+    });
+  }
+  function chip(m) {
+    const pressed = () => String(!state.hidden.has(m));
+    const button = make("button", { class: "chip", title: data.methods[m].description, "aria-pressed": pressed() },
+      swatch(look(m)), nameOf(m));
+    button.addEventListener("click", () => {
+      if (!state.hidden.delete(m)) state.hidden.add(m);
+      button.setAttribute("aria-pressed", pressed());
+      writeAddress();
+      redraw();
+    });
+    return button;
   }
   readAddress();
-  at("metric").append(...data.choices.map((key) => make("option", { value: key }, data.quantities[key].label)));
-  at("view").append(...Object.entries(VIEWS).map(([key, view]) => make("option", { value: key }, view.label)));
-  at("metric").value = state.metric ?? "";
-  at("view").value = state.view;
-  at("metric").addEventListener("change", () => { state.metric = at("metric").value; change(); });
-  at("view").addEventListener("change", () => { state.view = at("view").value; change(); });
-  at("methods-shown").append(...data.methods.map((method, m) => make("button", { class: "chip", title: method.description, "aria-pressed": String(!state.hidden.has(m)), click: (event) => {
-    if (!state.hidden.delete(m)) state.hidden.add(m);
-    event.currentTarget.setAttribute("aria-pressed", String(!state.hidden.has(m)));
-    change();
-  } }, swatch(style(m)), method.name)));
+  choice("metric", data.choices.map((key) => [key, data.quantities[key].label]));
+  choice("view", Object.entries(VIEWS).map(([key, view]) => [key, view.label]));
+  at("methods-shown").append(...data.methods.map((_, m) => chip(m)));
   at("controls").hidden = !data.choices.length;
+
+  // ---- training curves ----
+  function training() {
+    const host = at("training");
+    const panels = data.training.map(({ condition, label, methods }) => ({
+      title: `${label}; ${condition}`,
+      xLabel: "epoch",
+      yLabel: label,
+      series: methods.map(({ method, mean, seeds }) => ({
+        look: look(method), bare: true, thin: seeds,
+        points: mean.map(([x, value]) => ({
+          x, mean: value, tip: () => [nameOf(method), `epoch ${x}: ${number(value, 3)}, mean over ${seeds.length} seeds`] })),
+      })),
+    }));
+    if (!panels.length || !host.clientWidth) return;
+    const seen = new Set(data.training.flatMap((panel) => panel.methods.map(({ method }) => method)));
+    const legend = [...seen].sort((a, b) => a - b).map((m) => make("span", {}, swatch(look(m)), nameOf(m)));
+    host.replaceChildren(make("div", { class: "families" }, ...legend), charts.lines(host.clientWidth, panels));
+  }
+  at("training-section").addEventListener("toggle", training);
 
   // ---- examples: one at a time ----
   for (const image of document.querySelectorAll("img[data-picture]")) image.src = pictures[image.dataset.picture];
@@ -341,14 +317,19 @@
     turn(0);
   }
 
-  // ---- folds, printing, and loading again while the study runs ----
-  const folds = [...document.querySelectorAll(".fold")];
-  at("training-section").addEventListener("toggle", () => training(at("training")));
-  let closed = [];
-  addEventListener("beforeprint", () => { closed = folds.filter((fold) => !fold.open); closed.forEach((fold) => { fold.open = true; }); training(at("training")); });
-  addEventListener("afterprint", () => closed.forEach((fold) => { fold.open = false; }));
+  // ---- printing opens all folds; a running study is loaded again ----
+  let opened = [];
+  addEventListener("beforeprint", () => {
+    opened = [...document.querySelectorAll(".fold:not([open])")];
+    opened.forEach((fold) => { fold.open = true; });
+    training();
+  });
+  addEventListener("afterprint", () => opened.forEach((fold) => { fold.open = false; }));
   let width = innerWidth;
-  addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; redraw(); } });
+  addEventListener("resize", () => {
+    if (innerWidth !== width) redraw();
+    width = innerWidth;
+  });
   if (at("running")) setInterval(() => { if (!at("runs-of").open) location.reload(); }, 10000);
   redraw();
 })();
