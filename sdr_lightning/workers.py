@@ -242,6 +242,7 @@ def progress_bar(console: Console) -> Progress:
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         console=console,
+        refresh_per_second=1,
         transient=True,
         disable=not console.is_terminal,
     )

@@ -163,6 +163,8 @@ class Runner:
 
     def _phase(self, workers: Workers, what: str, tasks: Sequence[Task]) -> None:
         """Run tasks side by side; the first failure stops the study."""
+        if not tasks:
+            return
         waiting, done = list(tasks), {True: 0, False: 0}
         counts = Counter(map(is_counted, tasks))
         with progress_bar(self.console) as bar:
