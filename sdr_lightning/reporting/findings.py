@@ -20,7 +20,7 @@ LEGEND = (
 _TASKS = {
     "Cross-modal retrieval": "images ↔ texts; rsum",
     "Single-modal retrieval": "images → images, texts → texts; NDCG@10 in\N{NO-BREAK SPACE}%",
-    "Mixed retrieval": "from a gallery of images and texts; NDCG@10 in\N{NO-BREAK SPACE}%",
+    "Mixed retrieval": "gallery of images and texts; NDCG@10 in\N{NO-BREAK SPACE}%",
 }
 """What each claim measures, for readers who do not know the abbreviations."""
 
@@ -67,12 +67,14 @@ def headline(study: Study) -> str:
     The verdicts alone decide: a difference whose 95 % interval contains 0 counts as no clear difference.
     """
     candidate, baseline = study.candidate, study.baseline
-    found = next(iter(compare_claims(study).items()), None)
-    if found is None or not any(comparison.difference.n for comparison in found[1]):
+    title, comparisons = next(iter(compare_claims(study).items()), ("", ()))
+    known = [comparison for comparison in comparisons if comparison.difference.n]
+    if not known:
         return f"{candidate} and {baseline}: no result yet"
-    title, comparisons = found
+    if all(comparison.difference.n < 2 for comparison in known):
+        return f"{candidate} and {baseline}: too few seeds for a verdict"
     task = f"in {title.lower()}"
-    at = {outcome: [c.condition for c in comparisons if c.verdict == outcome] for outcome in OUTCOMES}
+    at = {outcome: [c.condition for c in known if c.verdict == outcome] for outcome in OUTCOMES}
     better, worse, undecided = (at[outcome] for outcome in OUTCOMES)
     total = len(comparisons)
     if better:
@@ -99,13 +101,14 @@ def sentences(study: Study) -> tuple[str, ...]:
 
 
 def tiles(study: Study) -> tuple[Tile, ...]:
-    """Return one tile for each claim.
+    """Return one tile for each claim that a pair of runs measured.
 
     At most four conditions are listed: all, or else no imbalance and the highest ratio of each corruption.
     """
     return tuple(
         Tile(title, _TASKS[title], _counted(comparisons), _rows(study, comparisons))
         for title, comparisons in compare_claims(study).items()
+        if any(comparison.difference.n for comparison in comparisons)
     )
 
 
@@ -147,11 +150,13 @@ def _largest(study: Study, comparisons: Sequence[PairedComparison]) -> str:
 
 
 def _control(study: Study, method: str) -> str:
+    """The verdicts on a control; empty before its first pair of runs."""
     comparisons = [compare_with_baseline(study, method, condition, RSUM) for condition in study.conditions]
-    verdicts = _counted(comparisons)
+    if not any(comparison.difference.n for comparison in comparisons):
+        return ""
     return (
         f"With random features in place of those of the teachers ({method}), rsum against {study.baseline_of(method)} is "
-        f"{verdicts}."
+        f"{_counted(comparisons)}."
     )
 
 
@@ -161,7 +166,7 @@ def _best(study: Study) -> str:
     for condition in study.conditions:
         means = {method: RSUM.interval(study, method, condition) for method in study.methods}
         known = {method: interval.mean for method, interval in means.items() if interval.n}
-        if known:
+        if len(known) > 1:
             best = max(known, key=known.__getitem__)
             wins[best] = wins.get(best, 0) + 1
     if len(study.methods) < 3 or not wins:
@@ -179,10 +184,12 @@ def _best(study: Study) -> str:
 def _counted(comparisons: Sequence[PairedComparison]) -> str:
     """Say in how many conditions each verdict holds."""
     words: dict[Verdict, str] = {"supported": "higher", "not supported": "lower", "undecided": "undecided"}
-    counts = {outcome: sum(c.verdict == outcome for c in comparisons) for outcome in OUTCOMES}
+    known = [comparison for comparison in comparisons if comparison.difference.n]
     if len(comparisons) == 1:
         return words[comparisons[0].verdict]
-    parts = [f"{words[outcome]} in {count}" for outcome, count in counts.items() if count]
+    counts = {words[outcome]: sum(c.verdict == outcome for c in known) for outcome in OUTCOMES}
+    counts["not there yet"] = len(comparisons) - len(known)
+    parts = [f"{word} in {count}" for word, count in counts.items() if count]
     return f"{', '.join(parts)} of {len(comparisons)} conditions"
 
 

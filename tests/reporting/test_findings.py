@@ -76,6 +76,33 @@ def test_a_study_without_runs_has_no_result_yet(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("missing", "expected", "verdicts"),
+    [
+        (
+            (("SDR", *CLEAN),),
+            "SDR beats ITC in cross-modal retrieval under mismatch 60 %",
+            "higher in 1, not there yet in 1",
+        ),
+        ((("SDR", *CLEAN), ("ITC", *HIGH)), "SDR and ITC: no result yet", None),
+    ],
+)
+def test_a_running_study_states_what_is_there(
+    tmp_path: Path, missing: tuple[tuple[str, str, float], ...], expected: str, verdicts: str | None
+) -> None:
+    study_with(tmp_path, {CLEAN: WORSE, HIGH: BETTER})
+    for method, name, ratio in missing:
+        for seed in (0, 1, 2):
+            shutil.rmtree(folder(tmp_path, method, name, ratio, seed))
+    study = load_study(tmp_path)
+    assert headline(study).replace("\N{NO-BREAK SPACE}", " ") == expected
+    assert [tile.verdicts for tile in tiles(study)] == ([f"{verdicts} of 2 conditions"] if verdicts else [])
+
+
+def test_one_seed_decides_nothing(tmp_path: Path) -> None:
+    assert headline(load_study(write_study(tmp_path, seeds=(0,)))) == "SDR and ITC: too few seeds for a verdict"
+
+
 def test_sentences_give_the_largest_gain_the_control_and_the_best_methods(tmp_path: Path) -> None:
     study_with(tmp_path, {CLEAN: WORSE, HIGH: BETTER})
     record = json.loads((tmp_path / "study.json").read_text())

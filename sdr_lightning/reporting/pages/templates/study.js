@@ -235,7 +235,8 @@ sdr test --config ${config} --run_dir runs/again --ckpt_path runs/again/checkpoi
         "paired captions; 1 where neither predicts neighbours of the other.",
     };
   }
-  const state = { metric: data.choices[0] ?? "", view: "differences", hidden: new Set() };
+  const hasDifferences = data.cells[data.choices[0]]?.some((cells) => cells.some((cell) => cell?.difference));
+  const state = { metric: data.choices[0] ?? "", view: hasDifferences ? "differences" : "means", hidden: new Set() };
   function readAddress() {
     const given = new URLSearchParams(location.hash.slice(1));
     if (data.choices.includes(given.get("metric"))) state.metric = given.get("metric");
