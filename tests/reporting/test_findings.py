@@ -119,7 +119,8 @@ def test_sentences_give_the_largest_gain_the_control_and_the_best_methods(tmp_pa
     assert found == [
         # Half-width: t(2, 0.975) * 0.5 / sqrt(3).
         "Mean rsum under mismatch 60 %: 155.5 with SDR, 150.0 with ITC; difference +5.5 [4.3, 6.7], the largest gain.",
-        f"With random features in place of those of the teachers ({PLACEBO}), rsum against ITC is higher in 1, lower in 1 of 2 conditions.",
+        f"With random features in place of those of the teachers ({PLACEBO}), rsum against ITC is higher in 1, lower in 1 of 2 "
+        "conditions.",
         f"Highest mean rsum of the 3 methods: ITC in 1 and {PLACEBO} in 1 of 2 conditions.",
     ]
 
