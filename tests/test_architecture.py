@@ -64,5 +64,6 @@ def test_import_and_help_load_nothing_heavy() -> None:
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    assert "sdr reproduce" in done.stdout
+    assert "  reproduce STUDY.yaml " in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
     assert time.monotonic() - started < 10

@@ -25,7 +25,10 @@ def run(arguments: list[str]) -> int:
         raise ValueError(f"unknown benchmark {found!r}, expected: sdr bench {' | '.join(BENCHMARKS)} [--help]")
     script = Path(__file__).parents[2] / "benchmarks" / BENCHMARKS[arguments[0]]
     if not script.is_file():
-        raise ValueError(f"no benchmark at {script}: sdr bench needs a checkout, installed with pip install -e")
+        raise ValueError(
+            f"no benchmark at {script}: benchmarks are in the repository, not in the package; run sdr bench in a checkout, "
+            "installed with pip install -e"
+        )
     with program_arguments([f"sdr bench {arguments[0]}", *arguments[1:]]):
         runpy.run_path(str(script), run_name="__main__")
     return 0

@@ -8,51 +8,58 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from sdr_lightning import __version__
+from sdr_lightning.configure.shipped import with_experiments
 
-HELP = """usage: sdr COMMAND [options]
+_GROUPS = {
+    "Training and evaluation": {
+        "init": ("DIR --table FILE", "write an experiment for a table of your own"),
+        "fit": ("--config FILE", "train a student or a teacher"),
+        "validate": ("--config FILE", "compute recall on the validation split"),
+        "test": ("--config FILE", "compute all metrics on the test split"),
+        "evaluate": ("...", "compute all metrics of any model or embeddings"),
+        "relevance": ("...", "compute graded relevance of captions and images"),
+        "extract": ("...", "write the features of a teacher"),
+        "import-checkpoint": ("FILE", "convert weights of the authors' public code"),
+    },
+    "Use of a trained model": {
+        "index": ("MODEL", "embed images and captions to search in; update an index"),
+        "search": ("INDEX WORDS", "search by words, or by --image FILE"),
+        "serve": ("INDEX", "search on a page, and through a JSON interface"),
+        "export": ("RUN", "write a folder that stands alone, as ONNX too"),
+        "push": ("DIR USER/NAME", "upload such a folder to the hub"),
+    },
+    "Data and corruption": {
+        "data": ("check | prepare", "check a data set; cache decoded images and tokens"),
+        "clean": ("--data FILE", "find wrong pairs, duplicates and leakage"),
+        "noise": ("make | show", "write and describe the items of a corruption"),
+    },
+    "Studies": {
+        "reproduce": ("STUDY.yaml", "run teachers, all cells and the report; resumes"),
+        "sweep": ("SWEEP.yaml", "run the sweep of a W&B sweep file on this machine"),
+        "runs": ("[FOLDER]", "list, filter and compare runs"),
+        "report": ("FOLDER", "write the report of a study, sweep or run; leaderboards"),
+        "bench": ("NAME", "measure the speed claims on this machine"),
+    },
+    "This program": {
+        "completion": ("SHELL", "print a script that completes commands: bash, zsh, fish"),
+    },
+}
+"""Commands by group, each with its arguments and what it does."""
 
-Image-text retrieval when one modality is poor: train, compare methods, clean pairs, search.
 
-Training and evaluation (every key of a YAML file is also an option; COMMAND --help lists them):
-  sdr fit       --config FILE [--run_dir DIR]              train a student or a teacher
-  sdr validate  --config FILE --ckpt_path FILE             compute recall on the validation split
-  sdr test      --config FILE --ckpt_path FILE             compute all metrics on the test split
-  sdr evaluate  --image-embeddings NPY --text-embeddings NPY --annotations FILE --output metrics.json
-                                                           compute all metrics of any model from embeddings or scores
-  sdr evaluate  --model MODEL --data FILE                  compute all metrics of a trained model on a test split
-  sdr relevance --annotations FILE --output NPY            compute graded relevance of captions and images (ROUGE-L)
-  sdr extract   --config FILE --teacher FILE --output FILE write the features of a teacher
-  sdr import-checkpoint FILE --from public-sdr --config FILE --output FILE
-                                                           convert weights of the authors' public code
-
-Use of a trained model:
-  sdr index     MODEL --images FOLDER | --data FILE --output INDEX
-                                                           embed images and captions to search in; resumes if interrupted
-  sdr index     INDEX --add FOLDER | --remove ID ...       update an index
-  sdr search    INDEX "words" | --image FILE               search in images, captions or both
-  sdr serve     INDEX [--port PORT]                        search on a page, and through a JSON interface
-  sdr export    RUN --output DIR [--format onnx]           write a folder that stands alone: weights, tokenizer, model card
-  sdr push      DIR USER/NAME                              upload such a folder to the hub
-
-Data and corruption:
-  sdr data check   --data FILE                             check a data set for errors
-  sdr data prepare --data FILE                             cache decoded images and tokens; resumes if interrupted
-  sdr clean     --data FILE --output FOLDER                find wrong pairs, duplicates, leakage and empty captions
-  sdr noise make   --data FILE --kind KIND --ratio R ...   choose the items of a corruption, and write them to a file
-  sdr noise show   FILE                                    describe a noise table or a published index
-
-Studies:
-  sdr reproduce STUDY.yaml [--dry_run] [--jobs N]          run teachers, all cells and the report; resumes if interrupted
-  sdr sweep     SWEEP.yaml [--jobs N] [--resume]           run the sweep of a W&B sweep file on this machine
-  sdr runs      [FOLDER] [--where OPTION=VALUE]            list, filter and compare runs
-  sdr report    FOLDER                                     write the report of a study or sweep, or the curves of a run
-  sdr report    metrics.json metrics.json ...              compare evaluations, with confidence intervals
-  sdr report    FOLDER FOLDER ... --output FOLDER          write the leaderboard of several studies, and of evaluations
-  sdr bench     evaluate | data | losses | training | processes | detection | search
-                                                           measure the speed claims on this machine
-
-  sdr --version | --help
-"""
+def help_screen() -> str:
+    """Return the text of ``sdr --help``: every command on a line."""
+    lines = [
+        "usage: sdr COMMAND [options]      options of a command: sdr COMMAND --help",
+        "",
+        "Image-text retrieval when one modality is poor: train, compare, clean, search.",
+    ]
+    for group, commands in _GROUPS.items():
+        lines += ["", f"{group}:"]
+        for name, (arguments, meaning) in commands.items():
+            lines.append(f"  {f'{name} {arguments}':23} {meaning}")
+    lines += ["", "FILE may name an experiment of the project: sdr:scenes/sdr.yaml. sdr --version"]
+    return "\n".join(lines)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -66,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP, end="")
+        print(help_screen())
         return 0
     if arguments[0] == "--version":
         print(f"sdr_lightning {__version__}")
@@ -77,6 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"sdr: unknown command {arguments[0]!r}{hint} (commands: {', '.join(COMMANDS)})", file=sys.stderr)
         return 2
     try:
+        arguments = [arguments[0], *with_experiments(arguments[1:])]
         if arguments[0] in _LIGHTNING:
             return _lightning(arguments)
         module = import_module(f"sdr_lightning.cli.{arguments[0].replace('-', '_')}")
@@ -110,9 +118,5 @@ def _lightning(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS = (
-    *("fit", "validate", "test", "evaluate", "relevance", "extract", "import-checkpoint", "export", "push"),
-    *("index", "search", "serve", "clean"),
-    *("data", "noise", "reproduce", "sweep", "runs", "report", "bench"),
-)
+COMMANDS = tuple(name for commands in _GROUPS.values() for name in commands)
 _LIGHTNING = ("fit", "validate", "test")
