@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from sdr_lightning.cli.init import experiment, report
 from sdr_lightning.cli.main import main
@@ -114,7 +115,9 @@ def test_the_experiment_reads_the_table(tmp_path: Path, capsys: pytest.CaptureFi
         f"sdr fit --config {file} --run_dir",
     ):
         assert part in printed
-    data = build_data(["--data", str(file)])
+    alone = tmp_path / "mine/data.yaml"
+    alone.write_text(yaml.safe_dump(yaml.safe_load(file.read_text())["data"]))
+    data = build_data(["--data", str(alone)])
     assert data.batch_size == 4  # ten captions to train on
     assert list(data.table("val").captions) == [f"dog {n}" for n in range(30) if n % 3 == 1]
     before = file.read_text()
