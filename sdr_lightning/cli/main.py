@@ -22,7 +22,7 @@ _GROUPS = {
         "import-checkpoint": ("FILE", "convert weights of the authors' public code"),
     },
     "Use of a trained model": {
-        "index": ("MODEL", "embed images and captions to search in; update an index"),
+        "index": ("MODEL", "embed images and captions to search in; update it"),
         "search": ("INDEX WORDS", "search by words, or by --image FILE"),
         "serve": ("INDEX", "search on a page, and through a JSON interface"),
         "export": ("RUN", "write a folder that stands alone, as ONNX too"),
@@ -37,11 +37,11 @@ _GROUPS = {
         "reproduce": ("STUDY.yaml", "run teachers, all cells and the report; resumes"),
         "sweep": ("SWEEP.yaml", "run the sweep of a W&B sweep file on this machine"),
         "runs": ("[FOLDER]", "list, filter and compare runs"),
-        "report": ("FOLDER", "write the report of a study, sweep or run; leaderboards"),
+        "report": ("FOLDER", "write the report of a study, sweep or run"),
         "bench": ("NAME", "measure the speed claims on this machine"),
     },
     "This program": {
-        "completion": ("SHELL", "print a script that completes commands: bash, zsh, fish"),
+        "completion": ("SHELL", "print a script that completes commands in a shell"),
     },
 }
 """Commands by group, each with its arguments and what it does."""
@@ -106,9 +106,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _lightning(arguments: list[str]) -> int:
-    from sdr_lightning.configure.help import help_text, is_help
+    from sdr_lightning.configure.first_options import is_help, is_short_help, short_help
 
+    if is_short_help(arguments):
+        print(short_help(arguments[0], arguments[1:]))
+        return 0
     if is_help(arguments):
+        from sdr_lightning.configure.help import help_text
+
         print(help_text(arguments[0], arguments[1:]))
         return 0
     from sdr_lightning.configure import run

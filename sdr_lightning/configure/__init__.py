@@ -8,14 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sdr_lightning.configure.build import build_data, build_method, student_data
     from sdr_lightning.configure.lightning_cli import build, parse, run
+    from sdr_lightning.configure.parts import build_data, build_method, student_data
     from sdr_lightning.configure.teacher import teacher_tower
 
 __all__ = ["build", "build_data", "build_method", "parse", "run", "student_data", "teacher_tower"]
 
 _MODULES = {
-    **dict.fromkeys(("build_data", "build_method", "student_data"), "build"),
+    **dict.fromkeys(("build_data", "build_method", "student_data"), "parts"),
     **dict.fromkeys(("build", "parse", "run"), "lightning_cli"),
     "teacher_tower": "teacher",
 }
