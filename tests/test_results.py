@@ -32,7 +32,7 @@ def test_results_in_the_text_are_those_of_the_records() -> None:
     stale = [
         str(path.relative_to(ROOT)) for path in texts.files(STUDIES) if path.read_text() != texts.filled(path, STUDIES)
     ]
-    assert not stale, "run make docs"
+    assert not stale, "run make results"
 
 
 def test_every_published_study_is_shown() -> None:
@@ -48,7 +48,7 @@ def test_every_published_study_is_shown() -> None:
 
 def test_the_leaderboard_is_that_of_the_records() -> None:
     assert not [path.name for path, text in texts.leaderboard(STUDIES).items() if path.read_text() != text], (
-        "run make docs"
+        "run make results"
     )
 
 
