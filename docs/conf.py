@@ -23,7 +23,7 @@ from sdr_lightning.cli.commands import COMMANDS, SUBCOMMANDS  # noqa: E402
 from sdr_lightning.cli.main import main  # noqa: E402
 
 project, author, release = "sdr_lightning", "The sdr_lightning maintainers", __version__
-copyright = author  # noqa: A001
+copyright = author
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode", "sphinx_copybutton"]
 exclude_patterns = ["*.template.md", "_build"]
 myst_heading_anchors = 4
@@ -53,7 +53,9 @@ REPOSITORY = "repository"
 NESTED = ("data", "noise")
 """Commands whose second words have help of their own."""
 
-_LINK = re.compile(r"(?<!\!)\[(?P<text>[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*)\]\((?P<target>[^()\s#:]+)(?P<anchor>#[^()\s]*)?\)")
+_LINK = re.compile(
+    r"(?<!\!)\[(?P<text>[^\[\]]*(?:\[[^\[\]]*\][^\[\]]*)*)\]\((?P<target>[^()\s#:]+)(?P<anchor>#[^()\s]*)?\)"
+)
 _logger = logging.getLogger(__name__)
 _linked: set[Path] = set()
 

@@ -11,6 +11,7 @@ from sdr_lightning import __version__
 from sdr_lightning.cli.commands import COMMANDS, help_screen
 from sdr_lightning.configure.shipped import with_experiments
 
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command.
 
