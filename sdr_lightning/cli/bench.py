@@ -21,7 +21,9 @@ BENCHMARKS = {
 def run(arguments: list[str]) -> int:
     """Run a benchmark of the checkout; further arguments are those of the benchmark."""
     if arguments[:1] in (["-h"], ["--help"]):
-        print(f"usage: sdr bench {' | '.join(BENCHMARKS)} [options]\n\nMeasure here; sdr bench NAME --help lists options.")
+        print(
+            f"usage: sdr bench {' | '.join(BENCHMARKS)} [options]\n\nMeasure here; sdr bench NAME --help lists options."
+        )
         return 0
     if not arguments or arguments[0] not in BENCHMARKS:
         found = arguments[0] if arguments else "none"
