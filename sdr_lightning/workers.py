@@ -213,7 +213,9 @@ def _serve(connection: Connection, threads: int, gpus: Mapping[str, str], variab
             return
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.send(_outcome(function, arguments))
-        signal.signal(signal.SIGTERM, handler)  # a handler that is left behind keeps its trainer, model and data in memory
+        signal.signal(
+            signal.SIGTERM, handler
+        )  # a handler that is left behind keeps its trainer, model and data in memory
         gc.collect()  # a trainer and its model refer to one another, and few objects hold much memory
 
 
