@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.seed import isolate_rng
 
+import sdr_lightning.configure.references  # noqa: F401  # registers the types of paths
 from sdr_lightning.configure.arguments import split_options, with_nulls
 from sdr_lightning.configure.lightning_cli import build
 from sdr_lightning.configure.parser_errors import one_line_errors

@@ -11,6 +11,7 @@ import torch
 from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.seed import isolate_rng
 
+import sdr_lightning.configure.references  # noqa: F401  # registers the types of paths
 from sdr_lightning.configure.arguments import with_nulls
 from sdr_lightning.configure.parser_errors import one_line_errors
 from sdr_lightning.encoders.tower import Tower

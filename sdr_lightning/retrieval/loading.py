@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from safetensors.torch import load_file
 from torch import Tensor
 
+import sdr_lightning.configure.references  # noqa: F401  # registers the types of paths
 from sdr_lightning.configure.parser_errors import one_line_errors
 from sdr_lightning.data.tokenizer import Tokenizer
 from sdr_lightning.data.wording import Wording
