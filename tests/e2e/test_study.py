@@ -46,11 +46,12 @@ def cells(folder: Path) -> dict[Path, float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # three runs of a study
 def test_interrupted_study_continues(study: Path) -> None:
     output = study / "out"
     command = [sys.executable, "-m", "sdr_lightning", "reproduce", str(study / "study.yaml"), "--output", str(output)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 500
     while not cells(output) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.2)
     os.kill(process.pid, signal.SIGTERM)  # handled as Ctrl-C is
@@ -155,7 +156,7 @@ def test_interrupted_tuned_study_ends_with_the_same_choices_and_results(study: P
     cut = study / "cut"
     command = [sys.executable, "-m", "sdr_lightning", "reproduce", str(study / "tuned.yaml"), "--output", str(cut)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 500
     while not list(cut.rglob("trial.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     process.terminate()
