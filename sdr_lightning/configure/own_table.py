@@ -11,12 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from sdr_lightning.tables import IMAGE_ENDINGS, SPLIT_OF
+
 SAMPLE = 1_000
 """Rows that are read."""
 
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".jp2"}
-SPLIT_NAMES = {"train", "training", "val", "valid", "validation", "dev", "test", "testing"}
-_TRAINING = {"train", "training"}
 _CAPTION_NAMES = ("caption", "sentence", "text", "description", "alt", "title", "comment", "raw")  # best first
 _IMAGE_NAMES = ("image", "img", "photo", "picture", "file", "path")
 _LOOKED_FOR = 50  # images whose files are looked for
@@ -85,7 +84,7 @@ def guess_table(
     captions = tuple(caption_columns) or _caption_columns(table, rows, others)
     paths = list(dict.fromkeys(str(row[image]).strip() for row in rows if row.get(image)))[:_LOOKED_FOR]
     folder, found = _image_folder(table, images, paths, image)
-    share = 0.8 if split is None else sum(_is(row.get(split), _TRAINING) for row in rows) / len(rows)
+    share = 0.8 if split is None else sum(_split_of(row.get(split)) == "train" for row in rows) / len(rows)
     return TableGuess(
         table=table.resolve(),
         images=folder.resolve(),
@@ -176,7 +175,7 @@ def _caption_columns(table: Path, rows: Sequence[_Row], columns: Sequence[str]) 
 
 
 def _split_column(rows: Sequence[_Row], columns: Sequence[str]) -> str | None:
-    return next((name for name in columns if _share(rows, name, lambda value: _is(value, SPLIT_NAMES)) == 1), None)
+    return next((name for name in columns if _share(rows, name, _split_of) == 1), None)
 
 
 def _image_folder(table: Path, images: Path | None, paths: Sequence[str], column: str) -> tuple[Path, int]:
@@ -202,8 +201,8 @@ def _share(rows: Sequence[_Row], column: str, holds: Any) -> float:
     return sum(bool(holds(value)) for value in values) / len(values)
 
 
-def _is(value: Any, names: set[str]) -> bool:
-    return isinstance(value, str) and value.strip().lower() in names
+def _split_of(value: Any) -> str | None:
+    return SPLIT_OF.get(value.strip().lower()) if isinstance(value, str) else None
 
 
 def _is_image(value: Any) -> bool:

@@ -18,18 +18,7 @@ from sdr_lightning.data.source import FolderSource
 from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import SPLITS, Split
 from sdr_lightning.paths import FilePath, expand
-
-_IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".jp2"}
-_SPLIT_OF: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
+from sdr_lightning.tables import IMAGE_ENDINGS, SPLIT_OF
 
 
 class TabularSource(FolderSource):
@@ -218,7 +207,7 @@ def _check_no_quoted_rows(
     A line inside a cell counts as a row if it has as many cells as the header and an image file name in the image column.
     """
     names = [str(row[image_column]).strip() for row in rows.values()]
-    endings = {posixpath.splitext(name)[1].lower() for name in names} | _IMAGE_ENDINGS
+    endings = {posixpath.splitext(name)[1].lower() for name in names} | IMAGE_ENDINGS
     has_blanks = any(" " in name for name in names)
     place = columns.index(image_column)
     for number, row in rows.items():
@@ -278,7 +267,7 @@ def _cell(where: str, row: dict[str, Any], column: str, option: str | None = Non
 
 
 def _split(where: str, value: Any) -> Split:
-    split = _SPLIT_OF.get(str(value).strip().lower())
+    split = SPLIT_OF.get(str(value).strip().lower())
     if split is None:
-        raise ValueError(f"{where} has the split {value!r}, expected one of {', '.join(_SPLIT_OF)}")
+        raise ValueError(f"{where} has the split {value!r}, expected one of {', '.join(SPLIT_OF)}")
     return split

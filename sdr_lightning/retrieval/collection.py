@@ -22,8 +22,8 @@ from sdr_lightning.identity import sha256
 from sdr_lightning.retrieval.preprocessing import ImageLike
 from sdr_lightning.retrieval.retriever import Retriever
 from sdr_lightning.retrieval.small_pictures import write_small
+from sdr_lightning.tables import IMAGE_ENDINGS
 
-_ENDINGS = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".jp2"}
 COPIES = "pictures"
 """Folder of the copies of pictures in an index."""
 _SIDE, _QUALITY = 640, 90  # of a copy, a JPEG
@@ -160,7 +160,7 @@ def picture_files(folder: Path) -> Collection:
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
             path = Path(place, name)
-            if name.startswith(".") or path.suffix.lower() not in _ENDINGS:
+            if name.startswith(".") or path.suffix.lower() not in IMAGE_ENDINGS:
                 continue
             shown = path.relative_to(root).as_posix()
             if Strings.holds(str(path)):
@@ -168,7 +168,7 @@ def picture_files(folder: Path) -> Collection:
             else:
                 left_out.append(LeftOut(shown.encode(errors="replace").decode(), "its name is not UTF-8"))
     if not names:
-        raise ValueError(f"no pictures in {folder}: expected files that end in {', '.join(sorted(_ENDINGS))}")
+        raise ValueError(f"no pictures in {folder}: expected files that end in {', '.join(sorted(IMAGE_ENDINGS))}")
     names.sort()
     images = [ImageItem(name, str(root / name), []) for name in names]
     for name in names:

@@ -11,8 +11,8 @@ import yaml
 
 from sdr_lightning.cli.init import experiment, report
 from sdr_lightning.cli.main import main
-from sdr_lightning.configure import build_data
-from sdr_lightning.configure.own_table import IMAGE_ENDINGS, SPLIT_NAMES, guess_table
+from sdr_lightning.configure import build_data, own_table
+from sdr_lightning.configure.own_table import guess_table
 from sdr_lightning.data import tabular
 
 SENTENCE = "a dog runs on the beach"
@@ -96,8 +96,8 @@ def test_images_inside_a_table_are_refused(tmp_path: Path) -> None:
 
 
 def test_names_are_those_that_the_source_reads() -> None:
-    assert set(tabular._SPLIT_OF) == SPLIT_NAMES
-    assert tabular._IMAGE_ENDINGS == IMAGE_ENDINGS
+    assert tabular.SPLIT_OF == own_table.SPLIT_OF
+    assert tabular.IMAGE_ENDINGS == own_table.IMAGE_ENDINGS
 
 
 def test_the_experiment_reads_the_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
