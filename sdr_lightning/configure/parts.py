@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import lightning.pytorch as pl
-from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.seed import isolate_rng
 
-import sdr_lightning.configure.references  # noqa: F401  # registers the types of paths
 from sdr_lightning.configure.arguments import split_options, with_nulls
 from sdr_lightning.configure.lightning_cli import build
 from sdr_lightning.configure.parser_errors import one_line_errors
+from sdr_lightning.configure.references import path_parser
 from sdr_lightning.configure.teacher import NOT_THE_MODEL
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.methods.base import Method
@@ -52,7 +51,7 @@ def build_data(arguments: Sequence[str]) -> RetrievalDataModule:
         16
     """
     file, options = _file_and_options(arguments)
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser = path_parser()
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(RetrievalDataModule, "data", required=True)
     sections = _sections(file)
@@ -93,13 +92,13 @@ def build_method(arguments: Sequence[str]) -> Method:
     Raises:
         ValueError: invalid options, a model without a method, or values that the method rejects, in one line.
     """
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser = path_parser()
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(pl.LightningModule, "model", required=True)
     for name in (*NOT_THE_MODEL, "seed_everything"):
         parser.add_argument(f"--{name}", type=_ANY_VALUE)
     options, _ = split_options(arguments, ("--config", "--model"))
-    only = ArgumentParser(exit_on_error=False)
+    only = path_parser()
     only.add_subclass_arguments(Method, "method", required=True)
     with one_line_errors(), isolate_rng():
         model = parser.parse_args(with_nulls(options)).model

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import Namespace
+from jsonargparse import ArgumentParser, Namespace
 from jsonargparse.typing import register_type
 
 from sdr_lightning.paths import FilePath, PathOrName, anchored, expand
@@ -28,6 +28,11 @@ def _is_one(value: object, kind: type) -> bool:
 
 register_type(FilePath, str, _reader(FilePath, may_be_name=False), type_check=_is_one)
 register_type(PathOrName, str, _reader(PathOrName, may_be_name=True), type_check=_is_one)
+
+
+def path_parser() -> ArgumentParser:
+    """Return a parser of options, typed by signatures, that reads paths as this module describes and raises its errors."""
+    return ArgumentParser(exit_on_error=False, allow_abbrev=False)
 
 
 def resolved(settings: Namespace) -> Namespace:

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.seed import isolate_rng
 
-import sdr_lightning.configure.references  # noqa: F401  # registers the types of paths
 from sdr_lightning.configure.arguments import with_nulls
 from sdr_lightning.configure.parser_errors import one_line_errors
+from sdr_lightning.configure.references import path_parser
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.paths import FilePath, expand
 from sdr_lightning.training.teacher_module import TeacherModule
@@ -83,7 +82,7 @@ def teacher_tower(arguments: Sequence[str], checkpoint: str | None) -> Tower:
     Raises:
         ValueError: the model is not a TeacherModule, or the checkpoint is missing or does not fit.
     """
-    parser = ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser = path_parser()
     parser.add_argument("--config", action="config")
     parser.add_argument("--seed_everything", type=int, default=0)
     parser.add_subclass_arguments(pl.LightningModule, "model", required=True)

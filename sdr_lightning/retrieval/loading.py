@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch.utilities.seed import isolate_rng
 from safetensors.torch import load_file
 from torch import Tensor
 
-import sdr_lightning.configure.references  # noqa: F401  # registers the types of paths
 from sdr_lightning.configure.parser_errors import one_line_errors
+from sdr_lightning.configure.references import path_parser
 from sdr_lightning.data.tokenizer import Tokenizer
 from sdr_lightning.data.wording import Wording
 from sdr_lightning.encoders.dual_encoder import DualEncoder
@@ -155,7 +154,7 @@ def built(parts: Mapping[str, Any], where: str) -> tuple[DualEncoder, Method | N
     Raises:
         ValueError: invalid classes or arguments, or missing weights of a pretrained tower.
     """
-    parser = ArgumentParser(exit_on_error=False)
+    parser = path_parser()
     types = {"encoder": DualEncoder, "method": Method, "tokenizer": Tokenizer}
     given = {name: parts[name] for name in types if parts.get(name) is not None}
     for name in given:
