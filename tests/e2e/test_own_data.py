@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from PIL import Image
 
 from sdr_lightning.configure import student_data
-from sdr_lightning.data import SceneSource
+from tests.data.scene_files import write_scene_files
 from tests.e2e.sdr import MATCHING_ALONE, error_line, sdr, succeeded
 
 
@@ -16,13 +15,7 @@ from tests.e2e.sdr import MATCHING_ALONE, error_line, sdr, succeeded
 def own(tmp_path_factory: pytest.TempPathFactory, experiments: Path) -> Path:
     """Write scenes as image files with a CSV table, and a student configuration."""
     folder = tmp_path_factory.mktemp("own")
-    source = SceneSource(num_train=120, num_val=1, num_test=1)
-    table, images = source.table("train"), source.images("train")
-    (folder / "images").mkdir()
-    for row in range(len(images)):
-        Image.fromarray(images[row]).save(folder / "images" / f"{row}.png")
-    lines = [f"{image}.png,{text}" for image, text in zip(table.caption_image, table.captions, strict=True)]
-    (folder / "captions.csv").write_text("\n".join(["image,caption", *lines]) + "\n")
+    write_scene_files(folder / "images", 120, "captions.csv", "image,caption")
     data = yaml.safe_load((experiments / "data/own.yaml").read_text())
     data["init_args"] |= {
         "source": str(experiments / "sources/own.yaml"),

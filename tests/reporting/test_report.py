@@ -24,6 +24,7 @@ from sdr_lightning.reporting.quantities import RSUM
 from sdr_lightning.reporting.running import Running
 from sdr_lightning.reporting.tables.results import detection_table
 from sdr_lightning.results.loading import load_study
+from tests.browser import browsing
 from tests.reporting.fake_study import METHODS, PLACEBO, edit_json, folder, metrics_of, write_study
 
 DETECTION_AUC = (90.0, 92.0, 97.0)  # by seed
@@ -218,12 +219,12 @@ def test_the_page_of_a_running_study_says_how_far_it_is_and_loads_itself_again(t
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
 @pytest.mark.parametrize("view", ["differences", "means", "ratio", "degree"])
 def test_a_browser_draws_the_views_of_the_figure(built: Path, view: str) -> None:
     address = f"{(built / 'report.html').as_uri()}#metric=rsum&view={view}&hide={PLACEBO.replace(' ', '+')}"
-    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
-    shown = subprocess.run([*command, address], capture_output=True, text=True, check=True, timeout=120).stdout
+    with browsing() as page:
+        page.open(address)
+        shown = page.evaluate("document.documentElement.outerHTML")
     chart = shown[shown.index('<div id="chart">') : shown.index('id="chart-note"')]
     names = ("ITC", "SDR") if view == "means" else ("SDR",)
     if view in ("differences", "means"):
