@@ -7,9 +7,9 @@ in a temporary folder. The second run must equal the first to the bit, and both 
 cell; if the result is outdated, or its cells are not published, the difference is only printed. Studies that ran on a GPU or
 whose data is missing are skipped. Exits with 1 if a study fails.
 
-With --confirm, one cell of every method runs, once. If all metrics of all cells equal the published ones to the bit, the study's
-record notes that the present code gives the published numbers: code has changed, the result is not outdated. Only
-the processor that the study ran on can confirm it.
+With --confirm, one cell of every method runs, once. If all metrics of all cells equal the published ones to the bit, the
+study's confirmed.json notes it, and the result does not count as outdated although the code has changed. Only the kind of
+processor that the study ran on can confirm it.
 
 Bits do not carry over from one kind of processor to another. SPREAD is above what was measured on an AMD EPYC with AVX-512:
 12 cells of experiments/scenes/study.yaml (ITC and SDR, no imbalance and mismatch 30 %, seeds 0 to 2), teachers included, under
@@ -80,9 +80,14 @@ def published_metrics(study: Published, cell: Cell) -> dict[str, float] | None:
     return next((dict(line["metrics"]) for line in lines if {name: line[name] for name in key} == key), None)
 
 
+def name_of(cell: Cell) -> str:
+    """Name a cell in what is printed."""
+    return f"{cell.method}, {cell.imbalance} {cell.ratio:g}, seed {cell.seed}"
+
+
 def faults(study: Published, cell: Cell, first: dict[str, float], second: dict[str, float]) -> list[str]:
     """Compare a cell that ran twice with its published metrics, print the differences, and return the failures."""
-    name = f"{cell.method}, {cell.imbalance} {cell.ratio:g}, seed {cell.seed}"
+    name = name_of(cell)
     found = [] if first == second else [f"{name}: the second run differs from the first"]
     before = published_metrics(study, cell)
     print(f"{name}: rsum {first['rsum']:.2f}, then {second['rsum']:.2f}")
@@ -145,15 +150,14 @@ def note(study: Published, cells: Sequence[tuple[Cell, dict[str, float]]]) -> li
     """Note that cells equal the published ones to the bit; if one does not, return the differences and note nothing."""
     found = []
     for cell, metrics in cells:
-        name = f"{cell.method}, {cell.imbalance} {cell.ratio:g}, seed {cell.seed}"
         same = published_metrics(study, cell) == metrics
-        print(f"{name}: rsum {metrics['rsum']:.2f}, {'the same' if same else 'not the same'} as published")
+        print(f"{name_of(cell)}: rsum {metrics['rsum']:.2f}, {'the same' if same else 'not the same'} as published")
         if not same:
-            found.append(f"{name} differs from its published metrics: run the study again")
+            found.append(f"{name_of(cell)} differs from its published metrics: run the study again")
     if not found:
         noted = {**git(), "cells": len(cells), "fingerprint": study.plan.fingerprint}
         write_text(study.folder / "confirmed.json", json.dumps(noted, indent=1) + "\n")
-        print(f"confirmed by {len(cells)} cells; make docs writes it where the results are shown")
+        print(f"confirmed by {len(cells)} cells; make results writes it where the results are shown")
     return found
 
 

@@ -213,9 +213,8 @@ def _serve(connection: Connection, threads: int, gpus: Mapping[str, str], variab
             return
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.send(_outcome(function, arguments))
-        signal.signal(
-            signal.SIGTERM, handler
-        )  # a handler that is left behind keeps its trainer, model and data in memory
+        # A handler that a training left behind keeps its trainer, model and data in memory.
+        signal.signal(signal.SIGTERM, handler)
         gc.collect()  # a trainer and its model refer to one another, and few objects hold much memory
 
 

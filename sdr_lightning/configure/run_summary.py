@@ -42,15 +42,14 @@ def run_summary(
     commands = []
     if isinstance(model, RetrievalModule):
         commands.append(f"sdr test --config {config} --ckpt_path {weights}")
-        if (
-            isinstance(data, RetrievalDataModule) and data.image_size is not None
-        ):  # features of images cannot be searched
+        has_pictures = isinstance(data, RetrievalDataModule) and data.image_size is not None
+        if has_pictures:  # those of a collection of features cannot be indexed
             commands.append(f"sdr index {shlex.quote(str(run_dir))} --images FOLDER --output my.index")
     elif isinstance(model, TeacherModule):
         teacher = f"{model.tower.modality}_teacher"
         commands.append(f"sdr fit --config STUDENT.yaml --{teacher}.config {config} --{teacher}.ckpt_path {weights}")
-    heads = ["next        ", *["            "] * len(commands)]
-    return "\n".join([*lines, f"checkpoint  {file}", *map("".join, zip(heads, commands, strict=False))])
+    following = [f"{'' if number else 'next':12}{command}" for number, command in enumerate(commands)]
+    return "\n".join([*lines, f"checkpoint  {file}", *following])
 
 
 def _score(trainer: pl.Trainer, run_dir: Path) -> str:

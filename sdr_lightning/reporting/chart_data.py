@@ -44,7 +44,7 @@ def chart_data(study: Study) -> dict[str, Any]:
         interval, null for fewer than two seeds), ``values`` by seed, and for all but baselines ``difference``: ``mean``, ``half``
         and ``verdict``. Null where no run has the quantity.
     """
-    methods, conditions = list(study.methods), study.conditions
+    methods, conditions, present = list(study.methods), study.conditions, _present(study)
     return {
         "baseline": methods.index(study.baseline),
         "candidate": methods.index(study.candidate),
@@ -79,25 +79,25 @@ def chart_data(study: Study) -> dict[str, Any]:
                 "decimals": quantity.decimals,
                 "differenceDecimals": quantity.difference_decimals,
             }
-            for quantity in _present(study)
+            for quantity in present.values()
         },
-        "choices": [key for key in CHOICES if any(quantity.key == key for quantity in _present(study))],
+        "choices": [key for key in CHOICES if key in present],
         "cells": {
             quantity.key: [[_cell(study, quantity, m, c) for c in conditions] for m in methods]
-            for quantity in _present(study)
+            for quantity in present.values()
         },
         "runs": [[[_run(study, run) for run in study.runs_of(m, c)] for c in conditions] for m in methods],
         "training": _training(study),
     }
 
 
-def _present(study: Study) -> list[Quantity]:
+def _present(study: Study) -> dict[str, Quantity]:
     every = (
         *(RSUM, *RECALL.values(), SINGLE_MODAL, MIXED, *NDCG_AT_10.values(), *NDCG.values(), NEIGHBOURS, ALIGNMENT),
         *(*MIXED_TABLE, *DIAGNOSTICS, *DETECTION),
     )
     by_key = {quantity.key: quantity for quantity in every}
-    return [quantity for quantity in by_key.values() if quantity.present(study)]
+    return {key: quantity for key, quantity in by_key.items() if quantity.present(study)}
 
 
 def _swept(study: Study, method: str) -> dict[str, Any]:
