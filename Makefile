@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-mini reproduce-flickr reproduce-flickr8k benchmark-mini sweep-mini lint format type test test-slow docs check-results clean
+.PHONY: help install reproduce-mini reproduce-scenes reproduce-flickr reproduce-flickr8k benchmark-mini sweep-mini lint format type test test-slow docs check-results clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -19,7 +19,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@touch $@
 
-reproduce-mini: $(READY) ## run the study on generated scenes, about 10 minutes on two cores
+reproduce-mini: $(READY) ## run a small study on generated scenes, a few minutes on two cores
+	$(BIN)/sdr reproduce experiments/scenes/study_mini.yaml
+
+reproduce-scenes: $(READY) ## run the whole study on generated scenes, about 10 minutes on two quiet cores
 	$(BIN)/sdr reproduce experiments/scenes/study.yaml
 
 # TOWERS=pip: frozen towers that pip installs, for a CPU. Otherwise the towers of the paper, which need a GPU.

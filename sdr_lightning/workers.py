@@ -23,7 +23,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from sdr_lightning.training.checkpoints.interruption import exit_status
 from sdr_lightning.training.distributed.devices import shares
@@ -235,17 +235,16 @@ def _outcome(function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Outco
 
 
 def progress_bar(console: Console) -> Progress:
-    """Return a progress bar with the time left; its tasks need a field ``last``."""
+    """Return a progress bar with the time passed, shown in a terminal only and removed at its end."""
     return Progress(
-        TextColumn("{task.description:23}"),
+        TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(elapsed_when_finished=False),
-        TextColumn("{task.fields[last]}"),
         console=console,
-        speed_estimate_period=600,
+        refresh_per_second=1,
+        transient=True,
+        disable=not console.is_terminal,
     )
 
 

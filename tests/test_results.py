@@ -139,7 +139,7 @@ def test_published_records_rebuild_the_report_and_go_out_of_date(study: Path, tm
     assert len(lines) == 120
     report = (target / "report.md").read_text()
     assert "Example retrievals" not in report
-    assert report.index("<!-- state: scenes -->") < report.index("## Candidate against baseline")
+    assert report.index("<!-- state: scenes -->") < report.index("## Differences from the baseline")
     one = texts.Published(target, record)
     assert (one.state, one.tuning) == ("measured at commit 0123456789", "untuned")
     means = record["conditions"][1]["comparisons"]["rsum"]

@@ -21,14 +21,14 @@ from sdr_lightning.configure.arguments import imported_class, with_nulls
 from sdr_lightning.configure.parser_errors import one_line_errors
 from sdr_lightning.configure.references import resolved
 from sdr_lightning.configure.run_folder import RunFolder, dated_folder
+from sdr_lightning.configure.run_summary import run_summary
 from sdr_lightning.configure.teacher import TeacherFiles
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.methods.sdr import SDR
 from sdr_lightning.metrics.evaluation import undefined
 from sdr_lightning.paths import FilePath, claim, expand, read_json
-from sdr_lightning.training.checkpoints.best import BestCheckpoint, best_checkpoint
+from sdr_lightning.training.checkpoints.best import BestCheckpoint
 from sdr_lightning.training.checkpoints.continuation import (
-    LAST,
     CheckpointFiles,
     Continuation,
     is_dev_run,
@@ -285,17 +285,7 @@ class SdrCLI(LightningCLI):
             print(f"fast_dev_run finished in {seconds:.0f} s; nothing was measured or written")
             return
         checkpoint = self.folder.write_training(self.trainer, seconds)
-        kept = f"checkpoint {checkpoint}" if checkpoint else f"no best checkpoint was kept: {self._no_best_reason()}"
-        print(f"finished in {seconds:.0f} s; run folder {self.run_dir}, {kept}")
-
-    def _no_best_reason(self) -> str:
-        keeper = best_checkpoint(self.trainer)
-        if keeper is None:
-            return "trainer.enable_checkpointing is false"
-        if self.trainer.global_step == 0:
-            return "no step was trained"
-        last = Path(str(keeper.dirpath)) / LAST
-        return f"{keeper.monitor} was never measured" + (f"; {last} is of the last step" if last.is_file() else "")
+        print(run_summary(self.trainer, self.model, self.datamodule, self.run_dir, checkpoint, seconds))
 
     def after_test(self) -> None:
         """Write and print the results of the test."""

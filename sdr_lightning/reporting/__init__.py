@@ -5,7 +5,9 @@ Matplotlib, SciPy and Jinja are imported when a function is called, so importing
 
 from pathlib import Path
 
-__all__ = ["build_report", "check_report", "draw_run"]
+from sdr_lightning.reporting.running import Running
+
+__all__ = ["build_report", "check_report", "draw_run", "write_page"]
 
 
 def build_report(study_dir: Path) -> Path:
@@ -27,3 +29,10 @@ def draw_run(run_dir: Path) -> Path:
     from sdr_lightning.reporting import study_report
 
     return study_report.draw_run(run_dir)
+
+
+def write_page(study_dir: Path, running: Running | None = None) -> Path:
+    """Write the page of a study that may be running; see :func:`sdr_lightning.reporting.study_report.write_page`."""
+    from sdr_lightning.reporting import study_report
+
+    return study_report.write_page(study_dir, running)

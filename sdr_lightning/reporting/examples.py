@@ -38,6 +38,11 @@ class Example:
     query: Query
     results: Mapping[str, tuple[Result, ...]]
 
+    def images(self) -> set[str]:
+        """Return the keys of all images."""
+        shown = [self.query.image, *(result.image for results in self.results.values() for result in results)]
+        return {image for image in shown if image is not None}
+
 
 @dataclass(frozen=True)
 class ExampleGroup:
@@ -48,12 +53,11 @@ class ExampleGroup:
     examples: tuple[Example, ...]
 
 
-def collect_examples(study: Study, per_direction: int = 2) -> tuple[ExampleGroup, ...]:
+def collect_examples(study: Study) -> tuple[ExampleGroup, ...]:
     """Collect examples for each imbalance, at its highest ratio and first seed with examples.
 
     Args:
         study: the study; runs hold examples in ``examples.json``.
-        per_direction: number of queries per direction, the first ones of the files.
 
     Raises:
         ValueError: a file is malformed.
@@ -63,23 +67,19 @@ def collect_examples(study: Study, per_direction: int = 2) -> tuple[ExampleGroup
         for seed in study.seeds:
             if condition.ratio > 0 and condition.imbalance not in found:
                 runs = (study.runs.get((method, condition, seed)) for method in study.methods)
-                examples = _align([run for run in runs if run is not None], study.root, per_direction)
+                examples = _align([run for run in runs if run is not None], study.root)
                 if examples:
                     found[condition.imbalance] = ExampleGroup(condition, seed, examples)
     return tuple(found[imbalance] for imbalance in study.imbalances if imbalance in found)
 
 
-def _align(runs: list[Run], root: Path, per_direction: int) -> tuple[Example, ...]:
+def _align(runs: list[Run], root: Path) -> tuple[Example, ...]:
     answers: dict[Query, dict[str, tuple[Result, ...]]] = {}
     for run in runs:
         for query, results in _read(root / run.folder / "examples.json").items():
             answers.setdefault(query, {})[run.method] = results
-    chosen = [
-        query
-        for direction in DIRECTIONS
-        for query in [query for query in answers if query.direction == direction][:per_direction]
-    ]
-    return tuple(Example(query, answers[query]) for query in chosen)
+    ordered = [query for direction in DIRECTIONS for query in answers if query.direction == direction]
+    return tuple(Example(query, answers[query]) for query in ordered)
 
 
 def _read(path: Path) -> dict[Query, tuple[Result, ...]]:

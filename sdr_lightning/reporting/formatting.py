@@ -52,6 +52,11 @@ def condition_label(condition: Condition) -> str:
     return f"{name(condition.imbalance)} {percent(condition.ratio)}"
 
 
+def runs_key(quantity: str, method: str, condition: Condition) -> str:
+    """Identify the runs behind a number, by which a page finds their values."""
+    return f"{quantity}|{method}|{condition_label(condition)}"
+
+
 def duration(seconds: float | None) -> str:
     """Format seconds as ``41 s``, ``12 min`` or ``3 h 05 min``."""
     if seconds is None:

@@ -9,14 +9,14 @@ from sdr_lightning.results.schema import Study
 
 CURVES = (
     "Error bars are 95 % intervals of each mean. They do not show whether two methods differ, because a seed affects "
-    "both methods alike: use the paired differences above for that."
+    "both methods alike: use the paired differences for that."
 )
 DETECTION = (
     "AUC: how often a clean training pair has a greater estimated probability to be clean than a corrupted one, 50 for guessing. "
     "Estimated share: the mean estimated probability of a pair to be corrupted. Both are of the tested epoch."
 )
 EXAMPLES = (
-    "The first queries of each file, selected without regard to the results. Results are in order of decreasing "
+    "The queries are spread evenly over the test split, whatever the results. Results are in order of decreasing "
     "similarity; a frame and ✓ mark those that belong to the query."
 )
 
@@ -52,6 +52,20 @@ def means_note(study: Study) -> str:
         f"Mean over {len(study.seeds)} seeds ± half-width of the 95 % interval. The highest mean of each block is "
         "bold; this is not a significance test."
     )
+
+
+def data_note(study: Study) -> str:
+    """Describe the data set and its size."""
+    data = study.data
+    train, test = (
+        f"{formatting.count(images)} images, {formatting.count(captions)} captions"
+        for images, captions in (
+            (data.num_train_images, data.num_train_captions),
+            (data.num_test_images, data.num_test_captions),
+        )
+    )
+    relevance = f" Relevance for NDCG: {data.relevance}" if data.relevance else ""
+    return f"{data.name}. {data.description} Training: {train}. Test: {test}.{relevance}"
 
 
 def missing_metrics_note(name: str) -> str:

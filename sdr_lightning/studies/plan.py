@@ -142,12 +142,6 @@ class Cell:
         return self.stages[-1]
 
     @property
-    def name(self) -> str:
-        """Its place in the study, in words."""
-        trial = "" if self.trial is None else f", trial {self.trial}"
-        return f"{self.method}, {self.imbalance} {self.ratio:g}, seed {self.seed}{trial}"
-
-    @property
     def result(self) -> Path:
         """The file that is written last."""
         return self.folder / ("results.json" if self.trial is None else "trial.json")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ from rich.console import Console
 from sdr_lightning.data.table import SPLITS
 from sdr_lightning.identity import sha256
 from sdr_lightning.paths import check_output, claim, write_json
-from sdr_lightning.reporting import build_report, check_report
+from sdr_lightning.reporting import build_report, check_report, write_page
+from sdr_lightning.reporting.formatting import percent
 from sdr_lightning.results.codec import from_json, to_json
 from sdr_lightning.results.fields import read_object
 from sdr_lightning.results.loading import published_runs, published_trials
 from sdr_lightning.results.schema import Data, JobRecord, Run, StudyRecord, StudySpec, TeacherRecord, Trial
 from sdr_lightning.studies import jobs as work
-from sdr_lightning.studies.plan import Cell, Plan, TeacherJob, banks_of, plan_with_trials, teachers_of
+from sdr_lightning.studies.plan import BankJob, Cell, Plan, TeacherJob, banks_of, plan_with_trials, teachers_of
+from sdr_lightning.studies.progress import StudyProgress, in_words, is_counted
 from sdr_lightning.workers import Task, Workers, progress_bar
 
 
@@ -40,7 +43,7 @@ class Runner:
     def __init__(self, study: StudySpec, plan: Plan, folder: Path, jobs: int, console: Console | None = None) -> None:
         self.study, self.plan, self.folder, self.jobs = study, plan, folder, jobs
         self.console = console if console is not None else Console()
-        self._total, self._before, self._done, self._since = 0, 0, 0, 0.0  # of the trials, then of the cells
+        self.progress = StudyProgress(self.console, folder)
 
     def run(self) -> Path:
         """Run the study.
@@ -55,7 +58,7 @@ class Runner:
         started = time.time()
         self._claim_folder()
         self._check_folder()
-        with Workers(self.jobs) as workers:
+        with self._closing_page(), Workers(self.jobs) as workers:
             data: Data = workers.call("data", work.describe, self.plan.student)
             if self._splits_before() not in (None, data.splits):
                 _drop_banks(self.folder / "teachers")
@@ -72,8 +75,18 @@ class Runner:
             continued |= self._run_all("cells", self.plan.cells, data, workers)
         if not continued:  # a study that was continued has no wall time
             self._write_record(data, time.time() - started)
-        self.console.print(f"finished in {(time.time() - started) / 60:.1f} min")
+        self.progress.print(f"finished in {(time.time() - started) / 60:.1f} min")
         return build_report(self.folder)
+
+    @contextlib.contextmanager
+    def _closing_page(self) -> Iterator[None]:
+        """If the block ends by an exception, write the page with what is there, which no longer says that the study runs."""
+        try:
+            yield
+        except BaseException:
+            if self.progress.has_page:
+                write_page(self.folder)
+            raise
 
     def _run_all(self, what: str, jobs: Sequence[Cell], data: Data, workers: Workers) -> bool:
         """Run the unfinished trials or cells, with their teachers and banks; return whether others were finished before."""
@@ -88,41 +101,45 @@ class Runner:
         for teacher in teachers:
             _drop_banks(teacher.folder)
         banks = [bank for bank in banks_of(waiting) if not bank.finished]
-        self._total, self._before = len(jobs), len(jobs) - len(waiting)
-        self._done, self._since = 0, 0.0
-        self.console.print(
-            f"{self.study.title}: {len(jobs)} {what} in {self.folder}, {self._before} finished before, {self.jobs} at a time"
+        before = len(jobs) - len(waiting)
+        self.progress.begin(what, len(jobs), before)
+        self.progress.print(
+            f"{self.study.title}: {len(jobs)} {what} in {self.folder}, {before} finished before, {self.jobs} at a time"
         )
         if waiting:
+            self.progress.refresh()
             frozen = workers.call("frozen towers", work.frozen_modalities, student)
             features = [
-                _task(f"{m} features, {split}", work.run_features, student, m, split)
+                _task(f"{m}s of the {split} split", work.run_features, student, m, split)
                 for split in SPLITS
                 for m in frozen
             ]
-            self._phase(workers, "tower features", features)
+            self._phase(workers, "features of frozen towers", features)
         teach = [
-            _task(f"{job.modality} teacher {job.trained_on}", work.run_teacher, job, student, data_fingerprint)
+            _task(f"{job.modality} teacher, {job.trained_on}", work.run_teacher, job, student, data_fingerprint)
             for job in teachers
         ]
         self._phase(workers, "teachers", teach)
         if waiting:
             extract = [
-                _task(f"{bank.teacher.modality} {bank.file.stem}", work.run_bank, bank, student) for bank in banks
+                _task(f"{bank.teacher.modality} teacher on {_condition(bank)}", work.run_bank, bank, student)
+                for bank in banks
             ]
-            tasks = [
-                self._task_of(job, data, data_fingerprint) for job in sorted(waiting, key=lambda job: bool(job.banks))
-            ]
+            # Seed by seed, so that methods can be compared early.
+            ordered = sorted(
+                waiting, key=lambda job: (bool(job.banks), self.study.seeds.index(job.seed) if job.trial is None else 0)
+            )
+            tasks = [self._task_of(job, data, data_fingerprint) for job in ordered]
             first = sum(not job.banks for job in waiting)
-            self._phase(workers, f"banks and {what}", [*extract, *tasks[:first]])
+            self._phase(workers, "teacher features", [*extract, *tasks[:first]])
             self._phase(workers, what, tasks[first:])
-        return self._before > 0
+        return before > 0
 
     def _task_of(self, job: Cell, data: Data, data_fingerprint: str) -> Task:
         if job.trial is not None:
             read = {split: data.splits[split] for split in ("train", "val")}
-            return _task(job.name, work.run_trial, job, data_fingerprint, read)
-        return _task(job.name, work.run_cell, job, self.folder / "thumbnails", data_fingerprint)
+            return _task(in_words(job), work.run_trial, job, data_fingerprint, read)
+        return _task(in_words(job), work.run_cell, job, self.folder / "thumbnails", data_fingerprint)
 
     def _splits_before(self) -> dict[str, str] | None:
         """Fingerprints of the data that the study of the folder ran on last."""
@@ -148,32 +165,23 @@ class Runner:
         """Run tasks side by side; the first failure stops the study."""
         if not tasks:
             return
-        if self._since == 0 and any(map(_is_counted, tasks)):
-            self._since = time.monotonic()
-        waiting, done = list(tasks), 0
-        with progress_bar(self.console) as progress:
-            bar = progress.add_task(what, total=len(tasks), last="")
-            while done < len(tasks):
+        waiting, done = list(tasks), {True: 0, False: 0}
+        counts = Counter(map(is_counted, tasks))
+        with progress_bar(self.console) as bar:
+            shown = bar.add_task(what, total=len(tasks))
+            while sum(done.values()) < len(tasks):
                 while waiting and workers.has_free:
+                    self.progress.started(waiting[0])
                     workers.start(waiting.pop(0))
                 for task in workers.ended():
                     if task.failure is not None:
                         raise ValueError(
                             f"{task.name} failed: {task.failure} (see its log.txt; finished jobs in {self.folder} stay)"
                         )
-                    done += 1
-                    progress.update(bar, advance=1, last=task.name)
-                    self._done += _is_counted(task)
-                    if not self.console.is_terminal:
-                        count = self._progress(task) if _is_counted(task) else f"{done}/{len(tasks)} {what}"
-                        self.console.print(f"{count}: {task.name}", soft_wrap=True)
-
-    def _progress(self, task: Task) -> str:
-        """How many trials or cells of the study are finished, and an estimate of the time left."""
-        done = self._before + self._done
-        left_s = (time.monotonic() - self._since) / self._done * (self._total - done)
-        what = "cells" if task.function is work.run_cell else "trials"
-        return f"{done}/{self._total} {what}, {math.ceil(left_s / 60)} min left"
+                    kind = is_counted(task)
+                    done[kind] += 1
+                    bar.update(shown, advance=1)
+                    self.progress.ended(task, what, done[kind], counts[kind])
 
     def _write_record(self, data: Data, wall_time_s: float | None) -> None:
         """Write ``study.json``."""
@@ -203,9 +211,10 @@ def _drop_banks(folder: Path) -> None:
         bank.unlink()
 
 
-def _is_counted(task: Task) -> bool:
-    """Whether a task is a trial or a cell."""
-    return task.function in (work.run_trial, work.run_cell)
+def _condition(bank: BankJob) -> str:
+    """The training data that a bank is extracted from."""
+    parts = [f"{part.kind.replace('_', ' ')} {percent(part.ratio)}, seed {part.seed}" for part in bank.imbalances]
+    return " + ".join(parts) or "clean data"
 
 
 def _is_of(data: Data, record: JobRecord) -> bool:

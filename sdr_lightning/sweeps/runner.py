@@ -70,7 +70,7 @@ class SweepRunner:
             Workers(self.jobs, {"WANDB_RUN_GROUP": self.sweep.name}) as workers,
             progress_bar(self.console) as progress,
         ):
-            bar = progress.add_task("runs", total=total or self.sweep.run_cap, completed=before, last="")
+            bar = progress.add_task("runs", total=total or self.sweep.run_cap, completed=before)
             while True:
                 while workers.has_free and (waiting or not exhausted):
                     run = waiting.pop(0) if waiting else self._next()
@@ -81,10 +81,9 @@ class SweepRunner:
                 if not self.tasks:
                     return self.runs
                 for run in self._ended(workers.ended(_POLL_S)):
-                    progress.update(bar, advance=1, last=f"run {run.number} {run.state}")
+                    progress.update(bar, advance=1)
                     self._give_up_if_hopeless()
-                    if not self.console.is_terminal:
-                        self.console.print(f"run {run.number} {run.state}: {_words(run.parameters)}", soft_wrap=True)
+                    self.console.print(f"run {run.number} {run.state}: {_words(run.parameters)}", soft_wrap=True)
                 for run in runs_to_stop(self.sweep, self.runs):
                     if run in self.tasks:
                         run.state = "stopped"

@@ -15,10 +15,10 @@ def test_examples_are_from_the_highest_ratio_and_first_seed_that_have_any(tmp_pa
         for seed in (0, 1, 2):
             (folder(tmp_path, method, "mismatch", 0.6, seed) / "examples.json").unlink()
         (folder(tmp_path, method, "mismatch", 0.3, 0) / "examples.json").unlink()
-    (group,) = collect_examples(load_study(tmp_path), per_direction=2)
+    (group,) = collect_examples(load_study(tmp_path))
     assert (group.condition, group.seed) == (Condition("mismatch", 0.3), 1)
-    assert [example.query.direction for example in group.examples] == ["t2i", "t2i", "i2t", "i2t"]
-    assert [example.query.text for example in group.examples[:2]] == list(CAPTIONS[:2])
+    assert [example.query.direction for example in group.examples] == ["t2i"] * 3 + ["i2t"] * 3
+    assert [example.query.text for example in group.examples[:3]] == list(CAPTIONS)
     assert all(list(example.results) == ["ITC", "SDR"] for example in group.examples)
     assert [result.correct for result in group.examples[0].results["SDR"]] == [False, True, False, False, False]
 

@@ -6,7 +6,9 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,11 +16,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy import stats
 
-from sdr_lightning.reporting import build_report
+from sdr_lightning.reporting import build_report, write_page
 from sdr_lightning.reporting.figures import training
-from sdr_lightning.reporting.figures.curves import read_curves
+from sdr_lightning.reporting.figures.curves import curve_labels, read_curves
 from sdr_lightning.reporting.figures.study import degree_figure, ratio_figure
 from sdr_lightning.reporting.quantities import RSUM
+from sdr_lightning.reporting.running import Running
 from sdr_lightning.reporting.tables.results import detection_table
 from sdr_lightning.results.loading import load_study
 from tests.reporting.fake_study import METHODS, PLACEBO, edit_json, folder, metrics_of, write_study
@@ -41,7 +44,7 @@ class Tables(HTMLParser):
         values = dict(attrs)
         self.ids += [values["id"] or ""] if "id" in values else []
         if tag == "table":
-            self._table = values["id"] or ""
+            self._table = values.get("id") or ""
             self.rows[self._table] = []
         elif tag == "tr":
             self.rows[self._table].append([])
@@ -150,29 +153,19 @@ def test_detection_of_corrupted_pairs_has_a_table_where_a_method_estimates_them(
 
 
 def test_sections_are_in_order_in_html_and_markdown(built: Path, page: Tables) -> None:
-    order = [
-        "claims",
-        "rsum",
-        "i2i_ndcg_10",
-        "degree",
-        "recall",
-        "ndcg",
-        "tuning",
-        "training",
-        "teachers",
-        "realised",
-        "runs",
-    ]
+    order = ["figure", "claims", "recall", "ndcg", "training", "methods", "teachers", "realised", "runs"]
     assert [key for key in page.ids if key in order] == order
     text, markdown = (built / "report.html").read_text(), (built / "report.md").read_text()
     for sentence in (
-        "Only 17 of 18 runs are available.",
+        "17 of 18 runs finished; untuned",
         "Untuned: every method is used as configured.",
         "no correction for multiple comparisons (6 in this table)",
         "The imbalance protocols are not those of the paper.",
     ):
         assert sentence in text
         assert sentence in markdown
+    headings = [line.removeprefix("## ") for line in markdown.splitlines() if line.startswith("## ")]
+    assert [head for head in headings if f"<h2>{head}</h2>" not in text] == ["Metrics against the imbalance ratio"]
     assert "two blue cylinders behind a yellow cone &lt;script&gt;" in text
     assert "a \\| b" in markdown
     linked = re.findall(r"\((figures/[^)]+)\)", markdown)
@@ -182,25 +175,70 @@ def test_sections_are_in_order_in_html_and_markdown(built: Path, page: Tables) -
     assert all((built / link).read_bytes().startswith(b"\x89PNG") for link in linked)
 
 
-def test_a_report_of_an_unfinished_study_states_what_is_missing(tmp_path: Path) -> None:
-    write_study(tmp_path, ndcg=False, seeds=(0,), ratios=(0.6,))
+def data_of(page: Path) -> dict[str, Any]:
+    """The data of the page's script."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text())
+    assert found is not None
+    return dict(json.loads(found[1]))
+
+
+def test_the_page_holds_every_number_with_the_runs_behind_it(built: Path) -> None:
+    data = data_of(built / "report.html")
+    methods, conditions = [m["name"] for m in data["methods"]], [c["label"] for c in data["conditions"]]
+    cell = data["cells"]["rsum"][methods.index("SDR")][conditions.index("mismatch 60\N{NO-BREAK SPACE}%")]
+    values = {seed: metrics_of("SDR", "mismatch", 0.6, seed)["rsum"] for seed in (0, 1, 2)}
+    assert cell["values"] == {str(seed): pytest.approx(value, abs=1e-4) for seed, value in values.items()}
+    test = stats.ttest_rel([*values.values()], [metrics_of("ITC", "mismatch", 0.6, seed)["rsum"] for seed in values])
+    low, high = test.confidence_interval()
+    difference = cell["difference"]
+    assert [difference["mean"] - difference["half"], difference["mean"] + difference["half"]] == pytest.approx(
+        [low, high], abs=1e-3
+    )
+    runs = data["runs"][methods.index("SDR")][conditions.index("mismatch 60\N{NO-BREAK SPACE}%")]
+    assert [(run["seed"], run["folder"], run["files"]) for run in runs] == [
+        (seed, f"cells/mismatch-0.6/SDR/seed-{seed}", ["results.json", "metrics.csv"]) for seed in values
+    ]
+    keys = set(re.findall(r'data-runs="([^"]+)"', (built / "report.html").read_text()))
+    assert len(keys) > 100
+    for key in keys:  # of all tables and tiles
+        quantity, method, condition = key.split("|")
+        assert data["cells"][quantity][methods.index(method)][conditions.index(condition)] is not None
+
+
+def test_the_page_of_a_running_study_says_how_far_it_is_and_loads_itself_again(tmp_path: Path) -> None:
+    write_study(tmp_path)
     shutil.rmtree(folder(tmp_path, "SDR", "mismatch", 0.6, 0))
-    text, markdown = build_report(tmp_path).read_text(), (tmp_path / "report.md").read_text()
-    for sentence in (
-        "undecided (n=0)",
-        "Only 1 of 2 runs are available.",
-        "Single-modal NDCG is not shown: no run has these metrics.",
-        "No run at these ratios has a training log.",
-        "No run has example retrievals.",
-        "The study has no teachers.",
-    ):
-        assert sentence in text
-        assert sentence in markdown
-    assert [path.name for path in (tmp_path / "figures").iterdir()] == ["rsum.png"]
-    shutil.rmtree(tmp_path / "cells")
-    text = build_report(tmp_path).read_text()
-    assert "Only 0 of 2 runs are available." in text
-    assert "rsum is not shown: no run has these metrics." in text
+    page = write_page(tmp_path, Running("11 of 12 cells finished", 11 / 12, "about 20 s left", "12:00:00")).read_text()
+    assert re.search(r"<h1>So far: .*beats ITC", page)
+    assert "<strong>11 of 12 cells finished</strong>, about 20 s left." in page
+    assert 'http-equiv="refresh"' in page
+    assert not (tmp_path / "report.md").exists()
+    for again in (write_page(tmp_path), build_report(tmp_path)):
+        assert not re.search('http-equiv="refresh"|So far: |id="running"', again.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+@pytest.mark.parametrize("view", ["differences", "means", "ratio", "degree"])
+def test_a_browser_draws_the_views_of_the_figure(built: Path, view: str) -> None:
+    address = f"{(built / 'report.html').as_uri()}#metric=rsum&view={view}&hide={PLACEBO.replace(' ', '+')}"
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=2000", "--dump-dom"]
+    shown = subprocess.run([*command, address], capture_output=True, text=True, check=True, timeout=120).stdout
+    chart = shown[shown.index('<div id="chart">') : shown.index('id="chart-note"')]
+    names = ("ITC", "SDR") if view == "means" else ("SDR",)
+    if view in ("differences", "means"):
+        rows = re.findall(r'data-runs="rsum\|([^|]*)\|([^"]*)"[^>]*>([^<]+)<', chart)
+        assert {(method, condition) for method, condition, _ in rows} == set(
+            product(names, ("no imbalance", "mismatch 60&nbsp;%"))
+        )
+        data = data_of(built / "report.html")
+        sdr = data["cells"]["rsum"][1][1]
+        expected = sdr["difference"]["mean"] if view == "differences" else sdr["mean"]
+        (value,) = [value for method, condition, value in rows if method == "SDR" and condition != "no imbalance"]
+        assert numbers(value) == [pytest.approx(expected, abs=0.051)]
+    else:
+        assert chart.count("<path transform") + chart.count('transform="translate') >= 4  # two methods, two conditions
+    assert shown.count('class="example') - shown.count('hidden=""></article') >= 1
 
 
 def panels(figure: Figure) -> list[Axes]:
@@ -231,8 +269,9 @@ def test_figures_have_no_empty_panel(tmp_path: Path, protocol: str) -> None:
     study = load_study(tmp_path)
     figure = training.training_figure(study)
     assert figure is not None
-    selected = {"clean": "rsum, validation", "paper": "rsum, test (used for selection)"}[protocol]
-    assert [panel.get_ylabel() for panel in panels(figure)] == [selected, *training.CURVES.values()]
+    labels = [panel.get_ylabel() for panel in panels(figure)]
+    assert labels == list(curve_labels(protocol).values())
+    assert labels[0] == {"clean": "rsum, validation", "paper": "rsum, test (used for selection)"}[protocol]
     figures = [figure, ratio_figure(study, RSUM, 4.0), degree_figure(study, RSUM)]
     assert not any(is_empty(panel) for drawn in figures if drawn for panel in panels(drawn))
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from sdr_lightning.cli.report import run as report
-from sdr_lightning.reporting.claims import summarise
+from sdr_lightning.reporting.findings import scope
 from sdr_lightning.reporting.notes import caveats
 from sdr_lightning.reporting.pages.markdown import markdown_table
 from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL
@@ -158,7 +158,7 @@ def tuned(root: Path) -> Path:
 
 def tuning_section(study: Study) -> str:
     tables = [markdown_table(table) for table in (spaces_table(study), chosen_table(study)) if table]
-    return "\n".join([*summarise(study), *tables])
+    return "\n".join([scope(study), *tables])
 
 
 def test_tuned_study_has_the_trials_of_its_points_and_the_runs_of_the_chosen_options(tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_tuned_study_has_the_trials_of_its_points_and_the_runs_of_the_chosen_opt
     }
     assert not study.outdated
     text = tuning_section(study)
-    assert "Tuned: the options of each method are the best of up to 3 trials" in text
+    assert "tuned with 3 trials for each method and condition, on validation data" in text
     assert "| ITC | a.rate: 1, 2 | 2 its space has no more points |" in text
     assert "| SDR | a.rate 2 | 1 | 101.0 | 100.0 |" in text
     assert "| SDR | as configured | 0 | 100.0 | 100.0 |" in text

@@ -12,9 +12,11 @@ import pytest
 from rich.console import Console
 
 from sdr_lightning.paths import write_json
+from sdr_lightning.reporting.formatting import NBSP, condition_label
+from sdr_lightning.reporting.running import Running
 from sdr_lightning.results.codec import to_json
-from sdr_lightning.results.schema import Data, Run, Selected, StudyTuning, Trial
-from sdr_lightning.studies import jobs, runner
+from sdr_lightning.results.schema import Condition, Data, Run, Selected, StudyTuning, Trial
+from sdr_lightning.studies import jobs, progress, runner
 from sdr_lightning.studies.plan import Cell, plan, plan_with_trials
 from sdr_lightning.studies.runner import Runner
 from sdr_lightning.studies.spec import read_study
@@ -23,6 +25,20 @@ from sdr_lightning.workers import Task
 STUDY = read_study(Path(__file__).with_name("study.yaml"))
 CELL = "cells/ITC/mismatch-0.3/seed-0"
 DATA = Data(name="scenes", splits={"train": "1", "val": "2", "test": "3"})
+
+
+@pytest.fixture(autouse=True)
+def pages(monkeypatch: pytest.MonkeyPatch) -> list[Running | None]:
+    """How far the study was whenever its page was written; building pages is tested in tests/reporting."""
+    written: list[Running | None] = []
+
+    def write(folder: Path, running: Running | None = None) -> Path:
+        written.append(running)
+        return folder / "report.html"
+
+    for module in (runner, progress):
+        monkeypatch.setattr(module, "write_page", write)
+    return written
 
 
 class FakeWorkers:
@@ -44,6 +60,10 @@ class FakeWorkers:
     def start(self, task: Task) -> None:
         self.started.append(task)
         self.has_free = False
+        if task.function is jobs.run_cell and task.failure is None:
+            cell = task.arguments[0]
+            write_json(cell.result, to_json(result(cell, metrics={"rsum": 68.44})))
+            write_json(cell.folder / "begun.json", {})
 
     def ended(self) -> list[Task]:
         self.has_free = True
@@ -60,6 +80,12 @@ class FakeTrials(FakeWorkers):
 
 
 def leave(trial: Cell, **changes: Any) -> None:
+    values = {
+        "code": trial.code,
+        "fingerprint": trial.fingerprint,
+        "data": {"train": "1", "val": "2"},
+        "selected": Selected("val/rsum", float(trial.trial or 0), 0, 1),
+    }
     record = Trial(
         method=trial.method,
         imbalance=trial.imbalance,
@@ -67,8 +93,7 @@ def leave(trial: Cell, **changes: Any) -> None:
         seed=trial.seed,
         number=trial.trial or 0,
         options=trial.options,
-        selected=Selected("val/rsum", float(trial.trial or 0), 0, 1),
-        **{"code": trial.code, "fingerprint": trial.fingerprint, "data": {"train": "1", "val": "2"}} | changes,
+        **values | changes,
     )
     write_json(trial.result, to_json(record))
     write_json(trial.folder / "begun.json", {})
@@ -79,8 +104,8 @@ def study_runner(folder: Path, console: Console | None = None) -> Runner:
 
 
 def result(cell: Cell, **changes: Any) -> Run:
-    values = {"code": cell.code, "fingerprint": cell.fingerprint, "data": DATA.splits} | changes
-    return Run(method=cell.method, imbalance=cell.imbalance, ratio=cell.ratio, seed=cell.seed, metrics={}, **values)
+    values = {"code": cell.code, "fingerprint": cell.fingerprint, "data": DATA.splits, "metrics": {}} | changes
+    return Run(method=cell.method, imbalance=cell.imbalance, ratio=cell.ratio, seed=cell.seed, **values)
 
 
 @pytest.mark.parametrize(
@@ -138,15 +163,45 @@ def test_finished_cells_do_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert json.loads((tmp_path / "study.json").read_text())["code"] == running.plan.code
 
 
-def test_log_shows_cells_done_and_time_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_job_prints_one_line_with_its_score_and_the_time_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: list[Running | None]
+) -> None:
     printed = io.StringIO()
-    running = study_runner(tmp_path, Console(file=printed, width=60))
-    running._before, running._total = 10, 105
-    tasks = [Task("image clean", jobs.run_bank), Task("SDR, mismatch 0.3, seed 1", jobs.run_cell)]
+    running = study_runner(tmp_path, Console(file=printed, width=20))
+    cells = [cell for cell in running.plan.cells if cell.method == "SDR" and cell.ratio][:2]
+    trials = [replace(cell, trial=number, folder=tmp_path / f"trial-{number}") for number, cell in enumerate(cells)]
+    leave(trials[0])
+    leave(trials[1], selected=None, failure="the loss is not finite")
+    tasks = [Task("image teacher on clean data", jobs.run_bank), *(Task("", jobs.run_cell, (cell,)) for cell in cells)]
     monkeypatch.setattr(time, "monotonic", iter([100.0, *[116.0] * 1000]).__next__)  # 16 s for the first of 95 cells
-    running._phase(FakeWorkers(1), "banks and cells", tasks)  # type: ignore[arg-type]
-    assert "1/2 banks and cells: image clean\n" in printed.getvalue()
-    assert "11/105 cells, 26 min left: SDR, mismatch 0.3, seed 1\n" in printed.getvalue()
+    running.progress.begin("cells", 105, 10)
+    running._phase(FakeWorkers(1), "teacher features", tasks)  # type: ignore[arg-type]
+    monkeypatch.setattr(time, "monotonic", iter([100.0, *[104.0] * 1000]).__next__)
+    running.progress.begin("trials", 3, 0)
+    running._phase(FakeWorkers(1), "trials", [Task("", jobs.run_trial, (trial,)) for trial in trials])  # type: ignore[arg-type]
+    seeds = [cell.seed for cell in cells]
+    condition = condition_label(Condition.of(cells[0].imbalance, cells[0].ratio)).replace(NBSP, " ")
+    assert [line for line in printed.getvalue().splitlines() if "results so far" not in line] == [
+        "teacher features, 1 of 1: image teacher on clean data",
+        f"11 of 105 cells: SDR, {condition}, seed {seeds[0]}: rsum 68.4; about 26 min left",
+        f"12 of 105 cells: SDR, {condition}, seed {seeds[1]}: rsum 68.4; about 13 min left",
+        f"1 of 3 trials: SDR, {condition}, trial 0: validation rsum 0.0; about 10 s left",
+        f"2 of 3 trials: SDR, {condition}, trial 1: failed: the loss is not finite; about 10 s left",
+    ]
+    (page,) = pages  # the others would have followed within seconds
+    assert page is not None
+    assert (page.now, page.left) == ("11 of 105 cells finished", "about 26 min left")
+
+
+def test_the_page_of_a_study_that_fails_no_longer_says_that_it_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pages: list[Running | None]
+) -> None:
+    workers = FakeWorkers(1)
+    monkeypatch.setattr(runner, "Workers", lambda _: workers)
+    monkeypatch.setattr(workers, "ended", lambda: [replace(workers.started[-1], failure="ValueError: no")])
+    with pytest.raises(ValueError, match="ValueError: no"):
+        study_runner(tmp_path, Console(file=io.StringIO())).run()
+    assert [None if page is None else page.share for page in pages] == [0.0, None]
 
 
 def test_first_failure_stops_the_study(tmp_path: Path) -> None:
@@ -194,4 +249,5 @@ def test_cells_of_a_tuned_study_follow_its_trials_with_the_options_that_they_cho
     leave(second, fingerprint="other settings")
     again = [task.arguments[0] for task in started()]
     assert [trial.folder for trial in again if trial.trial is not None] == [first.folder, second.folder]
-    assert plan_with_trials(study, tmp_path).cells == tuple(task.arguments[0] for task in cells)
+    planned = sorted(plan_with_trials(study, tmp_path).cells, key=lambda cell: cell.seed)  # seed by seed
+    assert planned == [task.arguments[0] for task in cells]

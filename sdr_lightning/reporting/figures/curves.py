@@ -1,12 +1,56 @@
-"""Training curves: read ``metrics.csv`` and average over seeds."""
+"""Training curves: which are shown, reading ``metrics.csv``, and means over seeds."""
 
 import csv
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from sdr_lightning.results.schema import Condition, Run, Study
+
 Curve = dict[int, float]
 """Value by epoch."""
+
+Logs = dict[Condition, dict[str, list[dict[str, Curve]]]]
+"""By condition and method: the curves of each seed, by column name."""
+
+_METHOD_CURVES = {
+    "method/lambda": "λ, weight of the text teacher",
+    "method/temperature": "τ, contrastive loss",
+    "method/representation_temperature": "τ, representation terms",
+    "method/relation_temperature": "τ₂, relations",
+}
+
+
+def curve_labels(protocol: str) -> dict[str, str]:
+    """Return the columns of a training log that are shown, with their labels: first the metric that selects the epoch.
+
+    Under ``clean``, test metrics exist for one epoch only.
+    """
+    selected = (
+        {"test/rsum": "rsum, test (used for selection)"} if protocol == "paper" else {"val/rsum": "rsum, validation"}
+    )
+    return selected | _METHOD_CURVES
+
+
+def training_logs(study: Study) -> Logs:
+    """Read the logs of all runs at the highest ratio of each imbalance; conditions without a log are left out."""
+    shown = curve_labels(study.protocol).keys()
+    logs = {
+        condition: {method: [_log(study, run) for run in study.runs_of(method, condition)] for method in study.methods}
+        for condition in study.hardest
+    }
+    return {at: found for at, found in logs.items() if any(shown & log for seeds in found.values() for log in seeds)}
+
+
+def logged_labels(study: Study, logs: Logs) -> dict[str, str]:
+    """Return the labels of the curves that at least one log has."""
+    logged = {key for by_method in logs.values() for seeds in by_method.values() for log in seeds for key in log}
+    return {key: label for key, label in curve_labels(study.protocol).items() if key in logged}
+
+
+def _log(study: Study, run: Run) -> dict[str, Curve]:
+    recorded = {name: dict(curve) for name, curve in run.curves.items()}
+    return recorded or read_curves(study.root / run.folder / "metrics.csv")
 
 
 def read_curves(path: Path) -> dict[str, Curve]:

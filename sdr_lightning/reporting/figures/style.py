@@ -19,7 +19,7 @@ CANDIDATE_COLOUR, BASELINE_COLOUR = "#0072B2", "#222222"
 MUTED = "#8a8f98"
 COLOURS = ("#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#8C6D31")
 """Colour-blind safe palette of Okabe and Ito; methods also differ in their markers."""
-MARKERS = ("s", "^", "D", "v", "P", "X")
+MARKERS = ("s", "^", "D", "v", "P", "X", "*")
 
 # Any: the type of the keys differs between versions of matplotlib.
 STYLE: Any = {
@@ -37,8 +37,6 @@ STYLE: Any = {
     "xtick.color": "#555b66",
     "ytick.color": "#555b66",
     "legend.frameon": False,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "sdr_lightning",  # ids inside an SVG are random without it
 }
 
 
@@ -68,14 +66,6 @@ def mark_empty(panels: Iterable[Axes]) -> None:
         points = [np.asarray(line.get_ydata(), dtype=float) for line in panel.get_lines()]
         if not any(np.isfinite(values).any() for values in points):
             panel.text(0.5, 0.5, "no run yet", transform=panel.transAxes, ha="center", va="center", color=MUTED)
-
-
-def to_svg(figure: Figure) -> bytes:
-    """Save as SVG; equal figures give equal bytes."""
-    buffer = io.BytesIO()
-    with rc_context(STYLE):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue()
 
 
 def to_png(figure: Figure) -> bytes:

@@ -8,17 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sdr_lightning.reporting import formatting
-from sdr_lightning.reporting.figures.curves import Curve, mean_curve, read_curves
+from sdr_lightning.reporting.figures.curves import Curve, curve_labels, logged_labels, mean_curve, training_logs
 from sdr_lightning.reporting.figures.style import CANDIDATE_COLOUR, STYLE, WIDTH, Palette, mark_empty
-from sdr_lightning.results.schema import Condition, Study
-
-CURVES = {
-    "method/lambda": "λ, weight of the text teacher",
-    "method/temperature": "τ, contrastive loss",
-    "method/representation_temperature": "τ, representation terms",
-    "method/relation_temperature": "τ₂, relations",
-}
-"""Labels of the columns of a training log that are drawn next to rsum."""
+from sdr_lightning.results.schema import Study
 
 
 def training_figure(study: Study) -> Figure | None:
@@ -29,21 +21,15 @@ def training_figure(study: Study) -> Figure | None:
     Returns:
         The figure; None if no run at these ratios has a log.
     """
-    labels = _selected_on(study.protocol) | CURVES
-    logs = {
-        condition: {method: _logs(study, method, condition) for method in study.methods} for condition in study.hardest
-    }
-    logs = {
-        at: by_method for at, by_method in logs.items() if any(labels.keys() & log for log in _logs_of_all(by_method))
-    }
-    rows = [key for key in labels if any(key in log for by_method in logs.values() for log in _logs_of_all(by_method))]
-    if not rows:
+    logs = training_logs(study)
+    labels = logged_labels(study, logs)
+    if not labels:
         return None
     palette = Palette(study)
     with rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, 1.1 + 1.9 * len(rows)), layout="constrained")
-        axes = figure.subplots(len(rows), len(logs), sharex=True, sharey="row", squeeze=False)
-        for row, key in zip(axes, rows, strict=True):
+        figure = Figure(figsize=(WIDTH, 1.1 + 1.9 * len(labels)), layout="constrained")
+        axes = figure.subplots(len(labels), len(logs), sharex=True, sharey="row", squeeze=False)
+        for row, key in zip(axes, labels, strict=True):
             row[0].set_ylabel(labels[key])
             for panel, by_method in zip(row, logs.values(), strict=True):
                 for method, seeds in by_method.items():
@@ -72,7 +58,7 @@ def run_figure(curves: Mapping[str, Curve], protocol: str = "clean") -> Figure |
         The figure; None without curves.
     """
     terms = {key: key.removeprefix("train/") for key in curves if key.startswith("train/")}
-    shown = {key: label for key, label in (_selected_on(protocol) | CURVES | terms).items() if key in curves}
+    shown = {key: label for key, label in (curve_labels(protocol) | terms).items() if key in curves}
     if not shown:
         return None
     with rc_context(STYLE):
@@ -91,24 +77,6 @@ def run_figure(curves: Mapping[str, Curve], protocol: str = "clean") -> Figure |
         for panel in panels[len(shown) :]:
             panel.set_visible(False)
     return figure
-
-
-def _logs(study: Study, method: str, condition: Condition) -> list[dict[str, Curve]]:
-    runs = study.runs_of(method, condition)
-    return [
-        {name: dict(curve) for name, curve in run.curves.items()}
-        or read_curves(study.root / run.folder / "metrics.csv")
-        for run in runs
-    ]
-
-
-def _selected_on(protocol: str) -> dict[str, str]:
-    """Return the metric that selects the epoch and its label; under ``clean``, test metrics exist for one epoch only."""
-    return {"test/rsum": "rsum, test (used for selection)"} if protocol == "paper" else {"val/rsum": "rsum, validation"}
-
-
-def _logs_of_all(by_method: Mapping[str, list[dict[str, Curve]]]) -> list[dict[str, Curve]]:
-    return [log for logs in by_method.values() for log in logs]
 
 
 def _draw_curves(panel: Axes, curves: Sequence[Curve], style: Mapping[str, Any], label: str) -> None:

@@ -1,48 +1,63 @@
 """Render reports as Markdown."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from sdr_lightning.reporting import formatting, notes
 from sdr_lightning.reporting.examples import DIRECTIONS, SHOWN, Example, Result
+from sdr_lightning.reporting.findings import LEGEND, Tile
 from sdr_lightning.reporting.generator import GENERATOR
-from sdr_lightning.reporting.study_contents import ReportFigure, StudyContents
+from sdr_lightning.reporting.study_contents import StudyContents
 from sdr_lightning.reporting.tables.table import Cell, Table
+from sdr_lightning.results.schema import Study
+
+if TYPE_CHECKING:  # it imports matplotlib
+    from sdr_lightning.reporting.figures.report import ReportFigure, ReportFigures
 
 
-def study_markdown(contents: StudyContents) -> str:
+def study_markdown(contents: StudyContents, figures: ReportFigures) -> str:
     """Render a study report: the same contents as the HTML page, in the same order."""
     study = contents.study
+    main, *others = (_figure(figure) for figure in figures.results) if figures.results else [""]
     parts = [
         MARK,
-        f"# {escape(study.title)}",
-        escape(study.description),
-        bullets(contents.summary),
-        escape(contents.provenance),
-        markdown_table(contents.methods),
-        markdown_table(contents.imbalances),
-        "## Candidate against baseline",
+        f"# {escape(contents.headline)}",
+        f"**{escape(study.title)}.** {escape(study.description)}".strip(),
+        bullets(contents.sentences),
+        "\n".join(_tile(contents.study, tile) for tile in contents.tiles),
+        escape(LEGEND) if contents.tiles else "",
+        escape(contents.scope),
+        main,
+        "## Differences from the baseline",
         notes.claims_note(study),
         *(markdown_table(t) for t in (contents.claims, contents.claims_by_task, contents.against_baseline) if t),
         *(notes.missing_metrics_note(name) for name in contents.missing),
-        "## Metrics against the imbalance ratio",
-        notes.CURVES,
-        *(_figure(figure) for figure in contents.figures),
         "## Means over seeds",
         notes.means_note(study),
         *(markdown_table(table) for table in contents.means),
         *([markdown_table(contents.detection), notes.DETECTION] if contents.detection else []),
-        "## Tuning",
-        notes.tuning_note(study),
-        *(markdown_table(table) for table in contents.tuning),
-        "## Training",
-        _figure(contents.training) if contents.training else "No run at these ratios has a training log.",
+        "## Metrics against the imbalance ratio",
+        notes.CURVES,
+        *others,
         "## Example retrievals",
         notes.EXAMPLES if contents.examples else "",
         *_examples(contents),
+        "## Training",
+        _figure(figures.training) if figures.training else "No run at these ratios has a training log.",
+        "## Methods and data",
+        markdown_table(contents.methods),
+        markdown_table(contents.imbalances),
+        escape(notes.data_note(study)),
+        "## Tuning",
+        notes.tuning_note(study),
+        *(markdown_table(table) for table in contents.tuning),
         "## Teachers and corrupted training data",
         markdown_table(contents.teachers) if contents.teachers else "The study has no teachers.",
         markdown_table(contents.realised) if contents.realised else "No run recorded the corruption of its data.",
-        "## Provenance",
+        "## Runs",
+        escape(contents.provenance),
         markdown_table(contents.runs),
         "## Notes",
         bullets(contents.caveats) or "None.",
@@ -93,6 +108,12 @@ def _row(entries: list[str]) -> str:
 def _cell(cell: Cell) -> str:
     text = f"**{escape(cell.text)}**" if cell.strong else escape(cell.text)
     return " ".join(part for part in (text, escape(cell.detail), escape(cell.tag)) if part)
+
+
+def _tile(study: Study, tile: Tile) -> str:
+    rows = "; ".join(f"{row.label}: {row.mark} {row.value} {row.detail}".rstrip() for row in tile.rows)
+    compared = f"{study.candidate} − {study.baseline}, {tile.task}; {tile.verdicts}"
+    return f"- **{escape(tile.title)}** ({escape(compared)}): {escape(rows)}"
 
 
 def _figure(figure: ReportFigure) -> str:

@@ -20,7 +20,7 @@ from sdr_lightning.reporting.quantities import (
 )
 from sdr_lightning.reporting.statistics import Interval
 from sdr_lightning.reporting.tables.table import Block, Cell, Table
-from sdr_lightning.results.schema import Study
+from sdr_lightning.results.schema import Condition, Study
 
 
 def claims_table(study: Study) -> Table:
@@ -79,6 +79,7 @@ def _difference(study: Study, comparison: PairedComparison) -> Cell:
         text=formatting.signed(difference.mean, decimals),
         detail=" ".join(filter(None, (formatting.bounds(difference, decimals), few))),
         tag=formatting.verdict_text(difference),
+        runs=formatting.runs_key(comparison.quantity.key, comparison.method, comparison.condition),
     )
 
 
@@ -113,7 +114,8 @@ def detection_table(study: Study) -> Table | None:
     for condition in study.conditions:
         rows = [(m, [q.interval(study, m, condition) for q in DETECTION]) for m in methods]
         cells = tuple(
-            (Cell(m), *(_mean(study, q, i) for q, i in zip(DETECTION, intervals, strict=True))) for m, intervals in rows
+            (Cell(m), *(_mean(study, q, m, condition, i) for q, i in zip(DETECTION, intervals, strict=True)))
+            for m, intervals in rows
         )
         blocks.append(Block(cells, formatting.condition_label(condition)))
     headings = ("Method", *(quantity.label for quantity in DETECTION))
@@ -144,12 +146,14 @@ def _means(
     for condition in study.conditions:
         columns = []
         for quantity in quantities:
-            intervals = [quantity.interval(study, method, condition) for method in study.methods]
-            highest = max((i.mean for i in intervals if i.n), default=math.nan)
+            intervals = {method: quantity.interval(study, method, condition) for method in study.methods}
+            highest = max((i.mean for i in intervals.values() if i.n), default=math.nan)
             columns.append(
                 [
-                    replace(_mean(study, quantity, interval), strong=best and interval.mean == highest)
-                    for interval in intervals
+                    replace(
+                        _mean(study, quantity, method, condition, interval), strong=best and interval.mean == highest
+                    )
+                    for method, interval in intervals.items()
                 ]
             )
         rows = tuple((Cell(method), *row) for method, *row in zip(study.methods, *columns, strict=True))
@@ -157,7 +161,11 @@ def _means(
     return Table(key, caption, ("Method", *(q.label for q in quantities)), tuple(blocks), groups)
 
 
-def _mean(study: Study, quantity: Quantity, interval: Interval) -> Cell:
+def _mean(study: Study, quantity: Quantity, method: str, condition: Condition, interval: Interval) -> Cell:
     spread = "" if interval.half is None else f"±{formatting.NBSP}{formatting.number(interval.half, quantity.decimals)}"
     few = f"n={interval.n}" if 0 < interval.n < len(study.seeds) else ""
-    return Cell(formatting.number(interval.mean, quantity.decimals), " ".join(filter(None, (spread, few))))
+    return Cell(
+        formatting.number(interval.mean, quantity.decimals),
+        " ".join(filter(None, (spread, few))),
+        runs=formatting.runs_key(quantity.key, method, condition) if interval.n else "",
+    )

@@ -12,12 +12,14 @@ class Cell:
         detail: shown smaller after the value.
         tag: label after the value, such as a verdict.
         strong: whether the value is bold.
+        runs: the runs behind the value, see :func:`~sdr_lightning.reporting.formatting.runs_key`; empty without them.
     """
 
     text: str
     detail: str = ""
     tag: str = ""
     strong: bool = False
+    runs: str = ""
 
 
 @dataclass(frozen=True)
