@@ -192,6 +192,9 @@ def _thumbnail(found: Cleaned, split: Split, row: int) -> str | None:
         return None
     image = Image.fromarray(pixels)
     image.thumbnail((_SIDE, _SIDE))
+    enlarged = _SIDE // (2 * max(image.size))
+    if enlarged > 1:  # the browser would blur the pixels of a tiny picture
+        image = image.resize((image.width * enlarged, image.height * enlarged), Image.Resampling.NEAREST)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from sdr_lightning.configure.build import build_data
 from sdr_lightning.data.module import RetrievalDataModule
+from sdr_lightning.retrieval.artifact import log_model, tracking
 from sdr_lightning.retrieval.card import model_card
 from sdr_lightning.retrieval.export import export
 from sdr_lightning.retrieval.loading import load, run_files
@@ -51,6 +52,11 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--data", metavar="YAML", help="data whose test split the recall of the ONNX graphs is measured on"
     )
+    parser.add_argument(
+        "--wandb",
+        action="store_true",
+        help="also log the folder to the W&B run of the training, as an artifact of type model",
+    )
     options, rest = parser.parse_known_args(arguments)
     if rest and options.data is None:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -58,12 +64,20 @@ def run(arguments: list[str]) -> int:
         raise ValueError("--int8 and --data are for --format onnx: add it, or leave them out")
     data = None if options.data is None else build_data(["--data", options.data, *rest])
     configuration, _ = run_files(options.model)
+    tracked = tracking(configuration.parent) if options.wandb else None
     model = load(options.model, device="cpu")
     card = model_card(configuration.parent, options.output.name, options.metrics)
     onnx = partial(_onnx, model, options.int8, data) if options.format == "onnx" else None
     export(model, options.output, card, onnx)
     size = sum(file.stat().st_size for file in options.output.rglob("*") if file.is_file())
     print(f"{options.output}: {size / 2**20:.1f} MiB; sdr_lightning.load({str(options.output)!r}) reads it")
+    if tracked is not None:
+        try:
+            print(f"logged to W&B as {log_model(tracked, options.output)}")
+        except ValueError as error:
+            raise ValueError(
+                f"{error}; {options.output} is written: wandb artifact put --type model logs it later"
+            ) from error
     return 0
 
 

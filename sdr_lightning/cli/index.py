@@ -1,4 +1,4 @@
-"""``sdr index``: build an index of pictures and captions, and update it."""
+"""``sdr index``: build an index of pictures and captions, update it, and write it as a table."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from sdr_lightning.configure.arguments import split_options
 from sdr_lightning.data.table import SPLITS
 from sdr_lightning.retrieval import Index, load
 from sdr_lightning.retrieval.index import KINDS
+from sdr_lightning.retrieval.parquet import write_parquet
 from sdr_lightning.training.checkpoints.interruption import exit_when_stopped, stopped_by_signals
 
 _SHOWN = 5  # pictures left out that are named
@@ -24,6 +25,10 @@ def run(arguments: list[str]) -> int:
     rest, own = split_options(arguments, ("--data.",))
     options = _parser().parse_args(own)
     _check(options, rest)
+    if options.parquet is not None:
+        number = write_parquet(Index.open(options.source), options.parquet)
+        print(f"{number:,} items in {options.parquet}")
+        return 0
     with exit_when_stopped(), stopped_by_signals():
         if options.remove is not None:
             index = Index.open(options.source).remove(options.remove)
@@ -52,7 +57,9 @@ def _parser() -> ArgumentParser:
         "data, such as --data.init_args.source.init_args.skip_missing true, are also accepted.",
     )
     parser.add_argument(
-        "source", metavar="MODEL|INDEX", help="run, checkpoint or exported model; with --add and --remove, an index"
+        "source",
+        metavar="MODEL|INDEX",
+        help="run, checkpoint or exported model; with --add, --remove and --parquet, an index",
     )
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="pictures to index, sub-folders included")
     parser.add_argument("--data", type=Path, metavar="FILE", help="data configuration: images and captions to index")
@@ -71,18 +78,23 @@ def _parser() -> ArgumentParser:
     )
     parser.add_argument("--add", type=Path, metavar="FOLDER", help="add the new pictures of a folder to an index")
     parser.add_argument("--remove", nargs="+", metavar="ID", help="remove images or captions from an index")
+    parser.add_argument(
+        "--parquet", type=Path, metavar="FILE", help="write the items and embeddings of an index, for a vector database"
+    )
     return parser
 
 
 def _check(options: Namespace, rest: list[str]) -> None:
     """Check that options are compatible and have an effect."""
-    update = [f"--{name}" for name in ("add", "remove") if getattr(options, name) is not None]
+    update = [f"--{name}" for name in ("add", "remove", "parquet") if getattr(options, name) is not None]
     build = [f"--{name}" for name in ("images", "data", "output", "device") if getattr(options, name) is not None]
     build += [f"--{name}" for name in ("approximate", "copy-pictures") if getattr(options, name.replace("-", "_"))]
     if len(update) > 1 or (update and build):
-        raise ValueError(f"{' and '.join([*update, *build])} do not go together: build an index, add to it, or remove")
-    if update == ["--remove"] and options.resume:
-        raise ValueError("--resume continues a build or --add, not --remove: leave it out")
+        raise ValueError(
+            f"{' and '.join([*update, *build])} do not go together: build an index, add to it, remove, or write a table"
+        )
+    if update and update != ["--add"] and options.resume:
+        raise ValueError(f"--resume continues a build or --add, not {update[0]}: leave it out")
     if not update and ((options.images is None) == (options.data is None) or options.output is None):
         raise ValueError(
             "to build an index give --output and one of --images and --data; to update one, --add or --remove"

@@ -29,6 +29,7 @@ Use of a trained model:
   sdr index     MODEL --images FOLDER | --data FILE --output INDEX
                                                            embed images and captions to search in; resumes if interrupted
   sdr index     INDEX --add FOLDER | --remove ID ...       update an index
+  sdr index     INDEX --parquet FILE                       write its embeddings as a table, for a vector database
   sdr search    INDEX "words" | --image FILE               search in images, captions or both
   sdr serve     INDEX [--port PORT]                        search on a page, and through a JSON interface
   sdr export    RUN --output DIR [--format onnx]           write a folder that stands alone: weights, tokenizer, model card

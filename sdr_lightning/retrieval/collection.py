@@ -21,6 +21,7 @@ from sdr_lightning.data.table import Split
 from sdr_lightning.identity import sha256
 from sdr_lightning.retrieval.preprocessing import ImageLike
 from sdr_lightning.retrieval.retriever import Retriever
+from sdr_lightning.retrieval.small_pictures import write_small
 
 _ENDINGS = {".jpg", ".jpeg", ".png", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".avif", ".jp2"}
 COPIES = "pictures"
@@ -139,9 +140,8 @@ class Collection:
 
 def _write_copy(picture: ImageLike, path: Path) -> None:
     copy = Image.fromarray(decode(Path(picture)) if isinstance(picture, str | Path) else np.asarray(picture))
-    copy.thumbnail((_SIDE, _SIDE))
     path.parent.mkdir(exist_ok=True)
-    copy.save(path, quality=_QUALITY)
+    write_small(copy, path, _SIDE, _QUALITY)
 
 
 def picture_files(folder: Path) -> Collection:

@@ -54,9 +54,10 @@ def push(folder: Path, name: str, private: bool = False) -> str:
     Raises:
         ValueError: no exported model, or the hub refuses or cannot be reached.
     """
-    import httpx
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
+
+    # HTTPError is that of the HTTP library that this version of the client uses.
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     if not is_exported(folder):
         raise ValueError(f"{folder} was not written by sdr export: it has no {CONFIGURATION}")
@@ -64,6 +65,6 @@ def push(folder: Path, name: str, private: bool = False) -> str:
     try:
         api.create_repo(name, private=private, exist_ok=True)
         done = api.upload_folder(repo_id=name, folder_path=folder, commit_message="Model exported by sdr_lightning")
-    except (HfHubHTTPError, HFValidationError, LocalTokenNotFoundError, OSError, httpx.HTTPError) as error:
+    except (HTTPError, HFValidationError, OSError) as error:
         raise ValueError(f"the hub did not take {name}: {' '.join(str(error).split())[:200]}") from error
     return str(done.commit_url)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import json
 import os
 import re
@@ -30,36 +29,9 @@ from sdr_lightning.data.table import SPLITS
 from sdr_lightning.encoders.image import TimmImageTower
 from sdr_lightning.features import FeatureBank
 from sdr_lightning.training.checkpoints.interruption import Stopped
-from tests.cleaning.own import COPIED, FORMULA, LEAKED, Own, own_data, write_own
+from tests.cleaning.own import COPIED, FORMULA, LEAKED, Own, own_data
 from tests.data.pictures import write_pictures
 from tests.data.test_tabular import SUFFIXES, write
-
-
-@pytest.fixture(scope="module")
-def choices(experiments: Path) -> dict[str, TeacherChoice]:
-    """Small towers with random weights."""
-    names = ("image", "text")
-    return {f"{name}_teacher": TeacherChoice(str(experiments / f"scenes/{name}_teacher.yaml")) for name in names}
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Own:
-    return write_own(tmp_path_factory.mktemp("own"))
-
-
-@pytest.fixture(scope="module")
-def cleaned(own: Own, choices: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Cleaned, Path]:
-    folder = tmp_path_factory.mktemp("cleaned")
-    before = content(own.folder)
-    found = clean(own_data(own, folder / "cache"), **choices, near=0.9999)
-    write_folder(found, folder / "clean")
-    assert content(own.folder) == before  # nothing of the user's is changed
-    return found, folder / "clean"
-
-
-def content(folder: Path) -> dict[str, str]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def rows(path: Path, encoding: str = "utf-8") -> list[dict[str, str]]:

@@ -9,6 +9,7 @@ from typing import IO
 from PIL import Image, UnidentifiedImageError
 
 from sdr_lightning.data.images import Pixels, reason, to_rgb
+from sdr_lightning.retrieval.small_pictures import write_small
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")  # of uploads: those that a browser shows
 _QUALITY = 85
@@ -36,10 +37,8 @@ def thumbnail(path: Path, side: int, max_pixels: int) -> bytes:
     Raises:
         ValueError: the file is missing, no picture, broken, or too large.
     """
-    small = Image.fromarray(_decoded(path, max_pixels, None, draft=side))
-    small.thumbnail((side, side))
     output = io.BytesIO()
-    small.save(output, "JPEG", quality=_QUALITY)
+    write_small(Image.fromarray(_decoded(path, max_pixels, None, draft=side)), output, side, _QUALITY)
     return output.getvalue()
 
 

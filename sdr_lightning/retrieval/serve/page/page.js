@@ -2,7 +2,7 @@
 
 const STEP = 24;
 const RERANK = 50;
-const START = "Type some words, or drop a picture anywhere on this page.";
+const START = "Type some words, or choose, drop or paste a picture.";
 const element = (id) => document.getElementById(id);
 
 let info = { limits: { results: 200, upload_bytes: 20e6 } };
@@ -11,7 +11,8 @@ let k = STEP;
 let newest = 0; // number of the last request: answers to earlier ones are dropped
 
 const chosen = () => document.querySelector("input[name=in]:checked").value;
-const canRerank = () => query !== null && chosen() === (query.words === undefined ? "captions" : "images");
+const isPicture = () => query !== null && query.words === undefined;
+const reranks = () => element("rerank").checked && !element("rerank").disabled;
 
 function status(text, isError = false) {
   element("status").textContent = text;
@@ -23,15 +24,21 @@ function address() {
   if (query.words !== undefined) fields.set("q", query.words);
   if (query.like !== undefined) fields.set("like", query.like);
   fields.set("in", chosen());
+  if (reranks()) fields.set("rerank", RERANK);
   return fields;
 }
 
-async function search() {
+/** Re-ranking scores words with images, or a picture with captions: switch it off elsewhere. */
+function updateOptions() {
+  element("rerank").disabled = chosen() !== (isPicture() ? "captions" : "images");
+}
+
+/** Search; with the keyboard on a result or on "Show more", go on at the result of a rank (from 0). */
+async function search(rank = 0) {
   if (query === null) return;
   const number = ++newest;
   const fields = address();
   fields.set("k", k);
-  if (element("rerank").checked && canRerank()) fields.set("rerank", RERANK);
   element("results").classList.add("busy");
   status("Searching …");
   try {
@@ -40,7 +47,7 @@ async function search() {
     const found = await answer.json();
     if (number !== newest) return;
     if (!answer.ok) throw new Error(found.error);
-    show(found);
+    show(found, rank);
   } catch (error) {
     if (number !== newest) return;
     element("results").replaceChildren();
@@ -51,11 +58,15 @@ async function search() {
   }
 }
 
-function show(found) {
-  element("results").replaceChildren(...found.hits.map(result));
+function show(found, rank) {
+  const hadFocus = element("results").contains(document.activeElement) || document.activeElement === element("more");
+  element("results").replaceChildren(...found.hits.map((hit) => result(hit, found.in === "both")));
   const count = found.hits.length;
-  status(`${count} ${count === 1 ? "result" : "results"} in ${found.seconds < 0.1 ? "less than 0.1" : found.seconds.toFixed(1)} s`);
+  const order = found.hits[0]?.match == null ? "by cosine" : "by cosine, the first ones by match";
+  const seconds = found.seconds < 0.1 ? "less than 0.1" : found.seconds.toFixed(1);
+  status(`${count} ${count === 1 ? "result" : "results"} ${order}, in ${seconds} s`);
   element("more").hidden = count < k || k >= info.limits.results;
+  if (hadFocus) element("results").children[rank]?.firstChild.focus({ preventScroll: rank === 0 });
 }
 
 function node(name, kind, text) {
@@ -65,7 +76,12 @@ function node(name, kind, text) {
   return made;
 }
 
-function result(hit) {
+/** Show the pixels of a tiny picture instead of blurring them. */
+function sharpen(event) {
+  event.target.classList.toggle("tiny", event.target.naturalWidth < 100);
+}
+
+function result(hit, showKind) {
   const item = document.createElement("li");
   const button = node("button", `hit ${hit.kind}`);
   button.type = "button";
@@ -75,12 +91,15 @@ function result(hit) {
     const picture = document.createElement("img");
     picture.src = hit.picture;
     picture.loading = "lazy";
-    picture.alt = hit.captions[0] ?? hit.image;
+    picture.alt = ""; // the text below says it
+    picture.addEventListener("load", sharpen);
+    picture.addEventListener("error", () => picture.replaceWith(node("span", "nothing", "The picture cannot be shown.")));
     button.append(picture);
   }
   button.append(node("span", "text", hit.captions[0] ?? hit.id));
   const match = hit.match === null ? "" : ` · match ${hit.match.toFixed(2)}`;
-  button.append(node("span", "score", `${hit.rank} · ${hit.score.toFixed(3)}${match}`));
+  const kind = showKind ? ` · ${hit.kind}` : "";
+  button.append(node("span", "score", `${hit.rank}${kind} · ${hit.score.toFixed(3)}${match}`));
   button.title = [hit.image, ...hit.captions, "Click to search with this image"].join("\n");
   button.addEventListener("click", () => ask({ like: hit.image, picture: hit.picture }));
   item.append(button);
@@ -90,10 +109,10 @@ function result(hit) {
 function ask(asked, remember = true) {
   query = asked;
   k = STEP;
-  const isPicture = query.words === undefined;
-  element("query").hidden = !isPicture;
+  updateOptions();
+  element("query").hidden = !isPicture();
   element("words").value = query.words ?? "";
-  if (isPicture) {
+  if (isPicture()) {
     const picture = element("query-picture");
     if (picture.src.startsWith("blob:")) URL.revokeObjectURL(picture.src);
     picture.hidden = !query.file && !query.picture;
@@ -118,6 +137,7 @@ function askFile(file) {
 function clear() {
   newest++;
   query = null;
+  updateOptions();
   element("query").hidden = true;
   element("more").hidden = true;
   element("words").value = "";
@@ -131,6 +151,7 @@ function fromAddress() {
   const fields = new URLSearchParams(location.search);
   const within = document.querySelector(`input[name=in][value="${CSS.escape(fields.get("in") ?? "images")}"]`);
   if (within !== null && !within.disabled) within.checked = true;
+  element("rerank").checked = fields.has("rerank");
   if (fields.get("q")) ask({ words: fields.get("q") }, false);
   else if (fields.get("like")) ask({ like: fields.get("like"), picture: `/image/${encodeURIComponent(fields.get("like"))}` }, false);
   else clear();
@@ -139,8 +160,9 @@ function fromAddress() {
 function move(event) {
   const hits = [...document.querySelectorAll(".hit")];
   const here = hits.indexOf(document.activeElement);
-  const step = { ArrowRight: 1, ArrowLeft: -1 }[event.key];
-  if (here < 0 || step === undefined) return;
+  const columns = hits.filter((hit) => hit.offsetTop === hits[0].offsetTop).length;
+  const step = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns }[event.key];
+  if (here < 0 || step === undefined || event.altKey || event.ctrlKey || event.metaKey) return;
   hits[Math.min(Math.max(here + step, 0), hits.length - 1)].focus();
   event.preventDefault();
 }
@@ -156,6 +178,9 @@ element("form").addEventListener("change", (event) => {
     askFile(event.target.files[0]);
     event.target.value = "";
   } else if (event.target.name === "in" || event.target.id === "rerank") {
+    k = STEP;
+    updateOptions();
+    if (query !== null && !query.file) history.replaceState(null, "", `/?${address()}`);
     search();
   }
 });
@@ -164,8 +189,13 @@ element("clear").addEventListener("click", () => {
   clear();
 });
 element("more").addEventListener("click", () => {
+  const before = k;
   k = Math.min(k + STEP, info.limits.results);
-  search();
+  search(before);
+});
+element("query-picture").addEventListener("load", sharpen);
+element("query-picture").addEventListener("error", () => {
+  element("query-picture").hidden = true;
 });
 addEventListener("popstate", fromAddress);
 addEventListener("keydown", (event) => {
@@ -178,7 +208,7 @@ addEventListener("keydown", (event) => {
 });
 addEventListener("dragover", (event) => {
   event.preventDefault();
-  element("drop").hidden = false;
+  element("drop").hidden = !event.dataTransfer.types.includes("Files");
 });
 addEventListener("dragleave", (event) => {
   if (event.relatedTarget === null) element("drop").hidden = true;
