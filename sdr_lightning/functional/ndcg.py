@@ -13,7 +13,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sdr_lightning.functional.search import at_least_fp32, count_non_finite, exact_scores, stable_top_index
+from sdr_lightning.functional.search import (
+    at_least_fp32,
+    count_non_finite,
+    descending_order,
+    exact_scores,
+    stable_top_index,
+)
 
 Gain = Literal["linear", "exponential"]
 
@@ -98,17 +104,17 @@ def merge_top_gains(first: TopGains, second: TopGains, k: int) -> TopGains:
     ideal = torch.cat((first.ideal, second.ideal), dim=1)
     k = min(k, scores.shape[1])
     # Stable: among ties, the first gallery has the lower indices.
-    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return TopGains(scores.gather(1, order), gains.gather(1, order), ideal.topk(k, dim=1).values)
+    order = descending_order(scores)[:, :k]
+    return TopGains(scores.gather(1, order), gains.gather(1, order), ideal.gather(1, descending_order(ideal)[:, :k]))
 
 
 def ndcg_of_top(top: TopGains, ks: Sequence[int] = (10, 20, 50), gain: Gain = "linear") -> Tensor:
     """Compute NDCG (Q, len(ks)) from a top k with k >= max(ks); see :func:`ndcg`."""
-    depth = top.gains.shape[1]
+    depth = min(max(ks), top.gains.shape[1])
     ranks = torch.arange(1, depth + 1, dtype=torch.float64, device=top.gains.device)
     discount = torch.log2(ranks + 1)
     cut = [min(k, depth) - 1 for k in ks]
-    gains, ideal = top.gains.double(), top.ideal.double()
+    gains, ideal = top.gains[:, :depth].double(), top.ideal[:, :depth].double()
     if gain == "exponential":  # monotonic in the relevance, so the ideal order is the same
         shift = (ideal.amax(1, keepdim=True) - _LARGEST_EXPONENT).clamp(min=0)  # cancels in the ratio
         gains, ideal = (torch.exp2(values - shift) - torch.exp2(-shift) for values in (gains, ideal))
