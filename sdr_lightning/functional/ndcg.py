@@ -110,11 +110,11 @@ def merge_top_gains(first: TopGains, second: TopGains, k: int) -> TopGains:
 
 def ndcg_of_top(top: TopGains, ks: Sequence[int] = (10, 20, 50), gain: Gain = "linear") -> Tensor:
     """Compute NDCG (Q, len(ks)) from a top k with k >= max(ks); see :func:`ndcg`."""
-    depth = min(max(ks), top.gains.shape[1])
+    depth = top.gains.shape[1]
     ranks = torch.arange(1, depth + 1, dtype=torch.float64, device=top.gains.device)
     discount = torch.log2(ranks + 1)
     cut = [min(k, depth) - 1 for k in ks]
-    gains, ideal = top.gains[:, :depth].double(), top.ideal[:, :depth].double()
+    gains, ideal = top.gains.double(), top.ideal.double()
     if gain == "exponential":  # monotonic in the relevance, so the ideal order is the same
         shift = (ideal.amax(1, keepdim=True) - _LARGEST_EXPONENT).clamp(min=0)  # cancels in the ratio
         gains, ideal = (torch.exp2(values - shift) - torch.exp2(-shift) for values in (gains, ideal))

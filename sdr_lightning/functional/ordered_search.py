@@ -48,11 +48,13 @@ class Centred(NamedTuple):
         embeddings: (n, d), in the dtype of the original; an embedding that equals the mean becomes zero.
         mean: (d,) float64.
         norms: (n,) float64, the L2 norm before normalisation.
+        longest: the largest L2 norm of the original embeddings.
     """
 
     embeddings: Tensor
     mean: Tensor
     norms: Tensor
+    longest: float
 
 
 class Ordered(NamedTuple):
@@ -77,11 +79,14 @@ def centre(embeddings: Tensor) -> Centred:
     """
     mean, result = embeddings.mean(0, dtype=torch.float64), torch.empty_like(embeddings)
     norms = torch.empty(len(embeddings), dtype=torch.float64, device=embeddings.device)
+    longest = 0.0
     for rows in chunks(len(embeddings), 8192):  # bounds the size of the fp64 copy
-        moved = embeddings[rows].double() - mean
-        norms[rows] = moved.norm(dim=1)
-        result[rows] = F.normalize(moved, dim=1).to(result.dtype)
-    return Centred(result, mean, norms)
+        some = embeddings[rows].double()
+        longest = max(longest, some.norm(dim=1).amax().item())
+        some -= mean
+        norms[rows] = some.norm(dim=1)
+        result[rows] = F.normalize(some, dim=1).to(result.dtype)
+    return Centred(result, mean, norms, longest)
 
 
 @torch.no_grad()
@@ -153,17 +158,16 @@ class _Shift:
 
     def __init__(self, plain: Products, queries: Centred, gallery: Centred) -> None:
         self.product = Products(queries.embeddings, gallery.embeddings)
-        lengths = [some.double().norm(dim=1).amax() for some in (plain.queries, plain.gallery)]
-        smallest = queries.norms.amin() * gallery.norms.amin()
+        largest, smallest = queries.longest * gallery.longest, queries.norms.amin() * gallery.norms.amin()
         fp32 = plain.queries.dtype == plain.gallery.dtype == torch.float32
-        self._by_shift = fp32 and bool(0 < lengths[0] * lengths[1] <= _MOST_SCALED * smallest)
+        self._by_shift = fp32 and bool(0 < largest <= _MOST_SCALED * smallest)
         if self._by_shift:
             self._of_query = -_products(plain.queries, gallery.mean)[:, None].float()
             of_item = queries.mean @ gallery.mean - _products(plain.gallery, queries.mean)
             self._of_item, self._item_scale = of_item.float(), gallery.norms.reciprocal().float()
             self._query_scale = queries.norms.reciprocal()[:, None].float()
             self._growth = float(1.01 / gallery.norms.amin())
-            self._roundings = float(_ROUNDINGS * lengths[0] * lengths[1])
+            self._roundings = _ROUNDINGS * largest
 
     def tile(
         self, scores: Tensor, bound: Tensor | None, rows: slice, columns: slice
@@ -258,13 +262,14 @@ def _decided(
     open_ = np.zeros(scores.shape, bool)
     with np.errstate(invalid="ignore"):  # between -inf and -inf nothing is open
         near = ranked[:, :-1] - ranked[:, 1:] <= bound
-    near_either = np.zeros(scores.shape, bool)
-    near_either[:, :-1] |= near
-    near_either[:, 1:] |= near
-    np.put_along_axis(open_, order, near_either, 1)
+    either = np.zeros(scores.shape, bool)
+    either[:, :-1] |= near
+    either[:, 1:] |= near
+    np.put_along_axis(open_, order, either, 1)
     tops = []
     for part, product, mask in zip(parts, products, np.split(open_, ends[:-1], axis=1), strict=True):
-        query, slot = np.nonzero(mask & (part.bound > 0) & (part.scores > -np.inf))
+        mask &= (part.bound > 0) & (part.scores > -np.inf)
+        query, slot = np.divmod(np.flatnonzero(mask), mask.shape[1])
         if len(query):
             where = torch.from_numpy(query), torch.from_numpy(part.items[query, slot])
             part.scores[query, slot] = paired_similarity(product.queries[rows], product.gallery, *where).numpy()

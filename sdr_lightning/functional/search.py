@@ -78,6 +78,8 @@ def paired_similarity(queries: Tensor, gallery: Tensor, query_index: Tensor, gal
         (P,) float32.
     """
     found = torch.empty(len(query_index), device=queries.device)
+    if len(queries) <= len(query_index):  # converted once, not once per pair
+        queries = queries.double()
     for pairs in chunks(len(query_index), max(1, _PAIRS // max(1, queries.shape[1]))):
         left, right = queries[query_index[pairs]].double(), gallery[gallery_index[pairs]].double()
         found[pairs] = torch.linalg.vecdot(left, right).float()
