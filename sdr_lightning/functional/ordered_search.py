@@ -123,7 +123,9 @@ def ordered_top_k(
     [[0], [1]]
     """
     products = [Products(queries, gallery) for gallery in galleries]
-    shifts = [_Shift(product, centred[0], of) for product, of in zip(products, centred[1], strict=True)] if centred else []
+    shifts = (
+        [_Shift(product, centred[0], of) for product, of in zip(products, centred[1], strict=True)] if centred else []
+    )
     found: list[list[TopK]] = [[] for _ in range(len(galleries) * (2 if centred else 1))]
     for rows in chunks(len(queries), query_tile):
         plain: list[_Candidates] = []
