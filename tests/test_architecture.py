@@ -10,7 +10,7 @@ import sdr_lightning
 
 PACKAGE = Path(sdr_lightning.__file__).parent
 LAYERS = [
-    {"types", "identity", "paths", "hub"},
+    {"types", "identity", "paths", "hub", "imports"},
     {"functional"},
     {"encoders", "metrics"},
     {"features", "methods", "results"},

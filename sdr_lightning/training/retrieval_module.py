@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -31,6 +30,9 @@ from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.training.protocol import ProtocolName
 from sdr_lightning.training.reranking import rescore
 from sdr_lightning.types import Encoded, Modality, Pairs, RetrievalBatch, UnimodalBatch
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig  # its name since Lightning 2.5.1
 
 
 class LossNotFiniteError(ValueError):
