@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install reproduce-mini reproduce-scenes reproduce-flickr reproduce-flickr8k benchmark-mini sweep-mini lint format type test test-slow docs check-results clean
+.PHONY: help install reproduce-mini reproduce-scenes reproduce-flickr reproduce-flickr8k benchmark-mini sweep-mini lint format type test test-slow docs docs-links results check-results clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  %-20s %s\n", $$1, $$2}'
@@ -15,8 +15,10 @@ install: $(READY) ## create .venv with the pinned versions
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "sdr_lightning needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..."; exit 2; }
+	@echo "installing into $(VENV): 6.5 GB, most of it torch with CUDA; 2 to 4 minutes where packages download fast"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@started=$$(date +%s); $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' && \
+	  echo "installed in $$(( $$(date +%s) - started )) s: source $(BIN)/activate, then sdr --help"
 	@touch $@
 
 reproduce-mini: $(READY) ## run a small study on generated scenes, a few minutes on two cores
@@ -63,7 +65,14 @@ test: $(READY) ## run the fast tests, offline
 test-slow: $(READY) ## run the slow tests
 	$(BIN)/pytest -m slow
 
-docs: $(READY) ## regenerate results in README.md, docs/ and experiments/; STUDIES="runs/scenes ..." publishes studies first
+docs: $(READY) ## build the documentation site, docs/_build/html; warnings are errors; about a minute of CPU
+	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo "site in docs/_build/html/index.html"
+
+docs-links: $(READY) ## check the site's links to other sites; needs a network
+	$(BIN)/python -m sphinx --builder linkcheck --quiet docs docs/_build/links
+
+results: $(READY) ## regenerate results in README.md, docs/ and experiments/; STUDIES="runs/scenes ..." publishes studies first
 	$(BIN)/python docs/make_imbalance.py
 	$(BIN)/python docs/make_results.py $(STUDIES)
 
@@ -71,4 +80,4 @@ check-results: $(READY) ## list outdated published results, and run two cells of
 	$(BIN)/python docs/check_results.py $(NAMES)
 
 clean: ## remove .venv, build files and tool caches
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

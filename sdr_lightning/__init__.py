@@ -11,7 +11,7 @@ from sdr_lightning.imports import install
 if TYPE_CHECKING:
     from sdr_lightning.retrieval import Index, Retriever, load
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 install()
 __all__ = ["Index", "Retriever", "__version__", "load"]
 

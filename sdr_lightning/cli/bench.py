@@ -20,12 +20,20 @@ BENCHMARKS = {
 
 def run(arguments: list[str]) -> int:
     """Run a benchmark of the checkout; further arguments are those of the benchmark."""
+    if arguments[:1] in (["-h"], ["--help"]):
+        print(
+            f"usage: sdr bench {' | '.join(BENCHMARKS)} [options]\n\nMeasure here; sdr bench NAME --help lists options."
+        )
+        return 0
     if not arguments or arguments[0] not in BENCHMARKS:
         found = arguments[0] if arguments else "none"
         raise ValueError(f"unknown benchmark {found!r}, expected: sdr bench {' | '.join(BENCHMARKS)} [--help]")
     script = Path(__file__).parents[2] / "benchmarks" / BENCHMARKS[arguments[0]]
     if not script.is_file():
-        raise ValueError(f"no benchmark at {script}: sdr bench needs a checkout, installed with pip install -e")
+        raise ValueError(
+            f"no benchmark at {script}: benchmarks are in the repository, not in the package; run sdr bench in a checkout, "
+            "installed with pip install -e"
+        )
     with program_arguments([f"sdr bench {arguments[0]}", *arguments[1:]]):
         runpy.run_path(str(script), run_name="__main__")
     return 0

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from sdr_lightning.configure.build import build_data
+from sdr_lightning.configure import build_data
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.retrieval.artifact import log_model, tracking
 from sdr_lightning.retrieval.card import model_card

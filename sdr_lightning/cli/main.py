@@ -8,52 +8,8 @@ from difflib import get_close_matches
 from importlib import import_module
 
 from sdr_lightning import __version__
-
-HELP = """usage: sdr COMMAND [options]
-
-Image-text retrieval when one modality is poor: train, compare methods, clean pairs, search.
-
-Training and evaluation (every key of a YAML file is also an option; COMMAND --help lists them):
-  sdr fit       --config FILE [--run_dir DIR]              train a student or a teacher
-  sdr validate  --config FILE --ckpt_path FILE             compute recall on the validation split
-  sdr test      --config FILE --ckpt_path FILE             compute all metrics on the test split
-  sdr evaluate  --image-embeddings NPY --text-embeddings NPY --annotations FILE --output metrics.json
-                                                           compute all metrics of any model from embeddings or scores
-  sdr evaluate  --model MODEL --data FILE                  compute all metrics of a trained model on a test split
-  sdr relevance --annotations FILE --output NPY            compute graded relevance of captions and images (ROUGE-L)
-  sdr extract   --config FILE --teacher FILE --output FILE write the features of a teacher
-  sdr import-checkpoint FILE --from public-sdr --config FILE --output FILE
-                                                           convert weights of the authors' public code
-
-Use of a trained model:
-  sdr index     MODEL --images FOLDER | --data FILE --output INDEX
-                                                           embed images and captions to search in; resumes if interrupted
-  sdr index     INDEX --add FOLDER | --remove ID ...       update an index
-  sdr index     INDEX --parquet FILE                       write its embeddings as a table, for a vector database
-  sdr search    INDEX "words" | --image FILE               search in images, captions or both
-  sdr serve     INDEX [--port PORT]                        search on a page, and through a JSON interface
-  sdr export    RUN --output DIR [--format onnx]           write a folder that stands alone: weights, tokenizer, model card
-  sdr push      DIR USER/NAME                              upload such a folder to the hub
-
-Data and corruption:
-  sdr data check   --data FILE                             check a data set for errors
-  sdr data prepare --data FILE                             cache decoded images and tokens; resumes if interrupted
-  sdr clean     --data FILE --output FOLDER                find wrong pairs, duplicates, leakage and empty captions
-  sdr noise make   --data FILE --kind KIND --ratio R ...   choose the items of a corruption, and write them to a file
-  sdr noise show   FILE                                    describe a noise table or a published index
-
-Studies:
-  sdr reproduce STUDY.yaml [--dry_run] [--jobs N]          run teachers, all cells and the report; resumes if interrupted
-  sdr sweep     SWEEP.yaml [--jobs N] [--resume]           run the sweep of a W&B sweep file on this machine
-  sdr runs      [FOLDER] [--where OPTION=VALUE]            list, filter and compare runs
-  sdr report    FOLDER                                     write the report of a study or sweep, or the curves of a run
-  sdr report    metrics.json metrics.json ...              compare evaluations, with confidence intervals
-  sdr report    FOLDER FOLDER ... --output FOLDER          write the leaderboard of several studies, and of evaluations
-  sdr bench     evaluate | data | losses | training | processes | detection | search
-                                                           measure the speed claims on this machine
-
-  sdr --version | --help
-"""
+from sdr_lightning.cli.commands import COMMANDS, help_screen
+from sdr_lightning.configure.shipped import with_experiments
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -67,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(HELP, end="")
+        print(help_screen())
         return 0
     if arguments[0] == "--version":
         print(f"sdr_lightning {__version__}")
@@ -78,6 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"sdr: unknown command {arguments[0]!r}{hint} (commands: {', '.join(COMMANDS)})", file=sys.stderr)
         return 2
     try:
+        arguments = [arguments[0], *with_experiments(arguments[1:])]
         if arguments[0] in _LIGHTNING:
             return _lightning(arguments)
         module = import_module(f"sdr_lightning.cli.{arguments[0].replace('-', '_')}")
@@ -99,9 +56,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _lightning(arguments: list[str]) -> int:
-    from sdr_lightning.configure.help import help_text, is_help
+    from sdr_lightning.configure.first_options import is_help, is_short_help, short_help
 
+    if is_short_help(arguments):
+        print(short_help(arguments[0], arguments[1:]))
+        return 0
     if is_help(arguments):
+        from sdr_lightning.configure.help import help_text
+
         print(help_text(arguments[0], arguments[1:]))
         return 0
     from sdr_lightning.configure import run
@@ -111,9 +73,4 @@ def _lightning(arguments: list[str]) -> int:
     return 0
 
 
-COMMANDS = (
-    *("fit", "validate", "test", "evaluate", "relevance", "extract", "import-checkpoint", "export", "push"),
-    *("index", "search", "serve", "clean"),
-    *("data", "noise", "reproduce", "sweep", "runs", "report", "bench"),
-)
 _LIGHTNING = ("fit", "validate", "test")

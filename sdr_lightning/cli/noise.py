@@ -5,20 +5,22 @@ from __future__ import annotations
 import hashlib
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sdr_lightning.configure import build_data
 from sdr_lightning.configure.arguments import split_options
-from sdr_lightning.configure.help import help_text
-from sdr_lightning.data.imbalance import KINDS, PARTNERS, Imbalance, NoiseTable, is_noise_table, read_noise
-from sdr_lightning.data.table import SPLITS
-from sdr_lightning.paths import check_output, expand
+
+if TYPE_CHECKING:
+    from sdr_lightning.data.imbalance import NoiseTable
 
 _BAR = 40  # characters of the longest bar
+_SPLITS = ("train", "val", "test")
 
 
 def run(arguments: list[str]) -> int:
     """Run ``sdr noise make`` or ``sdr noise show``; return the exit status."""
     if "--data.help" in arguments:
+        from sdr_lightning.configure.help import help_text
+
         print(help_text("noise", arguments))
         return 0
     parser = ArgumentParser(
@@ -28,24 +30,12 @@ def run(arguments: list[str]) -> int:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     making = commands.add_parser("make", help="choose the items of a corruption and write a noise table")
-    making.add_argument("--data", required=True, metavar="FILE", help="data configuration")
-    making.add_argument("--split", choices=SPLITS, default="train")
-    making.add_argument("--kind", choices=[kind for kind in KINDS if kind != "none"], required=True)
-    making.add_argument("--modality", choices=["image", "text", "pair"], help="modality, for kind missing")
-    making.add_argument("--level", choices=["image", "caption"], help="items that are chosen")
-    making.add_argument(
-        "--partner", choices=list(PARTNERS), default="random", help="for kind mismatch (default: random)"
-    )
-    making.add_argument("--ratio", type=float, required=True, help="fraction of items, in [0, 1]")
-    making.add_argument("--severity", type=int, default=5, help="1 to 5, for kinds with a severity (default: 5)")
-    making.add_argument("--seed", type=int, default=0)
-    making.add_argument(
-        "--output", type=Path, required=True, help="noise table (.npz), or published mismatch index of the level (.npy)"
-    )
+    if arguments[:1] == ["make"]:  # the kinds are in modules that import torch, which takes seconds
+        _add_options_of_make(making)
     showing = commands.add_parser("show", help="describe a noise table or a published index")
     showing.add_argument("file", type=Path, help=".npz of sdr noise make, or published .npy")
     showing.add_argument("--data", metavar="FILE", help="data configuration, to verify the captions of each image")
-    showing.add_argument("--split", choices=SPLITS, default="train")
+    showing.add_argument("--split", choices=_SPLITS, default="train")
     rest, own = split_options(arguments, ("--data.",))
     options = parser.parse_args(own)
     if options.command == "make":
@@ -55,7 +45,30 @@ def run(arguments: list[str]) -> int:
     return _show(options, rest)
 
 
+def _add_options_of_make(parser: ArgumentParser) -> None:
+    from sdr_lightning.data.imbalance import KINDS, PARTNERS
+
+    parser.add_argument("--data", required=True, metavar="FILE", help="data configuration")
+    parser.add_argument("--split", choices=_SPLITS, default="train")
+    parser.add_argument("--kind", choices=[kind for kind in KINDS if kind != "none"], required=True)
+    parser.add_argument("--modality", choices=["image", "text", "pair"], help="modality, for kind missing")
+    parser.add_argument("--level", choices=["image", "caption"], help="items that are chosen")
+    parser.add_argument(
+        "--partner", choices=list(PARTNERS), default="random", help="for kind mismatch (default: random)"
+    )
+    parser.add_argument("--ratio", type=float, required=True, help="fraction of items, in [0, 1]")
+    parser.add_argument("--severity", type=int, default=5, help="1 to 5, for kinds with a severity (default: 5)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--output", type=Path, required=True, help="noise table (.npz), or published mismatch index of the level (.npy)"
+    )
+
+
 def _make(options: Namespace, rest: list[str]) -> int:
+    from sdr_lightning.configure import build_data
+    from sdr_lightning.data.imbalance import Imbalance, NoiseTable, is_noise_table
+    from sdr_lightning.paths import check_output, expand
+
     imbalance = Imbalance(
         kind=options.kind,
         ratio=options.ratio,
@@ -76,6 +89,9 @@ def _make(options: Namespace, rest: list[str]) -> int:
 
 
 def _show(options: Namespace, rest: list[str]) -> int:
+    from sdr_lightning.configure import build_data
+    from sdr_lightning.data.imbalance import read_noise
+
     table = None
     if options.data is not None:
         table = build_data(["--data", options.data, *rest]).table(options.split)
@@ -85,6 +101,8 @@ def _show(options: Namespace, rest: list[str]) -> int:
 
 def describe(noise: NoiseTable, file: Path) -> list[str]:
     """Describe a noise table, line by line."""
+    from sdr_lightning.data.imbalance import KINDS
+
     imbalance = noise.imbalance
     items = "images" if imbalance.level == "image" else "captions"
     facts = {

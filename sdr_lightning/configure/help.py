@@ -1,4 +1,4 @@
-"""Help for configuration keys: value, type and description, from signatures and docstrings."""
+"""Help for all configuration keys: value, type and description, from signatures and docstrings."""
 
 from __future__ import annotations
 
@@ -7,24 +7,22 @@ import re
 import shutil
 import textwrap
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import docstring_parser
 from lightning.pytorch import Trainer
 
 from sdr_lightning.configure.arguments import imported_class
+from sdr_lightning.configure.files import merged_settings
 from sdr_lightning.configure.teacher import TeacherFiles
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.encoders.tower import Tower
-from sdr_lightning.paths import read_yaml
 from sdr_lightning.training.checkpoints.best import BestCheckpoint
 from sdr_lightning.training.retrieval_module import RetrievalModule
 
 _COMMAND = """usage: sdr {command} --config FILE [--config FILE ...] [--KEY VALUE ...]
 
-Every key of a YAML file is an option; later values override earlier ones. --config FILE --help shows the keys of that
+Every key of a YAML file is an option; later values override earlier ones. --config FILE --help=all shows the keys of that
 experiment with their values. --model.help, --data.help and --trainer.help show one section, --data.help CLASS one class.
 """
 _OWN = {
@@ -38,12 +36,6 @@ _SECTIONS: dict[str, type] = {"model": RetrievalModule, "data": RetrievalDataMod
 _ROLE = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`")  # a cross reference of the documentation
 
 
-def is_help(arguments: Sequence[str]) -> bool:
-    """Return whether the arguments contain a help option."""
-    asked = ("-h", "--help", "--model.help", "--data.help", "--trainer.help")
-    return any(word.partition("=")[0] in asked for word in arguments)
-
-
 def help_text(command: str, arguments: Sequence[str]) -> str:
     """Return the help text of a command that takes a configuration.
 
@@ -52,7 +44,7 @@ def help_text(command: str, arguments: Sequence[str]) -> str:
         arguments: its arguments, including a help option.
 
     Returns:
-        All keys for ``--help``, those of one section for ``--data.help`` and the like, with the values of ``--config`` and
+        All keys for ``--help=all``, those of one section for ``--data.help`` and the like, with the values of ``--config`` and
         ``--data`` files.
 
     Raises:
@@ -64,7 +56,7 @@ def help_text(command: str, arguments: Sequence[str]) -> str:
         following = words[words.index(f"--{section}.help") + 1 :]
         if following and not following[0].startswith("-"):
             return "\n".join(_keys(imported_class(following[0]), "init_args", {})).replace("--init_args.", "init_args.")
-    settings = _settings(words)
+    settings = merged_settings(words)
     if section == "trainer":
         return "\n".join(_keys(Trainer, "trainer", settings.get("trainer", {})))
     lines: list[str] = []
@@ -91,47 +83,6 @@ def help_text(command: str, arguments: Sequence[str]) -> str:
         names = " ".join(f"--trainer.{name}" for name in inspect.signature(Trainer).parameters)
         lines += textwrap.wrap(names, _width(), initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines)
-
-
-def _settings(words: Sequence[str]) -> dict[str, Any]:
-    """Merge the configurations of the arguments, with referenced fragments inserted."""
-    merged: dict[str, Any] = {}
-    for option, value in pairwise(words):
-        if option in ("-c", "--config"):
-            merged = _over(merged, _mapping(Path(value), _read(Path(value))))
-        elif option == "--data":
-            merged = _over(merged, {"data": _mapping(Path(value), _read(Path(value)))})
-    return merged
-
-
-def _mapping(path: Path, value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} is no configuration: expected keys and values, got {type(value).__name__}")
-    return value
-
-
-def _read(path: Path) -> Any:
-    try:
-        return _filled(read_yaml(path, "configuration"), path.parent)
-    except RecursionError as error:
-        raise ValueError(f"no configuration at {path} ({type(error).__name__})") from error
-
-
-def _filled(value: Any, folder: Path) -> Any:
-    if isinstance(value, dict):
-        return {key: _filled(part, folder) for key, part in value.items()}
-    if isinstance(value, str) and value.endswith((".yaml", ".yml")) and (folder / value).is_file():
-        return _read(folder / value)
-    return value
-
-
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    both = {
-        key: _over(below[key], value)
-        for key, value in above.items()
-        if isinstance(value, dict) and isinstance(below.get(key), dict)
-    }
-    return {**below, **above, **both}
 
 
 def _object(expected: type, prefix: str, value: Any, meaning: str = "") -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdr_lightning.configure.shipped import experiment_path
 from sdr_lightning.hub import is_cached, why_unavailable
 from sdr_lightning.paths import expand, read_yaml
 from sdr_lightning.studies.documents import merged
@@ -54,7 +55,7 @@ def _needs(study: Any, folder: Path) -> Iterator[_Need]:
     teachers = study.get("teachers")
     entries = [entry for entry in teachers.values() if isinstance(entry, dict)] if isinstance(teachers, dict) else []
     for part in (study.get("student"), *(entry.get("config") for entry in entries)):
-        files = [folder / str(name) for name in (part if isinstance(part, list) else [part])]
+        files = [folder / experiment_path(str(name)) for name in (part if isinstance(part, list) else [part])]
         if all(file.is_file() for file in files):
             yield from _in(merged(files))
 

@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-from sdr_lightning import __version__
 from sdr_lightning.configure import build_method, parse
 from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.identity import sha256
@@ -23,6 +22,7 @@ from sdr_lightning.studies.spec import imbalance_at
 from sdr_lightning.studies.tuning import Chosen, PlannedTrial, chosen_options, space_points
 from sdr_lightning.types import Modality
 
+_FORMAT = "0.1.0"  # of the fingerprints of jobs: a new one runs every job again, whatever the version of the package
 Stack = tuple[Imbalance, ...]
 
 
@@ -270,7 +270,7 @@ class _Planner:
         self.study, self.folder = study, folder
         self.student = _config_options(study.student)
         self.protocol = () if study.protocol == "clean" else ("--protocol", study.protocol)
-        self.common = (__version__, *map(_text, study.student), *self.protocol)
+        self.common = (_FORMAT, *map(_text, study.student), *self.protocol)
         self.of_student = _classes(study.student, but="method")  # a study's method replaces that of the student
         self.code = CodeReader()
         self.student_code = self.code.fingerprint(self.of_student)
@@ -407,7 +407,7 @@ class _Planner:
 
     def _teacher(self, modality: str, stack: Stack) -> TeacherJob:
         teacher = self.teachers[modality]
-        fingerprint = sha256(__version__, teacher.code, *map(_text, teacher.config), str(teacher.pretrained))
+        fingerprint = sha256(_FORMAT, teacher.code, *map(_text, teacher.config), str(teacher.pretrained))
         where = self.folder / "teachers" / modality
         imbalances: Stack | None = None if teacher.pretrained else ()
         if teacher.trained_on == "imbalanced":  # a mismatch also changes which captions are siblings, for text teachers

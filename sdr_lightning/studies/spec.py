@@ -10,6 +10,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, get_args
 
+from sdr_lightning.configure.shipped import experiment_path
 from sdr_lightning.data.imbalance import KINDS, Imbalance
 from sdr_lightning.paths import read_yaml
 from sdr_lightning.results.schema import (
@@ -34,13 +35,13 @@ _SET_BY_STUDY = ("seed_everything", "run_dir", "protocol", "trainer.max_epochs",
 def read_study(path: Path) -> StudySpec:
     """Read a study.
 
-    Paths are relative to the file. A method is an overlay over the student: ``config`` (a path or a list of paths), ``weights``
-    (of the loss terms), ``options`` (of ``sdr fit``) and ``epochs``, all optional. ``stages``, a list of such mappings, are
-    trained in order, each from the best epoch of the one before. A list of values of ``epochs``, a weight or an option
-    makes a family of methods: ``epochs: [1, 2, 4]`` gives three. ``space`` maps options to lists of values or to
-    distributions of sweep files; with ``tuning`` of the study, trials choose among them. A list of values of a field of a
-    corruption gives one corruption each, except of ``ratios``, which take the place of those of the study; a list of
-    corruptions is a stack. In ``file`` of a corruption, ``{ratio}`` stands for the ratio.
+    Paths are relative to the file, or name an experiment of the project (``sdr:methods/sdr.yaml``). A method is an overlay over
+    the student: ``config`` (a path or a list of paths), ``weights`` (of the loss terms), ``options`` (of ``sdr fit``) and
+    ``epochs``, all optional. ``stages``, a list of such mappings, are trained in order, each from the best epoch of the one
+    before. A list of values of ``epochs``, a weight or an option makes a family of methods: ``epochs: [1, 2, 4]`` gives three.
+    ``space`` maps options to lists of values or to distributions of sweep files; with ``tuning`` of the study, trials choose
+    among them. A list of values of a field of a corruption gives one corruption each, except of ``ratios``, which take the place
+    of those of the study; a list of corruptions is a stack. In ``file`` of a corruption, ``{ratio}`` stands for the ratio.
 
     Raises:
         ValueError: no such file, not YAML, an unknown key (with the nearest known one), a missing key or a value out of range;
@@ -226,7 +227,7 @@ def _mapping(entry: Any, where: str) -> dict[str, Any]:
 
 
 def _paths(base: Path, names: Any) -> tuple[Path, ...]:
-    return tuple(base / str(name) for name in _listed(names))
+    return tuple(base / experiment_path(str(name)) for name in _listed(names))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -1,15 +1,17 @@
+import re
 from pathlib import Path
 
 import pytest
 
 from sdr_lightning.cli.main import main
+from sdr_lightning.configure.first_options import GROUPS, is_short_help, short_help
 from sdr_lightning.configure.help import help_text
 
 SCENES = str(Path(__file__).parents[2] / "experiments/scenes/sdr.yaml")
 
 
 def test_help_lists_every_key_with_the_values_of_the_experiment(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["fit", "--config", SCENES, "--help"]) == 0
+    assert main(["fit", "--config", SCENES, "--help=all"]) == 0
     printed = capsys.readouterr().out
     for key in (
         "--run_dir",
@@ -34,6 +36,34 @@ def test_help_without_a_configuration_lists_the_classes() -> None:
     assert (
         "one of DualEncoder, ProbabilisticEncoder, TwinEncoder (sdr_lightning.encoders), or your own class" in printed
     )
+
+
+def test_the_first_options_fit_a_screen_and_exist() -> None:
+    """With the values of the experiment; every option is one of those that the whole help lists."""
+    everything = help_text("fit", ["--config", SCENES, "--help=all"])
+    for command in ("fit", "validate", "test"):
+        lines = short_help(command, ["--config", SCENES, "--help"]).splitlines()
+        assert len(lines) <= 40
+        assert max(map(len, lines)) <= 120
+    for option in (option.partition(" ")[0] for options in GROUPS.values() for option in options):
+        assert re.search(rf"--{re.escape(option)}\b", everything), option
+    assert "pairs in a batch, over all processes (here 128)" in "\n".join(lines)
+    assert "(here" not in short_help("fit", ["--help"])
+
+
+def test_which_help_is_asked_for() -> None:
+    for words in (["--help"], ["-h"], ["--config", "help.yaml", "--help"]):
+        assert is_short_help(words)
+    for words in (
+        ["--help=all"],
+        ["--help", "all"],
+        ["--data.help"],
+        ["--help", "--data.help"],
+        ["--config", "x.yaml"],
+    ):
+        assert not is_short_help(words)
+    with pytest.raises(ValueError, match="--help=data: expected --help or --help=all"):
+        is_short_help(["--help=data"])
 
 
 def test_data_help_lists_the_keys_of_the_data(capsys: pytest.CaptureFixture[str]) -> None:
