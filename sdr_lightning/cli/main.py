@@ -37,6 +37,8 @@ Use of a trained model:
 Data and corruption:
   sdr data check   --data FILE                             check a data set for errors
   sdr data prepare --data FILE                             cache decoded images and tokens; resumes if interrupted
+  sdr data shard   --data FILE --output DIR [--teachers BANK ...]
+                                                           write webdataset shards to stream from; resumes if interrupted
   sdr clean     --data FILE --output FOLDER                find wrong pairs, duplicates, leakage and empty captions
   sdr noise make   --data FILE --kind KIND --ratio R ...   choose the items of a corruption, and write them to a file
   sdr noise show   FILE                                    describe a noise table or a published index
