@@ -1,0 +1,67 @@
+"""FSDP, and DDP with gradients in bf16, against one process; on CPUs with gloo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.training.ranks import run_ranks
+from tests.training.strategy_ranks import train
+from tests.training.student import LIGHTNINGS_OWN_WARNINGS
+
+pytestmark = [*LIGHTNINGS_OWN_WARNINGS, pytest.mark.timeout(600)]
+RANKS = "tests.training.strategy_ranks"
+
+
+def checkpoint(folder: Path) -> Any:
+    return torch.load(folder / "last.ckpt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """One process."""
+    folder = tmp_path_factory.mktemp("one")
+    train(folder, "auto", 1)
+    return checkpoint(folder)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    run_ranks(folder, 2, ["fsdp", "fsdp recomputed", "fsdp begun", "ddp continued", "ddp_bf16"], RANKS, timeout=550)
+    return folder
+
+
+def difference(found: Any, expected: Any) -> float:
+    assert found["state_dict"].keys() == expected["state_dict"].keys()
+    return max(float((value - found["state_dict"][name]).abs().max()) for name, value in expected["state_dict"].items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", ["fsdp", "recomputed", "continued"])
+def test_fsdp_equals_one_process(run: str, two: Path, one: Any) -> None:
+    """Weights and optimiser after 10 steps; continued: 5 steps of FSDP, then 5 of DDP."""
+    found = checkpoint(two / run)
+    assert difference(found, one) < 1e-5
+    for number, state in one["optimizer_states"][0]["state"].items():
+        for name, value in state.items():
+            torch.testing.assert_close(found["optimizer_states"][0]["state"][number][name], value, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_fsdp_continues_in_another_number_of_processes(two: Path, one: Any, tmp_path: Path) -> None:
+    train(tmp_path / "one", "auto", 1, ckpt_path=two / "begun/last.ckpt")
+    assert difference(checkpoint(tmp_path / "one"), one) < 1e-5
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun/last.ckpt").write_bytes((two / "begun/last.ckpt").read_bytes())
+    run_ranks(tmp_path, 3, ["fsdp continued"], RANKS, timeout=550)
+    assert difference(checkpoint(tmp_path / "continued"), one) < 1e-5
+
+
+@pytest.mark.slow
+def test_bf16_gradients_change_little(two: Path, one: Any) -> None:
+    assert 0 < difference(checkpoint(two / "ddp_bf16"), one) < 5e-3
