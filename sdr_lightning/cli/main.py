@@ -50,7 +50,7 @@ Studies:
   sdr report    FOLDER                                     write the report of a study or sweep, or the curves of a run
   sdr report    metrics.json metrics.json ...              compare evaluations, with confidence intervals
   sdr report    FOLDER FOLDER ... --output FOLDER          write the leaderboard of several studies, and of evaluations
-  sdr bench     evaluate | data | losses | training | processes | detection | search
+  sdr bench     evaluate | data | losses | training | processes | detection | search | shards
                                                            measure the speed claims on this machine
 
   sdr --version | --help

@@ -46,39 +46,41 @@ def module(recompute: bool = False) -> RetrievalModule:
     return RetrievalModule(encoder, method, Optimisation(1e-3), negatives="global")
 
 
-def train(
-    folder: Path, strategy: str, size: int, steps: int = STEPS, ckpt_path: Path | None = None, recompute: bool = False
-) -> pl.Trainer:
-    """Train some steps, validate once after the first epoch, and write a checkpoint."""
+class KeepStep(pl.Callback):
+    """Saves the checkpoint of one step as ``begun.ckpt``."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(Path(trainer.default_root_dir) / "begun.ckpt")
+
+
+def train(folder: Path, strategy: str, size: int, ckpt_path: Path | None = None, recompute: bool = False) -> pl.Trainer:
+    """Train two epochs of five steps with validation, and write ``last.ckpt`` and the checkpoint of the third step."""
     torch.manual_seed(1)
     chosen: dict[str, Any] = {"strategy": named_strategy(strategy), "devices": size} if size > 1 else {}
+    callbacks = [Continuation(), KeepStep(3)]
     with patch.object(matching, "draw_negatives", hardest):
-        fit = trainer(
-            **chosen, max_steps=steps, gradient_clip_val=0.5, callbacks=[Continuation()], default_root_dir=folder
-        )
+        fit = trainer(**chosen, max_steps=STEPS, gradient_clip_val=0.5, callbacks=callbacks, default_root_dir=folder)
         fit.strategy.checkpoint_io = CheckpointFiles()
-        fit.fit(
-            module(recompute),
-            datamodule=scenes(source=SOURCE, batch_size=12, evaluation_batch_size=2),
-            ckpt_path=ckpt_path,
-            weights_only=True,
-        )
+        data = scenes(source=SOURCE, batch_size=12, evaluation_batch_size=2)
+        fit.fit(module(recompute), datamodule=data, ckpt_path=ckpt_path, weights_only=True)
         fit.save_checkpoint(folder / "last.ckpt")
     return fit
 
 
 def one_rank(rank: int, folder: Path, world_size: int, runs: list[str]) -> None:
-    """Do the runs, ``STRATEGY`` or ``STRATEGY continued``, which begins at a checkpoint of 5 steps of another run."""
+    """Do the runs: ``STRATEGY``, ``STRATEGY recomputed``, or ``STRATEGY continued`` from the third step of ``fsdp``."""
     os.environ["LOCAL_RANK"] = str(rank)
     warnings.simplefilter("ignore")
     result: dict[str, Any] = {}
     for run in runs:
         strategy, _, how = run.partition(" ")
-        begun = folder / "begun/last.ckpt" if how == "continued" else None
-        steps = 5 if how == "begun" else STEPS
-        done = train(folder / (how or strategy), strategy, world_size, steps, begun, recompute=how == "recomputed")
-        assert done.global_step == steps
-        result[run] = dict(done.callback_metrics)
+        begun = folder / "fsdp/begun.ckpt" if how == "continued" else None
+        done = train(folder / run, strategy, world_size, begun, how == "recomputed")
+        result[run] = done.global_step
     torch.save(result, folder / f"{rank}.pt")
 
 

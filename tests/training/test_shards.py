@@ -1,39 +1,42 @@
-"""Training from shards continues exactly, with methods that measure all pairs as well."""
+"""Training from shards continues exactly, with a method that measures all pairs before each epoch."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from sdr_lightning.data import RetrievalDataModule, SceneTokenizer, ShardSource
-from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.data.shards.stream import StreamLoader
 from sdr_lightning.data.shards.writing import write_shards
-from sdr_lightning.encoders.dual_encoder import DualEncoder
-from sdr_lightning.methods import NCR
-from sdr_lightning.training.retrieval_module import RetrievalModule
-from tests.training.resuming import assert_continues_from
-from tests.training.student import EMBEDDING, LIGHTNINGS_OWN_WARNINGS, SCENES, ImageTower, TextTower
+from tests.training.ranks import run_ranks
+from tests.training.resuming import assert_continues_from, train
+from tests.training.shard_ranks import start
+from tests.training.student import LIGHTNINGS_OWN_WARNINGS, SCENES
 
-pytestmark = [*LIGHTNINGS_OWN_WARNINGS, pytest.mark.filterwarnings("ignore:The dirpath has changed")]
+pytestmark = [*LIGHTNINGS_OWN_WARNINGS, pytest.mark.filterwarnings("ignore:.*dirpath has changed")]
 
 
-def test_training_from_shards_continues_exactly(tmp_path: Path) -> None:
-    """Within epochs and at their ends, with a state per pair that is measured before each epoch."""
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
     write_shards(SCENES, tmp_path / "shards", 5, {}, lambda *_: None)
+    return tmp_path / "shards"
 
-    def start() -> Any:
-        torch.manual_seed(0)
-        encoder = DualEncoder(ImageTower(), TextTower(), EMBEDDING)
-        source = ShardSource(str(tmp_path / "shards"), streams=4, shuffle_buffer=6)
-        data = RetrievalDataModule(
-            source, SceneTokenizer(), 20, 16, imbalance=Imbalance("mismatch", 0.5), augmentation="weak"
-        )
-        data.split("train")
-        assert isinstance(data.train_dataloader(), StreamLoader)
-        return RetrievalModule(encoder, NCR(warmup_epochs=1)), data
 
-    assert_continues_from([2, 3, 4], start, tmp_path / "runs", max_epochs=2)
+def test_training_from_shards_continues_exactly(shards: Path, tmp_path: Path) -> None:
+    """Within epochs and at their ends."""
+    _, data = start(shards)
+    data.split("train")
+    assert isinstance(data.train_dataloader(), StreamLoader)
+    assert_continues_from([2, 5, 7], lambda: start(shards), tmp_path / "runs", max_epochs=2)
+
+
+@pytest.mark.slow
+def test_two_processes_with_workers_equal_one_and_continue_exactly(shards: Path, tmp_path: Path) -> None:
+    """Processes with a worker, continued by processes without."""
+    alone = train(*start(shards), tmp_path / "alone", max_epochs=2)
+    for result in run_ranks(tmp_path, 2, ["3", "7"], "tests.training.shard_ranks"):
+        for name, value in alone.items():
+            torch.testing.assert_close(result["whole"][name], value, rtol=0, atol=1e-5)
+            assert torch.equal(result["3"][name], result["whole"][name])
+            assert torch.equal(result["7"][name], result["whole"][name])
