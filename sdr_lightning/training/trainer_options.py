@@ -31,8 +31,6 @@ def check_trainer(trainer: pl.Trainer) -> None:
     strategy = trainer.strategy
     if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy | FullySharded):
         raise ValueError(f"trainer.strategy {type(strategy).__name__} is not supported: use ddp, ddp_bf16 or fsdp")
-    if isinstance(strategy, FullySharded) and trainer.precision not in ("32-true", "bf16-mixed"):
-        raise ValueError(f"trainer.strategy fsdp trains in 32-true and bf16-mixed, got precision {trainer.precision}")
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
         raise ValueError("trainer.strategy may not fork or spawn processes, whose logs would be lost: use ddp")
     if trainer.overfit_batches:  # type: ignore[attr-defined]

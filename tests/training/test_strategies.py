@@ -38,8 +38,11 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def difference(found: Any, expected: Any) -> float:
-    assert found["state_dict"].keys() == expected["state_dict"].keys()
-    return max(float((value - found["state_dict"][name]).abs().max()) for name, value in expected["state_dict"].items())
+    """Return the largest difference of weights, except for key biases, which are rounding errors that Adam normalises."""
+    found, expected = found["state_dict"], expected["state_dict"]
+    assert found.keys() == expected.keys()
+    compared = [name for name in expected if not name.endswith(("key.bias", "qkv.bias"))]
+    return max(float((expected[name] - found[name]).abs().max()) for name in compared)
 
 
 @pytest.mark.slow

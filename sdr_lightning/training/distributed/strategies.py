@@ -61,18 +61,17 @@ class FullySharded(ModelParallelStrategy):
         super()._setup_distributed()
         self._data_parallel_size = self.world_size
 
-    def setup(self, trainer: pl.Trainer) -> None:
-        """Set up model and optimiser.
+    def connect(self, model: pl.LightningModule) -> None:
+        """Set the model.
 
         Raises:
-            ValueError: the model is no student.
+            ValueError: it is no student.
         """
-        assert self.lightning_module is not None
-        if not is_overridden("configure_model", self.lightning_module):
+        if not is_overridden("configure_model", model):
             raise ValueError(
-                f"trainer.strategy fsdp divides students, and the model is a {type(self.lightning_module).__name__}: use ddp"
+                f"trainer.strategy fsdp divides students, and the model is a {type(model).__name__}: use ddp"
             )
-        super().setup(trainer)
+        super().connect(model)
 
     def divide(self, encoder: DualEncoder) -> None:
         """Divide the weights of an encoder over the processes; nothing is done the second time.
