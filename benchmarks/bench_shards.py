@@ -13,6 +13,7 @@ import json
 import resource
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -101,7 +102,8 @@ def main() -> None:
     parser.add_argument("--images-per-shard", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--shuffle-buffer", type=int, default=1000)
-    parser.add_argument("--folder", type=Path, help="keep the shards here, or read those that are here")
+    parser.add_argument("--steps", type=int, help="batches to read (default: an epoch)")
+    parser.add_argument("--folder", type=Path, help="keep the shards here; those that are here are not written again")
     parser.add_argument("--output", type=Path, help="write the numbers as JSON")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -112,10 +114,11 @@ def main() -> None:
 def measure(options: argparse.Namespace, folder: Path) -> None:
     clock, are_features = Clock(), options.kind == "features"
     clock.part("start")
-    if not (folder / "shards.json").exists():
-        source = NoiseSource(options.images, are_features)
-        write_shards(source, folder, options.images_per_shard, {}, lambda *_: None)
-        clock.part("write (images)", options.images)
+    source = NoiseSource(options.images, are_features)
+    source.table("train")
+    clock.part("generate captions")
+    written = write_shards(source, folder, options.images_per_shard, {}, lambda *_: None)
+    clock.part("write (images)", min(options.images, written * options.images_per_shard))
     shards = ShardSource(str(folder), shuffle_buffer=options.shuffle_buffer)
     pairs = len(shards.table("train").captions)
     clock.part("index")
@@ -130,10 +133,10 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
     loader.sampler.stream_order.epoch(0)
     clock.part("order of an epoch", pairs)
     seen, held = torch.zeros(pairs, dtype=torch.int8), 0
-    for batch in loader:
+    for batch in islice(loader, options.steps):
         seen[batch.pair_index] += 1
         held = max(held, sum(len(reader) for reader in loader.dataset._readers.values()))
-    clock.part("epoch (pairs)", int(seen.sum()))
+    clock.part("read (pairs)", int(seen.sum()))
     bytes_on_disk = sum(file.stat().st_size for file in folder.iterdir())
     print(
         f"{pairs:,} pairs in {len(list(folder.glob('*.tar')))} shards, {bytes_on_disk / 1e9:.2f} GB; {int(seen.sum()):,} pairs "
