@@ -32,10 +32,11 @@ def test_training_from_shards_continues_exactly(shards: Path, tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_processes_with_workers_equal_one_and_continue_exactly(shards: Path, tmp_path: Path) -> None:
     """Processes with a worker, continued by processes without."""
     alone = train(*start(shards), tmp_path / "alone", max_epochs=2)
-    for result in run_ranks(tmp_path, 2, ["3", "7"], "tests.training.shard_ranks"):
+    for result in run_ranks(tmp_path, 2, ["3", "7"], "tests.training.shard_ranks", timeout=550):
         for name, value in alone.items():
             torch.testing.assert_close(result["whole"][name], value, rtol=0, atol=1e-5)
             assert torch.equal(result["3"][name], result["whole"][name])
