@@ -112,7 +112,8 @@ class FullySharded(ModelParallelStrategy):
         whole = [p.grad for p in self.lightning_module.parameters() if p.grad is not None and not _is_divided(p)]
         if whole:
             mean = self.reduce(torch.cat([gradient.flatten() for gradient in whole]), reduce_op="mean")
-            for gradient, part in zip(whole, mean.split([gradient.numel() for gradient in whole]), strict=True):
+            parts = torch.split(mean, [gradient.numel() for gradient in whole])
+            for gradient, part in zip(whole, parts, strict=True):
                 gradient.copy_(part.view_as(gradient))
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> Any:
