@@ -159,7 +159,7 @@ def _shard(data: RetrievalDataModule, console: Console, options: Namespace) -> i
             progress.update(tasks[split], completed=done, total=total)
 
         written = write_shards(data.source, options.output, options.images_per_shard, teachers, advance)
-    files = list(options.output.glob("*"))
+    files = [file for file in options.output.iterdir() if not file.name.startswith(".")]
     shards, size = sum(file.suffix == ".tar" for file in files), sum(file.stat().st_size for file in files)
     console.print(
         f"{data.source.name}: {shards} shards in {options.output} ({size / 1e9:.2f} GB), {written} written now; train with "
