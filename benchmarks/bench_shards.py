@@ -137,9 +137,9 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         seen[batch.pair_index] += 1
         held = max(held, sum(len(reader) for reader in loader.dataset._readers.values()))
     clock.part("read (pairs)", int(seen.sum()))
-    bytes_on_disk = sum(file.stat().st_size for file in folder.iterdir())
+    bytes_on_disk, tars = sum(file.stat().st_size for file in folder.iterdir()), len(list(folder.glob("[!.]*.tar")))
     print(
-        f"{pairs:,} pairs in {len(list(folder.glob('[!.]*.tar')))} shards, {bytes_on_disk / 1e9:.2f} GB; {int(seen.sum()):,} pairs "
+        f"{pairs:,} pairs in {tars} shards, {bytes_on_disk / 1e9:.2f} GB; {int(seen.sum()):,} pairs "
         f"were read, each at most {int(seen.max())} time; at most {held:,} images waited in {shards.streams} streams"
     )
     if options.output:
