@@ -264,7 +264,7 @@ def fit(bench: Bench) -> Rows:
         if not bench.has_time(f"fit, {workers} workers"):
             continue
         words = [
-            *(*bench.data(batch), f"--data.init_args.num_workers={workers}", *bench.training("fit")),
+            *(*bench.data(batch), f"--data.init_args.workers={workers}", *bench.training("fit")),
             *(*bench.sizes.model, f"--config={EXPERIMENTS / 'methods/itc.yaml'}"),
             *(FUSED if bench.device == "cuda" else ()),
         ]

@@ -206,9 +206,9 @@ def _candidates(scores: Tensor, bound: Tensor | None, k: int, first_column: int)
     queries, size = scores.shape
     nothing = np.full((queries, 1), -np.inf, np.float32)
     if bound is None:
-        items = stable_top_index(scores, min(k, size)).sort(dim=1).values
-        exact = scores.gather(1, items).cpu().numpy()
-        return _Candidates(exact, items.cpu().numpy() + first_column, nothing, np.zeros((queries, 1), np.float32))
+        index = stable_top_index(scores, min(k, size)).sort(dim=1).values
+        exact = scores.gather(1, index).cpu().numpy()
+        return _Candidates(exact, index.cpu().numpy() + first_column, nothing, np.zeros((queries, 1), np.float32))
     error = bound.numpy()
     wanted = k + _MARGIN
     if size <= wanted:

@@ -74,10 +74,11 @@ def graded_queries(
     search = _Search(embeddings, relevance, left_out, chunk_size, advance)
     depth = max(*ks, EXPONENTIAL_AT)
     tasks: dict[str, TopGains] = {}
-    for query, into in (("image", "i2"), ("text", "t2")):
+    queries: tuple[tuple[Modality, str], ...] = (("image", "i2"), ("text", "t2"))
+    for query, into in queries:
         plain, moved = search.tops(query, ("image", "text"), depth, centred=True)
-        tasks |= {f"{into}i": plain[0], f"{into}t": plain[1], f"{into}it": merge_top_gains(*plain, depth)}
-        tasks[f"centred_{into}it"] = merge_top_gains(*moved, depth)
+        tasks |= {f"{into}i": plain[0], f"{into}t": plain[1], f"{into}it": merge_top_gains(plain[0], plain[1], depth)}
+        tasks[f"centred_{into}it"] = merge_top_gains(moved[0], moved[1], depth)
     return {key: value for task in TASKS for key, value in queries_of(task, tasks[task], ks).items()}
 
 
