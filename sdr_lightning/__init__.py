@@ -6,13 +6,10 @@ imported when they are first used, so that ``import sdr_lightning`` stays cheap.
 
 from typing import TYPE_CHECKING, Any
 
-from sdr_lightning.imports import install
-
 if TYPE_CHECKING:
     from sdr_lightning.retrieval import Index, Retriever, load
 
 __version__ = "0.2.0"
-install()
 __all__ = ["Index", "Retriever", "__version__", "load"]
 
 

@@ -1,4 +1,4 @@
-"""Modules that other packages import without need are imported on first use instead.
+"""Modules that other packages import without need are imported on first use instead, in the commands of ``sdr``.
 
 Lightning imports torchmetrics for its base class; torchmetrics imports all of its metrics, with scipy, matplotlib,
 transformers and torchvision. timm imports wandb, if it is installed.

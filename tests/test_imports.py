@@ -12,8 +12,8 @@ def run(code: str) -> list[str]:
 
 def test_configuring_a_training_leaves_out_what_it_does_not_use():
     slow = ["torchmetrics.functional", "wandb.sdk", "matplotlib", "scipy.stats", "sklearn", "pandas", "datasets"]
-    code = f"import sys, sdr_lightning.configure; print(*(name for name in {slow} if name in sys.modules))"
-    assert run(code) == []
+    found = f"print(*(name for name in {slow} if name in sys.modules))"
+    assert run(f"import sys, sdr_lightning.cli.main, sdr_lightning.configure; {found}") == []
 
 
 @pytest.mark.parametrize(
@@ -26,4 +26,6 @@ def test_configuring_a_training_leaves_out_what_it_does_not_use():
     ],
 )
 def test_what_was_left_out_works_when_it_is_used(use):
-    assert run(f"import sdr_lightning; from torchmetrics import Metric; {use}; print(Metric.__name__)") == ["Metric"]
+    assert run(f"import sdr_lightning.cli.main; from torchmetrics import Metric; {use}; print(Metric.__name__)") == [
+        "Metric"
+    ]
