@@ -145,10 +145,11 @@ def note(study: Published, cells: Sequence[tuple[Cell, dict[str, float]]]) -> li
     """Note that cells equal the published ones to the bit; if one does not, return the differences and note nothing."""
     found = []
     for cell, metrics in cells:
+        name = f"{cell.method}, {cell.imbalance} {cell.ratio:g}, seed {cell.seed}"
         same = published_metrics(study, cell) == metrics
-        print(f"{cell.name}: rsum {metrics['rsum']:.2f}, {'the same' if same else 'not the same'} as published")
+        print(f"{name}: rsum {metrics['rsum']:.2f}, {'the same' if same else 'not the same'} as published")
         if not same:
-            found.append(f"{cell.name} differs from its published metrics: run the study again")
+            found.append(f"{name} differs from its published metrics: run the study again")
     if not found:
         noted = {**git(), "cells": len(cells), "fingerprint": study.plan.fingerprint}
         write_text(study.folder / "confirmed.json", json.dumps(noted, indent=1) + "\n")

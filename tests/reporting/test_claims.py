@@ -27,13 +27,13 @@ def test_runs_without_partner_are_not_compared(tmp_path: Path) -> None:
 def test_caveats_report_unequal_training_data_and_corrupted_evaluation_data(tmp_path: Path) -> None:
     write_study(tmp_path)
     other = realised_of("mismatch", 0.6, 1, measured=False) | {"sha256": "other"}
-    noisy = {"test": realised_of("gaussian_noise", 0.5, 0, measured=False)}
+    noisy = {"test": realised_of("image noise", 0.5, 0, measured=False)}
     edit_json(folder(tmp_path, "SDR", "mismatch", 0.6, 1) / "results.json", realised=other, evaluated_under=noisy)
     notes = caveats(load_study(tmp_path))
     assert [note for note in notes if "pairing" in note] == [
         "mismatch 60\u00a0%, seed 1: the methods were trained on different corrupted data, so pairing may be invalid."
     ]
-    assert "The evaluation data is corrupted in 1 of 12 runs: test: gaussian_noise, 10000 of 20000." in notes
+    assert "The evaluation data is corrupted in 1 of 12 runs: test: image noise, 10000 of 20000." in notes
 
 
 @pytest.mark.parametrize(

@@ -51,10 +51,10 @@ TASK = "ITC in cross-modal retrieval"
                 CLEAN: UNDECIDED,
                 LOW: UNDECIDED,
                 HIGH: BETTER,
-                ("gaussian_noise", 0.3): UNDECIDED,
-                ("gaussian_noise", 0.6): WORSE,
+                ("image noise", 0.3): UNDECIDED,
+                ("image noise", 0.6): WORSE,
             },
-            f"SDR beats {TASK} under mismatch 60 %; falls behind under gaussian noise 60 %; "
+            f"SDR beats {TASK} under mismatch 60 %; falls behind under image noise 60 %; "
             "no clear difference under the other 3 conditions",
         ),
     ],
@@ -140,6 +140,6 @@ def test_a_tile_has_the_difference_of_each_condition_with_its_mark(tmp_path: Pat
 
 
 def test_tiles_of_many_conditions_list_no_imbalance_and_the_highest_ratios(tmp_path: Path) -> None:
-    write_study(tmp_path, imbalances=("mismatch", "gaussian_noise"), ratios=(0, 0.3, 0.6))
+    write_study(tmp_path, imbalances=("mismatch", "image noise"), ratios=(0, 0.3, 0.6))
     labels = [row.label.replace("\N{NO-BREAK SPACE}", " ") for row in tiles(load_study(tmp_path))[0].rows]
     assert labels == ["no imbalance", "mismatch 60 %", "gaussian noise 60 %"]

@@ -57,7 +57,7 @@ def test_records_survive_json(tmp_path: Path) -> None:
 
 
 def test_ratio_0_is_one_condition_of_every_corruption(tmp_path: Path) -> None:
-    write_study(tmp_path, imbalances=("mismatch", "missing_words"), ratios=(0.6, 0, 0.3))
+    write_study(tmp_path, imbalances=("mismatch", "missing words"), ratios=(0.6, 0, 0.3))
     edit_json(folder(tmp_path, "SDR", "none", 0, 1) / "results.json", imbalance="mismatch")  # named, and at ratio 0
     study = load_study(tmp_path)
     assert study.conditions[0] == Condition("none", 0.0)
@@ -66,7 +66,7 @@ def test_ratio_0_is_one_condition_of_every_corruption(tmp_path: Path) -> None:
     at_zero = [RSUM.by_seed(study, "SDR", Condition.of(name, 0)) for name in study.imbalances]
     assert at_zero[0] == at_zero[1] == {s: metrics_of("SDR", "none", 0.0, s)["rsum"] for s in (0, 1, 2)}
     assert study.ratios == (0, 0.3, 0.6)
-    assert study.hardest == (Condition("mismatch", 0.6), Condition("missing_words", 0.6))
+    assert study.hardest == (Condition("mismatch", 0.6), Condition("missing words", 0.6))
 
 
 def test_means_of_two_tasks(tmp_path: Path) -> None:
