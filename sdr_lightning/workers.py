@@ -205,7 +205,6 @@ def _serve(connection: Connection, threads: int, gpus: Mapping[str, str], variab
     threading.Thread(target=_end_with_the_pool, daemon=True).start()
     torch.set_num_threads(threads)
     environment()  # the commit that the code was loaded from, even if others follow
-    handler = signal.getsignal(signal.SIGTERM)
     while True:
         try:
             function, arguments = connection.recv()
@@ -213,8 +212,6 @@ def _serve(connection: Connection, threads: int, gpus: Mapping[str, str], variab
             return
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             connection.send(_outcome(function, arguments))
-        # A handler that a training left behind keeps its trainer, model and data in memory.
-        signal.signal(signal.SIGTERM, handler)
         gc.collect()  # a trainer and its model refer to one another, and few objects hold much memory
 
 

@@ -11,7 +11,7 @@ import sdr_lightning
 
 PACKAGE = Path(sdr_lightning.__file__).parent
 LAYERS = [
-    {"types", "identity", "paths", "hub", "tables"},
+    {"types", "identity", "paths", "hub", "tables", "imports"},
     {"functional"},
     {"encoders", "metrics"},
     {"features", "methods", "results"},

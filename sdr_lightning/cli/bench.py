@@ -15,6 +15,7 @@ BENCHMARKS = {
     "processes": "bench_processes.py",
     "detection": "bench_detection.py",
     "search": "bench_search.py",
+    "shards": "bench_shards.py",
 }
 
 

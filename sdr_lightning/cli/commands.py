@@ -19,7 +19,7 @@ _GROUPS = {
         "push": ("DIR USER/NAME", "upload such a folder to the hub"),
     },
     "Data and corruption": {
-        "data": ("check | prepare", "check a data set; cache decoded images and tokens"),
+        "data": ("check | prepare | shard", "check data; cache it; write it as shards"),
         "clean": ("--data FILE", "find wrong pairs, duplicates and leakage"),
         "noise": ("make | show", "write and describe the items of a corruption"),
     },
@@ -37,9 +37,9 @@ _GROUPS = {
 """Commands by group, each with its arguments and what it does."""
 COMMANDS = tuple(name for commands in _GROUPS.values() for name in commands)
 SUBCOMMANDS = {
-    "data": ("check", "prepare"),
+    "data": ("check", "prepare", "shard"),
     "noise": ("make", "show"),
-    "bench": ("evaluate", "data", "losses", "training", "processes", "detection", "search"),
+    "bench": ("evaluate", "data", "losses", "training", "processes", "detection", "search", "shards"),
     "completion": ("bash", "zsh", "fish"),
 }
 """The words that may follow some commands."""

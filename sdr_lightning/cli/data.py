@@ -1,4 +1,4 @@
-"""``sdr data``: check a data set for errors, and cache decoded images and tokens."""
+"""``sdr data``: check a data set for errors, cache decoded images and tokens, and write shards."""
 
 from __future__ import annotations
 
@@ -15,13 +15,17 @@ from sdr_lightning.configure.help import help_text
 from sdr_lightning.data.check import Findings, check
 from sdr_lightning.data.id_list import is_id_list, write_ids
 from sdr_lightning.data.module import RetrievalDataModule
+from sdr_lightning.data.shards.writing import write_shards
 from sdr_lightning.data.table import Split
 from sdr_lightning.data.tokenizer import tokenised
+from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.paths import check_output, expand
+from sdr_lightning.training.checkpoints.interruption import exit_when_stopped, stopped_by_signals
+from sdr_lightning.types import Modality
 
 
 def run(arguments: list[str]) -> int:
-    """Run ``sdr data check`` or ``sdr data prepare``; return the exit status."""
+    """Run ``sdr data check``, ``prepare`` or ``shard``; return the exit status."""
     if "--data.help" in arguments:
         print(help_text("data", arguments))
         return 0
@@ -35,12 +39,28 @@ def run(arguments: list[str]) -> int:
     checking.add_argument("--fast", action="store_true", help="check that image files exist, without reading them")
     checking.add_argument("--unusable", type=Path, help="file for the ids of missing or unreadable images")
     preparing = commands.add_parser("prepare", help="cache decoded images and tokens; resumes if interrupted")
-    for command in (checking, preparing):
+    sharding = commands.add_parser(
+        "shard", help="write webdataset shards, which training streams; resumes if interrupted"
+    )
+    sharding.add_argument("--output", type=Path, required=True, help="folder of the shards")
+    sharding.add_argument(
+        "--teachers",
+        type=Path,
+        nargs="+",
+        default=[],
+        metavar="BANK",
+        help="feature banks of sdr extract, of the clean training split: one of images, one of captions, or both",
+    )
+    sharding.add_argument("--images-per-shard", type=int, default=1000, help="images of a shard (default: 1000)")
+    for command in (checking, preparing, sharding):
         command.add_argument("--data", required=True, metavar="FILE", help="data configuration")
     rest, own = split_options(arguments, ("--data.",))
     options = parser.parse_args(own)
     data = build_data(["--data", options.data, *rest])
     console = Console()
+    if options.command == "shard":
+        with exit_when_stopped(), stopped_by_signals():
+            return _shard(data, console, options)
     return _prepare(data, console) if options.command == "prepare" else _check(data, console, options)
 
 
@@ -111,6 +131,39 @@ def _prepare(data: RetrievalDataModule, console: Console) -> int:
     size = sum(file.stat().st_size for file in data.cache.rglob("*") if file.is_file())
     console.print(
         f"{data.source.name}: {kept} are kept in {data.cache} ({size / 1e9:.2f} GB with everything else there)",
+        soft_wrap=True,
+        markup=False,
+    )
+    return 0
+
+
+def _shard(data: RetrievalDataModule, console: Console, options: Namespace) -> int:
+    teachers: dict[Modality, FeatureBank] = {}
+    for path in options.teachers:
+        bank = FeatureBank.load(path)
+        if bank.modality in teachers:
+            raise ValueError(
+                f"--teachers has two banks of the {bank.modality} modality, the second is {path}: give one"
+            )
+        teachers[bank.modality] = bank
+    columns = (
+        TextColumn("writing {task.description} shards"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks = {split: progress.add_task(split, total=None) for split in data.source.splits}
+
+        def advance(split: Split, done: int, total: int) -> None:
+            progress.update(tasks[split], completed=done, total=total)
+
+        written = write_shards(data.source, options.output, options.images_per_shard, teachers, advance)
+    files = [file for file in options.output.iterdir() if not file.name.startswith(".")]
+    shards, size = sum(file.suffix == ".tar" for file in files), sum(file.stat().st_size for file in files)
+    console.print(
+        f"{data.source.name}: {shards} shards in {options.output} ({size / 1e9:.2f} GB), {written} written now; train with "
+        f"--data.init_args.source sdr_lightning.data.ShardSource --data.init_args.source.init_args.folder {options.output}",
         soft_wrap=True,
         markup=False,
     )

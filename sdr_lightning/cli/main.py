@@ -10,6 +10,9 @@ from importlib import import_module
 from sdr_lightning import __version__
 from sdr_lightning.cli.commands import COMMANDS, help_screen
 from sdr_lightning.configure.shipped import with_experiments
+from sdr_lightning.imports import install
+
+install()  # in workers too, which import this module first
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -36,6 +36,7 @@ from sdr_lightning.training.checkpoints.continuation import (
 )
 from sdr_lightning.training.checkpoints.interruption import exit_status, exit_when_stopped, stopped_by_signals
 from sdr_lightning.training.distributed.collectives import in_first_process
+from sdr_lightning.training.distributed.strategies import named_strategy
 from sdr_lightning.training.feature_caching import CacheFeatures
 from sdr_lightning.training.protocol import ProtocolName, paper_options
 from sdr_lightning.training.retrieval_module import RetrievalModule
@@ -204,6 +205,7 @@ class SdrCLI(LightningCLI):
             raise ValueError("trainer.use_distributed_sampler would divide the data a second time: leave it out")
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, BestCheckpoint)]
+        config["strategy"] = named_strategy(config.get("strategy", "auto"))
         trainer = super()._instantiate_trainer(config, [CacheFeatures(self._teachers()), *callbacks])
         check_trainer(trainer)
         return trainer

@@ -8,6 +8,7 @@ from sdr_lightning.data.lists import ListSource
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.precomputed import PrecomputedSource
 from sdr_lightning.data.scenes import SceneSource
+from sdr_lightning.data.shards import ShardSource
 from sdr_lightning.data.tabular import TabularSource
 from sdr_lightning.data.tokenizer import PretrainedTokenizer, SceneTokenizer
 
@@ -23,5 +24,6 @@ __all__ = [
     "RetrievalDataModule",
     "SceneSource",
     "SceneTokenizer",
+    "ShardSource",
     "TabularSource",
 ]

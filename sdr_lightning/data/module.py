@@ -21,6 +21,10 @@ from sdr_lightning.data.joined import join_images, join_tables
 from sdr_lightning.data.loaders import BatchLoader, Loader, ResumableLoader
 from sdr_lightning.data.pixel_cache import PixelCache, cache_folder, fill
 from sdr_lightning.data.samplers import EpochOrder, EvaluationSampler, OrderedSampler, TrainingSampler
+from sdr_lightning.data.shards.images import ShardImages
+from sdr_lightning.data.shards.order import StreamOrder, StreamSampler
+from sdr_lightning.data.shards.source import ShardSource
+from sdr_lightning.data.shards.stream import StreamedPairs, StreamLoader
 from sdr_lightning.data.source import Source
 from sdr_lightning.data.split import PreparedSplit, Rows
 from sdr_lightning.data.subset import SubsetImages, chosen_rows, subset_table
@@ -144,6 +148,14 @@ class RetrievalDataModule(pl.LightningDataModule):
             ValueError: no bank is configured or found, or it belongs to other data.
         """
         path = self.banks[modality]
+        if path is None and isinstance(self.source, ShardSource) and (found := self.source.teacher(modality)):
+            if self.train_images is not None or len(self.train_on) > 1:
+                raise ValueError(
+                    "teachers' features beside shards are of the whole training split: leave train_images and train_on out, "
+                    f"or name a bank as --data.init_args.{modality}_bank"
+                )
+            self.split("train").attach_rows(modality, *found)
+            return
         if path is None:
             raise ValueError(
                 f"the method distils an {modality} teacher and there is neither --{modality}_teacher nor a bank of "
@@ -235,6 +247,8 @@ class RetrievalDataModule(pl.LightningDataModule):
         dataset: BatchDataset
         if self.batches == "pairs":
             dataset = datasets.PairDataset(prepared, transform, self.seed)
+            if prepared.streamed is not None:
+                return self._stream(dataset, prepared.streamed)
         elif self.batches == "image_views":
             dataset = datasets.ImageViewDataset(prepared, transform, self.seed)
         else:
@@ -281,6 +295,11 @@ class RetrievalDataModule(pl.LightningDataModule):
 
     def _place(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+    def _stream(self, pairs: datasets.PairDataset, images: ShardImages) -> Loader:
+        order = StreamOrder(images, pairs.split.table.caption_image, self.batch_size, self.seed)
+        sampler = StreamSampler(order, *self._place(), self.workers, self._epoch_order)
+        return StreamLoader(StreamedPairs(pairs, images), sampler, self.workers, self.tokenizer.padding)
 
     def _loader(self, dataset: BatchDataset, sampler: Sampler[Draw]) -> Loader:
         return BatchLoader(dataset, sampler, self.workers)

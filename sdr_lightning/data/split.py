@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -16,8 +17,9 @@ from sdr_lightning.data.degree import measure_degree
 from sdr_lightning.data.images import AnyImage, Images
 from sdr_lightning.data.imbalance import Imbalance, Realised, imbalanced
 from sdr_lightning.data.pixel_cache import PixelCache, identities
+from sdr_lightning.data.shards.images import ShardImages
 from sdr_lightning.data.table import CaptionTable
-from sdr_lightning.data.tokenizer import Tokenizer, take, tokenised
+from sdr_lightning.data.tokenizer import Tokenizer, take, tokenised, trimmed
 from sdr_lightning.data.transforms import Transform, seeded, to_input
 from sdr_lightning.data.wording import Wording
 from sdr_lightning.features.bank import FeatureBank
@@ -72,7 +74,7 @@ class PreparedSplit:
         cache: Path,
         wording: Wording = Wording(),  # noqa: B008 (frozen)
     ) -> None:
-        self._state = imbalanced(clean, imbalances)
+        self._clean, self._state = clean, imbalanced(clean, imbalances)
         masks = any(part.imbalance.kind == "mask_words" for part in self._state.realised.parts)
         if masks and tokenizer.tokenizer.mask_token != "[MASK]":
             raise ValueError(
@@ -83,6 +85,7 @@ class PreparedSplit:
         self.image_size = image_size
         self.caption_image = torch.from_numpy(self.table.caption_image)
         self._images = images
+        self._tokenises_batches = isinstance(images, ShardImages)  # all tokens of millions of captions fill the memory
         self._tokenizer = tokenizer
         self._wording = wording
         self._cache = cache
@@ -108,7 +111,12 @@ class PreparedSplit:
 
     def share_tokens(self) -> None:
         """Compute the tokens if batches need them; call it before worker processes start, so that they share them."""
-        if "text" not in self._cached:
+        if "text" in self._cached:
+            return
+        if self._tokenises_batches:
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # or tokenizers warns in forked workers
+            _ = self._tokenizer.tokenizer
+        else:
             _ = self.tokens
 
     @cached_property
@@ -141,6 +149,34 @@ class PreparedSplit:
         self.teacher_sources[bank.modality] = bank.source
         self._placebo = self._placebo or bank.is_placebo
 
+    def attach_rows(self, modality: Modality, features: Tensor, source: str, is_placebo: bool) -> None:
+        """Return a teacher's features with every pair from now on; as :meth:`attach_teacher`, but for features by row.
+
+        Args:
+            modality: modality of the teacher.
+            features: (n, D) features of all images or captions of the split, not copied.
+            source: fingerprint of the tower.
+            is_placebo: whether the features are random.
+
+        Raises:
+            ValueError: a corruption changes items, whose features differ then.
+        """
+        content = self._state.image_content if modality == "image" else self.table.text_content
+        clean = self._clean.image_content if modality == "image" else self._clean.text_content
+        if changed := int((content != clean).sum()):
+            raise ValueError(
+                f"the shards hold the {modality} teacher's features of clean data, and a corruption changes {changed} of "
+                f"{len(content)} {modality}s: write a bank with sdr extract, and name it as --data.init_args.{modality}_bank"
+            )
+        self._teacher[modality] = _Features(features, torch.arange(len(features)))
+        self.teacher_sources[modality] = source
+        self._placebo = self._placebo or is_placebo
+
+    @property
+    def streamed(self) -> ShardImages | None:
+        """The images, if training on pairs reads them from shards; None if they are elsewhere, or cached features."""
+        return self._images if isinstance(self._images, ShardImages) and "image" not in self._cached else None
+
     def original(self, row: int) -> AnyImage:
         """Return one image without corruption, in its original size or that of the pixel cache."""
         return self._images[row]
@@ -172,6 +208,8 @@ class PreparedSplit:
         """Return the tokens of some captions, or cached features."""
         if "text" in self._cached:
             return CachedFeatures(self._cached["text"].at(rows))
+        if self._tokenises_batches:
+            return trimmed(self._tokenizer(self._wording([self.table.captions[row] for row in rows.tolist()])))
         return take(self.tokens, torch.from_numpy(rows))
 
     def teacher(self, modality: Modality, rows: Rows) -> Tensor | None:

@@ -10,6 +10,7 @@ from itertools import accumulate, pairwise
 from typing import overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 class Strings(Sequence[str]):
@@ -29,6 +30,13 @@ class Strings(Sequence[str]):
         encoded = [item.encode() for item in items]
         self._bytes = np.frombuffer(b"".join(encoded), dtype=np.uint8)
         self._offsets = np.fromiter(accumulate(map(len, encoded), initial=0), dtype=np.int64, count=len(encoded) + 1)
+
+    @classmethod
+    def packed(cls, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Strings:
+        """Create from UTF-8 bytes and N + 1 offsets, without copying."""
+        strings = cls.__new__(cls)
+        strings._bytes, strings._offsets = data, offsets
+        return strings
 
     @staticmethod
     def holds(item: str) -> bool:

@@ -56,6 +56,11 @@ class Tokenizer(ABC):
         return len(self.tokenizer)
 
     @property
+    def padding(self) -> int:
+        """Token id of padding."""
+        return int(self.tokenizer.pad_token_id)
+
+    @property
     def fingerprint(self) -> str:
         """SHA-256 of everything that determines the tokens."""
         settings = json.loads(self.tokenizer.backend_tokenizer.to_str())

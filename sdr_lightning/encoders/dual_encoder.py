@@ -23,8 +23,8 @@ class DualEncoder(nn.Module):
         normalise_features: apply a LayerNorm before each projection.
         fusion: fusion encoder over the tokens of both towers; None for a dual encoder only.
         compile: compile the towers with ``torch.compile``; the first steps take minutes.
-        activation_checkpointing: recompute the activations within each layer of the towers in the backward pass, which saves
-            memory and costs time.
+        activation_checkpointing: recompute the activations within each layer of the towers and of the fusion encoder in the
+            backward pass, which saves memory and costs time.
 
     Raises:
         ValueError: towers of different widths without projections, a fusion encoder that does not fit the towers, or a tower
@@ -64,6 +64,8 @@ class DualEncoder(nn.Module):
                 tower.checkpoint_activations()
             if compile:
                 tower.compile()
+        if fusion is not None and activation_checkpointing:
+            fusion.checkpoint_activations()
 
     def image(self, images: ImageInputs) -> Encoded:
         """Embed images.

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from sdr_lightning.encoders.transformer import model_config, pretrained_model
 from sdr_lightning.paths import PathOrName
@@ -67,6 +69,7 @@ class FusionEncoder(nn.Module):
         width: width of the caption tokens and of the fused token.
         image_width: width of the image tokens.
         pretrained: whether the layers start from BERT weights.
+        recompute: whether activations are recomputed, see :meth:`checkpoint_activations`.
 
     Raises:
         ValueError: neither weights nor config, a model other than BERT, a first layer out of range, or unavailable weights.
@@ -87,6 +90,7 @@ class FusionEncoder(nn.Module):
             raise ValueError(f"first_layer must be from 0 to {settings.num_hidden_layers - 1}, got {first_layer}")
         self.width, self.image_width = int(settings.hidden_size), image_width
         self.pretrained = reference is not None
+        self.recompute = False
         self.layers = nn.ModuleList(
             FusionLayer(
                 self.width,
@@ -143,11 +147,16 @@ class FusionEncoder(nn.Module):
             raise ValueError(f"the fusion encoder reads caption tokens of width {self.width}, found {found}")
         mask = None if text.mask is None else text.mask.bool()[:, None, None, :]  # (P, 1, 1, L)
         for number, (layer, context) in enumerate(zip(self._stack(), contexts, strict=True)):
-            chosen = Context(
-                *(side.expand(len(hidden), -1, -1, -1) if rows is None else side[rows] for side in context)
-            )
-            hidden = layer(hidden, mask, chosen, first_alone=number == len(self.layers) - 1)
+            inputs = layer, hidden, mask, context, rows, number == len(self.layers) - 1
+            if self.recompute and torch.is_grad_enabled():
+                hidden = checkpoint(_fused, *inputs, use_reentrant=False)
+            else:
+                hidden = _fused(*inputs)
         return hidden[:, 0]
+
+    def checkpoint_activations(self) -> None:
+        """Recompute the activations within each layer in the backward pass; keys and values of images are kept."""
+        self.recompute = True
 
     def _stack(self) -> Iterator[FusionLayer]:
         for layer in self.layers:
@@ -164,6 +173,15 @@ class FusionEncoder(nn.Module):
                 raise ValueError(f"{reference} lacks {len(missing)} weights of the fusion encoder, first {missing[0]}")
             theirs = {name: bert[prefix + bert_name(name)] for name in layer.state_dict() if "cross_" not in name}
             layer.load_state_dict(theirs, strict=False)
+
+
+def _fused(
+    layer: FusionLayer, hidden: Tensor, mask: Tensor | None, context: Context, rows: Tensor | None, first_alone: bool
+) -> Tensor:
+    """Apply a layer to P captions, each with the context of its image."""
+    chosen = Context(*(side.expand(len(hidden), -1, -1, -1) if rows is None else side[rows] for side in context))
+    fused: Tensor = layer(hidden, mask, chosen, first_alone=first_alone)
+    return fused
 
 
 class FusionLayer(nn.Module):

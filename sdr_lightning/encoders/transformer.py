@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
@@ -216,7 +217,7 @@ def model_config(what: str, weights: str | None, config: dict[str, Any] | None) 
             raise unreachable(what, reference, argument_of(what), error) from error
     assert config is not None
     try:
-        return None, AutoConfig.for_model(**config)
+        return None, AutoConfig.for_model(**deepcopy(config))  # transformers 4 takes nested entries out
     except (TypeError, ValueError) as error:
         raise ValueError(f"config needs a model_type that transformers knows, got {config}") from error
 

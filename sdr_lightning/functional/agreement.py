@@ -18,7 +18,6 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from sklearn.isotonic import IsotonicRegression
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -355,6 +354,8 @@ def _probability(given: Floats, shuffled: Floats, share: float) -> Floats:
     is_given = np.concatenate([np.ones(len(given)), np.zeros(shuffled.size)])
     weight = np.where(is_given, len(shuffled), 1)
     # The share of given pairs at a score is f / (f + f0).
+    from sklearn.isotonic import IsotonicRegression  # slow to import
+
     among_all = IsotonicRegression(out_of_bounds="clip").fit(scores, is_given, sample_weight=weight).predict(given)
     ratio = np.divide(1 - among_all, among_all, out=np.full_like(among_all, np.inf), where=among_all > 0)
     probability: Floats = np.clip(1 - share * ratio, 0, 1) if share > 0 else np.ones(len(given))

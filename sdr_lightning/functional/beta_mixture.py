@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import beta
 from torch import Tensor
 
 _EDGE = 1e-4
@@ -67,6 +66,8 @@ def low_beta_posterior(values: Tensor, iterations: int = 10) -> Tensor:
 
 def _posterior(values: Array, shapes: Array, weights: Array) -> Array:
     """(2, n) probability of each group."""
+    from scipy.stats import beta  # slow to import
+
     joint = np.array([weight * beta.pdf(values, *shape) for shape, weight in zip(shapes, weights, strict=True)])
     joint = joint.clip(min=_LEAST)
     posterior: Array = joint / joint.sum(axis=0)

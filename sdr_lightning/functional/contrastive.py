@@ -140,7 +140,8 @@ def image_text_contrast(
     >>> image_text_contrast(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), 1.0)
     tensor(0.3133)
     """
-    to_text, to_image, targets = _both_directions(image, text, image_index, temperature, local_rows)
+    targets = positive_targets(image_index[local_rows], image_index, image.dtype)
+    to_text, to_image = both_directions(image, text, temperature, local_rows)
     if weights is not None:
         tiny = torch.finfo(image.dtype).tiny
         weights = weights.to(image.dtype)
@@ -174,18 +175,27 @@ def generalised_image_text_contrast(
     >>> generalised_image_text_contrast(torch.eye(2), torch.eye(2), torch.tensor([0, 1]), 1.0, q=1.0)
     tensor(0.2689)
     """
-    to_text, to_image, targets = _both_directions(image, text, image_index, temperature, local_rows)
+    targets = positive_targets(image_index[local_rows], image_index, image.dtype)
+    to_text, to_image = both_directions(image, text, temperature, local_rows)
     return (generalised_cross_entropy(to_text, targets, q) + generalised_cross_entropy(to_image, targets, q)) / 2
 
 
-def _both_directions(
-    image: Tensor, text: Tensor, image_index: Tensor, temperature: Tensor | float, local_rows: slice
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(Q, B) logits from images to texts and from texts to images, and (Q, B) targets."""
-    targets = positive_targets(image_index[local_rows], image_index, image.dtype)
+def both_directions(
+    image: Tensor, text: Tensor, temperature: Tensor | float, local_rows: slice = slice(None)
+) -> tuple[Tensor, Tensor]:
+    """Return the logits of Q queries against all B pairs in both directions.
+
+    Args:
+        image: (B, d) L2-normalised image embeddings.
+        text: (B, d) L2-normalised text embeddings.
+        temperature: tau > 0.
+        local_rows: the pairs used as queries; all pairs by default.
+
+    Returns:
+        (Q, B) ``v_i . t_j / tau`` and (Q, B) ``t_i . v_j / tau``.
+    """
     to_text = image[local_rows] @ text.T / temperature
-    to_image = to_text.T if len(to_text) == len(text) else text[local_rows] @ image.T / temperature
-    return to_text, to_image, targets
+    return to_text, to_text.T if len(to_text) == len(text) else text[local_rows] @ image.T / temperature
 
 
 def nt_xent(embeddings: Tensor, group: Tensor, temperature: float) -> Tensor:

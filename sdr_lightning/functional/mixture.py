@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 
@@ -36,5 +35,7 @@ def low_component_posterior(values: Tensor) -> Tensor:
     if low == high:
         return torch.ones(len(found))
     scaled = ((found - low) / (high - low))[:, None]
+    from sklearn.mixture import GaussianMixture  # slow to import
+
     mixture = GaussianMixture(2, max_iter=10, tol=1e-2, reg_covar=5e-4, random_state=0).fit(scaled)
     return torch.from_numpy(mixture.predict_proba(scaled)[:, mixture.means_.argmin()]).float()

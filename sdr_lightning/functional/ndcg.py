@@ -13,7 +13,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from sdr_lightning.functional.search import at_least_fp32, count_non_finite, exact_scores, stable_top_index
+from sdr_lightning.functional.search import (
+    at_least_fp32,
+    count_non_finite,
+    descending_order,
+    exact_scores,
+    stable_top_index,
+)
 
 Gain = Literal["linear", "exponential"]
 
@@ -98,8 +104,8 @@ def merge_top_gains(first: TopGains, second: TopGains, k: int) -> TopGains:
     ideal = torch.cat((first.ideal, second.ideal), dim=1)
     k = min(k, scores.shape[1])
     # Stable: among ties, the first gallery has the lower indices.
-    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    return TopGains(scores.gather(1, order), gains.gather(1, order), ideal.topk(k, dim=1).values)
+    order = descending_order(scores)[:, :k]
+    return TopGains(scores.gather(1, order), gains.gather(1, order), ideal.gather(1, descending_order(ideal)[:, :k]))
 
 
 def ndcg_of_top(top: TopGains, ks: Sequence[int] = (10, 20, 50), gain: Gain = "linear") -> Tensor:

@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sdr_lightning.functional.contrastive import positive_targets, positives
+from sdr_lightning.functional.contrastive import both_directions, positive_targets, positives
 
 Complementary = Literal["log", "tan", "abs", "exp", "gce"]
 
@@ -58,7 +58,7 @@ def complementary_contrast(
     tensor(0.2689)
     """
     negative = ~positives(image_index[local_rows], image_index)
-    directions = _both_directions(image, text, temperature, local_rows)
+    directions = both_directions(image, text, temperature, local_rows)
     losses = [torch.where(negative, _complementary(logits, kind, q), 0).sum(dim=1).mean() for logits in directions]
     return torch.stack(losses).mean()
 
@@ -94,7 +94,7 @@ def robust_info_nce(
     """
     targets = positive_targets(image_index[local_rows], image_index, image.dtype)
     losses = []
-    for logits in _both_directions(image, text, temperature, local_rows):
+    for logits in both_directions(image, text, temperature, local_rows):
         matched = (targets * (q * logits).exp()).sum(dim=1)
         everything = (q * (math.log(density) + logits.logsumexp(dim=1))).exp()
         losses.append(((everything - matched) / q).mean())
@@ -119,10 +119,3 @@ def _log_complement(logits: Tensor) -> Tensor:
     others = logits.masked_fill(greatest, torch.finfo(logits.dtype).min).logsumexp(dim=1, keepdim=True)
     smaller = logits.softmax(dim=1).masked_fill(greatest, 0)  # at most 1/2
     return torch.where(greatest, others - logits.logsumexp(dim=1, keepdim=True), torch.log1p(-smaller))
-
-
-def _both_directions(
-    image: Tensor, text: Tensor, temperature: Tensor | float, local_rows: slice
-) -> tuple[Tensor, Tensor]:
-    """(Q, B) logits from images to texts and from texts to images."""
-    return image[local_rows] @ text.T / temperature, text[local_rows] @ image.T / temperature

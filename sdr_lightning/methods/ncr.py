@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from sdr_lightning.functional.contrastive import positives
 from sdr_lightning.functional.mixture import low_component_posterior
-from sdr_lightning.functional.triplet import hinge_costs
+from sdr_lightning.functional.soft_margin import mean_costs, predicted_labels, soft_margin_costs
 from sdr_lightning.methods.base import Measure, Method
 from sdr_lightning.types import Pairs, TrainingPairs
 
@@ -84,8 +83,7 @@ class NCR(Method):
         if self.warming_up:
             return {"triplet": self._mean_cost(pairs)[local_rows].mean()}
         labels, counts = self._soft_labels(pairs)
-        to_text, to_image = _hinge_costs(pairs, self.margin * (10**labels - 1) / 9)
-        cost = to_text.amax(dim=1) + to_image.amax(dim=1)
+        cost = soft_margin_costs(pairs.image, pairs.text, pairs.image_index, self.margin, labels)
         return {"triplet": (cost * counts)[local_rows].mean()}
 
     def scalars(self) -> dict[str, Tensor]:
@@ -95,21 +93,13 @@ class NCR(Method):
 
     def _mean_cost(self, pairs: Pairs) -> Tensor:
         """(B,) mean hinge over the negatives, summed over both directions."""
-        to_text, to_image = _hinge_costs(pairs, self.margin)
-        return to_text.mean(dim=1) + to_image.mean(dim=1)
+        return mean_costs(pairs.image, pairs.text, pairs.image_index, self.margin)
 
     @torch.no_grad()
     def _soft_labels(self, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """(B,) labels in [0, 1], and (B,) whether a pair contributes to the loss."""
-        predicted = (self.margin - self._mean_cost(pairs) / 2).clamp(0, self.margin)
-        greatest = predicted.topk(len(predicted) // 10 + 1).values.mean()
-        predicted = (predicted / greatest.clamp(min=torch.finfo(predicted.dtype).tiny)).clamp(max=1)
+        predicted = predicted_labels(self._mean_cost(pairs), self.margin)
         probability = self.clean_probability_of(pairs).to(predicted.dtype)
         is_clean = probability > self.threshold
         labels = torch.where(is_clean, probability + (1 - probability) * predicted, predicted)
         return labels, (is_clean | self.with_noisy).to(predicted.dtype)
-
-
-def _hinge_costs(pairs: Pairs, margin: Tensor | float) -> tuple[Tensor, Tensor]:
-    same = positives(pairs.image_index, pairs.image_index)
-    return hinge_costs(pairs.image @ pairs.text.T, margin, same)

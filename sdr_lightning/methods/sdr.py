@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from sdr_lightning.functional.contrastive import contrast, image_text_contrast, positive_targets
 from sdr_lightning.functional.matching import matching_loss
 from sdr_lightning.functional.relational import Distance, StudentRelation
-from sdr_lightning.methods.base import Method, Need, at_least_float32, checked_weights
+from sdr_lightning.methods.base import Method, Need, checked_weights
 from sdr_lightning.methods.parameters import Temperature, TextShare
 from sdr_lightning.methods.structure import STRUCTURE_TERMS, StructureLoss, checked_distance, checked_relation
+from sdr_lightning.methods.teachers import teacher_features
 from sdr_lightning.types import Modality, Pairs, TrainingPairs
 
 TERMS: dict[str, str] = {
@@ -158,7 +159,7 @@ class SDR(Method):
             return
         for modality in get_args(Modality):
             if f"{modality}_teacher" in self.needs:
-                features = _teacher(getattr(training, f"{modality}_teacher"), modality)
+                features = teacher_features(training, modality)
                 mean = features.mean(dim=0, dtype=torch.float64).to(features.dtype)
                 device = next(chain(self.parameters(), self.buffers())).device
                 self.register_buffer(f"{modality}_teacher_mean", mean.to(device))
@@ -220,7 +221,7 @@ class SDR(Method):
 
     def _teacher(self, pairs: Pairs, modality: Modality, width: int | None = None) -> Tensor:
         """Features of a teacher, (B, D), centred if ``centre_teachers`` is set."""
-        features = _teacher(getattr(pairs, f"{modality}_teacher"), modality, width)
+        features = teacher_features(pairs, modality, width)
         if not self.centre_teachers:
             return features
         mean: Tensor | None = getattr(self, f"{modality}_teacher_mean", None)
@@ -245,20 +246,6 @@ def _distil(
     projected = F.normalize(projection(teacher.to(projection.weight.dtype)), dim=1).to(student.dtype)
     targets = positive_targets(index[local_rows], index, student.dtype)
     return contrast(student[local_rows], projected, targets, tau)
-
-
-def _teacher(features: Tensor | None, modality: Modality, width: int | None = None) -> Tensor:
-    if features is None:
-        raise ValueError(
-            f"the method needs {modality}-teacher features and the batch has none: "
-            f"extract a bank and name it under data.init_args.{modality}_bank"
-        )
-    if width is not None and features.shape[1] != width:
-        raise ValueError(
-            f"the {modality} bank is {features.shape[1]} wide and the method expects {width}: "
-            f"set method.init_args.{modality}_teacher_width to {features.shape[1]}"
-        )
-    return at_least_float32(features.detach())
 
 
 def _required(width: int | None, argument: str, reader: str) -> int:

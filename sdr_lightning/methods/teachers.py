@@ -5,14 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from sdr_lightning.methods.base import at_least_float32
-from sdr_lightning.types import Modality, Pairs
+from sdr_lightning.types import Modality, Pairs, TrainingPairs
 
 
-def teacher_features(pairs: Pairs, modality: Modality, width: int | None = None) -> Tensor:
+def teacher_features(pairs: Pairs | TrainingPairs, modality: Modality, width: int | None = None) -> Tensor:
     """Return the features of a teacher.
 
     Args:
-        pairs: B pairs.
+        pairs: B pairs, or all training pairs, whose features are those of the (B) images or captions.
         modality: whose teacher.
         width: expected width of the features; any when None.
 

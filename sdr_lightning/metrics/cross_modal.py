@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from sdr_lightning.functional.ordered_search import centre
 from sdr_lightning.functional.ranking import (
     Ranking,
     Ties,
@@ -16,7 +16,7 @@ from sdr_lightning.functional.ranking import (
     recall_at_k,
     tie_rate,
 )
-from sdr_lightning.functional.search import QUERY_TILE, Advance, chunks
+from sdr_lightning.functional.search import QUERY_TILE, Advance
 
 
 def cross_modal_rankings(
@@ -113,7 +113,4 @@ def centred(embeddings: Tensor) -> Tensor:
     >>> centred(torch.tensor([[0.6, 0.8], [-0.6, 0.8]])).tolist()
     [[1.0, 0.0], [-1.0, 0.0]]
     """
-    mean, result = embeddings.mean(0, dtype=torch.float64), torch.empty_like(embeddings)
-    for rows in chunks(len(embeddings), 8192):  # bounds the size of the fp64 copy
-        result[rows] = F.normalize(embeddings[rows].double() - mean, dim=1).to(result.dtype)
-    return result
+    return centre(embeddings).embeddings

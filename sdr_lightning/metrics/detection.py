@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
 
 
 def detection(clean_probability: Tensor, is_original: Tensor) -> dict[str, float]:
@@ -40,5 +39,7 @@ def detection(clean_probability: Tensor, is_original: Tensor) -> dict[str, float
         "detection_true_share": 100 * (~original).double().mean().item(),
     }
     if bool(original.any()) and not bool(original.all()):
+        from torchmetrics.functional.classification import binary_auroc  # slow to import
+
         found["detection_AUC"] = 100 * binary_auroc(estimate, original.long()).item()
     return found

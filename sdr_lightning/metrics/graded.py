@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from sdr_lightning.functional.ndcg import Gain, TopGains, mean_ndcg, merge_top_gains, ndcg_of_top
-from sdr_lightning.functional.search import QUERY_TILE, Advance, chunks, top_k
+from sdr_lightning.functional.ordered_search import Centred, centre, ordered_top_k
+from sdr_lightning.functional.search import QUERY_TILE, Advance, TopK, chunks
 from sdr_lightning.identity import sha256
-from sdr_lightning.metrics.cross_modal import centred
 from sdr_lightning.metrics.relevance import Relevance
 from sdr_lightning.types import Modality
 
@@ -73,24 +73,13 @@ def graded_queries(
     embeddings: dict[Modality, Tensor] = {"image": image_embeddings, "text": text_embeddings}
     search = _Search(embeddings, relevance, left_out, chunk_size, advance)
     depth = max(*ks, EXPONENTIAL_AT)
-    i2i, i2t = search.top("image", "image", depth), search.top("image", "text", depth)
-    t2i, t2t = search.top("text", "image", depth), search.top("text", "text", depth)
-    tasks = {
-        "i2t": i2t,
-        "t2i": t2i,
-        "i2i": i2i,
-        "t2t": t2t,
-        "i2it": merge_top_gains(i2i, i2t, depth),
-        "t2it": merge_top_gains(t2i, t2t, depth),
-    }
-    search.embeddings = {modality: centred(some) for modality, some in embeddings.items()}
-    tasks["centred_i2it"] = merge_top_gains(
-        search.top("image", "image", depth), search.top("image", "text", depth), depth
-    )
-    tasks["centred_t2it"] = merge_top_gains(
-        search.top("text", "image", depth), search.top("text", "text", depth), depth
-    )
-    return {key: value for task, top in tasks.items() for key, value in queries_of(task, top, ks).items()}
+    tasks: dict[str, TopGains] = {}
+    queries: tuple[tuple[Modality, str], ...] = (("image", "i2"), ("text", "t2"))
+    for query, into in queries:
+        plain, moved = search.tops(query, ("image", "text"), depth, centred=True)
+        tasks |= {f"{into}i": plain[0], f"{into}t": plain[1], f"{into}it": merge_top_gains(plain[0], plain[1], depth)}
+        tasks[f"centred_{into}it"] = merge_top_gains(moved[0], moved[1], depth)
+    return {key: value for task in TASKS for key, value in queries_of(task, tasks[task], ks).items()}
 
 
 def queries_of(task: str, top: TopGains, ks: Sequence[int]) -> dict[str, Tensor]:
@@ -158,7 +147,7 @@ def single_modal(
     if len(embeddings) != wanted:
         raise ValueError(f"relevance is of {wanted} {modality}s, not {len(embeddings)}")
     search = _Search({modality: embeddings}, relevance, None, chunk_size, None)
-    top = search.top(modality, modality, max(*ks, EXPONENTIAL_AT))
+    (top,), _ = search.tops(modality, (modality,), max(*ks, EXPONENTIAL_AT))
     return means(queries_of("i2i" if modality == "image" else "t2t", top, ks))
 
 
@@ -182,14 +171,14 @@ def ndcg_between(
         (Q, len(ks)) in [0, 1]; NaN for a query without a relevant item.
     """
     search = _Search(embeddings, relevance, None, QUERY_TILE, None)
-    first, *others = (search.top(query, gallery, max(ks)) for gallery in galleries)
+    (first, *others), _ = search.tops(query, galleries, max(ks))
     for other in others:
         first = merge_top_gains(first, other, max(ks))
     return ndcg_of_top(first, ks)
 
 
 class _Search:
-    """Search of one modality with queries of another, and the gains of what is found."""
+    """Search with the queries of one modality, and the gains of what is found."""
 
     def __init__(
         self,
@@ -201,22 +190,46 @@ class _Search:
     ) -> None:
         self.embeddings, self.relevance, self.siblings = embeddings, relevance, siblings
         self.chunk_size, self.advance = chunk_size, advance
+        self._centres: dict[Modality, Centred] = {}
 
-    def top(self, query: Modality, gallery: Modality, k: int) -> TopGains:
-        queries, items = self.embeddings[query], self.embeddings[gallery]
-        exclude = self._left_out(query, len(queries)) if query == gallery else None
-        found = top_k(queries, items, k, exclude=exclude, query_tile=self.chunk_size, advance=self.advance)
-        parts = list(chunks(len(queries), _ROWS))
-        gains = torch.cat([self.relevance.gains(query, gallery, rows, found.items[rows].cpu()) for rows in parts])
-        ideal = self._ideal(query, gallery, k, None if exclude is None else exclude.cpu(), parts)
+    def tops(
+        self, query: Modality, galleries: Sequence[Modality], k: int, centred: bool = False
+    ) -> tuple[list[TopGains], list[TopGains]]:
+        """Search each gallery; the second list is after centring, and empty without `centred`."""
+        queries, items = self.embeddings[query], [self.embeddings[gallery] for gallery in galleries]
+        exclude = self._left_out(query, len(queries)) if query in galleries else None
+        found = ordered_top_k(
+            queries,
+            items,
+            k,
+            exclude=[exclude if gallery == query else None for gallery in galleries],
+            centred=(self._centred(query), [self._centred(gallery) for gallery in galleries]) if centred else None,
+            query_tile=self.chunk_size,
+            advance=self.advance,
+        )
+        plain, moved = (
+            [self._gains(query, gallery, top, k, exclude) for gallery, top in zip(galleries, tops, strict=False)]
+            for tops in found
+        )
+        return plain, moved
+
+    def _gains(self, query: Modality, gallery: Modality, top: TopK, k: int, exclude: Tensor | None) -> TopGains:
+        parts = list(chunks(len(top.items), _ROWS))
+        gains = torch.cat([self.relevance.gains(query, gallery, rows, top.items[rows]) for rows in parts])
+        left_out = exclude.cpu() if exclude is not None and query == gallery else None
+        ideal = self._ideal(query, gallery, k, left_out, parts)
         for values in (gains, ideal):
             if values.numel() and not (values.min() >= 0 and torch.isfinite(values).all()):
                 raise ValueError(
                     f"relevance must be finite and not negative, found {values.min().item()} to {values.max().item()} "
                     f"between {query} queries and {gallery}s"
                 )
-        scores = found.scores.cpu()
-        return TopGains(scores, gains.masked_fill(scores == -torch.inf, 0.0), ideal)
+        return TopGains(top.scores, gains.masked_fill(top.scores == -torch.inf, 0.0), ideal)
+
+    def _centred(self, modality: Modality) -> Centred:
+        if modality not in self._centres:
+            self._centres[modality] = centre(self.embeddings[modality])
+        return self._centres[modality]
 
     def _ideal(self, query: Modality, gallery: Modality, k: int, exclude: Tensor | None, parts: list[slice]) -> Tensor:
         left_out = "" if exclude is None else sha256(exclude.numpy().tobytes())

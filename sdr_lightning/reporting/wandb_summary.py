@@ -11,7 +11,6 @@ from sdr_lightning.configure.lightning_cli import SdrCLI
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.functional.search import top_k
 from sdr_lightning.paths import read_json
-from sdr_lightning.reporting.study_report import draw_run
 from sdr_lightning.training.retrieval_module import RetrievalModule
 
 _QUERIES, _RESULTS = 8, 5
@@ -24,6 +23,8 @@ def publish(cli: SdrCLI) -> None:
     with cli.tracking():
         for tracked in cli.tracked():
             kept = read_json(cli.run_dir / "results.json", "the results of the training")["training"]["kept"]
+            from sdr_lightning.reporting.study_report import draw_run  # imports matplotlib
+
             pictures = {"curves": draw_run(cli.run_dir)} if kept else {}
             tracked.conclude(kept, pictures, examples(cli.model, cli.datamodule))
     cli.end_tracking()

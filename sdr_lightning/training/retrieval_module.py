@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -22,6 +21,7 @@ from sdr_lightning.paths import FilePath, expand
 from sdr_lightning.training.checkpoints.continuation import is_dev_run
 from sdr_lightning.training.checkpoints.student import load_student, save_student, start_from
 from sdr_lightning.training.distributed.collectives import Gather, gather, gather_encoded
+from sdr_lightning.training.distributed.strategies import FullySharded, complete_weights
 from sdr_lightning.training.epoch_terms import EpochTerms
 from sdr_lightning.training.evaluation import RetrievalEvaluation
 from sdr_lightning.training.gradient_caching import check_chunks, encode_in_chunks
@@ -31,6 +31,9 @@ from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.training.protocol import ProtocolName
 from sdr_lightning.training.reranking import rescore
 from sdr_lightning.types import Encoded, Modality, Pairs, RetrievalBatch, UnimodalBatch
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig  # its name since Lightning 2.5.1
 
 
 class LossNotFiniteError(ValueError):
@@ -150,6 +153,24 @@ class RetrievalModule(EpochTerms):
         newly_initialized += [f"method.{name}" for name, _ in self.method.named_parameters()]
         return self.optimisation.configure(self, newly_initialized)
 
+    def configure_model(self) -> None:
+        """Divide the weights over the processes if the strategy does so.
+
+        Raises:
+            ValueError: an option, the method or a tower does not go with it.
+        """
+        if isinstance(strategy := self.trainer.strategy, FullySharded):
+            if self.micro_batch is not None:
+                raise ValueError(
+                    "trainer.strategy fsdp gathers weights once for each layer, and micro_batch encodes chunks again: set "
+                    "encoder.init_args.activation_checkpointing instead, or use ddp"
+                )
+            if type(self.method).modify_gradients is not Method.modify_gradients:
+                raise ValueError(
+                    f"{type(self.method).__name__} changes gradients, of which trainer.strategy fsdp has parts: use ddp"
+                )
+            strategy.divide(self.encoder)
+
     # --- Training
 
     def on_train_epoch_start(self) -> None:
@@ -158,7 +179,8 @@ class RetrievalModule(EpochTerms):
         self.method.begin_epoch(self.current_epoch, self._measure)
 
     def _measure(self, per_pair: PerPair) -> Tensor:
-        return measure_pairs(self, per_pair)
+        with complete_weights(self.trainer):
+            return measure_pairs(self, per_pair)
 
     def training_step(self, batch: RetrievalBatch, batch_idx: int) -> Tensor:
         """Compute the loss of the method over the pairs of all processes.

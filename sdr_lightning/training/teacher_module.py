@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch.nn.functional as F
-from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 
 from sdr_lightning.encoders.projection import Projection
@@ -14,6 +15,9 @@ from sdr_lightning.training.distributed.collectives import gather
 from sdr_lightning.training.epoch_terms import EpochTerms
 from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.types import UnimodalBatch
+
+if TYPE_CHECKING:
+    from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig  # its name since Lightning 2.5.1
 
 
 class TeacherModule(EpochTerms):

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher
 
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.training.checkpoints.continuation import is_dev_run
+from sdr_lightning.training.distributed.strategies import FullySharded
 from sdr_lightning.training.epoch_terms import EpochTerms
 from sdr_lightning.training.retrieval_module import RetrievalModule
 
@@ -28,8 +29,8 @@ def check_trainer(trainer: pl.Trainer) -> None:
             f"trainer.precision {trainer.precision} would round the weights that are trained: use bf16-mixed or 16-mixed"
         )
     strategy = trainer.strategy
-    if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy):
-        raise ValueError(f"trainer.strategy {type(strategy).__name__} is not supported: use ddp")
+    if not isinstance(strategy, DDPStrategy | SingleDeviceStrategy | FullySharded):
+        raise ValueError(f"trainer.strategy {type(strategy).__name__} is not supported: use ddp, ddp_bf16 or fsdp")
     if isinstance(strategy.launcher, _MultiProcessingLauncher):
         raise ValueError("trainer.strategy may not fork or spawn processes, whose logs would be lost: use ddp")
     if trainer.overfit_batches:  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -16,6 +17,7 @@ from sdr_lightning.configure import build_data
 from sdr_lightning.data import SceneSource
 from sdr_lightning.data.id_list import read_ids
 from sdr_lightning.data.imbalance import Imbalance, read_noise
+from sdr_lightning.features.bank import FeatureBank
 from tests.e2e.sdr import error_line, sdr, succeeded
 
 IMAGES = 12
@@ -530,3 +532,25 @@ def test_commands_in_subprocesses(tmp_path: Path, experiments: Path, own: Path, 
     config = experiment(tmp_path, experiments, "plain", imbalance={"kind": "mismatch", "ratio": 0.4})
     assert "finished in" in succeeded(sdr("fit", "--config", config, "--run_dir", tmp_path / "run"))
     assert trained(tmp_path / "run")["train"]["imbalances"][0]["affected"] == 26
+
+
+def test_shard_writes_a_collection_and_continues(scenes_file: Path, tmp_path: Path, ran: Run) -> None:
+    output = tmp_path / "shards"
+    command = ("data", "shard", "--data", scenes_file, "--output", output, "--images-per-shard", 5)
+    assert "9 shards in" in ran(*command)
+    (output / "val-000001.parquet").unlink()
+    printed = ran(*command)
+    assert "1 written now" in printed
+    source = printed.split("train with ")[1].split()
+    assert "training can start" in ran("data", "check", "--data", scenes_file, *source)
+    assert "holds shards of other data or options" in ran(*command[:-1], 6, status=2)
+
+
+def test_shard_takes_one_bank_per_modality(scenes_file: Path, tmp_path: Path, ran: Run) -> None:
+    bank = FeatureBank("text", ["a"], np.zeros(1, dtype=np.int64), torch.zeros(1, 2), "tower")
+    bank.save(tmp_path / "a.safetensors")
+    banks = (tmp_path / "a.safetensors",) * 2
+    command = ("data", "shard", "--data", scenes_file, "--output", tmp_path / "shards", "--teachers")
+    assert "two banks of the text modality" in ran(*command, *banks, status=2)
+    assert "the text bank lacks 320 of 320 ids" in ran(*command, banks[0], status=2)
+    assert not (tmp_path / "shards").exists()

@@ -362,3 +362,30 @@ def test_captions_without_matching_tokens_are_rejected(found):
     text = Encoded(torch.zeros(3, WIDTH), None if found == "none" else torch.zeros(3, 4, 12))
     with pytest.raises(ValueError, match=f"reads caption tokens of width 16, found {found}"):
         encoder(text, encoder.contexts(image_tokens(1)))
+
+
+def test_recomputed_activations_change_no_bit_and_save_memory():
+    """With dropout, for which the same random numbers are drawn again."""
+    kept, gradients, outputs = [], [], []
+    for recompute in (False, True):
+        encoder, sizes = fusion_encoder(0).train(), {}
+        if recompute:
+            encoder.checkpoint_activations()
+        own = {parameter.data_ptr() for parameter in encoder.parameters()}
+
+        def keep(tensor, sizes=sizes, own=own):
+            if tensor.data_ptr() not in own:
+                sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        torch.manual_seed(3)
+        images, text = image_tokens(2).requires_grad_(), captions((4, 7, 2))
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            fused = encoder(text, encoder.contexts(images), torch.tensor([0, 1, 1]))
+        fused.square().sum().backward()
+        kept.append(sum(sizes.values()))
+        outputs.append(fused)
+        gradients.append([images.grad, *(p.grad for p in encoder.layers.parameters())])
+    assert torch.equal(*outputs)
+    assert all(map(torch.equal, *gradients))
+    assert kept[1] < kept[0] / 2

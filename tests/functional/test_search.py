@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import normalize
 
 from sdr_lightning.functional import search
-from sdr_lightning.functional.search import Products, paired_similarity, similarity, top_k
+from sdr_lightning.functional.search import Products, descending_order, paired_similarity, similarity, top_k
 
 
 def reference(queries, gallery, k, exclude=None):
@@ -87,3 +87,9 @@ def test_errors():
         top_k(torch.eye(2)[:0], torch.eye(2), 1)
     with pytest.raises(ValueError, match=r"2 scores are not finite, the first at query 1, gallery item 0"):
         top_k(torch.tensor([[1.0, 0.0], [torch.nan, 0.0]]), torch.eye(2), 1)
+
+
+def test_the_descending_order_is_stable_for_every_float():
+    values = torch.tensor([[0.0, -0.0, 1.0, -1.0, torch.inf, -torch.inf, 1e-45, -1e-45, 1.0, 3e38]])
+    assert torch.equal(descending_order(values), values.sort(dim=1, descending=True, stable=True).indices)
+    assert torch.equal(descending_order(values.double()), descending_order(values))

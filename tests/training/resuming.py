@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def train(
     ckpt_path: Path | None = None,
     **options: Any,
 ) -> dict[str, Tensor]:
-    """Train, or continue, and return all parameters and buffers."""
+    """Train, or continue, and return all parameters and buffers. No signal handler of the training is left behind."""
     callbacks = [BestCheckpoint(None, every_n_steps=1), Continuation(), KeepEveryStep()]
     defaults = {
         "enable_checkpointing": True,
@@ -45,7 +46,9 @@ def train(
         "default_root_dir": folder,
     }
     torch.manual_seed(1)
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
     trainer(**defaults, **options).fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=True)
+    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == handlers
     return module.state_dict()
 
 

@@ -77,7 +77,11 @@ class Continuation(pl.Callback):
         self._loader: dict[str, int] | None = None
         self._interruption = Interruption()
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Restore the signal handlers: before Lightning restores its own, so that none is left that refers to the trainer."""
+        self._interruption.stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Restore the signal handlers."""
         self._interruption.stop()
 
