@@ -27,6 +27,7 @@ check: Any = importlib.import_module("check_results")
 STUDIES = {study.record["name"]: study for study in texts.published()}
 
 
+@pytest.mark.slow  # plans every published study
 def test_results_in_the_text_are_those_of_the_records() -> None:
     """Fails as well when the code of a published study has changed and its text does not mark it."""
     stale = [
@@ -45,6 +46,7 @@ def test_every_published_study_is_shown() -> None:
         assert f"<!-- state: {name} -->" in (study.folder / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_leaderboard_is_that_of_the_records() -> None:
     assert not [path.name for path, text in texts.leaderboard(STUDIES).items() if path.read_text() != text], (
         "run make results"
