@@ -1,11 +1,13 @@
-"""Effect of the speed options on a training step.
+"""Effect of the speed options, or of the method, on a training step.
 
     sdr bench training                                            # tiny student on scenes; a minute on one core
+    sdr bench training --methods [infonce sdr ...] [--batch 256]  # methods of experiments/methods; the first is the reference
     sdr bench training --batch 16 --size 224 --variants plain bf16 compile -- --model MODEL.yaml [--config OVERLAY.yaml ...]
 
 Steps of `sdr fit` on generated scenes with random teacher features: forward, loss, backward and optimiser, without data
-loading. Variants alternate in one process over several rounds; each is a set of options of `sdr fit`. Ratios of medians are
-against the first variant. Memory: tensors saved by autograd on a CPU, peak allocated memory on a GPU.
+loading and without what a method computes before an epoch. Variants alternate in one process over several rounds; each is a
+set of options of `sdr fit`. Ratios of medians are against the first variant. Memory: tensors saved by autograd on a CPU, peak
+allocated memory on a GPU.
 """
 
 import argparse
@@ -35,6 +37,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "compile": (f"{ENCODER}.compile=true",),
     "channels_first": (f"{ENCODER}.image_tower.init_args.channels_last=false",),
 }
+METHODS = {path.stem: (f"--config={path}",) for path in sorted(Path("experiments/methods").glob("*.yaml"))}
 WITHOUT_BATCH_NORM = "experiments/models/tiny_vit_clip.yaml"
 
 
@@ -131,11 +134,17 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--variants", nargs="+", choices=VARIANTS, help="the first is the reference of the ratios")
+    parser.add_argument(
+        "--methods", nargs="*", choices=METHODS, help="instead of options; all with infonce first if none is named"
+    )
     options, rest = parser.parse_known_args()
     torch.set_num_threads(options.threads)
     warnings.simplefilter("ignore")  # Lightning warns about a training without validation and end
     on_gpu = torch.cuda.is_available()
+    variants = VARIANTS if options.methods is None else METHODS
     chosen = options.variants or [name for name in VARIANTS if on_gpu or name != "fp16"]
+    if options.methods is not None:
+        chosen = options.methods or ["infonce", *(name for name in METHODS if name != "infonce")]
     if "fp16" in chosen and not on_gpu:
         parser.error("fp16 needs a GPU: Lightning turns it into bf16 on a CPU")
     rest = [word for word in rest if word != "--"] or ["--model", WITHOUT_BATCH_NORM]
@@ -151,7 +160,7 @@ def main() -> None:
         base += banks(base, Path(name))
         quarter = max(1, options.batch // 4)
         cases = {
-            variant: Case([*base, *(word.format(quarter=quarter) for word in VARIANTS[variant])]) for variant in chosen
+            variant: Case([*base, *(word.format(quarter=quarter) for word in variants[variant])]) for variant in chosen
         }
         for variant, case in cases.items():
             case.train(3)  # warm-up: allocation and compilation, once more for captions of other lengths

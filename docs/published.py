@@ -100,7 +100,9 @@ class Published:
         if not self._is_confirmed:
             return measured
         changed = " with changes" if self.confirmed["dirty"] else ""
-        return f"{measured}; a cell of each method is the same at commit {self.confirmed['commit'][:10]}{changed}"
+        difference = self.confirmed["largest_rsum"]
+        same = f"differs by at most {difference:g} rsum" if difference else "is the same"
+        return f"{measured}; a cell of each method {same} at commit {self.confirmed['commit'][:10]}{changed}"
 
     @cached_property
     def confirmed(self) -> dict[str, Any]:

@@ -26,7 +26,8 @@ class RINCE(InfoNCE):
     one, as in its SimCLR; captions of the same image are positives; directions are averaged and not multiplied by ``2 tau``.
 
     Args:
-        q: in (0, 1]; greater values are more robust. The scripts of [0] have 0.1 and 0.6, its class 0.5.
+        q: in (0, 1]; greater values are more robust. The scripts of [0] have 0.1 and 0.6, its class 0.5, with
+            which small students hardly learn.
         density: lambda > 0, the weight of all pairs against positives. It should exceed 1 / B for batches of B pairs: where all
             similarities are equal, lambda B < 1 pulls all embeddings together. A warning says so.
         temperature: tau; 0.1 and fixed by default. The loss has no lower bound in tau, so it cannot be learned.
@@ -40,7 +41,7 @@ class RINCE(InfoNCE):
             ImageNet/moco-v3/moco/builder.py, ImageNet/simclr/simclr_module.py.
     """
 
-    def __init__(self, q: float = 0.5, density: float = 0.01, temperature: Temperature | None = None) -> None:
+    def __init__(self, q: float = 0.1, density: float = 0.01, temperature: Temperature | None = None) -> None:
         super().__init__(temperature if temperature is not None else Temperature(0.1, learnable=False))
         if not 0 < q <= 1:
             raise ValueError(f"RINCE's q must be in (0, 1], got {q}: for its limit 0, use InfoNCE")

@@ -84,6 +84,7 @@ def finished(study: Path) -> Path:
     return study / "out"
 
 
+@pytest.mark.slow
 def test_cells_record_their_provenance(finished: Path) -> None:
     for path in cells(finished):
         result = json.loads(path.read_text())

@@ -133,6 +133,17 @@ def test_differences_below_fp32_precision_are_ranked_exactly():
         assert torch.equal(found.tied, exact.tied)
 
 
+def test_scores_at_the_edge_of_the_error_bound_are_counted_once():
+    """Thousands of scores lie around the best positive's, so that some differ from it by the error bound, after rounding."""
+    generator = torch.Generator().manual_seed(21)
+    base = torch.randn(1, 64, generator=generator)
+    image = normalize(0.3 * torch.randn(1000, 64, generator=generator) + base)
+    text = normalize(0.3 * torch.randn(5000, 64, generator=generator) + base)
+    image_ids, text_ids = torch.arange(1000), torch.arange(5000) // 5
+    expected = rank_scores(similarity(image, text), image_ids, text_ids)
+    assert torch.equal(rank_embeddings(image, text, image_ids, text_ids).ranks, expected.ranks)
+
+
 def test_a_lower_matmul_precision_and_autocast_change_nothing():
     image, text, image_ids, text_ids = random_problem(dimensions=64)
     plain = rank_embeddings(image, text, image_ids, text_ids).ranks
