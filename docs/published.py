@@ -226,10 +226,17 @@ def _methods_table(path: Path, study: Published) -> str:
     """Each method of a study, and its differences from the baseline."""
     loaded = load_study(study.folder)
     head = " | ".join(f"{quantity.label}: difference" for quantity in CLAIMS.values())
-    rows = [f"| Training data | Method | τ | rsum | {head} |", f"| :--- | :--- | ---: | ---: |{' ---: |' * len(CLAIMS)}"]
+    rows = [
+        f"| Training data | Method | τ | rsum | {head} |",
+        f"| :--- | :--- | ---: | ---: |{' ---: |' * len(CLAIMS)}",
+    ]
     for condition in loaded.conditions:
         for method in loaded.methods:
-            cells = [condition_label(condition), method, number(TEMPERATURE.interval(loaded, method, condition).mean, 3)]
+            cells = [
+                condition_label(condition),
+                method,
+                number(TEMPERATURE.interval(loaded, method, condition).mean, 3),
+            ]
             cells.append(_interval(RSUM.interval(loaded, method, condition)))
             for quantity in CLAIMS.values():
                 compared = compare_with_baseline(loaded, method, condition, quantity)

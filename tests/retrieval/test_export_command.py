@@ -114,7 +114,7 @@ def test_an_export_that_fails_leaves_nothing(run: Path, tmp_path: Path, monkeypa
     def fail(*_: object) -> None:
         raise ValueError("disk full")
 
-    monkeypatch.setattr(command, "export_onnx", fail)
+    monkeypatch.setattr("sdr_lightning.retrieval.onnx.export_onnx", fail)
     with pytest.raises(ValueError, match="disk full"):
         command.run([str(run), "--output", str(tmp_path / "mine"), "--format", "onnx"])
     assert not list(tmp_path.iterdir())
