@@ -3,11 +3,13 @@
     benchmarks/gpu.sh gpu.json
 
 Each part adds to the JSON file when it is done, so that an interrupted run keeps what it measured. A part that fails is
-recorded with its error, and the exit status is 1. Parts and cells that do not fit into --minutes are recorded as left out.
+recorded with its error, and the exit status is 1. What does not begin within --minutes is recorded as left out.
 """
 
 import argparse
+import contextlib
 import gc
+import io
 import json
 import os
 import shutil
@@ -297,15 +299,15 @@ def precision(bench: Bench) -> Rows:
             if not bench.has_time(f"precision, {name}, seed {seed}"):
                 return
             folder = bench.folder / f"{name}-{seed}"
-            run(
-                [
-                    *("fit", "--config", str(EXPERIMENTS / "scenes/sdr.yaml")),
-                    *("--config", str(EXPERIMENTS / "methods/infonce.yaml"), f"--data.init_args.cache={bench.folder}"),
-                    *(f"--trainer.accelerator={'gpu' if bench.device == 'cuda' else 'cpu'}", "--trainer.devices=1"),
-                    *(f"--trainer.precision={name}", f"--trainer.max_epochs={bench.sizes.epochs}"),
-                    *(f"--seed_everything={seed}", f"--run_dir={folder}", "--trainer.enable_progress_bar=false"),
-                ]
-            )
+            words = [
+                *("fit", "--config", str(EXPERIMENTS / "scenes/sdr.yaml")),
+                *("--config", str(EXPERIMENTS / "methods/infonce.yaml"), f"--data.init_args.cache={bench.folder}"),
+                *(f"--trainer.accelerator={'gpu' if bench.device == 'cuda' else 'cpu'}", "--trainer.devices=1"),
+                *(f"--trainer.precision={name}", f"--trainer.max_epochs={bench.sizes.epochs}"),
+                *(f"--seed_everything={seed}", f"--run_dir={folder}", "--trainer.enable_progress_bar=false"),
+            ]
+            with contextlib.redirect_stdout(io.StringIO()):  # where the run folder is, and what to do next
+                run(words)
             kept = read_json(folder / "results.json", "the results of the training")["training"]["kept"]
             found.setdefault(name, []).append(float(kept["val/rsum"]))
     means = [statistics.mean(values) for values in found.values()]
@@ -373,11 +375,13 @@ PARTS: dict[str, Callable[[Bench], Rows]] = {
 """The longest come last: what does not fit into the time are rows of the student."""
 
 
-def measure(output: Path, sizes: Sizes, device: str, minutes: float, chosen: list[str]) -> bool:
+def measure(output: Path, mini: bool, device: str, minutes: float, chosen: list[str]) -> bool:
     """Run the parts and write the record; return whether all succeeded."""
+    sizes = miniature() if mini else Sizes()
     start = time.monotonic()
     record: dict[str, Any] = {
         **environment(),
+        "miniature": mini,
         "parts": {},
         "left_out": [],
     }
@@ -424,6 +428,8 @@ def tables(record: dict[str, Any]) -> str:
     names = ("torch", "lightning", "transformers", "timm")
     versions = ", ".join(f"{name} {record['versions'][name]}" for name in names)
     lines = [f"{record['hardware']}; {versions}; {record['minutes']:.1f} minutes in all."]
+    if record["miniature"]:
+        lines += ["", "In miniature, to test the script: small models and data, not those named below."]
     for part, found in record["parts"].items():
         lines += ["", f"**{part}**: {(PARTS[part].__doc__ or '').splitlines()[0]}", ""]
         keys = list(dict.fromkeys(key for row in found["rows"] for key in row))
@@ -438,7 +444,7 @@ def tables(record: dict[str, Any]) -> str:
 
 
 def pack(root: Path, output: Path, most: int = 55 * 2**20) -> None:
-    """Copy photographs of Flickr8k, from all splits in turn, until they reach `most` bytes."""
+    """Copy 20 photographs of each other split of Flickr8k, and of the training split as many as fit into `most` bytes."""
     annotations = read_json(root / "dataset_flickr8k.json", "the annotations of Flickr8k")
     splits: dict[str, list[dict[str, Any]]] = {}
     for image in annotations["images"]:
@@ -462,7 +468,7 @@ def main() -> int:
         prog="benchmarks/gpu.sh", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("output", type=Path, nargs="?", help="JSON file to write")
-    parser.add_argument("--minutes", type=float, default=7.0, help="no cell starts after this time (default: 7)")
+    parser.add_argument("--minutes", type=float, default=7.0, help="no measurement starts after this time (default: 7)")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
     parser.add_argument("--mini", action="store_true", help="small problems, on a CPU if there is no GPU")
     parser.add_argument("--tables", type=Path, metavar="JSON", help="print the tables of a record instead")
@@ -470,20 +476,22 @@ def main() -> int:
         "--pack", type=Path, nargs=2, metavar=("FLICKR8K_ROOT", "FOLDER"), help="copy photographs instead"
     )
     options = parser.parse_args()
-    if options.tables:
-        print(tables(read_json(options.tables, "the record of benchmarks/gpu.sh")), end="")
-        return 0
-    if options.pack:
-        pack(*options.pack)
-        return 0
+    try:
+        if options.tables:
+            print(tables(read_json(options.tables, "the record of benchmarks/gpu.sh")), end="")
+            return 0
+        if options.pack:
+            pack(*options.pack)
+            return 0
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     if options.output is None:
         parser.error("expected the JSON file to write, e.g. gpu.json")
     if not options.mini and not torch.cuda.is_available():
         parser.error("found no GPU; --mini runs small problems on a CPU")
     warnings.simplefilter("ignore")  # Lightning warns about trainings without validation and end
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    sizes = miniature() if options.mini else Sizes()
-    return 0 if measure(options.output, sizes, device, options.minutes, options.parts) else 1
+    return 0 if measure(options.output, options.mini, device, options.minutes, options.parts) else 1
 
 
 if __name__ == "__main__":

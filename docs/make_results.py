@@ -2,13 +2,12 @@
 
 python docs/make_results.py [runs/scenes ...]
 
-Published are the report of a study (without photographs), its figures, its record (study.json), its cells with their training
-curves (results.jsonl), its trials if it is tuned (trials.jsonl) and its teachers (teachers.jsonl). Then every block of results
-in README.md, docs/ and experiments/ is written from the records; outdated ones are marked, and left out of docs/leaderboard.md
-and docs/leaderboard.html.
+Published are the record of a study (study.json), its cells with their training curves (results.jsonl), its trials if it is tuned
+(trials.jsonl) and its teachers (teachers.jsonl). From these records the report of every published study and its figures are
+written, and every block of results in README.md, docs/ and experiments/; outdated ones are marked, and left out of
+docs/leaderboard.md and docs/leaderboard.html. The report of a study without results.jsonl stays as it is.
 
-sdr report writes report, tables and figures of a published folder again. In a copy of it, sdr reproduce takes the cells whose
-fingerprint still fits as finished.
+In a copy of a published folder, sdr reproduce takes the cells whose fingerprint still fits as finished.
 """
 
 import json
@@ -27,6 +26,8 @@ from sdr_lightning.reporting.claims import compare_with_baseline
 from sdr_lightning.reporting.figures.curves import read_curves
 from sdr_lightning.reporting.formatting import condition_label
 from sdr_lightning.reporting.quantities import MIXED, RSUM, SINGLE_MODAL
+from sdr_lightning.reporting.study_contents import study_contents
+from sdr_lightning.reporting.study_report import write_markdown
 from sdr_lightning.results.codec import to_json
 from sdr_lightning.results.loading import load_study
 from sdr_lightning.results.schema import Condition, Study
@@ -49,12 +50,10 @@ def publish(folder: Path, results: Path = RESULTS) -> Path:
         The study's own folder among them.
 
     Raises:
-        ValueError: the study has no report or is not finished, its cells record no commit, it is no study of experiments/, or the
-            folder to replace holds other files.
+        ValueError: the study is not finished, its cells record no commit, it is no study of experiments/, or the folder to
+            replace holds other files.
     """
     study = load_study(folder)
-    if not (folder / "report.md").is_file():
-        raise ValueError(f"{folder} has no report: run sdr report {folder} first")
     if len(study.runs) < study.num_expected:
         raise ValueError(
             f"{folder} has {len(study.runs)} of {study.num_expected} cells: run sdr reproduce to its end first"
@@ -66,26 +65,30 @@ def publish(folder: Path, results: Path = RESULTS) -> Path:
     if others:
         raise ValueError(f"{target / min(others)} is not of a published study: move it away")
     record = _record(study, read_json(folder / "study.json", "a study"))
-    # Photographs may not be redistributed, so no study's examples are.
-    report = re.sub(
-        r"^## Example retrievals$.*?(?=^## )",
-        "",
-        (folder / "report.md").read_text("utf-8"),
-        flags=re.MULTILINE | re.DOTALL,
-    )
-    head, _, body = report.partition("\n\n# ")
-    title, _, body = body.partition("\n")
-    report = f"{head}\n\n# {title}\n\n<!-- state: {study.name} -->\n<!-- end of state -->\n{body}"
     shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(folder / "figures", target / "figures")
-    write_text(target / "report.md", report)
     cells = [replace(run, curves=run.curves or _curves(folder / run.folder)) for run in study.runs.values()]
     write_text(target / "results.jsonl", _lines(cells))
     if study.trials:
         write_text(target / "trials.jsonl", _lines(study.trials))
     write_text(target / "teachers.jsonl", _lines(study.teacher_records))
     write_text(target / "study.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_report(target)
     return target
+
+
+def write_report(folder: Path) -> None:
+    """Write report.md and figures/ of a published study from its records, with a block for its state.
+
+    It has no section of examples: they show photographs, which may not be redistributed, and are not in the records.
+    """
+    study = load_study(folder)
+    shutil.rmtree(folder / "figures", ignore_errors=True)
+    write_markdown(folder, study_contents(study))
+    head, _, rest = (folder / "report.md").read_text(encoding="utf-8").partition("\n\n# ")
+    title, _, body = rest.partition("\n")
+    body = re.sub(r"^## Example retrievals$.*?(?=^## )", "", body, flags=re.MULTILINE | re.DOTALL)
+    state = f"<!-- state: {study.name} -->\n<!-- end of state -->"
+    write_text(folder / "report.md", f"{head}\n\n# {title}\n\n{state}\n{body}")
 
 
 def _curves(folder: Path) -> dict[str, dict[int, float]]:
@@ -146,6 +149,9 @@ def main() -> None:
     for folder in sys.argv[1:]:
         print(publish(Path(folder)))
     studies = {study.record["name"]: study for study in published()}
+    for study in studies.values():
+        if (study.folder / "results.jsonl").is_file():
+            write_report(study.folder)
     texts = {path: filled(path, studies) for path in files(studies)} | leaderboard(studies)
     for path, text in texts.items():
         if not path.is_file() or text != path.read_text(encoding="utf-8"):

@@ -34,7 +34,7 @@ from sdr_lightning.reporting.leaderboard.output import (
 )
 from sdr_lightning.reporting.leaderboard.quoted import read_quoted
 from sdr_lightning.reporting.leaderboard.studies import study_group
-from sdr_lightning.reporting.quantities import RSUM
+from sdr_lightning.reporting.quantities import RSUM, TEMPERATURE
 from sdr_lightning.reporting.statistics import OUTCOMES, Interval
 from sdr_lightning.results.loading import load_study
 from sdr_lightning.results.schema import StudySpec
@@ -226,10 +226,11 @@ def _methods_table(path: Path, study: Published) -> str:
     """Each method of a study, and its differences from the baseline."""
     loaded = load_study(study.folder)
     head = " | ".join(f"{quantity.label}: difference" for quantity in CLAIMS.values())
-    rows = [f"| Training data | Method | rsum | {head} |", f"| :--- | :--- | ---: |{' ---: |' * len(CLAIMS)}"]
+    rows = [f"| Training data | Method | τ | rsum | {head} |", f"| :--- | :--- | ---: | ---: |{' ---: |' * len(CLAIMS)}"]
     for condition in loaded.conditions:
         for method in loaded.methods:
-            cells = [condition_label(condition), method, _interval(RSUM.interval(loaded, method, condition))]
+            cells = [condition_label(condition), method, number(TEMPERATURE.interval(loaded, method, condition).mean, 3)]
+            cells.append(_interval(RSUM.interval(loaded, method, condition)))
             for quantity in CLAIMS.values():
                 compared = compare_with_baseline(loaded, method, condition, quantity)
                 cells.append("" if method == loaded.baseline_of(method) else _difference(compared))
@@ -241,7 +242,8 @@ def _methods_table(path: Path, study: Published) -> str:
         baseline = f"{family} of the same {field}"
     title = (
         f"**{study.record['title']}** ([report]({_relative(path, study.link)})): means over {len(loaded.seeds)} seeds with 95 % "
-        f"intervals, and differences from {baseline}, paired by seed; {study.tuning}, {study.state}."
+        f"intervals, and differences from {baseline}, paired by seed; τ is the temperature of the tested epoch; {study.tuning}, "
+        f"{study.state}."
     )
     return "\n".join([title, "", *rows])
 
@@ -254,6 +256,8 @@ def _difference(compared: PairedComparison) -> str:
     found, decimals = compared.difference, compared.quantity.difference_decimals
     if found.low is None or found.high is None:
         return f"{signed(found.mean, decimals)} {compared.verdict}"
+    if found.low == found.high == 0:
+        return "identical"
     bounds = f"[{number(found.low, decimals)}, {number(found.high, decimals)}]"
     return f"{signed(found.mean, decimals)} {bounds} {compared.verdict}"
 

@@ -1,11 +1,7 @@
-"""The shape of the package: layers import downwards only, and starting it is cheap."""
+"""The shape of the package: layers import downwards only."""
 
 import ast
-import subprocess
-import sys
 from pathlib import Path
-
-import pytest
 
 import sdr_lightning
 
@@ -55,31 +51,3 @@ def test_layers_import_downwards_only() -> None:
 def test_torch_distributed_is_used_in_one_place() -> None:
     users = [path for path in PACKAGE.rglob("*.py") if "all_gather" in path.read_text()]
     assert users == [PACKAGE / "training/distributed/collectives.py"]
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        ["--help"],
-        ["fit", "--help"],
-        ["init", "--help"],
-        ["completion", "bash"],
-        ["noise", "show", "--help"],
-        ["reproduce", "--help"],
-        ["bench", "--help"],
-    ],
-    ids=" ".join,
-)
-def test_help_loads_nothing_heavy(words: list[str]) -> None:
-    code = (
-        "import contextlib, sys; from sdr_lightning.cli.main import main\n"
-        f"with contextlib.suppress(SystemExit): main({words})\n"
-        "print([name for name in ('torch', 'lightning', 'numpy', 'transformers') if name in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    *lines, loaded = done.stdout.splitlines()
-    assert loaded == "[]"
-    assert len(lines) > 2
-    if words == ["--help"]:
-        assert any(line.startswith("  reproduce STUDY.yaml ") for line in lines)
-        assert max(map(len, lines)) <= 80

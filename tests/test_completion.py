@@ -1,13 +1,12 @@
-"""Completion of commands in bash."""
+"""Completion of commands and options in a shell."""
 
-import importlib
 import subprocess
 
 import pytest
 
 from sdr_lightning.cli.bench import BENCHMARKS
 from sdr_lightning.cli.commands import COMMANDS, SUBCOMMANDS
-from sdr_lightning.cli.completion import SHELLS, script
+from sdr_lightning.cli.completion import SHELLS, options_by_command, script
 
 
 def completed(*words: str) -> set[str]:
@@ -26,14 +25,30 @@ def test_commands_and_the_words_after_them_are_completed() -> None:
     assert completed("fit", "") == set()  # bash completes files
 
 
+def test_options_are_completed() -> None:
+    assert completed("evaluate", "--image-") == {"--image-embeddings", "--image-teacher"}
+    assert completed("evaluate", "--split", "val", "--fo") == {"--folds"}
+    assert completed("data", "check", "--") == {"--fast", "--unusable", "--data", "--help"}
+    assert completed("data", "prepare", "--fa") == set()
+    assert completed("fit", "--config", "a.yaml", "--trainer.max") == {"--trainer.max_epochs"}
+    assert completed("evaluate", "--output", "a") == set()
+
+
 @pytest.mark.parametrize("shell", SHELLS)
-def test_every_shell_gets_every_command(shell: str) -> None:
-    assert set(COMMANDS) <= set(script(shell).replace('"', " ").split())
+def test_every_shell_gets_every_command_and_option(shell: str) -> None:
+    words = set(script(shell).replace('"', " ").split())
+    assert set(COMMANDS) <= words
+    for command, options in options_by_command().items():
+        names = {option.lstrip("-") for option in options} if shell == "fish" else set(options)
+        assert names <= words, command
 
 
 def test_the_words_are_those_of_the_commands() -> None:
     assert set(SUBCOMMANDS["bench"]) == set(BENCHMARKS)
     assert SUBCOMMANDS["completion"] == SHELLS
-    for command in COMMANDS:
-        if command not in ("fit", "validate", "test"):
-            assert importlib.import_module(f"sdr_lightning.cli.{command.replace('-', '_')}").run
+    known = options_by_command().keys()
+    for command in set(COMMANDS) - {"bench"}:
+        nested = SUBCOMMANDS[command] if command in ("data", "noise") else ()
+        assert {f"{command} {name}" for name in nested} or {command} == {
+            each for each in known if each.split()[0] == command
+        }

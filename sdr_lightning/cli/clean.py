@@ -5,36 +5,15 @@ from __future__ import annotations
 import shlex
 from argparse import ArgumentParser, ArgumentTypeError, Namespace
 from pathlib import Path
-from typing import get_args
 
-import torch
 from rich.console import Console
 
-from sdr_lightning.cleaning import TeacherChoice, clean, write_folder
-from sdr_lightning.cleaning.duplicates import NEAR_COSINE
-from sdr_lightning.cleaning.judgement import REMOVABLE
-from sdr_lightning.cleaning.output import KEPT, PAIRS, REPORT, check_folder_output
-from sdr_lightning.cleaning.page import sentences
-from sdr_lightning.configure import build_data
+from sdr_lightning.cli.choices import LEVELS, NEAR_COSINE, REMOVABLE, SPLITS
 from sdr_lightning.configure.arguments import split_options
-from sdr_lightning.configure.help import help_text
-from sdr_lightning.data.table import SPLITS
-from sdr_lightning.functional.agreement import Level
-from sdr_lightning.training.checkpoints.interruption import exit_when_stopped, stopped_by_signals
 
 
-def run(arguments: list[str]) -> int:
-    """Clean; return the exit status. See ``sdr clean --help``."""
-    if "--data.help" in arguments:
-        print(help_text("clean", arguments))
-        return 0
-    rest, own = split_options(arguments, ("--data.",))
-    options = _parser().parse_args(own)
-    with exit_when_stopped(), stopped_by_signals():
-        return _clean(options, rest)
-
-
-def _parser() -> ArgumentParser:
+def parser() -> ArgumentParser:
+    """Return the parser of ``sdr clean``."""
     parser = ArgumentParser(
         prog="sdr clean",
         description="Estimate for each image-caption pair the probability that it is wrong, and find duplicates, images that "
@@ -68,7 +47,7 @@ def _parser() -> ArgumentParser:
         )
     parser.add_argument(
         "--level",
-        choices=get_args(Level),
+        choices=LEVELS,
         default="caption",
         help="judge each pair (default), or each image with all its captions",
     )
@@ -90,15 +69,37 @@ def _parser() -> ArgumentParser:
     parser.add_argument(
         "--remove",
         nargs="*",
-        choices=list(REMOVABLE),
+        choices=REMOVABLE,
         default=["mismatch"],
         help="what kept.csv does without, besides empty captions (default: mismatch)",
     )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="device to compute on")
+    parser.add_argument("--device", help="device to compute on (default: a GPU if there is one)")
     return parser
 
 
+def run(arguments: list[str]) -> int:
+    """Clean; return the exit status. See ``sdr clean --help``."""
+    if "--data.help" in arguments:
+        from sdr_lightning.configure.help import help_text
+
+        print(help_text("clean", arguments))
+        return 0
+    rest, own = split_options(arguments, ("--data.",))
+    options = parser().parse_args(own)
+    from sdr_lightning.training.checkpoints.interruption import exit_when_stopped, stopped_by_signals
+
+    with exit_when_stopped(), stopped_by_signals():
+        return _clean(options, rest)
+
+
 def _clean(options: Namespace, rest: list[str]) -> int:
+    import torch
+
+    from sdr_lightning.cleaning import TeacherChoice, clean, write_folder
+    from sdr_lightning.cleaning.output import KEPT, PAIRS, REPORT, check_folder_output
+    from sdr_lightning.cleaning.page import sentences
+    from sdr_lightning.configure import build_data
+
     check_folder_output(options.output)
     data = build_data(["--data", options.data, *rest])
     found = clean(
@@ -110,7 +111,7 @@ def _clean(options: Namespace, rest: list[str]) -> int:
         None if options.threshold == "auto" else options.threshold,
         options.near_duplicates,
         options.remove,
-        options.device,
+        options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
         Console(stderr=True),
     )
     summary = write_folder(found, options.output)

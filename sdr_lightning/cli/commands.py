@@ -31,7 +31,7 @@ _GROUPS = {
         "bench": ("NAME", "measure the speed claims on this machine"),
     },
     "This program": {
-        "completion": ("SHELL", "print a script that completes commands in a shell"),
+        "completion": ("SHELL", "print a script that completes words in a shell"),
     },
 }
 """Commands by group, each with its arguments and what it does."""

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sdr_lightning.configure import build_data
 from sdr_lightning.configure.arguments import split_options
-from sdr_lightning.configure.help import help_text
-from sdr_lightning.data.check import Findings, check
-from sdr_lightning.data.id_list import is_id_list, write_ids
-from sdr_lightning.data.module import RetrievalDataModule
-from sdr_lightning.data.shards.writing import write_shards
-from sdr_lightning.data.table import Split
-from sdr_lightning.data.tokenizer import tokenised
-from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.paths import check_output, expand
-from sdr_lightning.training.checkpoints.interruption import exit_when_stopped, stopped_by_signals
-from sdr_lightning.types import Modality
+
+if TYPE_CHECKING:
+    from sdr_lightning.data.check import Findings
+    from sdr_lightning.data.module import RetrievalDataModule
+    from sdr_lightning.data.table import Split
+    from sdr_lightning.types import Modality
 
 
-def run(arguments: list[str]) -> int:
-    """Run ``sdr data check``, ``prepare`` or ``shard``; return the exit status."""
-    if "--data.help" in arguments:
-        print(help_text("data", arguments))
-        return 0
+def parser() -> ArgumentParser:
+    """Return the parser of ``sdr data``."""
     parser = ArgumentParser(
         prog="sdr data",
         description="Options of the data, such as --data.init_args.source.init_args.skip_missing true, are also accepted; "
@@ -54,8 +47,21 @@ def run(arguments: list[str]) -> int:
     sharding.add_argument("--images-per-shard", type=int, default=1000, help="images of a shard (default: 1000)")
     for command in (checking, preparing, sharding):
         command.add_argument("--data", required=True, metavar="FILE", help="data configuration")
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Run ``sdr data check``, ``prepare`` or ``shard``; return the exit status."""
+    if "--data.help" in arguments:
+        from sdr_lightning.configure.help import help_text
+
+        print(help_text("data", arguments))
+        return 0
     rest, own = split_options(arguments, ("--data.",))
-    options = parser.parse_args(own)
+    options = parser().parse_args(own)
+    from sdr_lightning.configure import build_data
+    from sdr_lightning.training.checkpoints.interruption import exit_when_stopped, stopped_by_signals
+
     data = build_data(["--data", options.data, *rest])
     console = Console()
     if options.command == "shard":
@@ -65,6 +71,9 @@ def run(arguments: list[str]) -> int:
 
 
 def _check(data: RetrievalDataModule, console: Console, options: Namespace) -> int:
+    from sdr_lightning.data.check import check
+    from sdr_lightning.data.id_list import is_id_list, write_ids
+
     fast, unusable = options.fast, options.unusable
     if unusable is not None:
         left_out = getattr(data.source, "leave_out", None)
@@ -118,6 +127,8 @@ def _show(findings: Findings, name: str, console: Console) -> None:
 
 
 def _prepare(data: RetrievalDataModule, console: Console) -> int:
+    from sdr_lightning.data.tokenizer import tokenised
+
     for split in data.source.splits:  # report errors before starting
         data.source.table(split)
     data.prepare_data()
@@ -138,6 +149,9 @@ def _prepare(data: RetrievalDataModule, console: Console) -> int:
 
 
 def _shard(data: RetrievalDataModule, console: Console, options: Namespace) -> int:
+    from sdr_lightning.data.shards.writing import write_shards
+    from sdr_lightning.features.bank import FeatureBank
+
     teachers: dict[Modality, FeatureBank] = {}
     for path in options.teachers:
         bank = FeatureBank.load(path)

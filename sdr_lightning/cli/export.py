@@ -5,28 +5,20 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from sdr_lightning.configure import build_data
-from sdr_lightning.data.module import RetrievalDataModule
-from sdr_lightning.retrieval.artifact import log_model, tracking
-from sdr_lightning.retrieval.card import model_card
-from sdr_lightning.retrieval.export import export
-from sdr_lightning.retrieval.loading import load, run_files
-from sdr_lightning.retrieval.onnx import export_onnx, quantize, recalls
-from sdr_lightning.retrieval.retriever import Retriever
+if TYPE_CHECKING:
+    from sdr_lightning.data.module import RetrievalDataModule
+    from sdr_lightning.retrieval.retriever import Retriever
 
 _RECALLS = ("i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10", "rsum")
 
 
-def run(arguments: list[str]) -> int:
-    """Export a model; see ``sdr export --help``.
-
-    Raises:
-        ValueError: there is no such model, a file is missing or malformed, or the output exists.
-    """
+def parser() -> ArgumentParser:
+    """Return the parser of ``sdr export``."""
     parser = ArgumentParser(
         prog="sdr export",
         description="Write a trained model as a folder that stands alone: weights of all towers, configuration, tokenizer and "
@@ -57,11 +49,26 @@ def run(arguments: list[str]) -> int:
         action="store_true",
         help="also log the folder to the W&B run of the training, as an artifact of type model",
     )
-    options, rest = parser.parse_known_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Export a model; see ``sdr export --help``.
+
+    Raises:
+        ValueError: there is no such model, a file is missing or malformed, or the output exists.
+    """
+    options, rest = parser().parse_known_args(arguments)
     if rest and options.data is None:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
     if options.format != "onnx" and (options.int8 or options.data is not None):
         raise ValueError("--int8 and --data are for --format onnx: add it, or leave them out")
+    from sdr_lightning.configure import build_data
+    from sdr_lightning.retrieval.artifact import log_model, tracking
+    from sdr_lightning.retrieval.card import model_card
+    from sdr_lightning.retrieval.export import export
+    from sdr_lightning.retrieval.loading import load, run_files
+
     data = None if options.data is None else build_data(["--data", options.data, *rest])
     configuration, _ = run_files(options.model)
     tracked = tracking(configuration.parent) if options.wandb else None
@@ -82,6 +89,8 @@ def run(arguments: list[str]) -> int:
 
 
 def _onnx(model: Retriever, int8: bool, data: RetrievalDataModule | None, folder: Path) -> None:
+    from sdr_lightning.retrieval.onnx import export_onnx, quantize, recalls
+
     for parity in export_onnx(model, folder):
         cosine = "" if parity.cosine != parity.cosine else f", least cosine {parity.cosine:.7f}"
         print(f"{parity.graph}: largest difference from torch {parity.difference:.1e}{cosine}")

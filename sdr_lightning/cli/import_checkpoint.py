@@ -6,20 +6,13 @@ from argparse import ArgumentParser
 from io import BytesIO
 from pathlib import Path
 
-import lightning
-import torch
-
-from sdr_lightning.configure import build
-from sdr_lightning.encoders.weights import read_state
 from sdr_lightning.paths import check_output, write_atomically
-from sdr_lightning.training import RetrievalModule
-from sdr_lightning.training.checkpoints.public_code import import_public_sdr
 
 _ORIGIN = "imported_from"
 
 
-def run(arguments: list[str]) -> int:
-    """Import a checkpoint; see ``sdr import-checkpoint --help``."""
+def parser() -> ArgumentParser:
+    """Return the parser of ``sdr import-checkpoint``."""
     parser = ArgumentParser(
         prog="sdr import-checkpoint",
         description="Read a checkpoint of other code, with weights_only, and write a checkpoint for sdr test. Every key is "
@@ -29,7 +22,20 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--from", dest="origin", required=True, choices=["public-sdr"], help="origin of the checkpoint")
     parser.add_argument("--config", action="append", required=True, help="student configuration; may be repeated")
     parser.add_argument("--output", type=Path, required=True, help="checkpoint to write, FILE.ckpt")
-    options, rest = parser.parse_known_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Import a checkpoint; see ``sdr import-checkpoint --help``."""
+    options, rest = parser().parse_known_args(arguments)
+    import lightning
+    import torch
+
+    from sdr_lightning.configure import build
+    from sdr_lightning.encoders.weights import read_state
+    from sdr_lightning.training import RetrievalModule
+    from sdr_lightning.training.checkpoints.public_code import import_public_sdr
+
     check_output(options.output, [options.file, *options.config], _is_imported)
     state = read_state(options.file)
     module = build([*(word for config in options.config for word in ("--config", config)), *rest]).model
@@ -66,6 +72,8 @@ def run(arguments: list[str]) -> int:
 
 def _is_imported(path: Path) -> bool:
     """Whether a file was written by this command."""
+    import torch
+
     try:
         return _ORIGIN in torch.load(path, map_location="meta", weights_only=True)
     except Exception:  # torch raises many types

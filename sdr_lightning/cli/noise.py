@@ -7,13 +7,41 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sdr_lightning.cli.choices import KINDS, PARTNERS, SPLITS
 from sdr_lightning.configure.arguments import split_options
 
 if TYPE_CHECKING:
     from sdr_lightning.data.imbalance import NoiseTable
 
 _BAR = 40  # characters of the longest bar
-_SPLITS = ("train", "val", "test")
+
+
+def parser() -> ArgumentParser:
+    """Return the parser of ``sdr noise``."""
+    parser = ArgumentParser(
+        prog="sdr noise",
+        description="Options of the data, such as --data.init_args.source.init_args.skip_missing true, are also accepted; "
+        "--data.help lists them.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    making = commands.add_parser("make", help="choose the items of a corruption and write a noise table")
+    making.add_argument("--data", required=True, metavar="FILE", help="data configuration")
+    making.add_argument("--split", choices=SPLITS, default="train")
+    making.add_argument("--kind", choices=KINDS, required=True)
+    making.add_argument("--modality", choices=["image", "text", "pair"], help="modality, for kind missing")
+    making.add_argument("--level", choices=["image", "caption"], help="items that are chosen")
+    making.add_argument("--partner", choices=PARTNERS, default="random", help="for kind mismatch (default: random)")
+    making.add_argument("--ratio", type=float, required=True, help="fraction of items, in [0, 1]")
+    making.add_argument("--severity", type=int, default=5, help="1 to 5, for kinds with a severity (default: 5)")
+    making.add_argument("--seed", type=int, default=0)
+    making.add_argument(
+        "--output", type=Path, required=True, help="noise table (.npz), or published mismatch index of the level (.npy)"
+    )
+    showing = commands.add_parser("show", help="describe a noise table or a published index")
+    showing.add_argument("file", type=Path, help=".npz of sdr noise make, or published .npy")
+    showing.add_argument("--data", metavar="FILE", help="data configuration, to verify the captions of each image")
+    showing.add_argument("--split", choices=SPLITS, default="train")
+    return parser
 
 
 def run(arguments: list[str]) -> int:
@@ -23,45 +51,13 @@ def run(arguments: list[str]) -> int:
 
         print(help_text("noise", arguments))
         return 0
-    parser = ArgumentParser(
-        prog="sdr noise",
-        description="Options of the data, such as --data.init_args.source.init_args.skip_missing true, are also accepted; "
-        "--data.help lists them.",
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    making = commands.add_parser("make", help="choose the items of a corruption and write a noise table")
-    if arguments[:1] == ["make"]:  # the kinds are in modules that import torch, which takes seconds
-        _add_options_of_make(making)
-    showing = commands.add_parser("show", help="describe a noise table or a published index")
-    showing.add_argument("file", type=Path, help=".npz of sdr noise make, or published .npy")
-    showing.add_argument("--data", metavar="FILE", help="data configuration, to verify the captions of each image")
-    showing.add_argument("--split", choices=_SPLITS, default="train")
     rest, own = split_options(arguments, ("--data.",))
-    options = parser.parse_args(own)
+    options = parser().parse_args(own)
     if options.command == "make":
         return _make(options, rest)
     if rest and options.data is None:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser().error(f"unrecognized arguments: {' '.join(rest)}")
     return _show(options, rest)
-
-
-def _add_options_of_make(parser: ArgumentParser) -> None:
-    from sdr_lightning.data.imbalance import KINDS, PARTNERS
-
-    parser.add_argument("--data", required=True, metavar="FILE", help="data configuration")
-    parser.add_argument("--split", choices=_SPLITS, default="train")
-    parser.add_argument("--kind", choices=[kind for kind in KINDS if kind != "none"], required=True)
-    parser.add_argument("--modality", choices=["image", "text", "pair"], help="modality, for kind missing")
-    parser.add_argument("--level", choices=["image", "caption"], help="items that are chosen")
-    parser.add_argument(
-        "--partner", choices=list(PARTNERS), default="random", help="for kind mismatch (default: random)"
-    )
-    parser.add_argument("--ratio", type=float, required=True, help="fraction of items, in [0, 1]")
-    parser.add_argument("--severity", type=int, default=5, help="1 to 5, for kinds with a severity (default: 5)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--output", type=Path, required=True, help="noise table (.npz), or published mismatch index of the level (.npy)"
-    )
 
 
 def _make(options: Namespace, rest: list[str]) -> int:

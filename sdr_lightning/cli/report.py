@@ -23,15 +23,8 @@ leaderboard.md of all their methods, and of evaluations if there are any."""
 _UNBOUNDED = 10_000  # columns: a width that no table exceeds
 
 
-def run(arguments: list[str]) -> int:
-    """Write a report or compare evaluations; see ``sdr report --help``.
-
-    Returns:
-        The exit status 0.
-
-    Raises:
-        ValueError: the arguments or a file are invalid.
-    """
+def parser() -> ArgumentParser:
+    """Return the parser of ``sdr report``."""
     parser = ArgumentParser(prog="sdr report", description=DESCRIPTION)
     parser.add_argument(
         "inputs",
@@ -52,7 +45,19 @@ def run(arguments: list[str]) -> int:
         help="numbers that others published, for tables of their own in the leaderboard, see docs/published_numbers.yaml",
     )
     parser.add_argument("--replicates", type=int, metavar="N", help="bootstrap replicates (default: 2000)")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Write a report or compare evaluations; see ``sdr report --help``.
+
+    Returns:
+        The exit status 0.
+
+    Raises:
+        ValueError: the arguments or a file are invalid.
+    """
+    options = parser().parse_args(arguments)
     folders = [name for name in options.inputs if Path(name).is_dir()]
     if folders or (len(options.inputs) == 1 and not _is_evaluation(options.inputs[0])):
         given = [name for name in ("baseline", "replicates") if getattr(options, name) is not None]

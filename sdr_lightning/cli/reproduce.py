@@ -9,8 +9,8 @@ from pathlib import Path
 from sdr_lightning.studies.hub_needs import check_hub
 
 
-def run(arguments: list[str]) -> int:
-    """Run a study; see ``sdr reproduce --help``."""
+def parser() -> ArgumentParser:
+    """Return the parser of ``sdr reproduce``."""
     parser = ArgumentParser(
         prog="sdr reproduce",
         description="Train the teachers, run every cell of a study and write its report. Finished jobs are not run "
@@ -21,10 +21,15 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("--protocol", choices=("clean", "paper"), help="see docs/sdr.md (default: that of the study)")
     parser.add_argument("--jobs", type=int, help="cells that run at a time (default: those of the study)")
     parser.add_argument("--dry_run", "--dry-run", action="store_true", help="print the commands and run nothing")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Run a study; see ``sdr reproduce --help``."""
+    options = parser().parse_args(arguments)
     if not options.dry_run:
         check_hub(options.study)
-    from sdr_lightning.studies.plan import plan_with_trials  # imports torch, which takes seconds
+    from sdr_lightning.studies.plan import plan_with_trials
     from sdr_lightning.studies.runner import Runner
     from sdr_lightning.studies.spec import read_study
 

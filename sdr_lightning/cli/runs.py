@@ -17,8 +17,7 @@ from rich.table import Table
 
 from sdr_lightning.paths import read_json
 from sdr_lightning.reporting.figures.curves import read_curves
-from sdr_lightning.reporting.sweep import flat
-from sdr_lightning.results.fields import Fields
+from sdr_lightning.results.fields import Fields, flat
 
 _RESULTS = ("results.json", "trial.json", "teacher.json")
 
@@ -64,8 +63,8 @@ class RunFolder:
         return {} if self.outcome is None else self.outcome.metrics
 
 
-def run(arguments: list[str]) -> int:
-    """List or compare runs; see ``sdr runs --help``."""
+def parser() -> ArgumentParser:
+    """Return the parser of ``sdr runs``."""
     parser = ArgumentParser(
         prog="sdr runs",
         description="List the runs in a folder with their results. For two or more run folders, show the options in which they "
@@ -84,7 +83,12 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--sort", default="started", metavar="METRIC", help="started (default), or a metric such as val/rsum"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """List or compare runs; see ``sdr runs --help``."""
+    options = parser().parse_args(arguments)
     folders = options.folders
     if len(folders) > 1:
         if options.where or options.sort != "started":

@@ -6,14 +6,34 @@ import json
 from argparse import ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sdr_lightning.retrieval import Hit, Index
-from sdr_lightning.retrieval.index import Within
+from sdr_lightning.cli.choices import WITHIN
+
+if TYPE_CHECKING:
+    from sdr_lightning.retrieval import Hit
+
+
+def parser() -> ArgumentParser:
+    """Return the parser of ``sdr search``."""
+    parser = ArgumentParser(prog="sdr search", description="Search an index of sdr index by words or by a picture.")
+    parser.add_argument("index", type=Path, metavar="INDEX", help="folder of sdr index")
+    parser.add_argument("words", nargs="?", help="the query")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture as the query, instead of words")
+    parser.add_argument("-k", type=int, default=10, help="number of results (default: 10)")
+    parser.add_argument(
+        "--in", dest="within", choices=WITHIN, default="images", help="what to search in (default: images)"
+    )
+    parser.add_argument(
+        "--rerank", type=int, default=0, metavar="N", help="order the first N again by the model's matching head"
+    )
+    parser.add_argument("--approximate", action="store_true", help="search by the graph of sdr index --approximate")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    return parser
 
 
 def run(arguments: list[str]) -> int:
@@ -22,24 +42,13 @@ def run(arguments: list[str]) -> int:
     Raises:
         ValueError: an empty query, an unreadable picture, or an index that cannot be used.
     """
-    parser = ArgumentParser(prog="sdr search", description="Search an index of sdr index by words or by a picture.")
-    parser.add_argument("index", type=Path, metavar="INDEX", help="folder of sdr index")
-    parser.add_argument("words", nargs="?", help="the query")
-    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture as the query, instead of words")
-    parser.add_argument("-k", type=int, default=10, help="number of results (default: 10)")
-    parser.add_argument(
-        "--in", dest="within", choices=get_args(Within), default="images", help="what to search in (default: images)"
-    )
-    parser.add_argument(
-        "--rerank", type=int, default=0, metavar="N", help="order the first N again by the model's matching head"
-    )
-    parser.add_argument("--approximate", action="store_true", help="search by the graph of sdr index --approximate")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    options = parser.parse_args(arguments)
+    options = parser().parse_args(arguments)
     if (options.words is None) == (options.image is None):
         raise ValueError(
             'expected one query: words in quotation marks, as in sdr search my.index "a dog", or --image FILE'
         )
+    from sdr_lightning.retrieval import Index
+
     hits = Index.open(options.index).search(
         options.words,
         image=options.image,

@@ -8,17 +8,9 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from sdr_lightning.retrieval import Index
-from sdr_lightning.retrieval.serve import SearchServer
-from sdr_lightning.training.checkpoints.interruption import Stopped, stopped_by_signals
 
-
-def run(arguments: list[str]) -> int:
-    """Serve until stopped; return the exit status. See ``sdr serve --help``.
-
-    Raises:
-        ValueError: an index that cannot be used, or a port that is in use.
-    """
+def parser() -> ArgumentParser:
+    """Return the parser of ``sdr serve``."""
     parser = ArgumentParser(
         prog="sdr serve",
         description="Search an index on a page in the browser, and through a JSON interface. Ctrl-C stops it.",
@@ -28,9 +20,22 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Serve until stopped; return the exit status. See ``sdr serve --help``.
+
+    Raises:
+        ValueError: an index that cannot be used, or a port that is in use.
+    """
+    options = parser().parse_args(arguments)
     if not 0 <= options.port < 2**16:
         raise ValueError(f"--port is {options.port}, expected 0 to 65535")
+    from sdr_lightning.retrieval import Index
+    from sdr_lightning.retrieval.serve import SearchServer
+    from sdr_lightning.training.checkpoints.interruption import Stopped, stopped_by_signals
+
     index = Index.open(options.index)
     try:
         server = SearchServer(index, options.host, options.port)

@@ -6,14 +6,9 @@ import sys
 from argparse import ArgumentParser
 from pathlib import Path
 
-from sdr_lightning.reporting.sweep import build_sweep_report
-from sdr_lightning.sweeps.runner import SweepRunner
-from sdr_lightning.sweeps.search import grid_size
-from sdr_lightning.sweeps.spec import Sweep
 
-
-def run(arguments: list[str]) -> int:
-    """Run a sweep; see ``sdr sweep --help``."""
+def parser() -> ArgumentParser:
+    """Return the parser of ``sdr sweep``."""
     parser = ArgumentParser(
         prog="sdr sweep",
         description="Run the file of a W&B sweep without a server. Grid, random and hyperband follow W&B; bayes is the "
@@ -26,9 +21,19 @@ def run(arguments: list[str]) -> int:
     parser.add_argument(
         "--dry_run", "--dry-run", action="store_true", help="check the file, print the number of runs, run nothing"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    """Run a sweep; see ``sdr sweep --help``."""
+    options = parser().parse_args(arguments)
     if options.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {options.jobs}")
+    from sdr_lightning.reporting.sweep import build_sweep_report
+    from sdr_lightning.sweeps.runner import SweepRunner
+    from sdr_lightning.sweeps.search import grid_size
+    from sdr_lightning.sweeps.spec import Sweep
+
     sweep = Sweep.load(options.file)
     runner = SweepRunner(sweep, options.output or Path("runs/sweeps") / sweep.name, options.jobs)
     if options.dry_run:

@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from sdr_lightning.paths import read_yaml
 
+HasOption = Callable[[str, str], bool]
+"""Whether a class, by its ``class_path``, has an option of a name."""
 
-def merged_settings(words: Sequence[str]) -> dict[str, Any]:
-    """Merge the configurations that arguments name by ``--config`` and ``--data``, with referenced fragments inserted.
+
+def _none(class_path: str, name: str) -> bool:
+    return False
+
+
+def merged(configs: Sequence[Path], has_option: HasOption = _none) -> dict[str, Any]:
+    """Return configurations as one document: fragments in their place, later values over earlier ones.
+
+    Where a later section is of another class, ``sdr fit`` keeps those options of the earlier one that the other class has too.
+
+    Args:
+        configs: the files.
+        has_option: which options a class has; by default none are kept, since the classes are not imported.
 
     Raises:
         ValueError: a file cannot be read or is no configuration.
     """
-    merged: dict[str, Any] = {}
+    document: dict[str, Any] = {}
+    for config in configs:
+        document = _over(document, _mapping(config), has_option)
+    return document
+
+
+def merged_settings(words: Sequence[str], has_option: HasOption = _none) -> dict[str, Any]:
+    """Merge the configurations that arguments name by ``--config`` and ``--data``; see :func:`merged`.
+
+    Raises:
+        ValueError: a file cannot be read or is no configuration.
+    """
+    document: dict[str, Any] = {}
     for option, value in pairwise(words):
         if option in ("-c", "--config"):
-            merged = _over(merged, _mapping(Path(value), _read(Path(value))))
+            document = _over(document, _mapping(Path(value)), has_option)
         elif option == "--data":
-            merged = _over(merged, {"data": _mapping(Path(value), _read(Path(value)))})
-    return merged
+            document = _over(document, {"data": _mapping(Path(value))}, has_option)
+    return document
 
 
-def _mapping(path: Path, value: Any) -> dict[str, Any]:
+def _mapping(path: Path) -> dict[str, Any]:
+    value = _read(path)
     if not isinstance(value, dict):
         raise ValueError(f"{path} is no configuration: expected keys and values, got {type(value).__name__}")
     return value
@@ -46,10 +72,11 @@ def _filled(value: Any, folder: Path) -> Any:
     return value
 
 
-def _over(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    both = {
-        key: _over(below[key], value)
-        for key, value in above.items()
-        if isinstance(value, dict) and isinstance(below.get(key), dict)
-    }
-    return {**below, **above, **both}
+def _over(below: Any, above: Any, has_option: HasOption) -> Any:
+    if not isinstance(below, dict) or not isinstance(above, dict):
+        return above
+    if "class_path" in above and above["class_path"] != below.get("class_path"):
+        options = below.get("init_args") or {}
+        kept = {name: value for name, value in options.items() if has_option(above["class_path"], name)}
+        below = {"init_args": kept} if kept else {}
+    return below | {key: _over(below.get(key), value, has_option) for key, value in above.items()}

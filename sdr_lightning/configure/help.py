@@ -56,7 +56,7 @@ def help_text(command: str, arguments: Sequence[str]) -> str:
         following = words[words.index(f"--{section}.help") + 1 :]
         if following and not following[0].startswith("-"):
             return "\n".join(_keys(imported_class(following[0]), "init_args", {})).replace("--init_args.", "init_args.")
-    settings = merged_settings(words)
+    settings = merged_settings(words, _has_option)
     if section == "trainer":
         return "\n".join(_keys(Trainer, "trainer", settings.get("trainer", {})))
     lines: list[str] = []
@@ -83,6 +83,10 @@ def help_text(command: str, arguments: Sequence[str]) -> str:
         names = " ".join(f"--trainer.{name}" for name in inspect.signature(Trainer).parameters)
         lines += textwrap.wrap(names, _width(), initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
     return "\n".join(lines)
+
+
+def _has_option(class_path: str, name: str) -> bool:
+    return name in inspect.signature(imported_class(class_path)).parameters
 
 
 def _object(expected: type, prefix: str, value: Any, meaning: str = "") -> Iterator[str]:

@@ -60,8 +60,10 @@ def one_line(message: str) -> str:
             unless it is about an unknown option.
 
     Returns:
-        The innermost cause; for an unknown key, with the most similar known keys.
+        The innermost cause; for an unknown key, with the most similar known keys; for an error in a worker process, its message.
     """
+    if message.startswith("Caught "):  # in a worker process, whose traceback follows
+        return message.rpartition("Error: ")[2].strip()
     for pattern in _UNKNOWN:
         found = pattern.search(message)
         if found:

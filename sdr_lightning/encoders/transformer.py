@@ -98,7 +98,10 @@ class TransformersEncoder(nn.Module):
         Raises:
             ValueError: the model does not support it.
         """
-        self.model.activation_checkpointing_enable()
+        if hasattr(self.model, "activation_checkpointing_enable"):
+            self.model.activation_checkpointing_enable()
+        else:  # transformers 5.17 and older
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def settings(self) -> str:
         """Return pooling and configuration (without its provenance)."""

@@ -83,6 +83,7 @@ DETECTION = (
     Quantity("estimated_share", "Estimated share, %", ("detection_estimated_share",)),
     Quantity("true_share", "True share, %", ("detection_true_share",)),
 )
+TEMPERATURE = Quantity("temperature", "temperature τ", ("temperature",), unit="", decimals=3, source="scalars")
 GAP = Quantity("gap", "modality gap", ("modality_gap",), unit="", decimals=3)
 MIXED_TABLE = (
     *(
@@ -91,7 +92,7 @@ MIXED_TABLE = (
         for prefix in ("", "centred_")
     ),
     GAP,
-    Quantity("temperature", "temperature τ", ("temperature",), unit="", decimals=3, source="scalars"),
+    TEMPERATURE,
 )
 """Mixed retrieval, and what it depends on."""
 DIAGNOSTICS = (

@@ -33,16 +33,26 @@ def build_report(study_dir: Path) -> Path:
         ValueError: the folder has no study, a file of it is malformed, or a file of other origin would be
             overwritten.
     """
+    check_report(study_dir)
+    contents = study_contents(load_study(study_dir))
+    write_markdown(study_dir, contents)
+    return _write_page(study_dir, contents, None)
+
+
+def write_markdown(study_dir: Path, contents: StudyContents) -> None:
+    """Write ``report.md`` and ``figures/*.png`` alone.
+
+    Args:
+        study_dir: folder of the study.
+        contents: what its report shows.
+    """
     from sdr_lightning.reporting.figures.report import report_figures  # imports matplotlib, which takes a second
     from sdr_lightning.reporting.pages.markdown import study_markdown
 
-    check_report(study_dir)
-    contents = study_contents(load_study(study_dir))
     figures = report_figures(contents.study)
     for figure in figures.all:
         _write(study_dir / "figures" / f"{figure.key}.png", figure.png)
     _write(study_dir / "report.md", study_markdown(contents, figures).encode())
-    return _write_page(study_dir, contents, None)
 
 
 def write_page(study_dir: Path, running: Running | None = None) -> Path:

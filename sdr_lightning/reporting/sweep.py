@@ -19,7 +19,7 @@ from sdr_lightning.reporting.generator import is_generated
 from sdr_lightning.reporting.pages.html import render_page
 from sdr_lightning.reporting.statistics import Interval, mean_interval
 from sdr_lightning.reporting.wandb_file import read_tracked
-from sdr_lightning.results.fields import Fields
+from sdr_lightning.results.fields import Fields, flat
 
 _RATIO, _SEEDS, _PANELS = "ratio", ("seed_everything", "seed"), ("kind", "modality")
 _SHOWN = ("val/rsum", "val/i2t_R@1", "val/t2i_R@1", "val/i2t_R@10", "val/t2i_R@10", "val/modality_gap")
@@ -176,21 +176,6 @@ def load_sweep(folder: Path) -> tuple[str, list[SweepRun]]:
         SweepRun(key, {name: parameters.get(name) for name in sorted(varied)}, "finished" if best else "failed", best)
         for key, (parameters, best) in sorted(found.items())
     ]
-
-
-def flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten a nested configuration to dotted names.
-
-    >>> flat({"a": {"b": 1}, "c": [2]})
-    {'a.b': 1, 'c': [2]}
-    """
-    if not isinstance(value, dict):
-        return {prefix: value}
-    return {
-        name: item
-        for key, part in value.items()
-        for name, item in flat(part, f"{prefix}.{key}" if prefix else str(key)).items()
-    }
 
 
 def axes_of(runs: Sequence[SweepRun]) -> SweepAxes:

@@ -38,6 +38,21 @@ def wrong_value(values: Mapping[str, Any], key: str, source: str, expected: str)
     return ValueError(f"{source}: {key!r} must be {expected}, {found}")
 
 
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten a nested configuration to dotted names.
+
+    >>> flat({"a": {"b": 1}, "c": [2]})
+    {'a.b': 1, 'c': [2]}
+    """
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {
+        name: item
+        for key, part in value.items()
+        for name, item in flat(part, f"{prefix}.{key}" if prefix else str(key)).items()
+    }
+
+
 class Fields:
     """A JSON object with its source.
 

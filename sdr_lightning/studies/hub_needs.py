@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sdr_lightning.configure.files import merged
 from sdr_lightning.configure.shipped import experiment_path
 from sdr_lightning.hub import is_cached, why_unavailable
 from sdr_lightning.paths import expand, read_yaml
-from sdr_lightning.studies.documents import merged
 
 _VARIABLE = re.compile(r"\$\{(\w+):-")
 

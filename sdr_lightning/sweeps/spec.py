@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sdr_lightning.configure.shipped import with_experiments
 from sdr_lightning.paths import read_yaml
 from sdr_lightning.sweeps.distributions import Distribution, distribution
 
@@ -87,6 +88,8 @@ class Sweep:
             raise ValueError("parameters must name at least one option, such as data.init_args.imbalance.ratio")
         distributions = {option: distribution(option, given) for option, given in parameters.items()}
         _check_command(config.get("command"))
+        values = [value for each in distributions.values() for value in each.grid or ()]
+        with_experiments([str(word) for word in (*config["command"], *values)])  # the names of experiments exist
         cap = config.get("run_cap")
         if cap is not None and (not isinstance(cap, int) or isinstance(cap, bool) or cap < 1):
             raise ValueError(f"run_cap must be a positive number of runs, got {cap!r}")
@@ -111,10 +114,10 @@ class Sweep:
         )
 
     def options(self, parameters: Mapping[str, Any]) -> list[str]:
-        """Return the options of ``sdr fit`` of one run, its parameters formatted as W&B's agents do."""
+        """Return the options of ``sdr fit`` of one run, its parameters formatted as W&B's agents do, experiments as paths."""
         arguments = [f"--{name}={value}" for name, value in parameters.items()]
         words = [word for word in self.command if word != _ENV][2:]
-        return [option for word in words for option in (arguments if word == _ARGS else [word])]
+        return with_experiments([option for word in words for option in (arguments if word == _ARGS else [word])])
 
 
 def _checked_early(early: Any) -> Mapping[str, Any]:

@@ -4,8 +4,10 @@ from pathlib import Path
 import pytest
 
 from sdr_lightning.cli.main import main
+from sdr_lightning.configure import parse
 from sdr_lightning.configure.first_options import GROUPS, is_short_help, short_help
 from sdr_lightning.configure.help import help_text
+from sdr_lightning.configure.shipped import experiment_path
 
 SCENES = str(Path(__file__).parents[2] / "experiments/scenes/sdr.yaml")
 
@@ -49,6 +51,21 @@ def test_the_first_options_fit_a_screen_and_exist() -> None:
         assert re.search(rf"--{re.escape(option)}\b", everything), option
     assert "pairs in a batch, over all processes (here 128)" in "\n".join(lines)
     assert "(here" not in short_help("fit", ["--help"])
+
+
+@pytest.mark.parametrize("overlay", ["feature_distillation", "infonce"])
+def test_the_values_shown_are_those_of_the_run(overlay: str) -> None:
+    """Of another method, ``sdr fit`` keeps the options that both have."""
+    words = ["--config", SCENES, "--config", experiment_path(f"sdr:methods/{overlay}.yaml")]
+    used = parse(words)["model"]["init_args"]["method"]
+    keys = used["init_args"].keys() | {"embedding_width", "weights"}
+    shown = help_text("fit", [*words, "--help=all"])
+    for key in keys - {"temperature"}:
+        line = f"--model.init_args.method.init_args.{key} = {used['init_args'].get(key)}"
+        assert (line in shown) == (key in used["init_args"]), line
+    assert "init_args.initial = 0.07" in shown
+    assert "weights of the loss terms (here" not in short_help("fit", [*words, "--help"])
+    assert "weights of the loss terms (here" in short_help("fit", [*words[:2], "--help"])
 
 
 def test_which_help_is_asked_for() -> None:

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import pytest
+from torch._utils import ExceptionWrapper
 
 from sdr_lightning.configure import build
 from sdr_lightning.configure.parser_errors import one_line
@@ -123,3 +124,16 @@ def test_one_line_keeps_plain_messages_and_finds_the_innermost_cause() -> None:
         "Given value: Namespace(class_path='a.B')"
     )
     assert one_line(nested) == "the batch size must be at least 2, got 1"
+
+
+def test_an_error_in_a_worker_process_is_its_message() -> None:
+    try:
+        try:
+            raise FileNotFoundError("no such file")
+        except FileNotFoundError as cause:
+            raise ValueError("no shard at x.tar: copy it again") from cause
+    except ValueError:
+        caught = ExceptionWrapper(where="in DataLoader worker process 0")
+    with pytest.raises(ValueError, match="Caught ValueError in DataLoader worker process 0") as error:
+        caught.reraise()
+    assert one_line(str(error.value)) == "no shard at x.tar: copy it again"

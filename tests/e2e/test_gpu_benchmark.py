@@ -34,6 +34,7 @@ def test_the_miniature_measures_every_part(tmp_path):
     assert options[-1].endswith("activation_checkpointing")
     assert all(row["images/s"] > 0 for row in record["parts"]["student"]["rows"])
     table = gpu("--tables", str(output))
+    assert "In miniature" in table
     assert all(f"**{part}**" in table for part in PARTS)
 
 

@@ -58,6 +58,8 @@ def parameter(**given: Any) -> dict[str, Any]:
         ({"method": "random"}, "a random sweep needs run_cap"),
         ({"run_cap": 0}, "run_cap must be a positive number of runs, got 0"),
         ({"methods": 1}, "unknown key 'methods'"),
+        (parameter(values=["sdr:methods/icc.yaml"]), "no experiment sdr:methods/icc.yaml"),
+        ({"command": ["sdr", "fit", "--config=sdr:scene/sdr.yaml", "${args}"]}, "no experiment sdr:scene/sdr.yaml"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -109,8 +111,10 @@ def test_options_equal_those_of_the_wandb_agent(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["mini", "weights", "seeds", "imbalance_ratio"])
-def test_published_sweep_is_understood_by_fit(name: str, experiments: Path, monkeypatch: Any) -> None:
-    monkeypatch.chdir(experiments.parent)
+def test_published_sweep_is_understood_by_fit_in_any_folder(
+    name: str, experiments: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
     sweep = Sweep.load(experiments / f"sweeps/{name}.yaml")
     found = next_parameters(sweep, [])
     assert found is not None

@@ -92,7 +92,7 @@ class ShardSource(Source):
         """Return the features of a teacher on the training split; None if the folder has none.
 
         Raises:
-            ValueError: their file is missing.
+            ValueError: their file is missing or truncated.
         """
         described = read_description(self._path)["teachers"].get(modality)
         if described is None:
@@ -100,7 +100,12 @@ class ShardSource(Source):
         path = features_file(self._path, "train", modality)
         if not path.is_file():
             raise ValueError(f"no features of the {modality} teacher at {path}: copy the whole folder of the shards")
-        features = torch.from_numpy(np.load(path, mmap_mode="c"))  # private pages, of which none is written
+        try:
+            features = torch.from_numpy(np.load(path, mmap_mode="c"))  # private pages, of which none is written
+        except (ValueError, EOFError) as error:
+            raise ValueError(
+                f"{path} cannot be read, {error}: copy it again, or remove it and run sdr data shard again"
+            ) from error
         return TeacherFeatures(features, described["source"], described["is_placebo"])
 
     @property

@@ -119,6 +119,8 @@ def _samples(location: str) -> Iterator[tuple[int, bytes]]:
                     next(content for name, content in sample.items() if not name.startswith("__")),
                 )
     except (OSError, tarfile.TarError) as error:
+        if isinstance(error.__context__, GeneratorExit):
+            return  # the rest is not needed, and the program at the other end of the pipe could not write it
         reason = getattr(error, "strerror", None) or error.args[0]  # webdataset adds its stream to the arguments
         raise ValueError(f"the shard {location} cannot be read: {reason}") from error
 

@@ -21,12 +21,15 @@ from sdr_lightning.data.shards.library import library
 from sdr_lightning.data.source import Source
 from sdr_lightning.data.table import CaptionTable, Split
 from sdr_lightning.features.bank import FeatureBank
+from sdr_lightning.functional.search import chunks
 from sdr_lightning.identity import stable_hashes
 from sdr_lightning.paths import check_folder, write_atomically, write_json
 from sdr_lightning.types import Modality
 
 Progress = Callable[[Split, int, int], object]
 """Called with a split, the number of its finished shards, and the number of all its shards."""
+
+_ROWS = 4096  # of features that are written at a time
 
 
 def write_shards(
@@ -106,10 +109,10 @@ class _Part:
         todo = [number for number in range(shards) if not self._path(number, "parquet").is_file()]
         done = shards - len(todo)
         progress(split, done, shards)
+        for teacher in self.teachers.values():
+            teacher.write()
         if not todo:
             return 0
-        for teacher in self.teachers.values():
-            teacher.create()
         for number, rows, images in self._chunks(todo):
             self._write_shard(number, rows, images)
             done += 1
@@ -161,8 +164,6 @@ class _Part:
         write_atomically(tar, write)
         places = _places(tar)
         captions = [self.captions_of.at(row) for row in rows]
-        for modality, teacher in self.teachers.items():
-            teacher.write(rows if modality == "image" else [k for some in captions for k in some])
         text, integers = pa.large_string(), pa.int64()
         columns = {
             "image_row": pa.array(rows, integers),
@@ -180,7 +181,7 @@ class _Part:
 
 
 class _TeacherFile:
-    """A memory-mapped file of a teacher's features, into which each shard writes its rows."""
+    """A file of a teacher's features, complete or absent."""
 
     def __init__(self, path: Path, bank: FeatureBank, table: CaptionTable, images: Images) -> None:
         self.path, self.bank = path, bank
@@ -188,14 +189,16 @@ class _TeacherFile:
         content = table.image_content ^ identities(images) if bank.modality == "image" else table.text_content
         self.positions: Tensor = bank.positions(ids, content)
 
-    def create(self) -> None:
+    def write(self) -> None:
+        """Write the file, if it is missing."""
         if not self.path.is_file():
-            shape = (len(self.positions), self.bank.width)
-            write_atomically(self.path, lambda part: np.lib.format.open_memmap(part, "w+", np.float32, shape).flush())
+            write_atomically(self.path, self._write)
 
-    def write(self, rows: Sequence[int]) -> None:
-        file = np.load(self.path, mmap_mode="r+")
-        file[rows] = self.bank.features[self.positions[list(rows)]].float().numpy()
+    def _write(self, part: Path) -> None:
+        shape = (len(self.positions), self.bank.width)
+        file = np.lib.format.open_memmap(part, "w+", np.float32, shape)
+        for rows in chunks(len(file), _ROWS):
+            file[rows] = self.bank.features[self.positions[rows]].float().numpy()
         file.flush()
 
 

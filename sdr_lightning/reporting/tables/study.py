@@ -182,12 +182,14 @@ def realised(study: Study, condition: Condition, seed: int) -> list[Realised]:
 
 
 def runs_table(study: Study) -> Table:
-    """One row per run: folder, fingerprint, versions, commit, hardware."""
+    """One row per run: what it is, its folder or its line of results.jsonl, fingerprint, versions, commit, hardware."""
     rows = tuple(
         text_row(
+            run.method,
+            formatting.condition_label(run.condition),
+            str(run.seed),
             run.folder.as_posix(),
             formatting.short(run.fingerprint),
-            str(run.seed),
             formatting.duration(run.wall_time_s),
             ", ".join(f"{package}{formatting.NBSP}{version}" for package, version in run.versions.items())
             or formatting.MISSING,
@@ -197,9 +199,11 @@ def runs_table(study: Study) -> Table:
         for run in study.runs.values()
     )
     headings = (
-        "Run folder",
-        "Fingerprint",
+        "Method",
+        "Condition",
         "Seed",
+        "Run",
+        "Fingerprint",
         "Wall time",
         "Versions",
         "Commit",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from sdr_lightning.data import RetrievalDataModule, SceneTokenizer, ShardSource
 from sdr_lightning.data.datasets import Draw, PairDataset
 from sdr_lightning.data.imbalance import Imbalance
-from sdr_lightning.data.shards.stream import StreamedPairs, StreamLoader
+from sdr_lightning.data.shards.stream import StreamedPairs, StreamLoader, _samples
 from sdr_lightning.data.shards.writing import write_shards
 from sdr_lightning.types import RetrievalBatch, Tokens
 from tests.data.collection import MemorySource, bank_of
@@ -152,6 +153,15 @@ def test_training_streams_from_a_url(shards: Path, tmp_path: Path) -> None:
     broken = loader(module(source(tmp_path / "index")))
     with pytest.raises(ValueError, match=r"the shard .*/train-00000\d\.tar cannot be read"):
         next(iter(broken))
+
+
+def test_a_program_that_cannot_write_the_rest_of_a_shard_is_no_error(tmp_path: Path) -> None:
+    """Programs such as ``aws s3 cp`` fail when their pipe is closed; an error here would be a warning of the collector."""
+    write_shards(MemorySource((1, 1, 1, 1), size=256), tmp_path, 4, {}, lambda *_: None)
+    code = f"import shutil, sys; shutil.copyfileobj(open('{tmp_path}/train-000000.tar', 'rb'), sys.stdout.buffer)"
+    samples = _samples(f'pipe:{sys.executable} -c "{code}" 2> /dev/null')
+    next(samples)
+    samples.close()  # type: ignore[attr-defined]
 
 
 def test_a_shard_of_another_run_is_refused(shards: Path, tmp_path: Path) -> None:

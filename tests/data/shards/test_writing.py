@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -155,6 +156,18 @@ def test_interrupted_writing_continues(source: Source, tmp_path: Path, monkeypat
     assert torch.equal(ShardSource(str(tmp_path / "cut")).teacher("text").features, bank.features)  # type: ignore[union-attr]
 
 
+def test_lost_features_are_written_again(tmp_path: Path) -> None:
+    """Those of shards that exist too."""
+    table = MemorySource().table("train")
+    bank = FeatureBank("text", table.caption_ids, table.text_content, torch.randn(sum(COUNTS), 4), "tower")
+    write(MemorySource(), tmp_path, teachers={"text": bank})
+    for lost, shards in (["train.text_teacher.npy"], 0), (["train.text_teacher.npy", "train-000001.parquet"], 1):
+        for name in lost:
+            (tmp_path / name).unlink()
+        assert write(MemorySource(), tmp_path, teachers={"text": bank}) == shards
+        assert torch.equal(ShardSource(str(tmp_path)).teacher("text").features, bank.features)  # type: ignore[union-attr]
+
+
 def test_other_data_options_or_banks_are_refused(tmp_path: Path) -> None:
     write(MemorySource(), tmp_path / "shards")
     for source, size in ((MemorySource(), 4), (MemorySource((1, 2)), 3)):
@@ -193,3 +206,14 @@ def test_a_truncated_tar_is_refused(tmp_path: Path) -> None:
     tar.write_bytes(tar.read_bytes()[: int(index.offset[7]) + 1])
     with pytest.raises(ValueError, match=r"val-000002\.tar is truncated: copy it again"):
         ShardSource(str(tmp_path)).images("val")[7]
+
+
+def test_truncated_features_are_refused(tmp_path: Path) -> None:
+    table = MemorySource().table("train")
+    bank = FeatureBank("text", table.caption_ids, table.text_content, torch.randn(sum(COUNTS), 4), "tower")
+    write(MemorySource(), tmp_path, teachers={"text": bank})
+    file = tmp_path / "train.text_teacher.npy"
+    for size in (file.stat().st_size - 4, 0):
+        os.truncate(file, size)
+        with pytest.raises(ValueError, match=r"train\.text_teacher\.npy cannot be read, .*: copy it again"):
+            ShardSource(str(tmp_path)).teacher("text")
