@@ -91,13 +91,13 @@ def sentences(found: Cleaned, summary: Mapping[str, Any]) -> list[str]:
         estimate = f"an estimated {100 * found.share:.1f} % are mismatched (95 % interval {low} to {high} %)"
         first = f"Of {judged} of {images}, {estimate}."
         precision = summary["expected_precision"]
-        sure = "" if precision is None else f", of which {100 * precision:.0f} % are expected to be wrong"
+        sure = "" if precision is None else f"; by their probabilities, {100 * precision:.0f} % of these are wrong"
         second = (
             f"{summary['mismatched']:,} pairs have a probability of mismatch of at least {found.threshold:.2f}{sure}."
         )
     doubled, leaked = duplicated_images(found.groups, found.split)
     others = [split for split in found.compared if split != found.split]
-    into = f", {leaked:,} are also in {' or '.join(others)}" if others else ""
+    into = f" and {leaked:,} in {' or '.join(others)}" if others else ""
     silent = sum(found.count(flaw) for flaw in FLAWS)
     doubles = f"{doubled:,} images have an exact or near duplicate in {found.split}{into}"
     third = f"{doubles}, and {silent:,} captions say little or nothing."
@@ -115,7 +115,7 @@ def duplicated_images(groups: Sequence[Group], split: Split) -> tuple[int, int]:
 
 
 def curve(found: Cleaned) -> dict[str, list[float]]:
-    """Count, for every threshold of the slider, the pairs that would go and the wrong ones expected among them."""
+    """Count, for every threshold of the slider, the pairs that would be removed and the wrong ones expected among them."""
     reached = np.floor(_THRESHOLDS * found.mismatch + 1e-9).astype(np.int64)  # the last threshold that a pair reaches
     counts = np.bincount(reached, minlength=_THRESHOLDS + 1)
     wrong = np.bincount(reached, found.mismatch, minlength=_THRESHOLDS + 1)

@@ -24,9 +24,9 @@ _HEADER = """\
 # Image-text retrieval on {table}, written by sdr init: trained projections of frozen EfficientNet-lite2 and MiniLM.
 # Check:    sdr data check --data {file}
 # Train:    sdr fit --config {file} --run_dir {run}
-# Methods:  --config sdr:methods/ncr.yaml for wrong pairs without teachers; for AGREE and SDR, with the towers as teachers,
-#           --config sdr:methods/agree.yaml --image_teacher.config sdr:teachers/efficientnet_lite2.yaml
-#           --text_teacher.config sdr:teachers/minilm.yaml
+# Methods:  --config sdr:methods/ncr.yaml for wrong pairs without teachers. With the towers as teachers,
+#           --config sdr:methods/agree.yaml for AGREE or --model sdr:models/frozen_towers_pip.yaml for SDR, and
+#           --image_teacher.config sdr:teachers/efficientnet_lite2.yaml --text_teacher.config sdr:teachers/minilm.yaml
 # Keys:     sdr fit --config {file} --help=all
 """
 

@@ -15,7 +15,7 @@ from tests.cleaning.own import SCRIPT
 pytestmark = pytest.mark.slow
 
 SLIDER = "document.getElementById('threshold')"
-GOES = "[...document.querySelectorAll('.verdict')].filter(e => e.textContent === 'goes').length"
+REMOVED = "[...document.querySelectorAll('.verdict')].filter(e => e.textContent === 'removed').length"
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +43,12 @@ def shown(page: Page) -> list[str]:
 def expected(found: Cleaned, step: int) -> list[str]:
     counted = curve(found)
     gone, wrong = int(counted["pairs"][step]), counted["wrong"][step]
-    precision = f"{100 * wrong / gone:.1f} %" if gone else "none would go"
+    precision = f"{100 * wrong / gone:.1f} %" if gone else "none removed"
     share = f"{gone:,} ({100 * gone / len(found.mismatch):.1f} %)"
     return [f"{step / 100:.2f}", share, precision, f"{round(counted['wrong'][0] - wrong):,}"]
 
 
-def test_the_slider_shows_what_would_go(page: Page, cleaned: tuple[Cleaned, Path]) -> None:
+def test_the_slider_shows_what_would_be_removed(page: Page, cleaned: tuple[Cleaned, Path]) -> None:
     found = cleaned[0]
     start = round(100 * found.threshold)
     assert shown(page) == expected(found, start)
@@ -57,7 +57,7 @@ def test_the_slider_shows_what_would_go(page: Page, cleaned: tuple[Cleaned, Path
         page.evaluate(f"{SLIDER}.value = {step}; {SLIDER}.dispatchEvent(new Event('input'))")
         assert shown(page) == expected(found, step)
         most = found.mismatch[found.order[:60]]
-        assert page.evaluate(GOES) == (most >= step / 100).sum()
+        assert page.evaluate(REMOVED) == (most >= step / 100).sum()
         counts.append(page.evaluate("document.getElementById('gone').textContent"))
     assert len(set(counts)) == 3
     page.evaluate(f"{SLIDER}.focus()")

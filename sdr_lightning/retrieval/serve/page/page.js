@@ -99,7 +99,7 @@ function result(hit, showKind) {
   button.append(node("span", "text", hit.captions[0] ?? hit.id));
   const match = hit.match === null ? "" : ` · match ${hit.match.toFixed(2)}`;
   const kind = showKind ? ` · ${hit.kind}` : "";
-  button.append(node("span", "score", `${hit.rank}${kind} · ${hit.score.toFixed(3)}${match}`));
+  button.append(node("span", "score", `${hit.rank}${kind} · cosine ${hit.score.toFixed(3)}${match}`));
   button.title = [hit.image, ...hit.captions, "Click to search with this image"].join("\n");
   button.addEventListener("click", () => ask({ like: hit.image, picture: hit.picture }));
   item.append(button);
