@@ -155,9 +155,8 @@ def note(study: Published, cells: Sequence[tuple[Cell, dict[str, float]]]) -> li
     for cell, metrics in cells:
         before = published_metrics(study, cell)
         assert before is not None  # has_same_jobs
-        differences = {
-            metric: metrics[metric] - before[metric] for metric in NEGLIGIBLE if metric in metrics
-        }  # PCME++ has no NDCG
+        # PCME++ has no NDCG.
+        differences = {metric: metrics[metric] - before[metric] for metric in NEGLIGIBLE if metric in metrics}
         largest = max(largest, abs(differences["rsum"]))
         print(f"{name_of(cell)}: rsum {metrics['rsum']:.2f}, published {before['rsum']:.2f}")
         found += [
