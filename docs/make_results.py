@@ -146,11 +146,11 @@ def _numbers(study: Study, condition: Condition) -> dict[str, Any]:
 
 def main() -> None:
     """Publish the studies of the command line, and write the text about all."""
-    for folder in sys.argv[1:]:
-        print(publish(Path(folder)))
+    new = [publish(Path(folder)) for folder in sys.argv[1:]]
+    print(*new, sep="\n", end="\n" if new else "")
     studies = {study.record["name"]: study for study in published()}
     for study in studies.values():
-        if (study.folder / "results.jsonl").is_file():
+        if study.folder not in new and (study.folder / "results.jsonl").is_file():
             write_report(study.folder)
     texts = {path: filled(path, studies) for path in files(studies)} | leaderboard(studies)
     for path, text in texts.items():

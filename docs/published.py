@@ -236,8 +236,8 @@ def _methods_table(path: Path, study: Published) -> str:
                 condition_label(condition),
                 method,
                 number(TEMPERATURE.interval(loaded, method, condition).mean, 3),
+                _interval(RSUM.interval(loaded, method, condition)),
             ]
-            cells.append(_interval(RSUM.interval(loaded, method, condition)))
             for quantity in CLAIMS.values():
                 compared = compare_with_baseline(loaded, method, condition, quantity)
                 cells.append("" if method == loaded.baseline_of(method) else _difference(compared))
