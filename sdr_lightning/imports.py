@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
-from importlib.machinery import ModuleSpec, PathFinder
+from importlib.machinery import ModuleSpec
 from importlib.util import LazyLoader
 from types import ModuleType
 from typing import Any
@@ -52,14 +52,15 @@ _CHEAP: dict[str, Mapping[str, Callable[[], Any]]] = {
 
 
 class _Finder(MetaPathFinder):
-    """Finds the modules where Python finds them, with a loader that delays their execution."""
+    """Finds the modules where the other finders find them, with a loader that delays their execution."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if name not in _CHEAP and name != "wandb":
             return None
-        spec = PathFinder.find_spec(name, path, target)
+        others = (finder for finder in sys.meta_path if finder is not self)
+        spec = next((spec for finder in others if (spec := finder.find_spec(name, path, target)) is not None), None)
         if spec is not None and spec.loader is not None:
             spec.loader = _Loader(spec.loader, _CHEAP[name]) if name in _CHEAP else LazyLoader(spec.loader)
         return spec
