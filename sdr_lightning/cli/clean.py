@@ -79,11 +79,6 @@ def parser() -> ArgumentParser:
 
 def run(arguments: list[str]) -> int:
     """Clean; return the exit status. See ``sdr clean --help``."""
-    if "--data.help" in arguments:
-        from sdr_lightning.configure.help import help_text
-
-        print(help_text("clean", arguments))
-        return 0
     rest, own = split_options(arguments, ("--data.",))
     options = parser().parse_args(own)
     from sdr_lightning.training.checkpoints.interruption import exit_when_stopped, stopped_by_signals

@@ -52,11 +52,6 @@ def parser() -> ArgumentParser:
 
 def run(arguments: list[str]) -> int:
     """Run ``sdr data check``, ``prepare`` or ``shard``; return the exit status."""
-    if "--data.help" in arguments:
-        from sdr_lightning.configure.help import help_text
-
-        print(help_text("data", arguments))
-        return 0
     rest, own = split_options(arguments, ("--data.",))
     options = parser().parse_args(own)
     from sdr_lightning.configure import build_data

@@ -28,11 +28,6 @@ def parser() -> ArgumentParser:
 
 def run(arguments: list[str]) -> int:
     """Extract a bank; see ``sdr extract --help``."""
-    if "--data.help" in arguments or "--model.help" in arguments:
-        from sdr_lightning.configure.help import help_text
-
-        print(help_text("extract", arguments))
-        return 0
     options, rest = parser().parse_known_args(arguments)
     from sdr_lightning.training.checkpoints.interruption import exit_when_stopped, stopped_by_signals
 

@@ -40,6 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = [arguments[0], *with_experiments(arguments[1:])]
         if arguments[0] in _LIGHTNING:
             return _lightning(arguments)
+        if any(section in arguments for section in _SECTIONS.get(arguments[0], ())):
+            return _help(arguments)
         module = import_module(f"sdr_lightning.cli.{arguments[0].replace('-', '_')}")
         return int(module.run(arguments[1:]))
     except KeyboardInterrupt:
@@ -65,10 +67,7 @@ def _lightning(arguments: list[str]) -> int:
         print(short_help(arguments[0], arguments[1:]))
         return 0
     if is_help(arguments):
-        from sdr_lightning.configure.help import help_text
-
-        print(help_text(arguments[0], arguments[1:]))
-        return 0
+        return _help(arguments)
     from sdr_lightning.configure import run
     from sdr_lightning.reporting.wandb_summary import publish
 
@@ -76,4 +75,17 @@ def _lightning(arguments: list[str]) -> int:
     return 0
 
 
+def _help(arguments: list[str]) -> int:
+    """Print the keys of a configuration."""
+    from sdr_lightning.configure.help import help_text
+
+    print(help_text(arguments[0], arguments[1:]))
+    return 0
+
+
 _LIGHTNING = ("fit", "validate", "test")
+_SECTIONS = {
+    **dict.fromkeys(("clean", "data", "noise"), ("--data.help",)),
+    "extract": ("--data.help", "--model.help"),
+}
+"""Options that print one section of the configuration, of other commands than Lightning's."""

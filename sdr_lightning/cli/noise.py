@@ -46,11 +46,6 @@ def parser() -> ArgumentParser:
 
 def run(arguments: list[str]) -> int:
     """Run ``sdr noise make`` or ``sdr noise show``; return the exit status."""
-    if "--data.help" in arguments:
-        from sdr_lightning.configure.help import help_text
-
-        print(help_text("noise", arguments))
-        return 0
     rest, own = split_options(arguments, ("--data.",))
     options = parser().parse_args(own)
     if options.command == "make":
