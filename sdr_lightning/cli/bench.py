@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import sys
 from pathlib import Path
 
 from sdr_lightning.configure.arguments import program_arguments
@@ -12,6 +13,7 @@ BENCHMARKS = {
     "data": "bench_data.py",
     "losses": "bench_losses.py",
     "training": "bench_training.py",
+    "epochs": "bench_epochs.py",
     "processes": "bench_processes.py",
     "detection": "bench_detection.py",
     "search": "bench_search.py",
@@ -35,6 +37,7 @@ def run(arguments: list[str]) -> int:
             f"no benchmark at {script}: benchmarks are in the repository, not in the package; run sdr bench in a checkout, "
             "installed with pip install -e"
         )
+    sys.path.insert(0, str(script.parent))  # as for a script of Python: a benchmark imports another
     with program_arguments([f"sdr bench {arguments[0]}", *arguments[1:]]):
         runpy.run_path(str(script), run_name="__main__")
     return 0
