@@ -56,9 +56,11 @@ def test_models_have_the_papers_options_only_with_a_fusion_encoder() -> None:
     "path",
     [
         pytest.param(
-            path, marks=pytest.mark.slow if "tuning:" in path.read_text() else (), id=str(path.relative_to(ROOT))
+            path,
+            marks=pytest.mark.slow if path in BENCHMARKS or "tuning:" in path.read_text() else (),
+            id=str(path.relative_to(ROOT)),
         )
-        for path in STUDIES  # each point of the space of a tuned method is built
+        for path in STUDIES  # each method is built, at each point of its space
     ],
 )
 def test_a_study_has_its_cells(path: Path, tmp_path: Path) -> None:

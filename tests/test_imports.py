@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SLOW = ["torchmetrics.functional", "wandb.sdk", "matplotlib", "scipy.stats", "sklearn", "pandas", "datasets"]
 USES = [
     "from torchmetrics.functional.classification import binary_auroc",
@@ -25,6 +27,7 @@ for use in {USES}:
 """
 
 
+@pytest.mark.slow
 def test_what_a_training_does_not_use_is_left_out_and_works_when_it_is_used():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["", *USES], done.stderr

@@ -89,9 +89,8 @@ def test_a_task_leaves_no_memory_behind() -> None:
         assert [workers.call("large", large_objects) for _ in range(3)] == [0, 0, 0]
 
 
-@pytest.mark.parametrize(
-    "name", ["SIGINT", pytest.param("SIGKILL", marks=pytest.mark.slow)]
-)  # SIGTERM: tests/e2e/test_study.py
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])  # SIGTERM: tests/e2e/test_study.py
 def test_tasks_are_saved_and_end_with_the_pool(name: str, tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", _RUN, str(tmp_path)], stderr=subprocess.DEVNULL)
     while len(list(tmp_path.glob("*.pid"))) < 2:

@@ -29,6 +29,7 @@ def tracked(folder: Path) -> list[TrackedRun]:
     return [read_tracked(path) for path in sorted(folder.glob("wandb/offline-run-*/*.wandb"))]
 
 
+@pytest.mark.slow
 def test_contents_of_an_offline_run(experiments: Path, tmp_path: Path) -> None:
     words = (f"{LOGGER}.group=seeds", f"{LOGGER}.tags=[a, b]", f"{LOGGER}.notes=said", f"{LOGGER}.job_type=student")
     project = (f"{LOGGER}.project=mine", f"{LOGGER}.entity=team", f"{LOGGER}.name=first")
