@@ -62,6 +62,10 @@ def test_commands_and_their_experiments_exist(page: Path) -> None:
                 assert experiment_path(word)
 
 
+def test_no_page_has_marks_of_a_merge() -> None:
+    assert not [page.name for page in PAGES if re.search(r"^(<{7}|>{7}) ", page.read_text(), re.MULTILINE)]
+
+
 def test_the_readme_has_commands() -> None:
     assert {words[0] for words in commands(ROOT / "README.md")} >= {"init", "clean", "fit", "evaluate", "report"}
 

@@ -42,6 +42,8 @@ DISAGREEMENT = (
     "the teachers agree no more on these pairs than on shuffled ones, so no pair can be judged: give other teachers or "
     "more pairs"
 )
+FEW_IMAGES = 400
+"""Below it, the estimated share is too high on average, see docs/clean.md."""
 EVEN = 0.5  # probability from which a pair is more likely wrong than right
 _DIGITS = 4  # of probabilities
 
@@ -180,6 +182,11 @@ def clean(
     with steps.waiting(f"{len(table.captions):,} pairs"):
         found = pair_agreement(images[split], texts, index, level)
     notes = [] if _agree(found) else [DISAGREEMENT]
+    if _agree(found) and len(images[split]) < FEW_IMAGES:
+        notes.append(
+            f"from {len(images[split]):,} images the shares are rough, and too high on average: rely on the order of the pairs "
+            f"({FEW_IMAGES} images or more give better ones)"
+        )
     mismatch = _mismatch(found)
     order = np.lexsort((np.arange(len(mismatch)), found.score.numpy(), -np.nan_to_num(mismatch)))
     threshold = automatic_threshold(mismatch, found.share) if threshold is None else threshold

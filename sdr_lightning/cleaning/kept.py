@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from sdr_lightning.data.images import ImageFiles
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.records import captions_in, one_line
@@ -18,7 +20,9 @@ from sdr_lightning.data.table import SPLITS
 from sdr_lightning.data.tabular import TabularSource, read_rows
 from sdr_lightning.paths import expand
 
-_OPTION = "--data.init_args.source"
+_HEADER = """\
+# Overlay: train on the pairs that sdr clean kept: sdr fit --config EXPERIMENT.yaml --config FOLDER/kept.yaml
+"""
 
 
 def write_kept(data: RetrievalDataModule, removed: Set[str], path: Path) -> None:
@@ -45,16 +49,24 @@ def write_kept(data: RetrievalDataModule, removed: Set[str], path: Path) -> None
         _write(path, ["image", "caption", "split"], _pairs(data, removed))
 
 
-def training_options(data: RetrievalDataModule, table: Path) -> list[str] | None:
-    """Return the options of ``sdr fit`` that train on the kept pairs; None if their images are no files."""
-    source = data.source
-    if isinstance(source, TabularSource):
-        return [f"{_OPTION}.init_args.table", str(table)]
-    if isinstance(source, FolderSource):
-        arguments = {"name": source.name, "table": table, "images": expand(source.root), "split_column": "split"}
-        words = [word for name, value in arguments.items() for word in (f"{_OPTION}.init_args.{name}", str(value))]
-        return [_OPTION, "sdr_lightning.data.TabularSource", *words]
-    return None
+def kept_overlay(data: RetrievalDataModule, table: Path) -> str | None:
+    """Return a configuration that trains on the kept pairs instead of all, as YAML; None if their images are no files.
+
+    Args:
+        data: the data module.
+        table: where the kept pairs will be.
+    """
+    source: dict[str, Any]
+    if isinstance(data.source, TabularSource):
+        source = {"init_args": {"table": str(table)}}
+    elif isinstance(data.source, FolderSource):
+        images = str(expand(data.source.root))
+        arguments = {"name": data.source.name, "table": str(table), "images": images, "split_column": "split"}
+        source = {"class_path": "sdr_lightning.data.TabularSource", "init_args": arguments}
+    else:
+        return None
+    overlay = {"data": {"init_args": {"source": source}}}
+    return _HEADER + yaml.safe_dump(overlay, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def _kept_rows(source: TabularSource, rows: Sequence[Mapping[str, Any]], removed: Set[str]) -> Iterator[dict[str, Any]]:

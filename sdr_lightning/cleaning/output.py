@@ -1,10 +1,10 @@
-"""The output folder: pairs.csv, kept.csv, summary.json and report.html."""
+"""The output folder: pairs.csv, kept.csv, kept.yaml, summary.json and report.html."""
 
 from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -14,11 +14,11 @@ import numpy as np
 from sdr_lightning import __version__
 from sdr_lightning.cleaning.captions import EMPTY
 from sdr_lightning.cleaning.judgement import Cleaned
-from sdr_lightning.cleaning.kept import training_options, write_kept
+from sdr_lightning.cleaning.kept import kept_overlay, write_kept
 from sdr_lightning.cleaning.page import render
 from sdr_lightning.paths import check_folder, write_json
 
-PAIRS, KEPT, SUMMARY, REPORT = "pairs.csv", "kept.csv", "summary.json", "report.html"
+PAIRS, KEPT, OVERLAY, SUMMARY, REPORT = "pairs.csv", "kept.csv", "kept.yaml", "summary.json", "report.html"
 FORMAT = "sdr-clean-1"
 COLUMNS = ("id", "image", "caption", "mismatch_probability", "suggested_caption", "flags")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -36,7 +36,7 @@ def check_folder_output(output: Path) -> None:
 
 
 def write_folder(found: Cleaned, output: Path) -> dict[str, Any]:
-    """Write the four files. The folder appears whole or not at all; an earlier output is replaced.
+    """Write the files. The folder appears whole or not at all; an earlier output is replaced.
 
     Args:
         found: the result of :func:`~sdr_lightning.cleaning.clean`.
@@ -51,15 +51,17 @@ def write_folder(found: Cleaned, output: Path) -> dict[str, Any]:
     check_folder_output(output)
     removed = {found.table.caption_ids[row] for row in np.flatnonzero(found.is_removed).tolist()}
     removed |= {empty.caption_id for empty in found.empty}
-    options = training_options(found.data, output.resolve() / KEPT)
-    summary = summarised(found, options)
+    overlay = kept_overlay(found.data, output.resolve() / KEPT)
+    summary = summarised(found, None if overlay is None else str(output / OVERLAY))
     output.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}.") as folder:
         whole = Path(folder) / "new"
         whole.mkdir()
         _write_pairs(found, whole / PAIRS)
         write_kept(found.data, removed, whole / KEPT)
-        (whole / REPORT).write_text(render(found, summary, output), encoding="utf-8")
+        if overlay is not None:
+            (whole / OVERLAY).write_text(overlay, encoding="utf-8")
+        (whole / REPORT).write_text(render(found, summary), encoding="utf-8")
         write_json(whole / SUMMARY, summary)
         if output.exists():
             output.rename(Path(folder) / "old")
@@ -67,8 +69,8 @@ def write_folder(found: Cleaned, output: Path) -> dict[str, Any]:
     return summary
 
 
-def summarised(found: Cleaned, options: Sequence[str] | None) -> dict[str, Any]:
-    """Return what was found, as numbers."""
+def summarised(found: Cleaned, overlay: str | None) -> dict[str, Any]:
+    """Return what was found, as numbers; `overlay` is the file of :func:`kept_overlay`."""
     wrong = found.mismatch >= found.threshold
     flags = sorted({flag for own in found.flags for flag in own})
     return {
@@ -92,7 +94,7 @@ def summarised(found: Cleaned, options: Sequence[str] | None) -> dict[str, Any]:
         "images_compared_in": list(found.compared),
         "removed": list(found.removed),
         "kept": int((~found.is_removed).sum()),
-        "options_of_sdr_fit": None if options is None else list(options),
+        "overlay": overlay,
         "notes": list(found.notes),
     }
 
@@ -139,7 +141,8 @@ def _is_own(folder: Path) -> bool:
         return True
     try:
         return (
-            names <= {PAIRS, KEPT, SUMMARY, REPORT} and json.loads((folder / SUMMARY).read_text())["format"] == FORMAT
+            names <= {PAIRS, KEPT, OVERLAY, SUMMARY, REPORT}
+            and json.loads((folder / SUMMARY).read_text())["format"] == FORMAT
         )
     except (OSError, ValueError, KeyError, TypeError):
         return False

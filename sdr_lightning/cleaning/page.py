@@ -7,7 +7,6 @@ import io
 import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -54,15 +53,8 @@ class ShownGroup(NamedTuple):
     leak: bool
 
 
-def render(found: Cleaned, summary: Mapping[str, Any], output: Path) -> str:
-    """Render the page.
-
-    Args:
-        found: what was found.
-        summary: the content of summary.json.
-        output: the output folder, for the commands.
-    """
-    options = summary["options_of_sdr_fit"]
+def render(found: Cleaned, summary: Mapping[str, Any]) -> str:
+    """Render the page from what was found and the content of summary.json."""
     return render_page(
         "report.html",
         "sdr_lightning.cleaning",
@@ -74,8 +66,8 @@ def render(found: Cleaned, summary: Mapping[str, Any], output: Path) -> str:
         groups=_groups(found),
         captions=_captions(found),
         flaws=FLAWS,
-        fit=None if options is None else shlex.join(options),
-        output=output,
+        fit=None if summary["overlay"] is None else f"--config {shlex.quote(summary['overlay'])}",
+        unjudged=unjudged(found),
         shown={"pairs": _SHOWN_PAIRS, "groups": _SHOWN_GROUPS, "captions": _SHOWN_CAPTIONS},
     )
 
@@ -87,13 +79,13 @@ def sentences(found: Cleaned, summary: Mapping[str, Any]) -> list[str]:
         first = f"The {judged} of {images} could not be judged: the teachers agree on none of them."
         second = "No probability is given, and no pair is counted as mismatched."
     else:
-        low, high = (f"{100 * end:.1f}" for end in found.interval)
-        estimate = f"an estimated {100 * found.share:.1f} % are mismatched (95 % interval {low} to {high} %)"
-        first = f"Of {judged} of {images}, {estimate}."
+        first = f"Of {judged} of {images}, {_estimate(found)}."
         precision = summary["expected_precision"]
-        sure = "" if precision is None else f"; by their probabilities, {100 * precision:.0f} % of these are wrong"
         second = (
-            f"{summary['mismatched']:,} pairs have a probability of mismatch of at least {found.threshold:.2f}{sure}."
+            "No pair is marked as mismatched."
+            if precision is None
+            else f"{summary['mismatched']:,} pairs have a probability of mismatch of at least {found.threshold:.2f}; by their "
+            f"probabilities, {100 * precision:.0f} % of these are wrong."
         )
     doubled, leaked = duplicated_images(found.groups, found.split)
     others = [split for split in found.compared if split != found.split]
@@ -102,6 +94,24 @@ def sentences(found: Cleaned, summary: Mapping[str, Any]) -> list[str]:
     doubles = f"{doubled:,} images have an exact or near duplicate in {found.split}{into}"
     third = f"{doubles}, and {silent:,} captions say little or nothing."
     return [first, second, third]
+
+
+def _estimate(found: Cleaned) -> str:
+    low, high = found.interval
+    if high == 0:
+        return "an estimated 0 % are mismatched"
+    return (
+        f"an estimated {100 * found.share:.1f} % are mismatched (95 % interval {100 * low:.1f} to {100 * high:.1f} %)"
+    )
+
+
+def unjudged(found: Cleaned) -> str:
+    """Say which splits of kept.csv were not judged; empty if there is no other."""
+    others = [split for split in found.data.source.splits if split != found.split]
+    if not others:
+        return ""
+    names = " and ".join(others)
+    return f"the pairs of {names} were not judged and are in kept.csv as they were: --split {others[0]} judges them"
 
 
 def duplicated_images(groups: Sequence[Group], split: Split) -> tuple[int, int]:

@@ -27,7 +27,7 @@ def parser() -> ArgumentParser:
         type=Path,
         required=True,
         metavar="FOLDER",
-        help="for pairs.csv, kept.csv, summary.json, report.html",
+        help="for pairs.csv, kept.csv, kept.yaml, summary.json, report.html",
     )
     parser.add_argument("--split", choices=SPLITS, default="train", help="split to judge (default: train)")
     for modality, default in (("image", "EfficientNet-lite2"), ("text", "MiniLM")):
@@ -92,7 +92,7 @@ def _clean(options: Namespace, rest: list[str]) -> int:
 
     from sdr_lightning.cleaning import TeacherChoice, clean, write_folder
     from sdr_lightning.cleaning.output import KEPT, PAIRS, REPORT, check_folder_output
-    from sdr_lightning.cleaning.page import sentences
+    from sdr_lightning.cleaning.page import sentences, unjudged
     from sdr_lightning.configure import build_data
 
     check_folder_output(options.output)
@@ -114,8 +114,11 @@ def _clean(options: Namespace, rest: list[str]) -> int:
         print(f"note: {note}")
     print("\n".join(sentences(found, summary)))
     print(f"ids and probabilities in {options.output / PAIRS}, pictures in {options.output / REPORT}")
-    if summary["options_of_sdr_fit"] is not None:
-        print(f"train on {options.output / KEPT}: sdr fit ... {shlex.join(summary['options_of_sdr_fit'])}")
+    if unjudged(found):
+        print(unjudged(found))
+    if summary["overlay"] is not None:
+        words = shlex.join(["--config", options.data, "--config", summary["overlay"]])
+        print(f"train on {options.output / KEPT}: sdr fit {words}")
     return 0
 
 

@@ -106,9 +106,10 @@ def evaluate(options: Namespace, data_options: Sequence[str]) -> None:
     meta |= {"model": model} if model is not None else {}
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    if options.output is not None:  # before the table, whose reader may stop, as head does
+        save_evaluation(options.output, evaluation.metrics, evaluation.queries, queries, meta)
     _show(evaluation.metrics)
     if options.output is not None:
-        save_evaluation(options.output, evaluation.metrics, evaluation.queries, queries, meta)
         print(f"{len(evaluation.metrics)} metrics in {options.output}")
 
 

@@ -23,6 +23,7 @@ _STEPS, _EPOCHS = 300, (6, 30)  # small tables are repeated until they give that
 _HEADER = """\
 # Image-text retrieval on {table}, written by sdr init: trained projections of frozen EfficientNet-lite2 and MiniLM.
 # Check:    sdr data check --data {file}
+# Clean:    sdr clean --data {file} --output {clean}
 # Train:    sdr fit --config {file} --run_dir {run}
 # Methods:  --config sdr:methods/ncr.yaml for wrong pairs without teachers. With the towers as teachers,
 #           --config sdr:methods/agree.yaml for AGREE or --model sdr:models/frozen_towers_pip.yaml for SDR, and
@@ -114,7 +115,11 @@ def report(guess: TableGuess, file: Path) -> list[str]:
     words = _words(file)
     split = "no column: by a hash of the path, a tenth of the images each for validation and test"
     unused = f"; not used: {', '.join(guess.unused)}" if guess.unused else ""
-    commands = [f"sdr data check --data {words['file']}", f"sdr fit --config {words['file']} --run_dir {words['run']}"]
+    commands = [
+        f"sdr data check --data {words['file']}",
+        f"sdr clean --data {words['file']} --output {words['clean']}",
+        f"sdr fit --config {words['file']} --run_dir {words['run']}",
+    ]
     if not all(map(find_spec, _TOWERS)):
         commands.insert(0, 'pip install "sdr_lightning[towers]"    # the pretrained towers')
     return [
@@ -130,4 +135,8 @@ def report(guess: TableGuess, file: Path) -> list[str]:
 
 
 def _words(file: Path) -> dict[str, str]:
-    return {"file": shlex.quote(str(file)), "run": shlex.quote(str(file.parent / "run"))}
+    return {
+        "file": shlex.quote(str(file)),
+        "run": shlex.quote(str(file.parent / "run")),
+        "clean": shlex.quote(str(file.parent / "clean")),
+    }

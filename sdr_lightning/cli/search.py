@@ -72,10 +72,18 @@ def _show(hits: Sequence[Hit]) -> None:
     if reranked:
         table.add_column("match", justify="right")
     table.add_column("item", overflow="fold")
-    table.add_column("caption", overflow="fold")
+    with_captions = any(hit.captions for hit in hits)
+    if with_captions:
+        table.add_column("caption", overflow="fold")
     for hit in hits:
         match = ["" if hit.match is None else f"{hit.match:.2f}"] if reranked else []
-        item = hit.path or hit.id if hit.kind == "image" else hit.id
-        caption = Text(hit.captions[0] if hit.captions else "")
-        table.add_row(str(hit.rank), f"{hit.score:.4f}", *match, Text(item), caption)
+        item = _from_here(hit.path) if hit.kind == "image" and hit.path else hit.id
+        caption = [Text(hit.captions[0] if hit.captions else "")] if with_captions else []
+        table.add_row(str(hit.rank), f"{hit.score:.4f}", *match, Text(item), *caption)
     Console().print(table)
+
+
+def _from_here(path: str) -> str:
+    """A path in the current folder without it."""
+    here = Path.cwd()
+    return str(Path(path).relative_to(here)) if Path(path).is_relative_to(here) else path

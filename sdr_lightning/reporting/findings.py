@@ -70,7 +70,7 @@ def headline(study: Study) -> str:
     title, comparisons = next(iter(compare_claims(study).items()), ("", ()))
     known = [comparison for comparison in comparisons if comparison.difference.n]
     if not known:
-        return f"{candidate} and {baseline}: no result yet"
+        return f"{candidate} and {baseline}: no pair of runs to compare yet"
     if all(comparison.difference.n < 2 for comparison in known):
         return f"{candidate} and {baseline}: too few seeds for a verdict"
     task = f"in {title.lower()}"
@@ -126,7 +126,28 @@ def scope(study: Study) -> str:
             f"{study.data.name}, {formatting.count(study.data.num_train_images)} training and "
             f"{formatting.count(study.data.num_test_images)} test images"
         )
+        chance = chance_rsum(study.data.num_test_images, study.data.num_test_captions)
+        if chance is not None:
+            parts.append(f"a random ranking has an rsum of {formatting.number(chance)}")
     return "; ".join(parts) + "."
+
+
+def chance_rsum(images: int | None, captions: int | None) -> float | None:
+    """Return the expected rsum of a random ranking, in percent of 600; every image has the mean number of captions.
+
+    >>> round(chance_rsum(1000, 5000), 2)
+    3.2
+    """
+    if not images or not captions:
+        return None
+    own = captions / images
+    total = 0.0
+    for k in (1, 5, 10):
+        missed = 1.0  # none of an image's captions is among the first k
+        for place in range(min(k, captions)):
+            missed *= max(0.0, 1 - own / (captions - place))
+        total += 1 - missed + min(1.0, k / images)
+    return 100 * total
 
 
 def _number(count: int, noun: str) -> str:
@@ -142,7 +163,7 @@ def _largest(study: Study, comparisons: Sequence[PairedComparison]) -> str:
     largest = max(decided, key=lambda c: abs(c.difference.mean))
     means = (RSUM.interval(study, method, largest.condition).mean for method in (study.candidate, study.baseline))
     candidate, baseline = map(formatting.number, means)
-    of = f", the largest {'gain' if gains else 'loss'}" if len(comparisons) > 1 else ""
+    of = f", the largest {'gain' if gains else 'loss'}" if len(decided) > 1 else ""
     return (
         f"Mean rsum {_named([largest.condition])}: {candidate} with {study.candidate}, {baseline} with {study.baseline}; "
         f"difference {formatting.signed(largest.difference.mean)} {formatting.bounds(largest.difference)}{of}."

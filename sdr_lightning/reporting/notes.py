@@ -96,7 +96,7 @@ def caveats(study: Study) -> list[str]:
     notes = list(study.notes)
     missing = study.num_expected - len(study.runs)
     if missing:
-        notes.append(f"{missing} of {study.num_expected} runs are missing; n is shown where it is smaller.")
+        notes.append(f"{missing} of {study.num_expected} runs are not finished; n is shown where it is smaller.")
     for condition in study.conditions:
         for seed in study.seeds:
             if len({item.sha256 for item in realised(study, condition, seed)}) > 1:

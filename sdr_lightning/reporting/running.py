@@ -8,7 +8,7 @@ class Running:
     """What the page of a running study says about it.
 
     Attributes:
-        now: what is finished, such as ``12 of 30 cells finished``.
+        now: what is finished, such as ``12 of 30 runs finished``.
         share: finished share, in [0, 1].
         left: the time left, such as ``about 3 min left``; empty if unknown.
         written: the time of writing.

@@ -18,13 +18,15 @@ from sdr_lightning.studies import jobs as work
 from sdr_lightning.studies.plan import Cell
 from sdr_lightning.workers import Task
 
+_FEWEST = 3
+"""Jobs before the time left is estimated: the first ones of each process take longer."""
 _LEAST_PAUSE_S = 5.0
 _SHARE_OF_TIME = 0.04
 """At most this share of the time is spent on the page."""
 
 
 class StudyProgress:
-    """Counts the trials, and then the cells, of a study while they run.
+    """Counts the trials, and then the runs of the cells, of a study.
 
     Args:
         console: where lines are printed; they are not cut or wrapped.
@@ -33,7 +35,7 @@ class StudyProgress:
 
     def __init__(self, console: Console, folder: Path) -> None:
         self.console, self.folder = console, folder
-        self._what, self._total, self._before, self._done = "cells", 0, 0, 0
+        self._what, self._total, self._before, self._done = "runs", 0, 0, 0
         self._since: float | None = None
         self._next_page = -math.inf
 
@@ -46,7 +48,7 @@ class StudyProgress:
         """Start to count.
 
         Args:
-            what: ``trials`` or ``cells``.
+            what: ``trials`` or ``runs``.
             total: their number in the study.
             before: how many were finished before.
         """
@@ -98,9 +100,9 @@ class StudyProgress:
         return f"{self._before + self._done} of {self._total} {self._what}"
 
     def _left(self) -> str:
-        """The time left, from the mean time of the trials or cells that ran; empty before the first one."""
+        """The time left, from the mean time of the trials or cells that ran; empty before the first few."""
         left = self._total - self._before - self._done
-        if self._since is None or not self._done or not left:
+        if self._since is None or self._done < _FEWEST or not left:
             return ""
         seconds = (time.monotonic() - self._since) / self._done * left
         return (

@@ -72,7 +72,7 @@ class Runner:
                         "the code or a configuration changed while the trials ran, so they no longer count: run the command again"
                     )
                 self._check_folder()
-            continued |= self._run_all("cells", self.plan.cells, data, workers)
+            continued |= self._run_all("runs", self.plan.cells, data, workers)
         if not continued:  # a study that was continued has no wall time
             self._write_record(data, time.time() - started)
         self.progress.print(f"finished in {(time.time() - started) / 60:.1f} min")
@@ -167,6 +167,8 @@ class Runner:
             return
         waiting, done = list(tasks), {True: 0, False: 0}
         counts = Counter(map(is_counted, tasks))
+        if counts[False]:
+            self.progress.print(f"{what}: {counts[False]} to prepare")
         with progress_bar(self.console) as bar:
             shown = bar.add_task(what, total=len(tasks))
             while sum(done.values()) < len(tasks):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sdr_lightning.cleaning import Cleaned, TeacherChoice, clean, teachers, write_folder
 from sdr_lightning.cleaning.judgement import DISAGREEMENT, automatic_threshold
-from sdr_lightning.cleaning.kept import training_options, write_kept
+from sdr_lightning.cleaning.kept import kept_overlay, write_kept
 from sdr_lightning.cleaning.page import curve
 from sdr_lightning.configure import build_data
 from sdr_lightning.configure.teacher import TeacherFiles
@@ -52,6 +52,7 @@ def test_exchanged_captions_are_found(own: Own, cleaned: tuple[Cleaned, Path]) -
     assert 10 < flagged.sum() <= round(found.share * len(wrong)) + 1
     assert wrong[flagged].mean() == pytest.approx(found.mismatch[flagged].mean(), abs=0.15)
     assert (np.diff(found.mismatch[found.order]) <= 0).all()
+    assert "the shares are rough" in found.notes[0]
 
 
 def test_duplicates_leakage_and_empty_words_are_found(cleaned: tuple[Cleaned, Path]) -> None:
@@ -222,7 +223,8 @@ def test_another_collection_of_files_becomes_a_table_to_train_on(tmp_path: Path)
     arguments = ["--data", str(tmp_path / "data.yaml")]
     data = build_data(arguments)
     write_kept(data, {"1"}, tmp_path / "kept.csv")
-    kept = build_data([*arguments, *(training_options(data, tmp_path / "kept.csv") or [])])
+    (tmp_path / "kept.yaml").write_text(kept_overlay(data, tmp_path / "kept.csv") or "")
+    kept = build_data([*arguments, "--config", str(tmp_path / "kept.yaml")])
     assert {split: list(kept.table(split).captions) for split in SPLITS} == {
         split: [
             text

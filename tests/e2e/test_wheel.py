@@ -32,6 +32,14 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     return {"PYTHONPATH": str(target)}
 
 
+def test_an_editable_installation_is_found_beside_a_folder_of_its_name(tmp_path: Path) -> None:
+    """As from the folder above a checkout, which has the name of the package and is no package itself."""
+    (tmp_path / "sdr_lightning").mkdir()
+    program = "import sdr_lightning; print(sdr_lightning.__version__)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"install again, pip install -e .: {done.stderr}"
+
+
 @pytest.mark.slow
 def test_a_wheel_holds_every_experiment(installed: dict[str, str]) -> None:
     def files(root: Path) -> set[str]:

@@ -209,9 +209,9 @@ def test_the_page_holds_every_number_with_the_runs_behind_it(built: Path) -> Non
 def test_the_page_of_a_running_study_says_how_far_it_is_and_loads_itself_again(tmp_path: Path) -> None:
     write_study(tmp_path)
     shutil.rmtree(folder(tmp_path, "SDR", "mismatch", 0.6, 0))
-    page = write_page(tmp_path, Running("11 of 12 cells finished", 11 / 12, "about 20 s left", "12:00:00")).read_text()
+    page = write_page(tmp_path, Running("11 of 12 runs finished", 11 / 12, "about 20 s left", "12:00:00")).read_text()
     assert re.search(r"<h1>So far: .*beats ITC", page)
-    assert "<strong>11 of 12 cells finished</strong>, about 20 s left." in page
+    assert "<strong>11 of 12 runs finished</strong>, about 20 s left." in page
     assert 'http-equiv="refresh"' in page
     assert not (tmp_path / "report.md").exists()
     for again in (write_page(tmp_path), build_report(tmp_path)):

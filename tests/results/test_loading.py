@@ -117,7 +117,7 @@ def test_runs_of_other_code_are_in_no_number_and_the_report_fails(
     assert {path.name for path in study.outdated} == {"seed-1"}
     assert [teacher.modality for teacher in study.teacher_records] == ["image"]
     notes = " ".join(caveats(study))
-    assert "4 of 8 runs are missing" in notes
+    assert "4 of 8 runs are not finished" in notes
     assert "Made with other code or options than the rest" in notes
     assert report([str(tmp_path)]) == 1
     assert capsys.readouterr().err.startswith(

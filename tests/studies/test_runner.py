@@ -174,7 +174,8 @@ def test_each_job_prints_one_line_with_its_score_and_the_time_left(
     leave(trials[1], selected=None, failure="the loss is not finite")
     tasks = [Task("image teacher on clean data", jobs.run_bank), *(Task("", jobs.run_cell, (cell,)) for cell in cells)]
     monkeypatch.setattr(time, "monotonic", iter([100.0, *[116.0] * 1000]).__next__)  # 16 s for the first of 95 cells
-    running.progress.begin("cells", 105, 10)
+    monkeypatch.setattr(progress, "_FEWEST", 1)
+    running.progress.begin("runs", 105, 10)
     running._phase(FakeWorkers(1), "teacher features", tasks)  # type: ignore[arg-type]
     monkeypatch.setattr(time, "monotonic", iter([100.0, *[104.0] * 1000]).__next__)
     running.progress.begin("trials", 3, 0)
@@ -182,15 +183,16 @@ def test_each_job_prints_one_line_with_its_score_and_the_time_left(
     seeds = [cell.seed for cell in cells]
     condition = condition_label(Condition.of(cells[0].imbalance, cells[0].ratio)).replace(NBSP, " ")
     assert [line for line in printed.getvalue().splitlines() if "results so far" not in line] == [
+        "teacher features: 1 to prepare",
         "teacher features, 1 of 1: image teacher on clean data",
-        f"11 of 105 cells: SDR, {condition}, seed {seeds[0]}: rsum 68.4; about 26 min left",
-        f"12 of 105 cells: SDR, {condition}, seed {seeds[1]}: rsum 68.4; about 13 min left",
+        f"11 of 105 runs: SDR, {condition}, seed {seeds[0]}: rsum 68.4; about 26 min left",
+        f"12 of 105 runs: SDR, {condition}, seed {seeds[1]}: rsum 68.4; about 13 min left",
         f"1 of 3 trials: SDR, {condition}, trial 0: validation rsum 0.0; about 10 s left",
         f"2 of 3 trials: SDR, {condition}, trial 1: failed: the loss is not finite; about 10 s left",
     ]
     (page,) = pages  # the others would have followed within seconds
     assert page is not None
-    assert (page.now, page.left) == ("11 of 105 cells finished", "about 26 min left")
+    assert (page.now, page.left) == ("11 of 105 runs finished", "about 26 min left")
 
 
 def test_the_page_of_a_study_that_fails_no_longer_says_that_it_runs(
