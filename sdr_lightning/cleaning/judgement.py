@@ -42,7 +42,7 @@ DISAGREEMENT = (
     "the teachers agree no more on these pairs than on shuffled ones, so no pair can be judged: give other teachers or "
     "more pairs"
 )
-FEW_IMAGES = 800
+FEW_IMAGES = 500
 """Below it, the estimated share is too high on average, see docs/clean.md."""
 EVEN = 0.5  # probability from which a pair is more likely wrong than right
 _DIGITS = 4  # of probabilities
