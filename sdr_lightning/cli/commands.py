@@ -39,7 +39,7 @@ COMMANDS = tuple(name for commands in _GROUPS.values() for name in commands)
 SUBCOMMANDS = {
     "data": ("check", "prepare", "shard"),
     "noise": ("make", "show"),
-    "bench": ("evaluate", "data", "losses", "training", "processes", "detection", "search", "shards"),
+    "bench": ("evaluate", "data", "losses", "training", "epochs", "processes", "detection", "search", "shards"),
     "completion": ("bash", "zsh", "fish"),
 }
 """The words that may follow some commands."""
