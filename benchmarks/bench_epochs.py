@@ -46,24 +46,25 @@ class Epochs(pl.Callback):
         method = self.module.method
         before, order, measure = method.begin_epoch, method.epoch_order, self.module._measure
 
+        def setup(training: Any) -> None:
+            _, self.setup_seconds = timed(prepare, training)
+
         def timed_pass(per_pair: Any) -> Any:
-            started = time.perf_counter()
-            found = measure(per_pair)
-            self.passes += time.perf_counter() - started
+            found, seconds = timed(measure, per_pair)
+            self.passes += seconds
             return found
 
         def begin_epoch(epoch: int, _: Any) -> None:
-            self.own = self.passes = 0.0
-            self.own += seconds(lambda: before(epoch, timed_pass)) - self.passes
+            self.passes = 0.0
+            _, seconds = timed(before, epoch, timed_pass)
+            self.own = seconds - self.passes
 
         def epoch_order(*arguments: Any) -> Any:
-            started = time.perf_counter()
-            found = order(*arguments)
-            self.own += time.perf_counter() - started
+            found, seconds = timed(order, *arguments)
+            self.own += seconds
             return found
 
-        prepare = method.setup
-        method.setup = lambda training: setattr(self, "setup_seconds", seconds(lambda: prepare(training)))
+        prepare, method.setup = method.setup, setup
         method.begin_epoch, method.epoch_order = begin_epoch, epoch_order
         self.trainer.fit(self.module, self.data)
 
@@ -74,11 +75,11 @@ class Epochs(pl.Callback):
         self.steps.append(time.perf_counter() - self.started)
 
 
-def seconds(work: Callable[[], object]) -> float:
-    """Wall time of a call."""
+def timed(work: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """The result of a call and its wall time in seconds."""
     started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
+    found = work(*arguments)
+    return found, time.perf_counter() - started
 
 
 def main() -> None:

@@ -190,6 +190,10 @@ def test_each_job_prints_one_line_with_its_score_and_the_time_left(
         f"1 of 3 trials: SDR, {condition}, trial 0: validation rsum 0.0; about 10 s left",
         f"2 of 3 trials: SDR, {condition}, trial 1: failed: the loss is not finite; about 10 s left",
     ]
+    monkeypatch.setattr(progress, "_FEWEST", 3)
+    running.progress.begin("trials", 3, 0)
+    running._phase(FakeWorkers(1), "trials", [Task("", jobs.run_trial, (trials[0],))])  # type: ignore[arg-type]
+    assert printed.getvalue().splitlines()[-1].endswith("validation rsum 0.0")  # too few for the time left
     (page,) = pages  # the others would have followed within seconds
     assert page is not None
     assert (page.now, page.left) == ("11 of 105 runs finished", "about 26 min left")
