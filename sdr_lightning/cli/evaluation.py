@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from torch import Tensor
 
 from sdr_lightning.configure import build_data
+from sdr_lightning.configure.metric_tables import print_metrics
 from sdr_lightning.data.annotations import read_annotations
 from sdr_lightning.functional.search import chunks
 from sdr_lightning.metrics.evaluation import (
@@ -37,7 +36,6 @@ from sdr_lightning.metrics.files import (
     record_path,
     save_evaluation,
 )
-from sdr_lightning.metrics.graded import NDCG_AT, TASKS
 from sdr_lightning.metrics.judgements import agreement, read_judgements
 from sdr_lightning.metrics.paper_protocol import evaluate_published, first_five
 from sdr_lightning.metrics.relevance import Relevance
@@ -108,7 +106,7 @@ def evaluate(options: Namespace, data_options: Sequence[str]) -> None:
         print(f"note: {note}", file=sys.stderr)
     if options.output is not None:  # before the table, whose reader may stop, as head does
         save_evaluation(options.output, evaluation.metrics, evaluation.queries, queries, meta)
-    _show(evaluation.metrics)
+    print_metrics(evaluation.metrics)
     if options.output is not None:
         print(f"{len(evaluation.metrics)} metrics in {options.output}")
 
@@ -334,32 +332,3 @@ def _meta(
         "notes": list(notes),
         "code": {"version": versions()["sdr_lightning"], **git()},
     }
-
-
-def _show(metrics: Mapping[str, float]) -> None:
-    recalls = Table("", "R@1", "R@5", "R@10", "MdR", "MnR", "MRR", "ties", title="Cross-modal")
-    for way, label in (("i2t", "image to text"), ("t2i", "text to image")):
-        values = [f"{metrics[f'{way}_R@{k}']:.2f}" for k in (1, 5, 10)]
-        values += [f"{metrics[f'{way}_MdR']:g}", f"{metrics[f'{way}_MnR']:.2f}", f"{metrics[f'{way}_MRR']:.4f}"]
-        recalls.add_row(label, *values, f"{100 * metrics[f'{way}_tie_rate']:.2f} %")
-    recalls.caption = f"rsum {metrics['rsum']:.2f}"
-    console = Console()
-    console.print(recalls)
-    tasks = [task for task in TASKS if f"{task}_NDCG@10" in metrics]
-    if tasks:
-        names = [name for name in (*(f"NDCG@{k}" for k in NDCG_AT), "NDCG_exp@25") if f"{tasks[0]}_{name}" in metrics]
-        graded = Table("", *names, title="NDCG, percent")
-        for task in tasks:
-            graded.add_row(task.replace("_", " "), *(_shown(metrics[f"{task}_{name}"], 2) for name in names))
-        console.print(graded)
-    shown = ("_R@", "_MdR", "_MnR", "_MRR", "_tie_rate", "NDCG", "rsum")
-    rest = {
-        name: value for name, value in metrics.items() if "fold_" in name or not any(part in name for part in shown)
-    }
-    for name, value in rest.items():
-        if "fold_" not in name or "_R@" in name or "rsum" in name:
-            console.print(f"{name:<24} {_shown(value, 4)}")
-
-
-def _shown(value: float, decimals: int) -> str:
-    return "–" if math.isnan(value) else f"{value:.{decimals}f}"

@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from sdr_lightning.configure.arguments import imported_class, with_nulls
+from sdr_lightning.configure.metric_tables import print_metrics
 from sdr_lightning.configure.parser_errors import one_line_errors
 from sdr_lightning.configure.references import resolved
 from sdr_lightning.configure.run_folder import RunFolder, dated_folder
@@ -295,8 +296,7 @@ class SdrCLI(LightningCLI):
             under = self.folder.write_test(self.model, self.datamodule, self.settings.ckpt_path)
             for part in under.get("test", {"imbalances": []})["imbalances"]:
                 print(f"the test data is imbalanced: {part['kind']}, {part['affected']} of {part['of']} items")
-            for name, value in self.model.test_metrics.items():
-                print(f"{name:{max(map(len, self.model.test_metrics))}} {value:8.2f}")
+            print_metrics(self.model.test_metrics)
             for note in undefined(self.model.test_metrics):
                 print(f"note: {note}", file=sys.stderr)
             print(f"results in {self.run_dir / 'results.json'}")
