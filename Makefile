@@ -63,7 +63,7 @@ test: $(READY) ## run the fast tests, offline
 	$(BIN)/pytest -m "not slow" -n 2 --dist loadfile
 
 test-slow: $(READY) ## run the slow tests
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow -n 2 --dist loadfile
 
 docs: $(READY) ## build the documentation site, docs/_build/html; warnings are errors; about a minute of CPU
 	HF_HUB_OFFLINE=1 $(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html

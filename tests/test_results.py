@@ -125,6 +125,7 @@ def study(built: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(built, tmp_path / built.name))
 
 
+@pytest.mark.slow
 def test_published_records_rebuild_the_report_and_go_out_of_date(study: Path, tmp_path: Path) -> None:
     target = make.publish(study, tmp_path / "results")
     assert target == make.publish(study, tmp_path / "results")  # over an earlier one
@@ -210,6 +211,7 @@ def test_block_of_an_unknown_study_is_refused(tmp_path: Path) -> None:
         texts.filled(tmp_path / "page.md", STUDIES)
 
 
+@pytest.mark.slow  # plans every published study
 def test_checked_cells_are_cells_of_the_study() -> None:
     for study in STUDIES.values():
         found = plan(check.one_cell_each(study, study.study.methods), Path())
@@ -237,6 +239,7 @@ def test_cells_must_lie_within_the_spread_unless_outdated(study: Path, tmp_path:
     assert check.faults(one, cell, far, far) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("moved", "same"), [(0.0, "is the same"), (0.06, "differs by at most 0.06 rsum")])
 def test_changed_code_is_confirmed_by_cells_that_hardly_differ(
     study: Path, tmp_path: Path, moved: float, same: str

@@ -64,6 +64,7 @@ def hold(folder: Path) -> None:
         workers.ended()
 
 
+@pytest.mark.slow  # starts processes that import torch
 def test_workers_return_values_and_failures_and_replace_a_lost_process(tmp_path: Path) -> None:
     with Workers(1) as workers:
         assert workers.call("double", double, 4) == 8

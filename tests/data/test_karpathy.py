@@ -151,6 +151,7 @@ def test_flickr8k(shared: Path) -> None:
     assert source.images("test")[0].shape == (192, 192, 3)
 
 
+@pytest.mark.slow  # reads the annotations of 31,783 images
 @pytest.mark.data
 def test_a_partial_copy_of_flickr30k(shared: Path) -> None:
     where = shared / "data" / "flickr30k"

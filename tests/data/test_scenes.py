@@ -44,6 +44,7 @@ def digest() -> str:
     return found.hexdigest()
 
 
+@pytest.mark.slow
 def test_the_same_in_every_process() -> None:
     program = "from tests.data.test_scenes import digest; print(digest())"
     environment = {**os.environ, "PYTHONHASHSEED": "4242"}

@@ -101,6 +101,7 @@ def test_cells_record_their_provenance(finished: Path) -> None:
     assert "placebo" in report
 
 
+@pytest.mark.slow
 def test_dry_run_prints_commands_and_writes_nothing(study: Path, tmp_path: Path) -> None:
     printed = succeeded(sdr("reproduce", study / "study.yaml", "--output", tmp_path / "new", "--dry-run"))
     lines = printed.splitlines()

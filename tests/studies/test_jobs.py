@@ -80,6 +80,7 @@ def kept(cell: Cell) -> dict[str, torch.Tensor]:
     return state
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_interrupted_cell_ends_with_the_same_results(run: Any, tmp_path: Path) -> None:
     whole, cut = a_cell(tmp_path / "whole"), a_cell(tmp_path / "cut")
@@ -95,6 +96,7 @@ def test_interrupted_cell_ends_with_the_same_results(run: Any, tmp_path: Path) -
     assert {path.name for path in cut.folder.rglob("*.ckpt")} == {"best.ckpt"}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(
     "other", [{"data": "of other images"}, {"fingerprint": "other settings"}], ids=["data", "settings"]
