@@ -56,6 +56,8 @@ class ExampleGroup:
 def collect_examples(study: Study) -> tuple[ExampleGroup, ...]:
     """Collect examples for each imbalance, at its highest ratio and first seed with examples.
 
+    Text queries come before image queries; among each, first those that some methods find and others do not.
+
     Args:
         study: the study; runs hold examples in ``examples.json``.
 
@@ -78,8 +80,15 @@ def _align(runs: list[Run], root: Path) -> tuple[Example, ...]:
     for run in runs:
         for query, results in _read(root / run.folder / "examples.json").items():
             answers.setdefault(query, {})[run.method] = results
-    ordered = [query for direction in DIRECTIONS for query in answers if query.direction == direction]
-    return tuple(Example(query, answers[query]) for query in ordered)
+    examples = [Example(query, results) for query, results in answers.items()]
+    directions = list(DIRECTIONS)
+    return tuple(sorted(examples, key=lambda each: (directions.index(each.query.direction), _order(each))))
+
+
+def _order(example: Example) -> int:
+    """Examples come first where some methods find a correct result, then where all do, then where none does."""
+    found = {any(result.correct for result in results) for results in example.results.values()}
+    return 0 if len(found) == 2 else 1 if True in found else 2
 
 
 def _read(path: Path) -> dict[Query, tuple[Result, ...]]:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,20 @@ def test_examples_are_from_the_highest_ratio_and_first_seed_that_have_any(tmp_pa
     assert [example.query.text for example in group.examples[:3]] == list(CAPTIONS)
     assert all(list(example.results) == ["ITC", "SDR"] for example in group.examples)
     assert [result.correct for result in group.examples[0].results["SDR"]] == [False, True, False, False, False]
+
+
+def test_examples_on_which_methods_differ_come_first_and_those_without_a_hit_last(tmp_path: Path) -> None:
+    write_study(tmp_path, ratios=(0, 0.6), extras=True)
+    found = {"ITC": (False, True, True), "SDR": (False, True, False)}  # by caption
+    for method, hits in found.items():
+        path = folder(tmp_path, method, "mismatch", 0.6, 0) / "examples.json"
+        queries = json.loads(path.read_text())["queries"]
+        for query in queries:
+            for result in query["results"] if query["direction"] == "t2i" else ():
+                result["correct"] = hits[CAPTIONS.index(query["query_text"])]
+        edit_json(path, queries=queries)
+    (group,) = collect_examples(load_study(tmp_path))
+    assert [example.query.text for example in group.examples[:3]] == [CAPTIONS[2], CAPTIONS[1], CAPTIONS[0]]
 
 
 def test_malformed_examples_are_rejected(tmp_path: Path) -> None:
