@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from transformers import BertConfig, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertModel
 
 from sdr_lightning.configure import build, build_data
+from sdr_lightning.data.tokenizer import PretrainedTokenizer
 from sdr_lightning.methods.sdr import PAPER_WEIGHTS
 from sdr_lightning.studies.plan import plan
 from sdr_lightning.studies.spec import read_study
@@ -133,5 +134,5 @@ def small_bert(folder: Path) -> str:
     sizes = {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 32}
     BertModel(BertConfig(vocab_size=len(words), **sizes)).save_pretrained(folder)
     (folder / "vocab.txt").write_text("\n".join(words))
-    BertTokenizerFast(vocab=str(folder / "vocab.txt")).save_pretrained(folder)
+    PretrainedTokenizer(str(folder / "vocab.txt")).tokenizer.save_pretrained(folder)
     return str(folder)

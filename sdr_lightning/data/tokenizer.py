@@ -105,11 +105,11 @@ class PretrainedTokenizer(Tokenizer):
 
     def make(self) -> Any:
         """Load the tokenizer of the weights."""
-        from transformers import AutoTokenizer, BertTokenizerFast
+        from transformers import AutoTokenizer
 
         reference = package_path(expand(self.weights))
         if Path(reference).is_file():
-            return BertTokenizerFast(vocab=reference)
+            return _word_piece(reference)
         try:
             check_available(reference)
             return AutoTokenizer.from_pretrained(reference)
@@ -140,6 +140,32 @@ class SceneTokenizer(Tokenizer):
         fast.pre_tokenizer = WhitespaceSplit()
         fast.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
         return PreTrainedTokenizerFast(tokenizer_object=fast, pad_token="[PAD]", unk_token="[UNK]", mask_token="[MASK]")
+
+
+def _word_piece(vocabulary_file: str) -> Any:
+    """Create BERT's lower-case tokenizer from its ``vocab.txt``.
+
+    Built from ``tokenizers``, because the arguments of BertTokenizerFast differ between versions of transformers.
+    """
+    from tokenizers import Tokenizer as FastTokenizer
+    from tokenizers.models import WordPiece
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+    from tokenizers.processors import TemplateProcessing
+    from transformers import PreTrainedTokenizerFast
+
+    roles = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
+    fast = FastTokenizer(WordPiece.from_file(vocabulary_file, unk_token=roles["unk"]))
+    ids = {token: fast.token_to_id(token) for token in roles.values()}
+    if absent := [token for token, number in ids.items() if number is None]:
+        raise ValueError(
+            f"{vocabulary_file} has no {', '.join(absent)}: expected a WordPiece vocab.txt, one entry a line"
+        )
+    fast.normalizer = BertNormalizer(lowercase=True)
+    fast.pre_tokenizer = BertPreTokenizer()
+    ends = [(token, ids[token]) for token in ("[CLS]", "[SEP]")]
+    fast.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return PreTrainedTokenizerFast(tokenizer_object=fast, **{f"{role}_token": token for role, token in roles.items()})
 
 
 def tokenised(tokenizer: Tokenizer, captions: Sequence[str], cache: Path, write: bool = False) -> Tokens:

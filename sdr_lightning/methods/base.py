@@ -105,9 +105,9 @@ class Method(nn.Module, ABC):
         Args:
             epoch: from 0.
             measure: ``measure(per_pair)`` encodes all training pairs in order, in evaluation mode, without augmentation and
-                gradient, and calls ``per_pair`` with each batch. ``per_pair`` returns one value per pair, (B,).
-                ``measure`` returns the values of all pairs by pair index, (num_pairs,) float32 on the CPU, the same in all
-                processes and for any number of them.
+                gradient, and calls ``per_pair`` with each batch. ``per_pair`` returns one value per pair, (B,), or m, (B, m).
+                ``measure`` returns the values of all pairs by pair index, (num_pairs,) or (num_pairs, m) float32 on the CPU,
+                the same in all processes and for any number of them. Each call is a pass over the training split.
         """
 
     def epoch_order(self, epoch: int, permutation: Tensor, batch_size: int) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -66,9 +65,9 @@ class CoTeaching(Method):
         self.warming_up.fill_(epoch < self.warmup_epochs)
         self.with_noisy.fill_(epoch >= self.noisy_from)
         if epoch >= self.warmup_epochs:
-            found = [self.posterior(measure(partial(self._costs_of, network))) for network in range(2)]
+            costs = measure(self._network_costs).T.contiguous()  # (2, C)
             assert self.clean_probability is not None  # since setup
-            self.network_probability.copy_(torch.stack(found))
+            self.network_probability.copy_(torch.stack([self.posterior(of_network) for of_network in costs]))
             self.clean_probability.copy_(self.network_probability.mean(dim=0))
 
     def terms(self, pairs: Pairs, local_rows: slice = slice(None)) -> dict[str, Tensor]:
@@ -121,8 +120,9 @@ class CoTeaching(Method):
             (2, B) labels in [0, 1] that each network is trained with.
         """
 
-    def _costs_of(self, network: int, pairs: Pairs) -> Tensor:
-        return self.costs(networks_of(pairs)[network])
+    def _network_costs(self, pairs: Pairs) -> Tensor:
+        """(B, 2) costs of each pair with each network."""
+        return torch.stack([self.costs(network) for network in networks_of(pairs)], dim=1)
 
     @torch.no_grad()
     def _soft_labels(self, pairs: Pairs, networks: tuple[Pairs, Pairs]) -> tuple[Tensor, Tensor]:

@@ -24,10 +24,10 @@ def measure_pairs(module: RetrievalModule, per_pair: PerPair) -> Tensor:
 
     Args:
         module: attached to a trainer; its training mode is restored.
-        per_pair: maps each batch to (B,) values.
+        per_pair: maps each batch to (B,) values, or (B, m).
 
     Returns:
-        (num_pairs,) float32 on the CPU, by pair index.
+        (num_pairs,) or (num_pairs, m) float32 on the CPU, by pair index.
 
     Raises:
         ValueError: ``per_pair`` returns another shape.
@@ -50,12 +50,12 @@ def measure_pairs(module: RetrievalModule, per_pair: PerPair) -> Tensor:
                 )
                 with torch.autocast(module.device.type, enabled=False):
                     values = per_pair(pairs)
-                if values.shape != batch.pair_index.shape:
+                if values.ndim not in (1, 2) or len(values) != len(batch.pair_index):
                     raise ValueError(
-                        f"{type(module.method).__name__} measures {tuple(batch.pair_index.shape)} pairs, got values of shape "
-                        f"{tuple(values.shape)}"
+                        f"{type(module.method).__name__} measures {len(batch.pair_index)} pairs, got values of shape "
+                        f"{tuple(values.shape)}, expected one row or number a pair"
                     )
-                table.update(batch.pair_index, values[:, None])
+                table.update(batch.pair_index, values.reshape(len(values), -1))
     finally:
         for part, mode in modes.items():
             part.training = mode

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import BertWordPieceTokenizer
 
 from sdr_lightning.data.scenes import SceneSource, vocabulary
 from sdr_lightning.data.tokenizer import PretrainedTokenizer, SceneTokenizer, take, tokenised, trimmed
@@ -111,6 +112,22 @@ def test_word_pieces_from_a_file(vocabulary_file: Path, monkeypatch: pytest.Monk
     tokens = tokenizer(["A Dog runs", "a cat", "a a a a a a a"])
     expected = [[2, 5, 6, 7, 8, 3], [2, 5, 1, 3, 0, 0], [2, 5, 5, 5, 5, 3]]
     assert tokens.input_ids.tolist() == expected
+
+
+def test_word_pieces_are_those_of_berts_own_tokenizer(vocabulary_file: Path) -> None:
+    captions = ["A DOG  runs, a [MASK]", "Á dög runs", "a一dog\t\x00a", "", "[SEP] dogs runsa", "dog" * 40]
+    reference = BertWordPieceTokenizer(str(vocabulary_file), lowercase=True)
+    tokens = PretrainedTokenizer(str(vocabulary_file))(captions)
+    for ids, mask, encoded in zip(*tokens, reference.encode_batch(captions), strict=True):
+        assert ids[mask.bool()].tolist() == encoded.ids
+
+
+def test_a_file_that_is_no_vocabulary_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "words.txt").write_text("a\ndog\n[PAD]\n")
+    with pytest.raises(
+        ValueError, match=r"words\.txt has no \[UNK\], \[SEP\], \[CLS\], \[MASK\]: expected a WordPiece"
+    ):
+        PretrainedTokenizer(str(tmp_path / "words.txt"))(["a"])
 
 
 def test_a_saved_tokenizer_from_a_folder(vocabulary_file: Path, tmp_path: Path) -> None:

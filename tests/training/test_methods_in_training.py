@@ -64,6 +64,10 @@ class Recorder(InfoNCE):
             return (pairs.image * pairs.text).sum(dim=1) + 1000 * pairs.pair_index
 
         self.measured.append(measure(per_pair))
+        both = measure(lambda pairs: torch.stack([per_pair(pairs), -per_pair(pairs)], dim=1))
+        assert torch.equal(both, torch.stack([self.measured[-1], -self.measured[-1]], dim=1))
+        with pytest.raises(ValueError, match=r"measures 20 pairs, got values of shape \(19,\)"):
+            measure(lambda pairs: per_pair(pairs)[1:])
         assert self.training
 
     def terms(self, pairs: Pairs, local_rows: slice = slice(None)) -> dict[str, Tensor]:
