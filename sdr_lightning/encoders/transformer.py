@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from copy import deepcopy
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
 from sdr_lightning.encoders.weights import unreachable
 from sdr_lightning.hub import check_available
-from sdr_lightning.paths import expand, package_path
+from sdr_lightning.paths import expand, package_path, read_json
 from sdr_lightning.types import Encoded
 
 Pooling = Literal["mean", "cls", "own"]
@@ -130,9 +131,15 @@ class TransformersEncoder(nn.Module):
         Raises:
             ValueError: there is none.
         """
-        from transformers.models.auto.image_processing_auto import get_image_processor_config
+        from transformers.utils import cached_file
 
-        known = {} if self.reference is None else get_image_processor_config(self.reference)
+        known: dict[str, Any] = {}
+        for name in () if self.reference is None else ("preprocessor_config.json", "processor_config.json"):
+            try:
+                content = read_json(Path(cached_file(self.reference, name)), "configuration of an image processor")
+            except OSError:  # the weights lack this file
+                continue
+            known |= content.get("image_processor", content)
         if not {"image_mean", "image_std"} <= known.keys():
             raise ValueError("the pixel normalisation of the weights is unknown: set mean and std of the image_tower")
         return Normalisation(tuple(known["image_mean"]), tuple(known["image_std"]))

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-import transformers
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, ViTConfig, ViTModel
 
 from sdr_lightning.encoders import DualEncoder, TransformersImageTower, TransformersTextTower
@@ -193,7 +192,6 @@ def test_normalisation_defaults_to_that_of_the_model(clip, given):
     assert not {"mean", "std"} & tower.state_dict().keys()
 
 
-@pytest.mark.skipif(transformers.__version__ < "5", reason="transformers 4 reads preprocessor_config.json only")
 def test_normalisation_is_read_from_processor_config(clip, tmp_path):
     path = write(clip[0], tmp_path)
     content = {"image_processor": {"image_mean": MEAN, "image_std": STD, "image_processor_type": "CLIPImageProcessor"}}
