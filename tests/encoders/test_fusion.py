@@ -57,7 +57,7 @@ def reference_forward(layers, text, images, rows):
     bias = torch.zeros(text.mask.shape, dtype=hidden.dtype).masked_fill(text.mask == 0, torch.finfo(hidden.dtype).min)
     chosen = images[rows] if rows is not None else images.expand(len(hidden), -1, -1)
     for layer in layers:
-        hidden = layer(hidden, bias[:, None, None, :], chosen)
+        hidden = layer(hidden, bias[:, None, None, :], encoder_hidden_states=chosen)
     return hidden
 
 

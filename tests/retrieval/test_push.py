@@ -91,7 +91,7 @@ def test_a_pushed_model_is_loaded_by_its_name(
 @pytest.mark.parametrize(
     ("token", "name", "complaint"),
     [
-        ("hf_wrong", "me/mine", "the hub did not take me/mine: Client error '401 Unauthorized'"),
+        ("hf_wrong", "me/mine", "the hub did not take me/mine: "),
         (None, "me/mine", "the hub did not take me/mine: "),
         (TOKEN, "no such/name", "the hub did not take no such/name: "),
         ("closed", "me/mine", "the hub did not take me/mine: "),
@@ -122,5 +122,6 @@ def test_a_push_that_fails_gives_one_line(
     assert main(["push", str(exported), name]) == 2
     error = capsys.readouterr().err
     assert complaint in error
+    assert token != "hf_wrong" or "401" in error
     assert "Traceback" not in error
     assert not there.repositories
