@@ -57,7 +57,8 @@ def reference_forward(layers, text, images, rows):
     bias = torch.zeros(text.mask.shape, dtype=hidden.dtype).masked_fill(text.mask == 0, torch.finfo(hidden.dtype).min)
     chosen = images[rows] if rows is not None else images.expand(len(hidden), -1, -1)
     for layer in layers:
-        hidden = layer(hidden, bias[:, None, None, :], encoder_hidden_states=chosen)
+        output = layer(hidden, bias[:, None, None, :], encoder_hidden_states=chosen)
+        hidden = output if torch.is_tensor(output) else output[0]  # a tuple before transformers 5
     return hidden
 
 
