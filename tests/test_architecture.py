@@ -7,7 +7,7 @@ import sdr_lightning
 
 PACKAGE = Path(sdr_lightning.__file__).parent
 LAYERS = [
-    {"types", "identity", "paths", "hub", "tables", "imports"},
+    {"types", "identity", "paths", "hub", "tables", "imports", "progress"},
     {"functional"},
     {"encoders", "metrics"},
     {"features", "methods", "results"},

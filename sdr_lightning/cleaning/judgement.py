@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from sdr_lightning.cleaning.captions import EMPTY, FLAWS, flaws, normalised, num_shared
@@ -25,8 +25,8 @@ from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.source import RecordSource
 from sdr_lightning.data.table import CaptionTable, Split
 from sdr_lightning.functional.agreement import Level, PairAgreement, pair_agreement
-from sdr_lightning.functional.search import Advance
 from sdr_lightning.paths import expand
+from sdr_lightning.progress import progress
 
 MISMATCH = "mismatch"
 DUPLICATE_PAIR = "duplicate pair"
@@ -192,10 +192,9 @@ def clean(
     threshold = automatic_threshold(mismatch, found.share) if threshold is None else threshold
     steps.begin("suggested captions")
     suspects = order[: int((mismatch >= min(threshold, EVEN)).sum())]
-    with steps.progress("cosines") as advance:
-        suggestions = _suggestions(images[split], texts, index, suspects, advance)
+    suggestions = _suggestions(images[split], texts, index, suspects, steps.console)
     steps.begin("duplicate images")
-    with steps.progress("cosines", sum(map(len, images.values())) ** 2) as advance:
+    with progress("cosines", sum(map(len, images.values())) ** 2, console=steps.console) as advance:
         groups = duplicate_groups(images, _pictures(data), near, advance)
     missing = [name for name in others if name not in images]
     if missing:
@@ -266,12 +265,13 @@ def _empty_captions(data: RetrievalDataModule, parts: Sequence[Split]) -> list[E
 
 
 def _suggestions(
-    image: Tensor, text: Tensor, index: Tensor, suspects: NDArray[np.int64], advance: Advance
+    image: Tensor, text: Tensor, index: Tensor, suspects: NDArray[np.int64], console: Console
 ) -> dict[int, int]:
     if not len(suspects):
         return {}
     rows, place = torch.unique(index[torch.from_numpy(suspects)], return_inverse=True)
-    captions = suggested_captions(image, text, index, rows, advance)[place]
+    with progress("cosines", len(rows) * len(text), console=console) as advance:
+        captions = suggested_captions(image, text, index, rows, advance)[place]
     return dict(zip(suspects.tolist(), captions.tolist(), strict=True))
 
 
@@ -326,10 +326,3 @@ class _Steps:
         with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
             bar.add_task(what, total=None)
             yield
-
-    @contextmanager
-    def progress(self, what: str, total: int | None = None) -> Iterator[Advance]:
-        columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda done: bar.advance(task, done)

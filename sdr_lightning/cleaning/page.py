@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from sdr_lightning.cleaning.captions import EMPTY, FLAWS
@@ -18,7 +19,8 @@ from sdr_lightning.cleaning.judgement import DUPLICATE_PAIR, Cleaned
 from sdr_lightning.data.table import Split
 from sdr_lightning.reporting.pages.html import render_page
 
-_SHOWN_PAIRS, _SHOWN_GROUPS, _SHOWN_MEMBERS, _SHOWN_CAPTIONS = 60, 24, 6, 60
+_SHOWN_PAIRS, _SHOWN_GROUPS, _SHOWN_MEMBERS, _SHOWN_CAPTIONS = 36, 24, 6, 60
+_SHOWN_NEAR = 12  # pairs on each side of the threshold
 _SIDE = 240  # pixels of a thumbnail
 _THRESHOLDS = 100  # steps of the slider
 
@@ -62,7 +64,8 @@ def render(found: Cleaned, summary: Mapping[str, Any]) -> str:
         summary=summary,
         sentences=sentences(found, summary),
         curve=curve(found) if found.agrees else None,
-        pairs=_pairs(found),
+        pairs=_pairs(found, found.order[:_SHOWN_PAIRS]),
+        near=_pairs(found, rows_near_threshold(found)),
         groups=_groups(found),
         captions=_captions(found),
         flaws=FLAWS,
@@ -73,7 +76,7 @@ def render(found: Cleaned, summary: Mapping[str, Any]) -> str:
 
 
 def sentences(found: Cleaned, summary: Mapping[str, Any]) -> list[str]:
-    """Say in three sentences what was found."""
+    """Say in four sentences what was found."""
     judged, images = f"{len(found.table.captions):,} pairs", f"{summary['images']:,} images"
     if not found.agrees:
         first = f"The {judged} of {images} could not be judged: the teachers agree on none of them."
@@ -89,11 +92,10 @@ def sentences(found: Cleaned, summary: Mapping[str, Any]) -> list[str]:
         )
     doubled, leaked = duplicated_images(found.groups, found.split)
     others = [split for split in found.compared if split != found.split]
-    into = f" and {leaked:,} in {' or '.join(others)}" if others else ""
+    into = f", {leaked:,} in {' or '.join(others)}" if others else ""
     silent = sum(found.count(flaw) for flaw in FLAWS)
-    doubles = f"{doubled:,} images have an exact or near duplicate in {found.split}{into}"
-    third = f"{doubles}, and {silent:,} captions say little or nothing."
-    return [first, second, third]
+    third = f"Images with an exact or near duplicate: {doubled:,} in {found.split}{into}."
+    return [first, second, third, f"Captions that say little or nothing: {silent:,}."]
 
 
 def _estimate(found: Cleaned) -> str:
@@ -111,7 +113,10 @@ def unjudged(found: Cleaned) -> str:
     if not others:
         return ""
     names = " and ".join(others)
-    return f"the pairs of {names} were not judged and are in kept.csv as they were: --split {others[0]} judges them"
+    return (
+        f"the pairs of {names} were not judged and are in kept.csv as they were, and scores on wrong pairs are too low: "
+        f"--split {others[-1]} judges them"
+    )
 
 
 def duplicated_images(groups: Sequence[Group], split: Split) -> tuple[int, int]:
@@ -135,9 +140,15 @@ def curve(found: Cleaned) -> dict[str, list[float]]:
     }
 
 
-def _pairs(found: Cleaned) -> list[Shown]:
+def rows_near_threshold(found: Cleaned) -> NDArray[np.int64]:
+    """Return the pairs on both sides of the threshold, likeliest wrong first, without the most suspicious ones."""
+    removed = int((found.mismatch >= found.threshold).sum())
+    return found.order[max(_SHOWN_PAIRS, removed - _SHOWN_NEAR) : removed + _SHOWN_NEAR]
+
+
+def _pairs(found: Cleaned, rows: NDArray[np.int64]) -> list[Shown]:
     shown = []
-    for row in found.order[:_SHOWN_PAIRS].tolist() if found.agrees else []:
+    for row in rows.tolist() if found.agrees else []:
         suggestion = found.suggestions.get(row)
         shown.append(
             Shown(

@@ -117,7 +117,8 @@ def _clean(options: Namespace, rest: list[str]) -> int:
     if unjudged(found):
         print(unjudged(found))
     if summary["overlay"] is not None:
-        words = shlex.join(["--config", options.data, "--config", summary["overlay"]])
+        run_dir = str(options.output.parent / "run")
+        words = shlex.join(["--config", options.data, "--config", summary["overlay"], "--run_dir", run_dir])
         print(f"train on {options.output / KEPT}: sdr fit {words}")
     return 0
 

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from sdr_lightning.configure import build_data
@@ -42,6 +41,7 @@ from sdr_lightning.metrics.relevance import Relevance
 from sdr_lightning.metrics.scores import evaluate_scores
 from sdr_lightning.metrics.structure import diagnostics, preserved
 from sdr_lightning.paths import check_output
+from sdr_lightning.progress import progress
 from sdr_lightning.reporting.evaluation_files import read_training
 from sdr_lightning.results.codec import to_json
 from sdr_lightning.retrieval import load
@@ -257,8 +257,7 @@ def _evaluate(
         assert scores is not None
         return evaluate_scores(*scores, index, relevance, options.ties)
     images, texts = embeddings
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("evaluating", total=num_scores(len(images), len(texts), relevance is not None))
+    with progress("scores", num_scores(len(images), len(texts), relevance is not None), console=console) as advance:
         evaluation = evaluate_queries(
             images,
             texts,
@@ -266,7 +265,7 @@ def _evaluate(
             relevance,
             ties=options.ties,
             siblings=options.siblings,
-            advance=lambda done: progress.advance(task, done),
+            advance=advance,
         )
     metrics = evaluation.metrics
     if options.folds is not None:

@@ -24,8 +24,8 @@ _HEADER = """\
 # Image-text retrieval on {table}, written by sdr init: trained projections of frozen EfficientNet-lite2 and MiniLM.
 # Check:    sdr data check --data {file}
 # Clean:    sdr clean --data {file} --output {clean}
-# Train:    sdr fit --config {file} --run_dir {run}
-# Methods:  --config sdr:methods/ncr.yaml for wrong pairs without teachers. With the towers as teachers,
+# Train:    sdr fit --config {file} --config {clean}/kept.yaml --run_dir {run}, or without kept.yaml on all pairs
+# Methods:  --config sdr:methods/gce.yaml for wrong pairs without teachers. With the towers as teachers,
 #           --config sdr:methods/agree.yaml for AGREE or --model sdr:models/frozen_towers_pip.yaml for SDR, and
 #           --image_teacher.config sdr:teachers/efficientnet_lite2.yaml --text_teacher.config sdr:teachers/minilm.yaml
 # Keys:     sdr fit --config {file} --help=all
@@ -118,7 +118,7 @@ def report(guess: TableGuess, file: Path) -> list[str]:
     commands = [
         f"sdr data check --data {words['file']}",
         f"sdr clean --data {words['file']} --output {words['clean']}",
-        f"sdr fit --config {words['file']} --run_dir {words['run']}",
+        f"sdr fit --config {words['file']} --config {words['clean']}/kept.yaml --run_dir {words['run']}",
     ]
     if not all(map(find_spec, _TOWERS)):
         commands.insert(0, 'pip install "sdr_lightning[towers]"    # the pretrained towers')
@@ -129,7 +129,7 @@ def report(guess: TableGuess, file: Path) -> list[str]:
         f"  split     {split if guess.split_column is None else f'column {guess.split_column}'}",
         "  ids       the paths of the images",
         f"written to {file}; correct it there, or delete it and give --image-column, --caption-column, --split-column",
-        "next:",
+        "next (leave kept.yaml out to train on all pairs):",
         *(f"  {command}" for command in commands),
     ]
 

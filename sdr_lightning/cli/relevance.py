@@ -5,11 +5,9 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from pathlib import Path
 
-from rich.console import Console
-from rich.progress import Progress
-
 from sdr_lightning.cli.choices import SPLITS, TOKENIZERS
 from sdr_lightning.paths import check_output
+from sdr_lightning.progress import progress
 
 
 def parser() -> ArgumentParser:
@@ -41,16 +39,14 @@ def run(arguments: list[str]) -> int:
     for output in (options.output, record_path(options.output)):
         check_output(output, [options.annotations], is_relevance)
     table = read_annotations(options.annotations, options.split).table
-    console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("ROUGE-L", total=len(table.captions))
+    with progress("ROUGE-L of captions", len(table.captions)) as advance:
         relevance = RougeLRelevance(
             list(table.captions),
             table.caption_image,
             len(table.image_ids),
             options.tokenizer,
             workers=options.workers,
-            advance=lambda done: progress.advance(task, done),
+            advance=advance,
         )
     save_relevance(
         options.output, relevance.scores, list(table.caption_ids), list(table.image_ids), relevance.kind, options.dtype

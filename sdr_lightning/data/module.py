@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress, TimeElapsedColumn
 from torch.utils.data import Sampler
 
 from sdr_lightning.data import datasets
@@ -35,6 +32,7 @@ from sdr_lightning.data.wording import Wording
 from sdr_lightning.features.bank import FeatureBank
 from sdr_lightning.metrics.relevance import Relevance
 from sdr_lightning.paths import FilePath, expand
+from sdr_lightning.progress import progress
 from sdr_lightning.types import Modality
 
 
@@ -286,11 +284,8 @@ class RetrievalDataModule(pl.LightningDataModule):
     def _cache_images(self, split: Split, images: Images, side: int) -> PixelCache:
         """Write the missing decoded images of a split and return the cache."""
         folder = cache_folder(self.cache, self.source.name, side)
-        console = Console(stderr=True)
-        columns = (*Progress.get_default_columns(), TimeElapsedColumn())
-        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            task = progress.add_task(f"decoding {split}", total=len(images))
-            fill(folder, images, side, partial(progress.advance, task))
+        with progress(f"decoding images of {split}", len(images)) as advance:
+            fill(folder, images, side, advance)
         return PixelCache(folder, images, side)
 
     def _place(self) -> tuple[int, int]:

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import Console
 from torch import Tensor
 
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.features.bank import FeatureBank
+from sdr_lightning.progress import progress
 from sdr_lightning.types import UnimodalBatch
 
 OnBatch = Callable[[Tensor, Tensor], None]
@@ -35,7 +36,7 @@ def encode(
         batches: batches that together contain all rows.
         rows: (n,) int64 rows of the split.
         device: device of the encoder.
-        description: label of the progress bar; no bar when empty.
+        description: label of the progress; none is shown when empty.
         on_batch: callback after each batch.
 
     Returns:
@@ -48,12 +49,7 @@ def encode(
     place = torch.empty(int(rows.max()) + 1, dtype=torch.int64)
     place[torch.from_numpy(rows)] = torch.arange(len(rows))
     seen = torch.zeros(len(rows), dtype=torch.bool)
-    columns = (
-        *(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("left")),
-        TimeRemainingColumn(elapsed_when_finished=False),
-    )
-    with Progress(*columns, speed_estimate_period=600, disable=not description) as progress:
-        bar = progress.add_task(description, total=len(rows))
+    with progress(description, len(rows), console=None if description else Console(quiet=True)) as advance:
         for batch in batches:
             inputs = batch.inputs
             inputs = inputs.to(device) if isinstance(inputs, Tensor) else type(inputs)(*(t.to(device) for t in inputs))
@@ -62,7 +58,7 @@ def encode(
                 features = encoded.new_empty(len(rows), encoded.shape[1])
             features[place[batch.rows]] = encoded
             seen[place[batch.rows]] = True
-            progress.advance(bar, len(batch.rows))
+            advance(len(batch.rows))
             if on_batch is not None:
                 on_batch(batch.rows, encoded)
     if features is None or not bool(seen.all()):

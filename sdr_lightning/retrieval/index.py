@@ -13,8 +13,6 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from sdr_lightning import __version__
 from sdr_lightning.data.images import Pixels, decode
@@ -24,6 +22,7 @@ from sdr_lightning.functional.search import chunks
 from sdr_lightning.metrics.cross_modal import centred
 from sdr_lightning.metrics.files import load_array
 from sdr_lightning.paths import check_folder, claim, locked, read_json, write_json
+from sdr_lightning.progress import progress
 from sdr_lightning.retrieval.approximate import build_graph, library, nearest_by_graph, read_graph, recall_at_10
 from sdr_lightning.retrieval.collection import (
     COPIES,
@@ -614,14 +613,8 @@ def _embed_captions(part: Path, model: Retriever, collection: Collection, batch_
 
 
 def _steadily(part: Path, steps: Iterator[tuple[slice, Any]], what: str, start: int, number: int) -> Iterator[Any]:
-    """Yield steps with a progress bar; stop between them on a signal."""
-    console = Console(stderr=True)
-    columns = (TextColumn(f"encoding {what}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with (
-        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
-        Interruption() as interruption,
-    ):
-        task = progress.add_task("", total=number, completed=start)
+    """Yield steps and show progress; stop between them on a signal."""
+    with progress(f"encoding {what}", number, start) as advance, Interruption() as interruption:
         for batch, given in steps:
             if interruption.received is not None:
                 done = finished_rows(part / what)
@@ -629,7 +622,7 @@ def _steadily(part: Path, steps: Iterator[tuple[slice, Any]], what: str, start: 
                     interruption.received, f"{done} of {number} {what} are kept in {part}: continue with --resume"
                 )
             yield batch, given
-            progress.update(task, completed=batch.stop)
+            advance(batch.stop - batch.start)
 
 
 def _failed(embedded: Embedded, collection: Collection) -> list[LeftOut]:

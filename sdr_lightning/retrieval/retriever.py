@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.functional.search import chunks, similarity, top_k
 from sdr_lightning.methods.base import Method
+from sdr_lightning.progress import progress
 from sdr_lightning.retrieval.preprocessing import ImageLike, Preprocessing
 from sdr_lightning.types import Tokens
 
 Precision = Literal["32", "bf16", "fp16"]
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
-_BAR_FROM = 512  # items from which encoding shows a progress bar in a terminal
+_PROGRESS_FROM = 512  # items from which encoding shows its progress
 
 Embeddings = NDArray[np.float32]
 
@@ -236,13 +236,12 @@ class Retriever:
     ) -> Embeddings:
         if not len(items):
             raise ValueError(f"there are no {what} to encode")
-        console = Console(stderr=True)
-        quiet = len(items) < _BAR_FROM or not console.is_terminal
         parts = []
-        steps = list(chunks(len(items), batch_size))
-        with self._autocast():
-            for step in track(steps, f"encoding {what}", console=console, transient=True, disable=quiet):
+        console = Console(stderr=True, quiet=len(items) < _PROGRESS_FROM)
+        with self._autocast(), progress(f"encoding {what}", len(items), console=console) as advance:
+            for step in chunks(len(items), batch_size):
                 parts.append(encode(prepare(items[step])).float().cpu())
+                advance(step.stop - step.start)
         return torch.cat(parts).numpy()
 
     def _similarity(self, images: Tensor, texts: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from sdr_lightning.progress import time_left
 from sdr_lightning.reporting import write_page
 from sdr_lightning.reporting.formatting import NBSP, condition_label, number
 from sdr_lightning.reporting.running import Running
@@ -104,10 +105,7 @@ class StudyProgress:
         left = self._total - self._before - self._done
         if self._since is None or self._done < _FEWEST or not left:
             return ""
-        seconds = (time.monotonic() - self._since) / self._done * left
-        return (
-            f"about {math.ceil(seconds / 60)} min left" if seconds > 90 else f"about {math.ceil(seconds / 10)}0 s left"
-        )
+        return time_left((time.monotonic() - self._since) / self._done * left)
 
 
 def is_counted(task: Task) -> bool:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from sdr_lightning.cleaning import Cleaned
-from sdr_lightning.cleaning.page import curve
+from sdr_lightning.cleaning.page import curve, rows_near_threshold
 from tests.browser import Page, browsing
 from tests.cleaning.own import SCRIPT
 
@@ -56,14 +57,26 @@ def test_the_slider_shows_what_would_be_removed(page: Page, cleaned: tuple[Clean
     for step in (0, 30, 100):
         page.evaluate(f"{SLIDER}.value = {step}; {SLIDER}.dispatchEvent(new Event('input'))")
         assert shown(page) == expected(found, step)
-        most = found.mismatch[found.order[:60]]
-        assert page.evaluate(REMOVED) == (most >= step / 100).sum()
+        rows = [*found.order[:36], *rows_near_threshold(found)]
+        assert len(rows) == len(set(rows))
+        assert page.evaluate(REMOVED) == (found.mismatch[rows] >= step / 100).sum()
         counts.append(page.evaluate("document.getElementById('gone').textContent"))
     assert len(set(counts)) == 3
     page.evaluate(f"{SLIDER}.focus()")
     page.press("ArrowLeft")
     assert shown(page) == expected(found, 99)
     assert page.evaluate("document.getElementById('again').textContent") == "0.99"
+
+
+def test_pairs_on_both_sides_of_the_threshold_are_shown(page: Page, cleaned: tuple[Cleaned, Path]) -> None:
+    found = cleaned[0]
+    near = found.mismatch[rows_near_threshold(found)]
+    assert (near < found.threshold).sum() == 12
+    assert 0 < (near >= found.threshold).sum() <= 12
+    removed = np.sort(found.mismatch[found.mismatch >= found.threshold])
+    assert near[near >= found.threshold].min() == removed[0]
+    assert near[near < found.threshold].max() == found.mismatch[found.mismatch < found.threshold].max()
+    assert page.evaluate("document.querySelectorAll('.pairs')[1].children.length") == len(near)
 
 
 def test_html_stays_text(page: Page) -> None:

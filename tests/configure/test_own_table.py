@@ -112,7 +112,7 @@ def test_the_experiment_reads_the_table(tmp_path: Path, capsys: pytest.CaptureFi
         "column file, 30 of the first 30",
         "column title",
         "column fold",
-        f"sdr fit --config {file} --run_dir",
+        f"sdr fit --config {file} --config {file.parent}/clean/kept.yaml --run_dir",
     ):
         assert part in printed
     alone = tmp_path / "mine/data.yaml"

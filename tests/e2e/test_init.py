@@ -11,10 +11,11 @@ from tests.e2e.sdr import sdr, succeeded
 
 @pytest.mark.slow
 def test_the_commands_that_init_prints_train_a_student(tmp_path: Path) -> None:
-    write_scene_files(tmp_path / "pictures", 30, "pairs.csv", "photo,words")
+    write_scene_files(tmp_path / "pictures", 60, "pairs.csv", "photo,words")
     printed = succeeded(sdr("init", "mine", "--table", "pairs.csv", cwd=tmp_path))
-    commands = [shlex.split(line)[1:] for line in printed.partition("next:\n")[2].splitlines()]
+    commands = [shlex.split(line)[1:] for line in printed.partition("all pairs):\n")[2].splitlines()]
     assert [words[0] for words in commands] == ["data", "clean", "fit"]
     assert "training can start" in succeeded(sdr(*commands[0], cwd=tmp_path))
+    succeeded(sdr(*commands[1], cwd=tmp_path))
     succeeded(sdr(*commands[2], "--trainer.max_epochs", "1", "--trainer.enable_progress_bar=false", cwd=tmp_path))
     assert (tmp_path / "mine/run/checkpoints/best.ckpt").is_file()
