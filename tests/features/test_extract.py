@@ -73,11 +73,12 @@ def test_tokens_stay_tokens():
     assert features.tolist() == [[4, 5, 6, 7], [0, 1, 2, 3]]
 
 
-def test_progress_is_shown_where_it_is_described(capfd):
-    encode(flat, batches(list(range(7))), EVERY, CPU)
-    assert capfd.readouterr().out == ""
-    encode(flat, batches(list(range(7))), EVERY, CPU, "image features")
-    assert "image features" in capfd.readouterr().out
+def test_progress_is_shown_where_it_is_described(capfd, monkeypatch):
+    monkeypatch.setattr("sdr_lightning.progress.EVERY_S", 0)
+    encode(flat, batches([4, 5, 6], [0, 1, 2, 3]), EVERY, CPU)
+    assert "".join(capfd.readouterr()) == ""
+    encode(flat, batches([4, 5, 6], [0, 1, 2, 3]), EVERY, CPU, "image features")
+    assert "image features: 3 of 7; about" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(("training", "frozen"), [(True, False), (False, False), (True, True)])
