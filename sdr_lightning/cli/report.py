@@ -68,7 +68,10 @@ def run(arguments: list[str]) -> int:
         if options.output is not None:
             return _leaderboard(options.inputs, options.output, options.quoted)
         if len(options.inputs) > 1:
-            raise ValueError(f"{folders[0]} is a folder: give one folder, or --output for a leaderboard of several")
+            raise ValueError(
+                f"{folders[0]} is a folder: give one folder, --output for a leaderboard of several studies, or metrics.json of "
+                "each test to compare them"
+            )
     if options.quoted is not None:
         raise ValueError("--quoted applies to a leaderboard: give folders of studies and --output")
     if folders or not _is_evaluation(options.inputs[0]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 import sys
 import time
 import warnings
@@ -300,6 +301,8 @@ class SdrCLI(LightningCLI):
             for note in undefined(self.model.test_metrics):
                 print(f"note: {note}", file=sys.stderr)
             print(f"results in {self.run_dir / 'results.json'}")
+            own = shlex.quote(str(self.run_dir / "metrics.json"))
+            print(f"compare with another test: sdr report {own} OTHER/metrics.json")
 
 
 def run(arguments: list[str]) -> SdrCLI:

@@ -35,6 +35,8 @@ from sdr_lightning.paths import FilePath, expand
 from sdr_lightning.progress import progress
 from sdr_lightning.types import Modality
 
+_TEACHERS: dict[Modality, str] = {"image": "efficientnet_lite2", "text": "minilm"}  # that an error suggests
+
 
 class RetrievalDataModule(pl.LightningDataModule):
     """Captioned images, clean or corrupted, as batches of pairs or of one modality.
@@ -156,8 +158,9 @@ class RetrievalDataModule(pl.LightningDataModule):
             return
         if path is None:
             raise ValueError(
-                f"the method distils an {modality} teacher and there is neither --{modality}_teacher nor a bank of "
-                f"its features: write one with sdr extract and name it as --data.init_args.{modality}_bank"
+                f"the method needs the features of the {modality} teacher: give its configuration, such as "
+                f"--{modality}_teacher.config sdr:teachers/{_TEACHERS[modality]}.yaml (pretrained, of the extra towers), or "
+                f"features of sdr extract, --data.init_args.{modality}_bank"
             )
         self.split("train").attach_teacher(FeatureBank.load(Path(expand(path)), modality))
 

@@ -163,9 +163,13 @@ def load_evaluation(path: Path) -> EvaluationFile:
     """
     values = read_json(path, "a file of sdr evaluate --output")
     if not isinstance(values, dict) or not isinstance(values.get("meta"), dict):
-        raise ValueError(
-            f"{path} is not an evaluation (it has no object 'meta'): expected a file of sdr evaluate --output"
+        beside = path.with_name("metrics.json")
+        give = (
+            f"give {beside}"
+            if beside.is_file()
+            else "expected a file of sdr evaluate --output, or metrics.json of sdr test"
         )
+        raise ValueError(f"{path} is not an evaluation (it has no object 'meta'): {give}")
     metrics = Fields({key: value for key, value in values.items() if key != "meta"}, str(path)).table()
     meta = Fields(values["meta"], f"{path}: meta")
     relevance = meta.optional_child("relevance")

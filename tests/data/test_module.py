@@ -192,7 +192,7 @@ def test_wrong_banks(tmp_path: Path) -> None:
     noisy = fitted(source=source, image_bank=str(path), imbalance=Imbalance("gaussian_noise", 0.5))
     with pytest.raises(ValueError, match="the image bank was extracted from other content"):
         noisy.attach_teacher("image")
-    with pytest.raises(ValueError, match="nor a bank of its features"):
+    with pytest.raises(ValueError, match="features of the text teacher: give its configuration, such as --text_teacher.config sdr:teachers/minilm"):
         fitted(source=source).attach_teacher("text")
 
 

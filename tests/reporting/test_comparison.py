@@ -161,6 +161,15 @@ def test_evaluations_with_different_settings_are_not_compared(path: Path) -> Non
                 load_systems(arguments)
 
 
+def test_results_of_a_run_are_refused_with_the_file_to_give(path: Path) -> None:
+    path.rename(path.with_name("metrics.json"))
+    path.with_name("results.json").write_text('{"metrics": {"rsum": 1}}')
+    with pytest.raises(
+        ValueError, match=f"results.json is not an evaluation .*: give {path.with_name('metrics.json')}"
+    ):
+        load_evaluation(path.with_name("results.json"))
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -272,7 +281,7 @@ def test_one_seed_is_stated_to_leave_out_the_variation_of_training(
 
 REFUSED = [
     (["none.json"], "no file at none.json (No such file or directory): expected a file of sdr evaluate"),
-    (["a.json", "."], ". is a folder: give one folder, or --output for a leaderboard of several"),
+    (["a.json", "."], ". is a folder: give one folder, --output for a leaderboard of several studies, or metrics"),
     (["a.json", "--quoted", "n.yaml"], "--quoted applies to a leaderboard: give folders of studies and --output"),
     ([".", "--output", "b.json"], "--output must be a folder, but b.json is a file"),
     ([".", "--replicates", "200"], "--replicates applies to evaluations only, and . is not one"),
