@@ -56,7 +56,7 @@ class ExampleGroup:
 def collect_examples(study: Study) -> tuple[ExampleGroup, ...]:
     """Collect examples for each imbalance, at its highest ratio and first seed with examples.
 
-    Text queries come before image queries; among each, first those that some methods find and others do not.
+    Text queries come before image queries; among each, first those on which the candidate and the baseline differ.
 
     Args:
         study: the study; runs hold examples in ``examples.json``.
@@ -69,26 +69,28 @@ def collect_examples(study: Study) -> tuple[ExampleGroup, ...]:
         for seed in study.seeds:
             if condition.ratio > 0 and condition.imbalance not in found:
                 runs = (study.runs.get((method, condition, seed)) for method in study.methods)
-                examples = _align([run for run in runs if run is not None], study.root)
+                examples = _align([run for run in runs if run is not None], study)
                 if examples:
                     found[condition.imbalance] = ExampleGroup(condition, seed, examples)
     return tuple(found[imbalance] for imbalance in study.imbalances if imbalance in found)
 
 
-def _align(runs: list[Run], root: Path) -> tuple[Example, ...]:
+def _align(runs: list[Run], study: Study) -> tuple[Example, ...]:
     answers: dict[Query, dict[str, tuple[Result, ...]]] = {}
     for run in runs:
-        for query, results in _read(root / run.folder / "examples.json").items():
+        for query, results in _read(study.root / run.folder / "examples.json").items():
             answers.setdefault(query, {})[run.method] = results
     examples = [Example(query, results) for query, results in answers.items()]
-    directions = list(DIRECTIONS)
-    return tuple(sorted(examples, key=lambda each: (directions.index(each.query.direction), _order(each))))
+    directions, pair = list(DIRECTIONS), (study.baseline, study.candidate)
+    return tuple(sorted(examples, key=lambda each: (directions.index(each.query.direction), _order(each, pair))))
 
 
-def _order(example: Example) -> int:
-    """Examples come first where some methods find a correct result, then where all do, then where none does."""
-    found = {any(result.correct for result in results) for results in example.results.values()}
-    return 0 if len(found) == 2 else 1 if True in found else 2
+def _order(example: Example, pair: tuple[str, str]) -> int:
+    """Examples come first where one of a pair of methods finds a correct result, then where one of all methods does, then
+    where all do, and last where none does."""
+    hits = {method: any(result.correct for result in results) for method, results in example.results.items()}
+    of_pair, of_all = {hits[method] for method in pair if method in hits}, set(hits.values())
+    return 0 if len(of_pair) == 2 else 1 if len(of_all) == 2 else 2 if True in of_all else 3
 
 
 def _read(path: Path) -> dict[Query, tuple[Result, ...]]:

@@ -171,9 +171,9 @@ def _largest(study: Study, comparisons: Sequence[PairedComparison]) -> str:
 
 
 def _control(study: Study, method: str) -> str:
-    """The verdicts on a control; empty before its first pair of runs."""
+    """The verdicts on a control; empty while a condition has no pair of runs."""
     comparisons = [compare_with_baseline(study, method, condition, RSUM) for condition in study.conditions]
-    if not any(comparison.difference.n for comparison in comparisons):
+    if not all(comparison.difference.n for comparison in comparisons):
         return ""
     return (
         f"With random features in place of those of the teachers ({method}), rsum against {study.baseline_of(method)} is "
@@ -209,9 +209,9 @@ def _counted(comparisons: Sequence[PairedComparison]) -> str:
     if len(comparisons) == 1:
         return words[comparisons[0].verdict]
     counts = {words[outcome]: sum(c.verdict == outcome for c in known) for outcome in OUTCOMES}
-    counts["not there yet"] = len(comparisons) - len(known)
     parts = [f"{word} in {count}" for word, count in counts.items() if count]
-    return f"{', '.join(parts)} of {len(comparisons)} conditions"
+    missing = len(comparisons) - len(known)
+    return f"{', '.join(parts)} of {len(comparisons)} conditions{f', {missing} not measured yet' if missing else ''}"
 
 
 def _rows(study: Study, comparisons: Sequence[PairedComparison]) -> tuple[TileRow, ...]:

@@ -16,9 +16,9 @@ DETECTION = (
     "Estimated share: the mean estimated probability of a pair to be corrupted. Both are of the tested epoch."
 )
 EXAMPLES = (
-    "The queries are spread evenly over the test split, whatever the results; those on which the methods differ come first, "
-    "those that no method finds last. Results are in order of decreasing similarity; a frame and ✓ mark those that belong to "
-    "the query."
+    "The queries are spread evenly over the test split, whatever the results. Those on which baseline and candidate differ come "
+    "first, those that no method finds last. Results are in order of decreasing similarity; a frame and ✓ mark those that "
+    "belong to the query."
 )
 
 

@@ -82,7 +82,7 @@ def test_a_study_without_runs_has_no_result_yet(tmp_path: Path) -> None:
         (
             (("SDR", *CLEAN),),
             "SDR beats ITC in cross-modal retrieval under mismatch 60 %",
-            "higher in 1, not there yet in 1",
+            "higher in 1 of 2 conditions, 1 not measured yet",
         ),
         ((("SDR", *CLEAN), ("ITC", *HIGH)), "SDR and ITC: no pair of runs to compare yet", None),
     ],
@@ -96,7 +96,7 @@ def test_a_running_study_states_what_is_there(
             shutil.rmtree(folder(tmp_path, method, name, ratio, seed))
     study = load_study(tmp_path)
     assert headline(study).replace("\N{NO-BREAK SPACE}", " ") == expected
-    assert [tile.verdicts for tile in tiles(study)] == ([f"{verdicts} of 2 conditions"] if verdicts else [])
+    assert [tile.verdicts for tile in tiles(study)] == ([verdicts] if verdicts else [])
 
 
 def test_one_seed_decides_nothing(tmp_path: Path) -> None:

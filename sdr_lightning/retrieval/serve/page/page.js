@@ -237,6 +237,7 @@ async function begin() {
     input.disabled = input.value === "both" ? !info.images || !info.captions : !info[input.value];
   }
   document.querySelector("input[name=in]:enabled").checked = true;
+  document.querySelector("fieldset").hidden = !info.images || !info.captions; // one choice is none
   element("rerank-option").hidden = !info.can_rerank;
   fromAddress();
 }
