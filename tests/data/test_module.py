@@ -192,10 +192,7 @@ def test_wrong_banks(tmp_path: Path) -> None:
     noisy = fitted(source=source, image_bank=str(path), imbalance=Imbalance("gaussian_noise", 0.5))
     with pytest.raises(ValueError, match="the image bank was extracted from other content"):
         noisy.attach_teacher("image")
-    with pytest.raises(
-        ValueError,
-        match="text teacher: give its configuration, such as --text_teacher"),
-    ):
+    with pytest.raises(ValueError, match="text teacher: give its configuration, such as --text_teacher"):
         fitted(source=source).attach_teacher("text")
 
 
