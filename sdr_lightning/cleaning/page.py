@@ -19,8 +19,8 @@ from sdr_lightning.cleaning.judgement import DUPLICATE_PAIR, Cleaned
 from sdr_lightning.data.table import Split
 from sdr_lightning.reporting.pages.html import render_page
 
-_SHOWN_PAIRS, _SHOWN_GROUPS, _SHOWN_MEMBERS, _SHOWN_CAPTIONS = 36, 24, 6, 60
-_SHOWN_NEAR = 12  # pairs on each side of the threshold
+_SHOWN_PAIRS, _SHOWN_GROUPS, _SHOWN_MEMBERS, _SHOWN_CAPTIONS = 30, 24, 6, 60
+_SHOWN_NEAR = 10  # pairs on each side of the threshold
 _SIDE = 240  # pixels of a thumbnail
 _THRESHOLDS = 100  # steps of the slider
 
