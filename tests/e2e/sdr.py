@@ -26,7 +26,7 @@ def sdr(*arguments: str | Path, cwd: Path | None = None, **environment: str) -> 
         text=True,
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        timeout=280,
+        timeout=840,
     )
 
 

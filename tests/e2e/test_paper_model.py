@@ -175,7 +175,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         text=True,
         cwd=ROOT,
         env=inherited | settings,
-        timeout=280,
+        timeout=840,
     )
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     values: dict[str, Any] = json.loads((folder / "found.json").read_text())

@@ -57,7 +57,7 @@ def test_interrupted_study_continues(study: Path) -> None:
     os.kill(process.pid, signal.SIGTERM)  # handled as Ctrl-C is
     time.sleep(2)
     begun = set(output.rglob("begun.json"))
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
     assert "Traceback" not in errors, errors
     assert set(output.rglob("begun.json")) == begun  # no further cell has begun
@@ -162,7 +162,7 @@ def test_interrupted_tuned_study_ends_with_the_same_choices_and_results(study: P
     while not list(cut.rglob("trial.json")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
     process.terminate()
-    assert process.wait(timeout=60) == 130
+    assert process.wait(timeout=300) == 130
     assert 1 <= len(list(cut.rglob("trial.json"))) < 4
     assert not cells(cut)
     succeeded(sdr("reproduce", study / "tuned.yaml", "--output", cut))

@@ -73,7 +73,7 @@ def test_a_pushed_model_is_loaded_by_its_name(
     environment = {"HF_ENDPOINT": there.url, "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": "0"}
     environment |= {"HF_HUB_DISABLE_XET": "1"} if lfs else {}
     command = [sys.executable, "-c", ROUND_TRIP, str(exported), json.dumps(TEXTS)]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=840)
     assert done.returncode == 0, done.stderr
     address, embeddings, offline, refused = done.stdout.splitlines()
     assert address == f"{there.url}/me/mine/commit/{there.commit('me/mine')}"
