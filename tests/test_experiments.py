@@ -85,6 +85,7 @@ def test_a_benchmark_gives_every_method_the_same(path: Path) -> None:
     assert study.baseline == "InfoNCE"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_an_experiment_is_instantiated(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The weights are stood in for, because they are not at hand: images by random ones, text by a small BERT."""
@@ -115,6 +116,7 @@ def test_a_source_takes_the_place_of_another(path: Path) -> None:
     assert data.source.name == described["init_args"]["name"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", OVERLAYS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_an_overlay_fits_an_experiment(path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     if path.stem == "gpu":

@@ -53,6 +53,7 @@ def results_of(fitted: Path, options: tuple[str, ...], folder: Path, *more: str)
     return metrics(folder)
 
 
+@pytest.mark.slow
 def test_training_reduces_losses_and_testing_is_reproducible(
     fitted: Path, options: tuple[str, ...], tmp_path: Path
 ) -> None:
@@ -72,6 +73,7 @@ def test_training_reduces_losses_and_testing_is_reproducible(
     assert found == results_of(fitted, options, tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_reranking_of_one_candidate_keeps_cosine_metrics(
     fitted: Path, options: tuple[str, ...], tmp_path: Path
 ) -> None:

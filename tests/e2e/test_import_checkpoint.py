@@ -102,6 +102,7 @@ def imported(
     return output, succeeded(sdr(*command, "--output", output, cwd=folder))
 
 
+@pytest.mark.slow
 def test_every_key_is_printed_once(imported: tuple[Path, str], state: dict[str, Tensor]) -> None:
     output, printed = imported
     *lines, last = printed.splitlines()
