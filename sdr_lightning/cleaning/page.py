@@ -87,7 +87,7 @@ def sentences(found: Cleaned, summary: Mapping[str, Any]) -> list[str]:
         second = (
             "No pair is marked as mismatched."
             if precision is None
-            else f"{summary['mismatched']:,} pairs have a probability of mismatch of at least {found.threshold:.2f}; by their "
+            else f"Pairs with a probability of mismatch of at least {found.threshold:.2f}: {summary['mismatched']:,}; by their "
             f"probabilities, {100 * precision:.0f} % of these are wrong."
         )
     doubled, leaked = duplicated_images(found.groups, found.split)
@@ -114,8 +114,8 @@ def unjudged(found: Cleaned) -> str:
         return ""
     names = " and ".join(others)
     return (
-        f"the pairs of {names} were not judged and are in kept.csv as they were, and scores on wrong pairs are too low: "
-        f"--split {others[-1]} judges them"
+        f"this judged {found.split} only: the pairs of {names} are in kept.csv as they were in the table that was read, and "
+        f"scores on wrong pairs are too low (--split {others[-1]} judges those)"
     )
 
 

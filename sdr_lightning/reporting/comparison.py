@@ -189,7 +189,19 @@ def summary(comparison: SystemComparison) -> str:
     )
     if len(comparison.systems) > 1:
         text += f" Differences are paired, system minus {comparison.baseline}."
-    return text
+    return " ".join([text, *_verdicts(comparison)])
+
+
+def _verdicts(comparison: SystemComparison) -> list[str]:
+    """Say for each system whether its rsum differs from that of the baseline."""
+    words = {"higher": "higher", "lower": "lower", "": "no clear difference, the interval contains 0"}
+    found = []
+    for name, differences in comparison.differences.items():
+        if "rsum" in differences and name != comparison.baseline:
+            rsum = differences["rsum"]
+            ends = f"[{formatting.signed(rsum.low)}, {formatting.signed(rsum.high)}]"
+            found.append(f"rsum of {name}: {formatting.signed(rsum.value)} {ends}, {words[rsum.direction]}.")
+    return found
 
 
 def tables(comparison: SystemComparison) -> tuple[Table, ...]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdr_lightning.cli.main import main
-from sdr_lightning.reporting.comparison import compare_systems, tables
+from sdr_lightning.reporting.comparison import compare_systems, summary, tables
 from sdr_lightning.reporting.evaluation_files import EvaluationSettings, load_evaluation, load_systems, sort_metrics
 from sdr_lightning.results.schema import RECALLS
 from tests.reporting.fake_evaluation import write_evaluation
@@ -159,6 +159,13 @@ def test_evaluations_with_different_settings_are_not_compared(path: Path) -> Non
         for arguments in ([str(path), str(other)], [f"seeds={path},{other}"]):
             with pytest.raises(ValueError, match=rf"{path} and {other} are not comparable: {field} is "):
                 load_systems(arguments)
+
+
+def test_the_summary_says_whether_rsum_differs(tmp_path: Path) -> None:
+    first, second = write_evaluation(tmp_path / "a.json"), write_evaluation(tmp_path / "b.json")
+    comparison = compare_systems(load_systems([str(first), str(second)]), replicates=100)
+    assert summary(comparison).endswith("rsum of b: 0.0 [0.0, 0.0], no clear difference, the interval contains 0.")
+    assert "rsum of" not in summary(compare_systems(load_systems([str(first)]), replicates=100))
 
 
 def test_results_of_a_run_are_refused_with_the_file_to_give(path: Path) -> None:
