@@ -24,7 +24,7 @@ _HEADER = """\
 # Image-text retrieval on {table}, written by sdr init: trained projections of frozen EfficientNet-lite2 and MiniLM.
 # Check:    sdr data check --data {file}
 # Clean:    sdr clean --data {file} --output {clean}
-# Train:    sdr fit --config {file} --config {clean}/kept.yaml --run_dir {run}, or without kept.yaml on all pairs
+# Train:    sdr fit --config {file} --config {kept} --run_dir {run}, or without kept.yaml on all pairs
 # Methods:  --config sdr:methods/gce.yaml for wrong pairs without teachers. With the towers as teachers,
 #           --config sdr:methods/agree.yaml for AGREE or --model sdr:models/frozen_towers_pip.yaml for SDR, and
 #           --image_teacher.config sdr:teachers/efficientnet_lite2.yaml --text_teacher.config sdr:teachers/minilm.yaml
@@ -118,7 +118,7 @@ def report(guess: TableGuess, file: Path) -> list[str]:
     commands = [
         f"sdr data check --data {words['file']}",
         f"sdr clean --data {words['file']} --output {words['clean']}",
-        f"sdr fit --config {words['file']} --config {words['clean']}/kept.yaml --run_dir {words['run']}",
+        f"sdr fit --config {words['file']} --config {words['kept']} --run_dir {words['run']}",
     ]
     if not all(map(find_spec, _TOWERS)):
         commands.insert(0, 'pip install "sdr_lightning[towers]"    # the pretrained towers')
@@ -139,4 +139,5 @@ def _words(file: Path) -> dict[str, str]:
         "file": shlex.quote(str(file)),
         "run": shlex.quote(str(file.parent / "run")),
         "clean": shlex.quote(str(file.parent / "clean")),
+        "kept": shlex.quote(str(file.parent / "clean" / "kept.yaml")),
     }

@@ -44,8 +44,10 @@ def run(arguments: list[str]) -> int:
     work = plan_with_trials(study, folder)
     if options.dry_run:
         print(work.commands())
-        trials = f"{len(work.trials)} trials, then one cell for each method, condition and seed" if work.trials else ""
-        print(f"sdr reproduce: {trials or f'{len(work.cells)} cells'}; nothing was run", file=sys.stderr)
+        trials = f"{len(work.trials)} trials, then one cell for each method, condition and seed"
+        print(
+            f"sdr reproduce: {trials if work.trials else f'{len(work.cells)} cells'}; nothing was run", file=sys.stderr
+        )
         return 0
     report = Runner(study, work, folder, jobs).run()
     print(f"report in {report}")

@@ -197,10 +197,9 @@ def _verdicts(comparison: SystemComparison) -> list[str]:
     words = {"higher": "higher", "lower": "lower", "": "no clear difference, the interval contains 0"}
     found = []
     for name, differences in comparison.differences.items():
-        if "rsum" in differences and name != comparison.baseline:
-            rsum = differences["rsum"]
-            ends = f"[{formatting.signed(rsum.low)}, {formatting.signed(rsum.high)}]"
-            found.append(f"rsum of {name}: {formatting.signed(rsum.value)} {ends}, {words[rsum.direction]}.")
+        if "rsum" in differences:
+            rsum = _difference(differences["rsum"], 1)
+            found.append(f"rsum of {name}: {rsum.text} {rsum.detail}, {words[rsum.tag]}.")
     return found
 
 
