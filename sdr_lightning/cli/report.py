@@ -149,9 +149,10 @@ def _compare(inputs: list[str], baseline: str | None, output: Path | None, repli
     from sdr_lightning.reporting.comparison import (
         check_comparison,
         compare_systems,
+        further_tables,
+        main_tables,
         notes,
         summary,
-        tables,
         write_comparison,
     )
     from sdr_lightning.reporting.evaluation_files import load_systems
@@ -165,7 +166,7 @@ def _compare(inputs: list[str], baseline: str | None, output: Path | None, repli
         write_comparison(comparison, output)
     console = Console()
     console.print(summary(comparison), markup=False, highlight=False, soft_wrap=True)
-    for table in tables(comparison):
+    for table in main_tables(comparison):
         shown = _rich(table)
         width = Measurement.get(console, console.options.update(width=_UNBOUNDED), shown).maximum
         if not console.is_terminal:
@@ -177,8 +178,13 @@ def _compare(inputs: list[str], baseline: str | None, output: Path | None, repli
     console.print()
     for note in notes(comparison):
         console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
+    further = sum(len(block.rows) for table in further_tables(comparison) for block in table.blocks)
     if output is not None:
-        console.print(f"\ncomparison in {output / 'comparison.html'}", markup=False, highlight=False, soft_wrap=True)
+        last = f"comparison in {output / 'comparison.html'}"
+    else:
+        last = f"{further} more metrics in the page that --output FOLDER writes" if further else ""
+    if last:
+        console.print(f"\n{last}", markup=False, highlight=False, soft_wrap=True)
     return 0
 
 

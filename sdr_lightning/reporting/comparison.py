@@ -17,6 +17,10 @@ from sdr_lightning.results.schema import RECALLS
 MIN_REPLICATES = 100
 """Fewer bootstrap replicates do not determine the outer 2.5 % on either side."""
 
+_PROTOCOLS = {
+    "clean": "the default of sdr evaluate and sdr test",
+    "paper": "as the public code of the TIP 2024 paper evaluates",
+}
 _TIES = {
     "index": "of equally scored items, the one with the lower gallery index ranks first",
     "pessimistic": "equally scored items rank before the relevant item",
@@ -140,7 +144,8 @@ def write_comparison(comparison: SystemComparison, folder: Path) -> tuple[Path, 
         "comparison.html",
         title=title(comparison),
         summary=summary(comparison),
-        tables=tables(comparison),
+        tables=main_tables(comparison),
+        further=further_tables(comparison),
         notes=notes(comparison),
         settings=settings_table(comparison),
         files=files_table(comparison),
@@ -158,7 +163,7 @@ def comparison_markdown(comparison: SystemComparison) -> str:
         markdown.MARK,
         f"# {markdown.escape(title(comparison))}",
         markdown.escape(summary(comparison)),
-        *(markdown.markdown_table(table) for table in tables(comparison)),
+        *(markdown.markdown_table(table) for table in (*main_tables(comparison), *further_tables(comparison))),
         "## Notes",
         markdown.bullets(notes(comparison)),
         "## Evaluation settings",
@@ -182,9 +187,10 @@ def summary(comparison: SystemComparison) -> str:
     split = f" (split {settings.split})" if settings.split else ""
     over = "from one evaluation" if seeds == 1 else f"the mean over {seeds} seeds"
     drawn = "images" if seeds == 1 else "images and seeds"
+    protocol = "" if settings.protocol == "clean" else f", protocol {settings.protocol}"
     text = (
-        f"Retrieval among {formatting.count(settings.images)} images and {formatting.count(settings.texts)} texts{split}, "
-        f"protocol {settings.protocol}. Each entry is {over}, with a {formatting.percent(CONFIDENCE)} interval from "
+        f"Retrieval among {formatting.count(settings.images)} images and {formatting.count(settings.texts)} "
+        f"texts{split}{protocol}. Each entry is {over}, with a {formatting.percent(CONFIDENCE)} interval from "
         f"{formatting.count(comparison.replicates)} bootstrap replicates over {drawn}."
     )
     if len(comparison.systems) > 1:
@@ -203,14 +209,35 @@ def _verdicts(comparison: SystemComparison) -> list[str]:
     return found
 
 
-def tables(comparison: SystemComparison) -> tuple[Table, ...]:
-    """Tables of metrics with and without intervals; empty tables are left out."""
-    shown = [
-        table
-        for table in (_estimates_table(comparison), _others_table(comparison))
-        if any(block.rows for block in table.blocks)
-    ]
-    return tuple(shown)
+def main_tables(comparison: SystemComparison) -> tuple[Table, ...]:
+    """The table that a reader looks at first: recall, rsum and NDCG@10. Empty if no evaluation has any of them."""
+    metrics = [metric for metric in _estimated(comparison) if not _is_further(metric)]
+    several = len(comparison.systems) > 1
+    caption = f"Means with {formatting.percent(CONFIDENCE)} intervals"
+    if several:
+        caption += f", and differences to {comparison.baseline}"
+    return _filled(_estimates_table(comparison, metrics, "estimates", caption))
+
+
+def further_tables(comparison: SystemComparison) -> tuple[Table, ...]:
+    """Tables of the other metrics: NDCG at other cut-offs and with other gains, and metrics without intervals."""
+    metrics = [metric for metric in _estimated(comparison) if _is_further(metric)]
+    return _filled(
+        _estimates_table(comparison, metrics, "further", "NDCG at other cut-offs and with exponential gains"),
+        _others_table(comparison),
+    )
+
+
+def _estimated(comparison: SystemComparison) -> list[str]:
+    return sort_metrics({metric for means in comparison.means.values() for metric in means})
+
+
+def _is_further(metric: str) -> bool:
+    return "NDCG" in metric and not metric.endswith("NDCG@10")
+
+
+def _filled(*tables: Table) -> tuple[Table, ...]:
+    return tuple(table for table in tables if any(block.rows for block in table.blocks))
 
 
 def notes(comparison: SystemComparison) -> list[str]:
@@ -234,7 +261,7 @@ def notes(comparison: SystemComparison) -> list[str]:
         found += [
             f"A difference is system minus {comparison.baseline}, computed with the same draws for both.{again} Higher (▲) "
             "or lower (▼): the interval excludes 0. Overlapping intervals of two means do not show that the systems are equal.",
-            f"There is no correction for multiple comparisons ({made} in this table): if no true difference existed, about "
+            f"There is no correction for multiple comparisons ({made} differences in all): if no true difference existed, about "
             "one interval in twenty would still exclude 0.",
         ]
     if any(comparison.others.values()):
@@ -252,7 +279,7 @@ def settings_table(comparison: SystemComparison) -> Table:
     settings = comparison.settings
     kind = comparison.systems[0].evaluations[0].relevance_kind
     rows = {
-        "Protocol": settings.protocol,
+        "Protocol": _explained(settings.protocol, _PROTOCOLS),
         "Split": settings.split or formatting.MISSING,
         "Images, texts": f"{formatting.count(settings.images)}, {formatting.count(settings.texts)}",
         "Data fingerprint": formatting.short(settings.data),
@@ -317,11 +344,11 @@ def _others(system: System, means: dict[str, Estimate]) -> dict[str, float]:
     return {metric: sum(table[metric] for table in tables) / len(tables) for metric in sort_metrics(shared)}
 
 
-def _estimates_table(comparison: SystemComparison) -> Table:
+def _estimates_table(comparison: SystemComparison, metrics: list[str], key: str, caption: str) -> Table:
     names = [system.name for system in comparison.systems]
     several = len(names) > 1
     blocks: dict[str, list[tuple[Cell, ...]]] = {}
-    for metric in sort_metrics({metric for means in comparison.means.values() for metric in means}):
+    for metric in metrics:
         row = [Cell(_label(metric))]
         for name in names:
             row.append(_entry(comparison.means[name].get(metric)))
@@ -337,9 +364,8 @@ def _estimates_table(comparison: SystemComparison) -> Table:
             headings += ["mean", "difference"]
             groups.append((name, 2))
     return Table(
-        "estimates",
-        f"Means with {formatting.percent(CONFIDENCE)} intervals"
-        + (f", and differences to {comparison.baseline}" if several else ""),
+        key,
+        caption,
         tuple(headings),
         tuple(Block(tuple(rows), heading) for heading, rows in blocks.items()),
         tuple(groups),

@@ -103,7 +103,7 @@ def sentences(study: Study) -> tuple[str, ...]:
 def tiles(study: Study) -> tuple[Tile, ...]:
     """Return one tile for each claim that a pair of runs measured.
 
-    At most four conditions are listed: all, or else no imbalance and the highest ratio of each corruption.
+    At most four conditions are listed: all, or else the data as given and the highest ratio of each corruption.
     """
     return tuple(
         Tile(title, _TASKS[title], _counted(comparisons), _rows(study, comparisons))

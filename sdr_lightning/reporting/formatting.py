@@ -46,9 +46,9 @@ def name(identifier: str) -> str:
 
 
 def condition_label(condition: Condition) -> str:
-    """Format a condition, such as ``mismatch 30 %`` or ``no imbalance``."""
+    """Format a condition, such as ``mismatch 30 %`` or ``data as given``."""
     if condition.imbalance == NO_IMBALANCE:
-        return "no imbalance"
+        return "data as given"
     return f"{name(condition.imbalance)} {percent(condition.ratio)}"
 
 

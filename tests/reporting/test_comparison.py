@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdr_lightning.cli.main import main
-from sdr_lightning.reporting.comparison import compare_systems, summary, tables
+from sdr_lightning.reporting.comparison import compare_systems, further_tables, main_tables, summary
 from sdr_lightning.reporting.evaluation_files import EvaluationSettings, load_evaluation, load_systems, sort_metrics
 from sdr_lightning.results.schema import RECALLS
 from tests.reporting.fake_evaluation import write_evaluation
@@ -102,9 +102,11 @@ def test_metrics_of_one_system_have_no_difference(tmp_path: Path) -> None:
     del values["i2i_NDCG@10"], values["i2t_MdR"]
     first.write_text(json.dumps(values))
     comparison = compare_systems(load_systems([str(first), str(second)]), replicates=100)
-    estimates, others = tables(comparison)
-    row = next(row for block in estimates.blocks for row in block.rows if row[0].text == "i2i NDCG@10")
-    assert [row[1].text, row[3].text] == ["–", "–"]
+    (estimates,), (further, others) = main_tables(comparison), further_tables(comparison)
+    rows = {row[0].text: row for block in estimates.blocks for row in block.rows}
+    assert [rows["i2i NDCG@10"][1].text, rows["i2i NDCG@10"][3].text] == ["–", "–"]
+    assert [row[0].text for block in further.blocks for row in block.rows] == ["i2i NDCG exp@25", "t2t NDCG exp@25"]
+    assert not any("exp" in name for name in rows)
     assert ["i2t MdR", "–", "3"] in [[cell.text for cell in row] for row in others.blocks[0].rows]
 
 
@@ -254,6 +256,7 @@ def test_command_prints_and_writes_the_same_estimates(tmp_path: Path, capsys: py
     output = tmp_path / "out"
     assert main(["report", itc, sdr, "--output", str(output), "--replicates", "200"]) == 0
     printed = capsys.readouterr().out
+    assert "NDCG exp@25" not in printed
     page, markdown = (output / "comparison.html").read_text(), (output / "comparison.md").read_text()
     comparison = compare_systems(load_systems([itc, sdr]), replicates=200)
     mean, difference = comparison.means["ITC"]["rsum"], comparison.differences["SDR"]["rsum"]
@@ -268,10 +271,20 @@ def test_command_prints_and_writes_the_same_estimates(tmp_path: Path, capsys: py
         assert entry.split()[0] in markdown
     for shown in (page, markdown, printed):
         text = " ".join(shown.replace("\u00a0", " ").split())
-        for words in ("60 images and 180 texts", "split test", "protocol clean", "200 bootstrap replicates", "2 of 2"):
+        for words in ("60 images and 180 texts", "split test", "200 bootstrap replicates", "2 of 2"):
             assert words in text
     for shown in (page, markdown):
-        assert all(words in shown for words in ("index: of equally", "keep: other", "rouge-l ababababab", "01234"))
+        assert all(
+            words in shown
+            for words in (
+                "i2i NDCG exp@25",
+                "clean: the default",
+                "index: of equally",
+                "keep: other",
+                "rouge-l ababababab",
+                "01234",
+            )
+        )
     (output / "comparison.md").write_text("other")
     assert main(["report", itc, sdr, "--output", str(output), "--replicates", "200"]) == 2
     assert "comparison.md exists and was not written by this command" in capsys.readouterr().err
@@ -283,6 +296,7 @@ def test_one_seed_is_stated_to_leave_out_the_variation_of_training(
     assert main(["report", str(path), "--replicates", "100"]) == 0
     printed = capsys.readouterr().out
     assert "do not cover the variation between training runs" in printed
+    assert "6 more metrics in the page that --output FOLDER writes" in printed
     assert "difference" not in printed
 
 

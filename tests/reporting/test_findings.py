@@ -142,4 +142,4 @@ def test_a_tile_has_the_difference_of_each_condition_with_its_mark(tmp_path: Pat
 def test_tiles_of_many_conditions_list_no_imbalance_and_the_highest_ratios(tmp_path: Path) -> None:
     write_study(tmp_path, imbalances=("mismatch", "image noise"), ratios=(0, 0.3, 0.6))
     labels = [row.label.replace("\N{NO-BREAK SPACE}", " ") for row in tiles(load_study(tmp_path))[0].rows]
-    assert labels == ["no imbalance", "mismatch 60 %", "image noise 60 %"]
+    assert labels == ["data as given", "mismatch 60 %", "image noise 60 %"]

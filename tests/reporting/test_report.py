@@ -90,7 +90,7 @@ def numbers(text: str) -> list[float]:
 
 def test_claims_equal_an_independent_computation(page: Tables) -> None:
     columns = (("rsum",), ("i2i_NDCG@10", "t2t_NDCG@10"), ("i2it_NDCG@10", "t2it_NDCG@10"))
-    for label, imbalance, ratio in (("no imbalance", "none", 0.0), ("mismatch 60 %", "mismatch", 0.6)):
+    for label, imbalance, ratio in (("data as given", "none", 0.0), ("mismatch 60 %", "mismatch", 0.6)):
         for cell, metrics in zip(page.row("claims", label)[1:], columns, strict=True):
             values = {
                 method: [np.mean([metrics_of(method, imbalance, ratio, s)[m] for m in metrics]) for s in (0, 1, 2)]
@@ -230,12 +230,12 @@ def test_a_browser_draws_the_views_of_the_figure(built: Path, view: str) -> None
     if view in ("differences", "means"):
         rows = re.findall(r'data-runs="rsum\|([^|]*)\|([^"]*)"[^>]*>([^<]+)<', chart)
         assert {(method, condition) for method, condition, _ in rows} == set(
-            product(names, ("no imbalance", "mismatch 60&nbsp;%"))
+            product(names, ("data as given", "mismatch 60&nbsp;%"))
         )
         data = data_of(built / "report.html")
         sdr = data["cells"]["rsum"][1][1]
         expected = sdr["difference"]["mean"] if view == "differences" else sdr["mean"]
-        (value,) = [value for method, condition, value in rows if method == "SDR" and condition != "no imbalance"]
+        (value,) = [value for method, condition, value in rows if method == "SDR" and condition != "data as given"]
         assert numbers(value) == [pytest.approx(expected, abs=0.051)]
     else:
         assert chart.count("<path transform") + chart.count('transform="translate') >= 4  # two methods, two conditions
