@@ -15,10 +15,12 @@ from typing import Any, get_args
 
 import lightning.pytorch as pl
 import yaml
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from sdr_lightning.configure.arguments import imported_class, with_nulls
+from sdr_lightning.configure.fit_log import FitLog
 from sdr_lightning.configure.metric_tables import print_metrics
 from sdr_lightning.configure.parser_errors import one_line_errors
 from sdr_lightning.configure.references import resolved
@@ -207,6 +209,9 @@ class SdrCLI(LightningCLI):
             raise ValueError("trainer.use_distributed_sampler would divide the data a second time: leave it out")
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, BestCheckpoint)]
+        if not sys.stdout.isatty() and config.get("enable_progress_bar") is not False and not _own_bar(config):
+            config["enable_progress_bar"] = False  # it would write its last state, once, at the end
+            callbacks = [*callbacks, FitLog()]
         config["strategy"] = named_strategy(config.get("strategy", "auto"))
         trainer = super()._instantiate_trainer(config, [CacheFeatures(self._teachers()), *callbacks])
         check_trainer(trainer)
@@ -362,6 +367,12 @@ class _WriteRecord(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if not is_dev_run(trainer):
             in_first_process(trainer, self.cli.write_record)
+
+
+def _own_bar(config: dict[str, Any]) -> bool:
+    """Whether the configuration has a progress bar among its callbacks."""
+    callbacks = config.get("callbacks") or []
+    return any(isinstance(one, ProgressBar) for one in (callbacks if isinstance(callbacks, list) else [callbacks]))
 
 
 def _relative(folder: str) -> Path:

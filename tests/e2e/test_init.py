@@ -17,5 +17,10 @@ def test_the_commands_that_init_prints_train_a_student(tmp_path: Path) -> None:
     assert [words[0] for words in commands] == ["data", "clean", "fit"]
     assert "training can start" in succeeded(sdr(*commands[0], cwd=tmp_path))
     succeeded(sdr(*commands[1], cwd=tmp_path))
-    succeeded(sdr(*commands[2], "--trainer.max_epochs", "1", "--trainer.enable_progress_bar=false", cwd=tmp_path))
+    fitted = sdr(*commands[2], "--trainer.max_epochs", "2", cwd=tmp_path)
+    succeeded(fitted)
+    progress = [line.partition(": ") for line in fitted.stderr.splitlines() if line.startswith("epoch ")]
+    assert [epoch for epoch, _, _ in progress] == ["epoch 1 of 2", "epoch 2 of 2"]
+    assert all(values.startswith("train/loss ") and ", val/rsum " in values for _, _, values in progress)
+    assert [" left" in values for _, _, values in progress] == [True, False]
     assert (tmp_path / "mine/run/checkpoints/best.ckpt").is_file()
