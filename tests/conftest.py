@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
@@ -13,6 +12,8 @@ os.environ.setdefault("WANDB_MODE", "offline")
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> Iterator[None]:
+    import torch  # not above: the process that distributes the tests does without it
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

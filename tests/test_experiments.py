@@ -58,10 +58,12 @@ def test_models_have_the_papers_options_only_with_a_fusion_encoder() -> None:
     [
         pytest.param(
             path,
-            marks=pytest.mark.slow if path in BENCHMARKS or "tuning:" in path.read_text() else (),
+            marks=()
+            if path.parent.name == "scenes"
+            else pytest.mark.slow,  # each method is built, at each point of its space
             id=str(path.relative_to(ROOT)),
         )
-        for path in STUDIES  # each method is built, at each point of its space
+        for path in STUDIES
     ],
 )
 def test_a_study_has_its_cells(path: Path, tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ def foreign_file(results: Path) -> None:
     (results / "scenes/notes.txt").write_text("mine")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
@@ -222,6 +223,7 @@ def test_checked_cells_are_cells_of_the_study() -> None:
             assert {cell.fingerprint for cell in found.cells} <= {cell.fingerprint for cell in study.plan.cells}
 
 
+@pytest.mark.slow
 def test_cells_must_lie_within_the_spread_unless_outdated(study: Path, tmp_path: Path) -> None:
     target = make.publish(study, tmp_path / "results")
     record = json.loads((target / "study.json").read_text())

@@ -42,6 +42,7 @@ def at(name: str, ratio: float) -> Imbalance:
     return Imbalance(full.kind, ratio, full.modality, full.level)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_the_degree_grows_with_the_ratio_in_both_directions(name: str) -> None:
     found = [degree(at(name, ratio)) for ratio in (0, 0.3, 0.6, 1)]

@@ -54,6 +54,7 @@ def test_fit_rejects_invalid_options(
     assert not list(tmp_path.glob("run/*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message", "kept"),
     [

@@ -83,6 +83,7 @@ def test_failures_during_training_are_warnings(experiments: Path, tmp_path: Path
     assert len((tmp_path / "run/metrics.csv").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "status"),
     [

@@ -199,6 +199,7 @@ def test_memory_measure_detects_a_dense_matrix():
     assert memory.peak > 8 * 3 * 100**2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_gallery", [False, True])
 def test_memory_is_linear_in_the_batch(with_gallery):
     peaks = {}

@@ -274,7 +274,13 @@ def test_command_prints_and_writes_the_same_estimates(tmp_path: Path, capsys: py
         for words in ("60 images and 180 texts", "split test", "200 bootstrap replicates", "2 of 2"):
             assert words in text
     for shown in (page, markdown):
-        for words in ("i2i NDCG exp@25", "clean: the default", "index: of equally", "keep: other", "rouge-l ababababab"):
+        for words in (
+            "i2i NDCG exp@25",
+            "clean: the default",
+            "index: of equally",
+            "keep: other",
+            "rouge-l ababababab",
+        ):
             assert words in shown
         assert "01234" in shown
     (output / "comparison.md").write_text("other")

@@ -5,6 +5,7 @@ import shlex
 import shutil
 from collections import Counter, defaultdict
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,12 @@ from sdr_lightning.studies.spec import imbalance_at, read_study, study_imbalance
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 STUDY = read_study(Path(__file__).with_name("study.yaml"))
 FOLDER = Path("results")
-PLAN = plan(STUDY, FOLDER)
 BANKS = {"image": "--data.init_args.image_bank", "text": "--data.init_args.text_bank"}
+
+
+@cache
+def study_plan() -> Plan:
+    return plan(STUDY, FOLDER)
 
 
 def option(cell: Cell, name: str) -> str | None:
@@ -56,7 +61,7 @@ def copied(tmp_path: Path) -> Path:
 
 
 def test_every_combination_occurs_once_and_ratio_0_once_for_all_corruptions() -> None:
-    found = Counter((c.method, c.imbalance, c.ratio, c.seed) for c in PLAN.cells)
+    found = Counter((c.method, c.imbalance, c.ratio, c.seed) for c in study_plan().cells)
     expected = {
         (method, name, ratio, seed)
         for method in STUDY.methods
@@ -70,17 +75,17 @@ def test_every_combination_occurs_once_and_ratio_0_once_for_all_corruptions() ->
 
 
 def test_no_two_jobs_share_a_folder_a_file_or_a_fingerprint() -> None:
-    folders = [*(cell.folder for cell in PLAN.cells), *(teacher.folder for teacher in PLAN.teachers)]
+    folders = [*(cell.folder for cell in study_plan().cells), *(teacher.folder for teacher in study_plan().teachers)]
     assert len(set(folders)) == len(folders)
     assert not any(a in b.parents for a in folders for b in folders)
-    files = [bank.file for bank in PLAN.banks] + [bank.placebo for bank in PLAN.banks]
+    files = [bank.file for bank in study_plan().banks] + [bank.placebo for bank in study_plan().banks]
     assert len(set(files)) == len(files)
     assert all(FOLDER in path.parents for path in (*folders, *(file for file in files if file)))
-    assert len({cell.fingerprint for cell in PLAN.cells}) == len(PLAN.cells)
+    assert len({cell.fingerprint for cell in study_plan().cells}) == len(study_plan().cells)
 
 
 def test_cell_sets_seed_corruption_folder_and_method() -> None:
-    for cell in PLAN.cells:
+    for cell in study_plan().cells:
         assert option(cell, "--seed_everything") == str(cell.seed)
         assert stack(cell) == (imbalance_at(STUDY, cell.imbalance, cell.ratio, cell.seed) if cell.ratio else ())
         assert option(cell, "--run_dir") == str(cell.folder)
@@ -96,7 +101,7 @@ def test_options_are_parsed_as_the_cell_they_describe() -> None:
         weights={"itc": 1, "kd": 3}, options={"data.init_args.batch_size": 16, "seed_everything": 9}, epochs=5
     )
     planned = plan(with_method("other", stage), FOLDER)
-    for cell in (*cells(PLAN, method="ITC", seed=1)[:1], *cells(planned, method="other", seed=1)[:2]):
+    for cell in (*cells(study_plan(), method="ITC", seed=1)[:1], *cells(planned, method="other", seed=1)[:2]):
         cli = build(list(cell.arguments))
         assert tuple(cli.datamodule.imbalances) == stack(cell)
         assert cli.datamodule.seed == cell.seed  # no option of a method changes it
@@ -108,8 +113,8 @@ def test_options_are_parsed_as_the_cell_they_describe() -> None:
 
 
 def test_weights_of_the_record_are_those_of_the_built_methods() -> None:
-    assert PLAN.methods["ITC"].stages[0].weights == {"itc": 1}
-    assert PLAN.methods["SDR"].stages[0].weights == {"itc": 1, "iic": 1, "ttc": 2, "kd": 2, "kdi": 1, "kdt": 1}
+    assert study_plan().methods["ITC"].stages[0].weights == {"itc": 1}
+    assert study_plan().methods["SDR"].stages[0].weights == {"itc": 1, "iic": 1, "ttc": 2, "kd": 2, "kdi": 1, "kdt": 1}
 
 
 @pytest.mark.parametrize(
@@ -158,7 +163,7 @@ def test_banks_are_shared_where_teachers_see_the_same() -> None:
     for modality, touched in (("image", "image noise"), ("text", "missing words")):
 
         def files(name: str, modality: str = modality) -> list[str | None]:
-            return [option(cell, BANKS[modality]) for cell in cells(PLAN, method="SDR", imbalance=name)]
+            return [option(cell, BANKS[modality]) for cell in cells(study_plan(), method="SDR", imbalance=name)]
 
         (clean,) = set(files("none"))
         for name in STUDY.imbalances:
@@ -166,9 +171,9 @@ def test_banks_are_shared_where_teachers_see_the_same() -> None:
                 assert len({*files(name), clean}) == 6 + 1
             else:
                 assert set(files(name)) == {clean}
-    extracted = {str(bank.file): bank for bank in PLAN.banks}
-    assert len(extracted) == len(PLAN.banks) == 2 * (1 + 6)
-    for cell in cells(PLAN, method="SDR"):
+    extracted = {str(bank.file): bank for bank in study_plan().banks}
+    assert len(extracted) == len(study_plan().banks) == 2 * (1 + 6)
+    for cell in cells(study_plan(), method="SDR"):
         for modality, name in BANKS.items():
             bank = extracted[option(cell, name) or ""]
             assert bank.teacher.modality == modality
@@ -183,8 +188,8 @@ def test_noise_file_may_corrupt_what_either_teacher_sees() -> None:
 
 
 def test_placebo_banks_stand_beside_the_real_ones() -> None:
-    placebo = {str(bank.file): str(bank.placebo) for bank in PLAN.banks}
-    both = zip(cells(PLAN, method="SDR"), cells(PLAN, method="SDR, placebo teachers"), strict=True)
+    placebo = {str(bank.file): str(bank.placebo) for bank in study_plan().banks}
+    both = zip(cells(study_plan(), method="SDR"), cells(study_plan(), method="SDR, placebo teachers"), strict=True)
     for real, control in both:
         assert (real.imbalance, real.seed) == (control.imbalance, control.seed)
         for name in BANKS.values():
@@ -222,7 +227,7 @@ def test_planning_is_repeatable_and_writes_nothing(tmp_path: Path) -> None:
     ids=["weights", "config", "epochs", "options"],
 )
 def test_fingerprints_change_with_the_settings_of_a_method(stage: StudyStage) -> None:
-    before = {cell.folder: cell.fingerprint for cell in PLAN.cells}
+    before = {cell.folder: cell.fingerprint for cell in study_plan().cells}
     after = plan(with_method("SDR", stage, description="other words"), FOLDER).cells
     assert {cell.method for cell in after if before[cell.folder] != cell.fingerprint} == {"SDR"}
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
 
 from sdr_lightning.configure import build
 from sdr_lightning.sweeps.distributions import distribution
@@ -100,7 +99,10 @@ def test_file_that_is_no_sweep(text: str, tmp_path: Path) -> None:
         Sweep.load(tmp_path / "some.yaml")
 
 
+@pytest.mark.slow
 def test_options_equal_those_of_the_wandb_agent(tmp_path: Path) -> None:
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args  # slow to import
+
     sweep = load(tmp_path)
     parameters = {"config": "a b.yaml", "data.init_args.imbalance.ratio": 0.3, "x": True, "y": "null", "z": 1e-05}
     formatted = create_sweep_command_args({"args": {name: {"value": value} for name, value in parameters.items()}})

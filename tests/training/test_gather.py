@@ -124,11 +124,13 @@ def check(setting: str, results: Results) -> None:
             assert gradients[name].abs().max() > 1e-7 or name.endswith("key.bias"), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_two_processes_have_the_expected_gradient(setting: str, two: Results) -> None:
     check(setting, two)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "whole"),
     [("averaged exact local rows", "averaged exact"), ("global exact local rows in chunks", "global exact")],
@@ -161,6 +163,7 @@ def test_single_process_has_the_exact_gradient() -> None:
                 torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_gathered_tensors_are_ordered_by_rank_and_padded(two: Results) -> None:
     for result in two:
         gathered = result["gathered"]
@@ -177,6 +180,7 @@ def test_gathered_tensors_are_ordered_by_rank_and_padded(two: Results) -> None:
         assert gathered["nothing"] is None
 
 
+@pytest.mark.slow
 def test_global_negatives_include_other_ranks_but_no_positives(two: Results) -> None:
     index = torch.tensor(IDS[0] + IDS[1])
     for rank, result in enumerate(two):

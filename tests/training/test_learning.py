@@ -58,6 +58,7 @@ def recall_at_1(scores: Tensor) -> float:
     return min(float((scores.argmax(dim=way) == right).double().mean()) for way in (0, 1))
 
 
+@pytest.mark.slow
 def test_student_overfits_32_pairs() -> None:
     torch.manual_seed(0)
     config = {**BERT, "hidden_size": 32, "intermediate_size": 64, "initializer_range": 0.2}
