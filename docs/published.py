@@ -148,7 +148,7 @@ class Published:
         return "; ".join(f"{method} in {count} of {len(means)} conditions" for method, count in counts.most_common())
 
     def verdicts(self, key: str) -> str:
-        """Count the conditions whose difference is supported, not supported and undecided."""
+        """Count the conditions whose difference is higher, lower and undecided."""
         found = Counter(c["comparisons"][key]["verdict"] for c in self.record["conditions"])
         return ", ".join(f"{outcome}{NBSP}{found[outcome]}" for outcome in OUTCOMES if found[outcome])
 

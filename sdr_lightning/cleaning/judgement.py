@@ -194,7 +194,7 @@ def clean(
     suspects = order[: int((mismatch >= min(threshold, EVEN)).sum())]
     suggestions = _suggestions(images[split], texts, index, suspects, steps.console)
     steps.begin("duplicate images")
-    with progress("cosines", sum(map(len, images.values())) ** 2, console=steps.console) as advance:
+    with progress("pairs of images compared", sum(map(len, images.values())) ** 2, console=steps.console) as advance:
         groups = duplicate_groups(images, _pictures(data), near, advance)
     missing = [name for name in others if name not in images]
     if missing:
@@ -270,7 +270,7 @@ def _suggestions(
     if not len(suspects):
         return {}
     rows, place = torch.unique(index[torch.from_numpy(suspects)], return_inverse=True)
-    with progress("cosines", len(rows) * len(text), console=console) as advance:
+    with progress("captions compared", len(rows) * len(text), console=console) as advance:
         captions = suggested_captions(image, text, index, rows, advance)[place]
     return dict(zip(suspects.tolist(), captions.tolist(), strict=True))
 

@@ -114,8 +114,8 @@ def unjudged(found: Cleaned) -> str:
         return ""
     names = " and ".join(others)
     return (
-        f"this judged {found.split} only: the pairs of {names} are in kept.csv as they were in the table that was read, and "
-        f"scores on wrong pairs are too low (--split {others[-1]} judges those)"
+        f"this judged the {found.split} split only: kept.csv has the pairs of {names} as the table that was read has them; wrong "
+        f"pairs among them lower the measured recall of every model (--split {others[-1]} judges those of {others[-1]})"
     )
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from sdr_lightning.configure.arguments import split_options
 from sdr_lightning.paths import check_output, expand
+from sdr_lightning.progress import progress
 
 if TYPE_CHECKING:
     from sdr_lightning.data.check import Findings
@@ -73,14 +74,8 @@ def _check(data: RetrievalDataModule, console: Console, options: Namespace) -> i
     if unusable is not None:
         left_out = getattr(data.source, "leave_out", None)
         check_output(unusable, [left_out and expand(left_out)], is_id_list)
-    columns = (TextColumn("reading {task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        tasks = {split: progress.add_task(split, total=None) for split in data.source.splits if not fast}
-
-        def advance(split: Split, done: int, total: int) -> None:
-            progress.update(tasks[split], completed=done, total=total)
-
-        findings = check(data, not fast, advance)
+    with _Splits("images", console) as splits:
+        findings = check(data, not fast, splits.show)
     _show(findings, data.source.name, console)
     if unusable is not None:
         write_ids(unusable, findings.unusable)
@@ -155,19 +150,8 @@ def _shard(data: RetrievalDataModule, console: Console, options: Namespace) -> i
                 f"--teachers has two banks of the {bank.modality} modality, the second is {path}: give one"
             )
         teachers[bank.modality] = bank
-    columns = (
-        TextColumn("writing {task.description} shards"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True) as progress:
-        tasks = {split: progress.add_task(split, total=None) for split in data.source.splits}
-
-        def advance(split: Split, done: int, total: int) -> None:
-            progress.update(tasks[split], completed=done, total=total)
-
-        written = write_shards(data.source, options.output, options.images_per_shard, teachers, advance)
+    with _Splits("shards", console) as splits:
+        written = write_shards(data.source, options.output, options.images_per_shard, teachers, splits.show)
     files = [file for file in options.output.iterdir() if not file.name.startswith(".")]
     shards, size = sum(file.suffix == ".tar" for file in files), sum(file.stat().st_size for file in files)
     console.print(
@@ -177,3 +161,32 @@ def _shard(data: RetrievalDataModule, console: Console, options: Namespace) -> i
         markup=False,
     )
     return 0
+
+
+class _Splits:
+    """Shows the progress of one split after another.
+
+    Args:
+        what: the items that are counted.
+        console: where.
+    """
+
+    def __init__(self, what: str, console: Console) -> None:
+        self._what, self._console = what, console
+        self._shown, self._split, self._done = ExitStack(), "", 0
+
+    def __enter__(self) -> _Splits:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._shown.close()
+
+    def show(self, split: Split, done: int, total: int) -> None:
+        """Show that `done` of the `total` items of a split are finished."""
+        if split != self._split:
+            self._shown.close()
+            what = f"{self._what} of {split}"
+            self._advance = self._shown.enter_context(progress(what, total, done, self._console))
+            self._split, self._done = split, done
+        self._advance(done - self._done)
+        self._done = done

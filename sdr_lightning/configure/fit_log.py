@@ -1,4 +1,4 @@
-"""Progress of ``sdr fit`` where its output is a file or a pipe, in which Lightning's progress bar shows nothing."""
+"""Progress of ``sdr fit``, in a terminal and in a log."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from sdr_lightning.training.epoch_terms import EpochTerms
 
 
 class FitLog(pl.Callback):
-    """Prints to the standard error the number of steps now and then, and a line with loss and score after each epoch."""
+    """Shows the number of steps, and prints a line with loss and score after each epoch, on the standard error.
+
+    It takes the place of Lightning's progress bar, which keeps no line of an epoch, and shows nothing in a log.
+    """
 
     def __init__(self) -> None:
         self._console = Console(stderr=True)

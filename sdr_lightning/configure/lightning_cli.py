@@ -209,8 +209,8 @@ class SdrCLI(LightningCLI):
             raise ValueError("trainer.use_distributed_sampler would divide the data a second time: leave it out")
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, BestCheckpoint)]
-        if not sys.stdout.isatty() and config.get("enable_progress_bar") is not False and not _own_bar(config):
-            config["enable_progress_bar"] = False  # it would write its last state, once, at the end
+        if self.subcommand == "fit" and config.get("enable_progress_bar") is not False and not _own_bar(config):
+            config["enable_progress_bar"] = False
             callbacks = [*callbacks, FitLog()]
         config["strategy"] = named_strategy(config.get("strategy", "auto"))
         trainer = super()._instantiate_trainer(config, [CacheFeatures(self._teachers()), *callbacks])

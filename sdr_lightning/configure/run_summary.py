@@ -32,7 +32,7 @@ def run_summary(
     Returns:
         Lines of text: duration and best score, run folder, checkpoint, and the commands that use it.
     """
-    lines = [f"finished in {seconds:.0f} s{_score(trainer, run_dir)}", f"run folder  {run_dir}"]
+    lines = [f"finished in {seconds:.0f} s{_score(trainer, data, run_dir)}", f"run folder  {run_dir}"]
     if checkpoint is None:
         return "\n".join([*lines, f"no best checkpoint was kept: {_why_none(trainer)}"])
     file = Path(checkpoint)
@@ -52,14 +52,18 @@ def run_summary(
     return "\n".join([*lines, f"checkpoint  {file}", *following])
 
 
-def _score(trainer: pl.Trainer, run_dir: Path) -> str:
-    """The best value of the monitored metric and when it was reached; the number of epochs where none is monitored."""
+def _score(trainer: pl.Trainer, data: Any, run_dir: Path) -> str:
+    """The best value of the monitored metric, among how many items, and when; the number of epochs where none is monitored."""
     keeper = best_checkpoint(trainer)
     kept = read_json(run_dir / "results.json", "results of a run")["training"]["kept"]
     if keeper is None or keeper.monitor not in kept:
         return f", {trainer.current_epoch} epochs"
     after = f" after {int(kept['epoch']) + 1} of {trainer.current_epoch} epochs" if "epoch" in kept else ""
-    return f": best {keeper.monitor} {kept[keeper.monitor]:.4g}{after}"
+    of = ""
+    if keeper.monitor.endswith("/rsum") and isinstance(data, RetrievalDataModule):
+        table = data.table(data.select_on)
+        of = f" of 600 among {len(table.image_ids):,} images and {len(table.captions):,} captions,"
+    return f": best {keeper.monitor} {kept[keeper.monitor]:.4g}{of}{after}"
 
 
 def _why_none(trainer: pl.Trainer) -> str:

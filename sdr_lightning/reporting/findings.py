@@ -9,7 +9,7 @@ from sdr_lightning.reporting.quantities import RSUM
 from sdr_lightning.reporting.statistics import OUTCOMES, Verdict
 from sdr_lightning.results.schema import NO_IMBALANCE, Condition, Study
 
-MARKS: dict[Verdict, str] = {"supported": "▲", "not supported": "▼", "undecided": "○"}
+MARKS: dict[Verdict, str] = {"higher": "▲", "lower": "▼", "undecided": "○"}
 """Higher, lower, and not decided: the interval contains 0."""
 
 LEGEND = (
@@ -156,8 +156,8 @@ def _number(count: int, noun: str) -> str:
 
 def _largest(study: Study, comparisons: Sequence[PairedComparison]) -> str:
     """The largest gain in rsum, or without a gain the largest loss; empty if all are undecided."""
-    gains = [c for c in comparisons if c.verdict == "supported"]
-    decided = gains or [c for c in comparisons if c.verdict == "not supported"]
+    gains = [c for c in comparisons if c.verdict == "higher"]
+    decided = gains or [c for c in comparisons if c.verdict == "lower"]
     if not decided:
         return ""
     largest = max(decided, key=lambda c: abs(c.difference.mean))
@@ -204,11 +204,10 @@ def _best(study: Study) -> str:
 
 def _counted(comparisons: Sequence[PairedComparison]) -> str:
     """Say in how many conditions each verdict holds."""
-    words: dict[Verdict, str] = {"supported": "higher", "not supported": "lower", "undecided": "undecided"}
     known = [comparison for comparison in comparisons if comparison.difference.n]
     if len(comparisons) == 1:
-        return words[comparisons[0].verdict]
-    counts = {words[outcome]: sum(c.verdict == outcome for c in known) for outcome in OUTCOMES}
+        return comparisons[0].verdict
+    counts = {outcome: sum(c.verdict == outcome for c in known) for outcome in OUTCOMES}
     parts = [f"{word} in {count}" for word, count in counts.items() if count]
     missing = len(comparisons) - len(known)
     return f"{', '.join(parts)} of {len(comparisons)} conditions{f', {missing} not measured yet' if missing else ''}"
@@ -248,13 +247,13 @@ def _under(conditions: Sequence[Condition], total: int) -> str:
 
 
 def _named(conditions: Sequence[Condition]) -> str:
-    """List conditions by corruption, such as ``without imbalance and under mismatch 30 and 60 %``."""
+    """List conditions by corruption, such as ``on the data as given and under mismatch 30 and 60 %``."""
     ratios: dict[str, list[str]] = {}
     for condition in conditions:
         if condition.imbalance != NO_IMBALANCE:
             ratios.setdefault(condition.imbalance, []).append(f"{100 * condition.ratio:.4g}")
     labels = [f"{formatting.name(name)} {_joined(values)}{formatting.NBSP}%" for name, values in ratios.items()]
-    clean = ["without imbalance"] if len(conditions) > sum(map(len, ratios.values())) else []
+    clean = ["on the data as given"] if len(conditions) > sum(map(len, ratios.values())) else []
     return " and ".join([*clean, *([f"under {_joined(labels)}"] if labels else [])])
 
 

@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Verdict = Literal["supported", "not supported", "undecided"]
+Verdict = Literal["higher", "lower", "undecided"]
 
-OUTCOMES: tuple[Verdict, ...] = ("supported", "not supported", "undecided")
+OUTCOMES: tuple[Verdict, ...] = ("higher", "lower", "undecided")
 CONFIDENCE = 0.95
 
 
@@ -82,9 +82,9 @@ def paired_difference(
 
 
 def verdict(difference: Interval) -> Verdict:
-    """Return ``supported`` if the interval is entirely above 0, ``not supported`` if below, else ``undecided``."""
+    """Return ``higher`` if the interval is entirely above 0, ``lower`` if below, else ``undecided``."""
     if difference.low is not None and difference.low > 0:
-        return "supported"
+        return "higher"
     if difference.high is not None and difference.high < 0:
-        return "not supported"
+        return "lower"
     return "undecided"

@@ -35,14 +35,14 @@ TASK = "ITC in cross-modal retrieval"
     ("differences", "expected"),
     [
         ({CLEAN: BETTER, LOW: BETTER, HIGH: BETTER}, f"SDR beats {TASK} everywhere"),
-        ({CLEAN: WORSE, HIGH: BETTER}, f"SDR beats {TASK} under mismatch 60 %; falls behind without imbalance"),
+        ({CLEAN: WORSE, HIGH: BETTER}, f"SDR beats {TASK} under mismatch 60 %; falls behind on the data as given"),
         (
             {CLEAN: UNDECIDED, LOW: BETTER, HIGH: BETTER},
-            f"SDR beats {TASK} under mismatch 30 and 60 %; no clear difference without imbalance",
+            f"SDR beats {TASK} under mismatch 30 and 60 %; no clear difference on the data as given",
         ),
         (
             {CLEAN: WORSE, HIGH: UNDECIDED},
-            f"SDR falls behind {TASK} without imbalance; no clear difference under mismatch 60 %",
+            f"SDR falls behind {TASK} on the data as given; no clear difference under mismatch 60 %",
         ),
         ({CLEAN: UNDECIDED, HIGH: UNDECIDED}, f"No clear difference between SDR and {TASK}"),
         ({HIGH: BETTER}, f"SDR beats {TASK} under mismatch 60 %"),

@@ -342,7 +342,7 @@ def test_command_writes_a_page_and_markdown_of_studies_and_evaluations(
         "**Weak text tower on Flickr8k, over 1 condition",
     ):
         assert part in text
-    assert "| mismatch, image level 40 % | NCR | 81.2 [74.7, 87.7] | −11.1 [−14.9, −7.4] not supported |" in text
+    assert "| mismatch, image level 40 % | NCR | 81.2 [74.7, 87.7] | −11.1 [−14.9, −7.4] lower |" in text
 
     assert main(["report", str(root), f"{root}/", "--output", str(output)]) == 2
     assert "is given twice: give each study once" in capsys.readouterr().err
@@ -391,7 +391,7 @@ def test_the_page_filters_and_sorts(root: Path, published: Path, tmp_path: Path)
     assert len(means) == 9
     assert [row[0] for row in again["rows"]] == [row[0] for row in some["rows"]][::-1]
 
-    expected = ["mismatch, image level", "40 %", "81.2 [74.7, 87.7]", "−11.1 [−14.9, −7.4] not supported", "1.10"]
+    expected = ["mismatch, image level", "40 %", "81.2 [74.7, 87.7]", "−11.1 [−14.9, −7.4] lower", "1.10"]
     assert [row[1:6] for row in ncr["rows"]] == [expected]
     for ordered in (best, worst):  # baselines have no difference: they are last in both directions
         assert [row[4] == "–" for row in ordered["rows"]] == [False] * 11 + [True] * 4

@@ -99,7 +99,7 @@ def test_claims_equal_an_independent_computation(page: Tables) -> None:
             interval = stats.ttest_rel(values["SDR"], values["ITC"]).confidence_interval()
             expected = [np.mean(values["SDR"]) - np.mean(values["ITC"]), interval.low, interval.high]
             assert numbers(cell) == pytest.approx(expected, abs=0.051 if metrics == ("rsum",) else 0.0051)
-            verdict = "supported" if interval.low > 0 else "not supported" if interval.high < 0 else "undecided"
+            verdict = "higher" if interval.low > 0 else "lower" if interval.high < 0 else "undecided"
             assert cell.endswith(f"] {verdict}")
 
 

@@ -40,7 +40,7 @@ def test_fewer_than_two_values_have_no_interval() -> None:
 
 
 def test_verdict_excludes_zero_strictly() -> None:
-    assert verdict(Interval(1.0, 0.9, 3)) == "supported"
-    assert verdict(Interval(-1.0, 0.9, 3)) == "not supported"
+    assert verdict(Interval(1.0, 0.9, 3)) == "higher"
+    assert verdict(Interval(-1.0, 0.9, 3)) == "lower"
     for mean, half in ((1.0, 1.0), (-1.0, 1.0), (1.0, 1.1), (-1.0, 1.1), (0.0, 0.0)):
         assert verdict(Interval(mean, half, 3)) == "undecided"

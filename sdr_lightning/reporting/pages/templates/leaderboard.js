@@ -64,7 +64,7 @@ function bounds([, low, high], decimals) {
 }
 
 function verdict([, low, high]) {
-  return low === null ? "undecided" : low > 0 ? "supported" : high < 0 ? "not supported" : "undecided";
+  return low === null ? "undecided" : low > 0 ? "higher" : high < 0 ? "lower" : "undecided";
 }
 
 function start() {
@@ -98,7 +98,7 @@ function start() {
       if (!found) return cell.append("\u2013");
       const outcome = verdict(found);
       cell.append(signed(found[0], differenceDecimals), " ", make("span", bounds(found, differenceDecimals), "detail"), " ");
-      cell.append(make("span", outcome, `verdict ${outcome.replace(" ", "-")}`));
+      cell.append(make("span", outcome, `verdict ${outcome}`));
     },
     cost: (cell, row) => cell.append(row.cost === null ? "\u2013" : number(row.cost, 2)),
     seeds: (cell, row) => { cell.append(`${row.seeds}: `); addLinks(cell, row.records, " "); },

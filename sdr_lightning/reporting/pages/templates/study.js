@@ -3,7 +3,7 @@
   const { make, swatch, showTip, hideTip } = charts;
   const at = (id) => document.getElementById(id);
   const data = JSON.parse(at("data").textContent), pictures = JSON.parse(at("pictures").textContent);
-  const MARKS = { supported: "▲", "not supported": "▼", undecided: "○" };
+  const MARKS = { higher: "▲", lower: "▼", undecided: "○" };
 
   // ---- numbers as text ----
   const number = (value, decimals) => value.toFixed(decimals).replace(/^-(0(\.0*)?)$/, "$1").replace("-", "−");
@@ -141,7 +141,7 @@ sdr test --config ${config} --run_dir runs/again --ckpt_path runs/again/checkpoi
     const q = data.quantities[quantity], decimals = ofDifferences ? q.differenceDecimals : q.decimals;
     const { colour } = look(row.method), open = [quantity, row.method, row.condition];
     const text = ofDifferences ? signed(row.mean, decimals) : number(row.mean, decimals);
-    const mark = ofDifferences ? make("span", { class: `mark ${row.verdict.replace(" ", "-")}` }, `${MARKS[row.verdict]} `) : null;
+    const mark = ofDifferences ? make("span", { class: `mark ${row.verdict}` }, `${MARKS[row.verdict]} `) : null;
     const interval = `left: ${place(row.mean - row.half)}; width: ${(200 * row.half) / (high - low)}%; background: ${colour}`;
     const lines = ticks.map((tick) => make("i", {
       class: ofDifferences && tick === 0 ? "line zero" : "line", style: `left: ${place(tick)}` }));
