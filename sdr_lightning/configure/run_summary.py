@@ -60,7 +60,7 @@ def _score(trainer: pl.Trainer, data: Any, run_dir: Path) -> str:
         return f", {trainer.current_epoch} epochs"
     after = f" after {int(kept['epoch']) + 1} of {trainer.current_epoch} epochs" if "epoch" in kept else ""
     of = ""
-    if keeper.monitor.endswith("/rsum") and isinstance(data, RetrievalDataModule):
+    if str(keeper.monitor).endswith("/rsum") and isinstance(data, RetrievalDataModule):
         table = data.table(data.select_on)
         of = f" of 600 among {len(table.image_ids):,} images and {len(table.captions):,} captions,"
     return f": best {keeper.monitor} {kept[keeper.monitor]:.4g}{of}{after}"
