@@ -23,7 +23,7 @@ NOTES = (
     "Means are over seeds, with 95 % Student-t intervals. They cover the variation between seeds and their corrupted "
     "items, not other data.",
     "A difference is a method minus the baseline of the same study under the same condition, paired by seed, with its "
-    "95 % interval. Supported: the interval lies wholly above 0; not supported: wholly below 0; undecided: it holds "
+    "95 % interval. Higher: the interval lies wholly above 0; lower: wholly below 0; undecided: it holds "
     "0, or there are fewer than two seeds. There is no correction for the number of comparisons.",
     "Rows of one study have the same data, encoders, optimiser, number of epochs and number of trials. Rows of "
     "different studies are not comparable.",
