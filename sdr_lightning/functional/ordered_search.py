@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sdr_lightning.functional.ranking import Ranker
 from sdr_lightning.functional.search import (
     GALLERY_TILE,
     QUERY_TILE,
@@ -97,6 +98,7 @@ def ordered_top_k(
     *,
     exclude: Sequence[Tensor | None],
     centred: tuple[Centred, Sequence[Centred]] | None = None,
+    rankers: Sequence[Ranker | None] | None = None,
     query_tile: int = QUERY_TILE,
     gallery_tile: int = GALLERY_TILE,
     advance: Advance | None = None,
@@ -109,6 +111,7 @@ def ordered_top_k(
         k: number of items per gallery, at least 1.
         exclude: for each gallery (Q, E) rows excluded for each query, or None.
         centred: :func:`centre` of the queries and of each gallery, if they are to be searched as well.
+        rankers: for each gallery a ranker that counts the same scores, or None.
         query_tile: queries per tile; affects memory only.
         gallery_tile: gallery items per tile; affects memory only.
         advance: progress callback, called with the number of scores computed.
@@ -136,6 +139,8 @@ def ordered_top_k(
             for columns in chunks(len(product.gallery), gallery_tile):
                 scores, bound = product.tile(rows, columns)
                 check_finite(scores, rows.start, columns.start)
+                if rankers is not None and (ranker := rankers[part]) is not None:
+                    ranker.add(rows, columns, scores, bound)
                 tiles[0].append(_candidates(_without(scores, excluded, columns), bound, k, columns.start))
                 if centred:
                     scores, bound, scale = shifts[part].tile(scores, bound, rows, columns)
@@ -257,8 +262,8 @@ def _decided(
     for part, product, left_out in zip(parts, products, exclude, strict=True):
         _search_again(part, product, rows, None if left_out is None else left_out[rows], k)
     ends = np.cumsum([part.scores.shape[1] for part in parts])
-    scores = np.concatenate([part.scores for part in parts], 1)
     bound = 2 * np.max([part.bound for part in parts], axis=0)
+    scores = np.concatenate([_possible(part.scores, bound, k) for part in parts], 1)
     order = descending_order(torch.from_numpy(scores)).numpy()
     ranked = np.take_along_axis(scores, order, 1)
     open_ = np.zeros(scores.shape, bool)
@@ -279,6 +284,15 @@ def _decided(
         values, items = np.take_along_axis(part.scores, best, 1), np.take_along_axis(part.items, best, 1)
         tops.append(TopK(torch.from_numpy(values), torch.from_numpy(items)))
     return tops
+
+
+def _possible(scores: _Scores, bound: _Scores, k: int) -> _Scores:
+    """Replace by -inf the scores (q, W) that the errors cannot bring among the first k: their order does not matter."""
+    width = scores.shape[1]
+    if width <= k:
+        return scores
+    last = np.partition(scores, width - k, axis=1)[:, width - k, None]
+    return np.where(scores >= last - bound, scores, np.float32(-np.inf))
 
 
 def _search_again(part: _Candidates, product: Products, rows: slice, exclude: Tensor | None, k: int) -> None:

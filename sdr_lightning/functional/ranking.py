@@ -5,6 +5,8 @@ of non-positives ahead of its best positive: those with a higher score, or with 
 Without the rule for ties, a collapsed model, whose scores are all equal, would have R@1 = 100 %.
 """
 
+from __future__ import annotations
+
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -127,20 +129,69 @@ def rank_embeddings(
     [1, 1]
     """
     product = Products(query_embeddings, gallery_embeddings)
-    positives = _positives(query_ids, gallery_ids, len(query_embeddings), len(gallery_embeddings), ties)
-    found = []
+    ranker = Ranker(query_embeddings, gallery_embeddings, query_ids, gallery_ids, ties)
     for rows in chunks(len(query_embeddings), chunk_size):
-        index, is_positive = positives.of(rows)
-        query = torch.arange(len(index), device=index.device)[:, None].expand_as(index)
-        own = paired_similarity(query_embeddings[rows], gallery_embeddings, query.flatten(), index.flatten())
-        target = _target(own.view(index.shape), index, is_positive)
-        counts = _Counts.zero(target.best)
         for columns in chunks(len(gallery_embeddings), gallery_tile):
-            counts += _count_tile(product, rows, columns, target)
+            scores, bound = product.tile(rows, columns)
+            check_finite(scores, rows.start, columns.start)
+            ranker.add(rows, columns, scores, bound)
             if advance is not None:
-                advance(len(index) * (columns.stop - columns.start))
-        found.append(_ranking(counts, target, ties))
-    return _concatenated(found)
+                advance((rows.stop - rows.start) * (columns.stop - columns.start))
+    return ranker.ranking()
+
+
+class Ranker:
+    """Ranks the best positive of each query from tiles of scores that others compute.
+
+    Args:
+        query_embeddings: (Q, d).
+        gallery_embeddings: (G, d).
+        query_ids: (Q,) integers.
+        gallery_ids: (G,) integers.
+        ties: rule for equal scores, see :func:`rank_scores`.
+
+    Raises:
+        ValueError: as :func:`rank_scores`.
+    """
+
+    def __init__(
+        self,
+        query_embeddings: Tensor,
+        gallery_embeddings: Tensor,
+        query_ids: Tensor,
+        gallery_ids: Tensor,
+        ties: Ties = "index",
+    ) -> None:
+        self._queries, self._gallery, self._ties = query_embeddings, gallery_embeddings, ties
+        self._positives = _positives(query_ids, gallery_ids, len(query_embeddings), len(gallery_embeddings), ties)
+        self._found: list[Ranking] = []
+
+    def add(self, rows: slice, columns: slice, scores: Tensor, bound: Tensor | None) -> None:
+        """Count the scores of a tile.
+
+        Args:
+            rows: queries of the tile. All tiles of a row of tiles come before those of the next.
+            columns: gallery items of the tile, in ascending order.
+            scores: (q, g) finite scores, see :meth:`~sdr_lightning.functional.search.Products.tile`.
+            bound: (q, 1) bound on their errors; None if they are exact.
+        """
+        if columns.start == 0:
+            self._target = self._best_positives(rows)
+            self._counts = _Counts.zero(self._target.best)
+        queries, gallery = self._queries[rows], self._gallery[columns]
+        self._counts += _count_tile(queries, gallery, columns.start, scores, bound, self._target)
+        if columns.stop == len(self._gallery):
+            self._found.append(_ranking(self._counts, self._target, self._ties))
+
+    def ranking(self) -> Ranking:
+        """Return the ranking of all queries; call it after the last tile."""
+        return _concatenated(self._found)
+
+    def _best_positives(self, rows: slice) -> _Target:
+        index, is_positive = self._positives.of(rows)
+        query = torch.arange(len(index), device=index.device)[:, None].expand_as(index)
+        own = paired_similarity(self._queries[rows], self._gallery, query.flatten(), index.flatten())
+        return _target(own.view(index.shape), index, is_positive)
 
 
 def recall_at_k(ranks: Tensor, k: int) -> float:
@@ -223,11 +274,11 @@ class _Counts(NamedTuple):
     equal_before: Tensor  # the same score and a lower row than `_Target.first`
 
     @classmethod
-    def zero(cls, like: Tensor) -> "_Counts":
+    def zero(cls, like: Tensor) -> _Counts:
         zeros = torch.zeros(len(like), dtype=torch.int64, device=like.device)
         return cls(zeros, zeros, zeros)
 
-    def __add__(self, other: "_Counts") -> "_Counts":  # type: ignore[override]
+    def __add__(self, other: _Counts) -> _Counts:  # type: ignore[override]
         return _Counts(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 
@@ -274,31 +325,31 @@ def _count(scores: Tensor, target: _Target, first_column: int | None) -> _Counts
     return _Counts(greater, equal, before)
 
 
-def _count_tile(product: Products, rows: slice, columns: slice, target: _Target) -> _Counts:
-    scores, bound = product.tile(rows, columns)
-    check_finite(scores, rows.start, columns.start)
+def _count_tile(
+    queries: Tensor, gallery: Tensor, first_column: int, scores: Tensor, bound: Tensor | None, target: _Target
+) -> _Counts:
     if bound is None:
-        return _count(scores, target, columns.start)
+        return _count(scores, target, first_column)
     low, high = target.best - bound, target.best + bound
     greater, at_least = _count_above(scores, low, high)
     near = at_least - greater  # scores that may equal the best positive's or be on its other side
     if int(near.sum()) * 16 > scores.numel():  # collapsed model: most scores are within the error bound
-        return _count(similarity(product.queries[rows], product.gallery[columns]), target, columns.start)
+        return _count(similarity(queries, gallery), target, first_column)
     # If one score is near and the best positive is in this tile, it is the best positive itself.
     first = target.first.flatten()
-    itself = (near == 1) & (first >= columns.start) & (first < columns.stop)
+    itself = (near == 1) & (first >= first_column) & (first < first_column + len(gallery))
     some = torch.nonzero((near > 0) & ~itself).flatten()
     inside = (scores[some] >= low[some]) & (scores[some] <= high[some])
     place, column = torch.nonzero(inside, as_tuple=True)
     query = some[place]
-    exact = paired_similarity(product.queries[rows], product.gallery[columns], query, column)
+    exact = paired_similarity(queries, gallery, query, column)
     best, first = target.best[query, 0], target.first[query, 0]
 
     def per_query(chosen: Tensor) -> Tensor:
         return torch.bincount(query[chosen], minlength=len(scores))
 
     equal = exact == best
-    before = equal & (column + columns.start < first)
+    before = equal & (column + first_column < first)
     return _Counts(greater + per_query(exact > best), itself + per_query(equal), per_query(before))
 
 

@@ -16,11 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-QUERY_TILE = 256  # queries per tile: enough for an efficient matrix product
-GALLERY_TILE = 32768  # gallery items per tile: 32 MiB of scores
+QUERY_TILE = 512  # queries per tile: enough for an efficient matrix product, and for few calls with small galleries
+GALLERY_TILE = 32768  # gallery items per tile: 64 MiB of scores
 _MARGIN = 8  # candidates beyond k, so that a query rarely has to be recomputed
 _EXACT_RATIO = 64  # a gallery of at most this many times the candidates is cheaper to score in fp64 throughout
 _PAIRS = 2**22  # numbers gathered at once
+_CACHED = 2**16  # the same on a CPU, whose cache holds them
+_NUMPY = (torch.float32, torch.float64)
 _FP64_INTEGERS = 2**53  # fp64 represents every integer up to here
 
 Advance = Callable[[int], None]
@@ -77,6 +79,8 @@ def paired_similarity(queries: Tensor, gallery: Tensor, query_index: Tensor, gal
     Returns:
         (P,) float32.
     """
+    if queries.device.type == "cpu" and queries.dtype in _NUMPY and gallery.dtype in _NUMPY:
+        return _paired_in_cache(queries, gallery, query_index, gallery_index)
     found = torch.empty(len(query_index), device=queries.device)
     if len(queries) <= len(query_index):  # converted once, not once per pair
         queries = queries.double()
@@ -84,6 +88,20 @@ def paired_similarity(queries: Tensor, gallery: Tensor, query_index: Tensor, gal
         left, right = queries[query_index[pairs]].double(), gallery[gallery_index[pairs]].double()
         found[pairs] = torch.linalg.vecdot(left, right).float()
     return found
+
+
+def _paired_in_cache(queries: Tensor, gallery: Tensor, query_index: Tensor, gallery_index: Tensor) -> Tensor:
+    """As :func:`paired_similarity`, several times faster on a CPU: numpy copies whole rows, a few at a time to stay in cache."""
+    left, right = queries.detach().numpy(), gallery.detach().numpy()
+    if len(left) <= len(query_index):  # converted once, not once per pair
+        left = left.astype(np.float64)
+    rows, columns = query_index.numpy(), gallery_index.numpy()
+    found = np.empty(len(rows), np.float32)
+    for pairs in chunks(len(rows), max(1, _CACHED // max(1, left.shape[1]))):
+        some = left.take(rows[pairs], 0).astype(np.float64, copy=False)
+        # Both in fp64: with two types einsum would sum parts of a row that depend on the place of its pair.
+        found[pairs] = np.einsum("pd,pd->p", some, right.take(columns[pairs], 0).astype(np.float64, copy=False))
+    return torch.from_numpy(found)
 
 
 @torch.no_grad()
@@ -156,10 +174,9 @@ class Products:
         if queries.shape[1] != gallery.shape[1]:
             raise ValueError(f"queries have {queries.shape[1]} dimensions, the gallery {gallery.shape[1]}")
         self.queries, self.gallery = queries, gallery
-        self._longest = max(
-            (self._norms(gallery[part]).amax().item() for part in chunks(len(gallery), 65536)), default=0
-        )
-        self._unit = (queries.shape[1] + 8) * 2.0**-24 * 1.01  # includes rounding of the inputs and of the result
+        unit = (queries.shape[1] + 8) * 2.0**-24 * 1.01  # includes rounding of the inputs and of the result
+        longest = _norms(gallery).amax().item() if len(gallery) else 0.0
+        self._bounds = (_norms(queries) * (longest * unit)).float()[:, None]  # (Q, 1)
         self._memory = torch.empty(0)
 
     def tile(self, rows: slice, columns: slice) -> tuple[Tensor, Tensor | None]:
@@ -171,7 +188,7 @@ class Products:
             than CPUs.
         """
         queries, gallery = self.queries[rows], self.gallery[columns]
-        bound = self._norms(queries)[:, None].float() * (self._longest * self._unit)
+        bound = self._bounds[rows]
         safe = queries.device.type == "cpu" and bound.amin().item() > 1e-30 and bound.amax().item() < 1e30
         if not safe:
             return self.exact_tile(rows, columns)
@@ -186,9 +203,11 @@ class Products:
         """Compute one tile of exact scores by :func:`similarity`; there is no error bound."""
         return similarity(self.queries[rows], self.gallery[columns]), None
 
-    @staticmethod
-    def _norms(items: Tensor) -> Tensor:
-        return items.double().square().sum(1).sqrt()
+
+def _norms(items: Tensor) -> Tensor:
+    """L2 norms (n,) float64 of the rows."""
+    parts = [torch.linalg.vector_norm(items[some].double(), dim=1) for some in chunks(len(items), 1024)]
+    return torch.cat(parts) if parts else items.new_empty(0, dtype=torch.float64)
 
 
 def _top_of_tile(product: Products, rows: slice, columns: slice, k: int, exclude: Tensor | None) -> TopK:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sdr_lightning.functional.ordered_search import centre
 from sdr_lightning.functional.ranking import (
+    Ranker,
     Ranking,
     Ties,
     mean_rank,
@@ -17,6 +18,7 @@ from sdr_lightning.functional.ranking import (
     tie_rate,
 )
 from sdr_lightning.functional.search import QUERY_TILE, Advance
+from sdr_lightning.types import Modality
 
 
 def cross_modal_rankings(
@@ -51,6 +53,17 @@ def cross_modal_rankings(
     i2t = rank_embeddings(images, texts, rows, index, ties=ties, chunk_size=chunk_size, advance=advance)
     t2i = rank_embeddings(texts, images, index, rows, ties=ties, chunk_size=chunk_size, advance=advance)
     return i2t, t2i
+
+
+def cross_modal_rankers(
+    image_embeddings: Tensor, text_embeddings: Tensor, text_image_index: Tensor, ties: Ties = "index"
+) -> dict[tuple[Modality, Modality], Ranker]:
+    """Return rankers of both directions, by the modalities of queries and gallery; see :func:`cross_modal_rankings`."""
+    rows = torch.arange(len(image_embeddings), device=image_embeddings.device)
+    return {
+        ("image", "text"): Ranker(image_embeddings, text_embeddings, rows, text_image_index, ties),
+        ("text", "image"): Ranker(text_embeddings, image_embeddings, text_image_index, rows, ties),
+    }
 
 
 def summarise_both(i2t: Ranking, t2i: Ranking, recall_at: Sequence[int] = (1, 5, 10)) -> dict[str, float]:

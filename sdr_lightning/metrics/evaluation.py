@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sdr_lightning.functional.ranking import Ties
 from sdr_lightning.functional.search import QUERY_TILE, Advance, chunks
-from sdr_lightning.metrics.cross_modal import cross_modal_rankings, modality_gap, summarise_both
+from sdr_lightning.metrics.cross_modal import cross_modal_rankers, cross_modal_rankings, modality_gap, summarise_both
 from sdr_lightning.metrics.graded import NDCG_AT, Siblings, graded_queries, means
 from sdr_lightning.metrics.relevance import Relevance
 
@@ -112,10 +112,11 @@ def evaluate_queries(
         ValueError: as :func:`evaluate`.
     """
     images, texts, index = checked_embeddings(image_embeddings, text_embeddings, text_image_index)
-    i2t, t2i = cross_modal_rankings(images, texts, index, ties=ties, chunk_size=chunk_size, advance=advance)
-    metrics = summarise_both(i2t, t2i, recall_at) | {"modality_gap": modality_gap(images, texts)}
-    queries = {"i2t_rank": i2t.ranks, "t2i_rank": t2i.ranks}
-    if relevance is not None:
+    graded: dict[str, Tensor] = {}
+    if relevance is None:
+        i2t, t2i = cross_modal_rankings(images, texts, index, ties=ties, chunk_size=chunk_size, advance=advance)
+    else:
+        rankers = cross_modal_rankers(images, texts, index, ties)
         graded = graded_queries(
             images,
             texts,
@@ -123,12 +124,13 @@ def evaluate_queries(
             ks=ndcg_at,
             siblings=siblings,
             text_image_index=index,
+            rankers=rankers,
             chunk_size=chunk_size,
             advance=advance,
         )
-        metrics |= means(graded)
-        queries |= graded
-    return Evaluation(metrics, queries)
+        i2t, t2i = rankers["image", "text"].ranking(), rankers["text", "image"].ranking()
+    metrics = summarise_both(i2t, t2i, recall_at) | {"modality_gap": modality_gap(images, texts)} | means(graded)
+    return Evaluation(metrics, {"i2t_rank": i2t.ranks, "t2i_rank": t2i.ranks} | graded)
 
 
 def num_scores(images: int, texts: int, graded: bool) -> int:
@@ -137,7 +139,7 @@ def num_scores(images: int, texts: int, graded: bool) -> int:
     >>> num_scores(2, 10, graded=False)
     40
     """
-    return 2 * images * texts + (2 * (images + texts) ** 2 if graded else 0)
+    return 2 * (images + texts) ** 2 if graded else 2 * images * texts
 
 
 def cross_modal(

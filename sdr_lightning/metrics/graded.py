@@ -1,6 +1,6 @@
 """Retrieval with graded relevance: NDCG of cross-modal, single-modal and mixed galleries."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sdr_lightning.functional.ndcg import Gain, TopGains, mean_ndcg, merge_top_gains, ndcg_of_top
 from sdr_lightning.functional.ordered_search import Centred, centre, ordered_top_k
+from sdr_lightning.functional.ranking import Ranker
 from sdr_lightning.functional.search import QUERY_TILE, Advance, TopK, chunks
 from sdr_lightning.identity import sha256
 from sdr_lightning.metrics.relevance import Relevance
@@ -35,6 +36,7 @@ def graded_queries(
     ks: Sequence[int] = NDCG_AT,
     siblings: Siblings = "keep",
     text_image_index: Tensor | None = None,
+    rankers: Mapping[tuple[Modality, Modality], Ranker] | None = None,
     chunk_size: int = QUERY_TILE,
     advance: Advance | None = None,
 ) -> dict[str, Tensor]:
@@ -53,6 +55,7 @@ def graded_queries(
         ks: cut-offs of the linear gain.
         siblings: "keep" or "exclude" the other captions of a caption's image in t2t and t2it.
         text_image_index: (C,) the image of each caption; only required to exclude siblings.
+        rankers: by the modalities of queries and gallery, rankers that count the same scores.
         chunk_size: queries per tile; affects memory only.
         advance: progress callback, called with the number of scores computed; 2 (N + C)^2 in total.
 
@@ -76,7 +79,7 @@ def graded_queries(
     tasks: dict[str, TopGains] = {}
     queries: tuple[tuple[Modality, str], ...] = (("image", "i2"), ("text", "t2"))
     for query, into in queries:
-        plain, moved = search.tops(query, ("image", "text"), depth, centred=True)
+        plain, moved = search.tops(query, ("image", "text"), depth, centred=True, rankers=rankers or {})
         tasks |= {f"{into}i": plain[0], f"{into}t": plain[1], f"{into}it": merge_top_gains(plain[0], plain[1], depth)}
         tasks[f"centred_{into}it"] = merge_top_gains(moved[0], moved[1], depth)
     return {key: value for task in TASKS for key, value in queries_of(task, tasks[task], ks).items()}
@@ -193,7 +196,12 @@ class _Search:
         self._centres: dict[Modality, Centred] = {}
 
     def tops(
-        self, query: Modality, galleries: Sequence[Modality], k: int, centred: bool = False
+        self,
+        query: Modality,
+        galleries: Sequence[Modality],
+        k: int,
+        centred: bool = False,
+        rankers: Mapping[tuple[Modality, Modality], Ranker] | None = None,
     ) -> tuple[list[TopGains], list[TopGains]]:
         """Search each gallery; the second list is after centring, and empty without `centred`."""
         queries, items = self.embeddings[query], [self.embeddings[gallery] for gallery in galleries]
@@ -204,6 +212,7 @@ class _Search:
             k,
             exclude=[exclude if gallery == query else None for gallery in galleries],
             centred=(self._centred(query), [self._centred(gallery) for gallery in galleries]) if centred else None,
+            rankers=[(rankers or {}).get((query, gallery)) for gallery in galleries],
             query_tile=self.chunk_size,
             advance=self.advance,
         )

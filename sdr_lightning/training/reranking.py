@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import lightning.pytorch as pl
 import torch
-from rich.progress import track
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -19,6 +19,7 @@ from sdr_lightning.functional.reranking import rerank
 from sdr_lightning.functional.search import TopK, top_k
 from sdr_lightning.metrics.cross_modal import summarise_both
 from sdr_lightning.metrics.evaluation import checked_embeddings
+from sdr_lightning.progress import Advance, progress
 from sdr_lightning.training.distributed.collectives import EmbeddingTable
 from sdr_lightning.types import Encoded, RetrievalBatch, Tokens, UnimodalBatch
 
@@ -106,7 +107,7 @@ def rescore(
             pairs % len(text),
             device,
             data.evaluation_batch_size,
-            progress=rank == 0,
+            with_progress=rank == 0,
         )
     table = EmbeddingTable().to(device)
     table.update(positions.to(device), scores[:, None].to(device))
@@ -140,7 +141,7 @@ def score_pairs(
     text_rows: Tensor,
     device: torch.device,
     batch_size: int,
-    progress: bool,
+    with_progress: bool,
 ) -> tuple[Tensor, Tensor]:
     """Score pairs by the "matched" logit of the matching head, as in the public code.
 
@@ -154,23 +155,30 @@ def score_pairs(
         text_rows: (P,) int64.
         device: device to compute on.
         batch_size: captions fused at a time.
-        progress: show a progress bar.
+        with_progress: show how many batches are finished.
 
     Returns:
         (p,) int64 positions of the pairs whose image is in the batches, and their (p,) float32 scores.
     """
     assert encoder.fusion is not None
     positions, scores = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0)]
-    shown = track(images, "re-ranking", disable=not progress)
-    for row, tokens in _image_tokens(encoder, shown, device):
-        first, last = torch.searchsorted(image_rows, torch.tensor([row, row + 1])).tolist()
-        contexts = encoder.fusion.contexts(tokens) if first < last else []
-        for start in range(first, last, batch_size):
-            stop = min(start + batch_size, last)
-            fused = encoder.fusion(captions.take(text_rows[start:stop], device), contexts)
-            positions.append(torch.arange(start, stop))
-            scores.append(encoder.fusion.head(fused)[:, 1].float().cpu())
+    shown = progress("batches of images re-ranked", len(images)) if with_progress else nullcontext(lambda number: None)
+    with shown as advance:
+        for row, tokens in _image_tokens(encoder, _counted(images, advance), device):
+            first, last = torch.searchsorted(image_rows, torch.tensor([row, row + 1])).tolist()
+            contexts = encoder.fusion.contexts(tokens) if first < last else []
+            for start in range(first, last, batch_size):
+                stop = min(start + batch_size, last)
+                fused = encoder.fusion(captions.take(text_rows[start:stop], device), contexts)
+                positions.append(torch.arange(start, stop))
+                scores.append(encoder.fusion.head(fused)[:, 1].float().cpu())
     return torch.cat(positions), torch.cat(scores)
+
+
+def _counted(batches: Loader, advance: Advance) -> Iterator[UnimodalBatch | RetrievalBatch]:
+    for batch in batches:
+        yield batch
+        advance(1)
 
 
 def _image_tokens(
