@@ -1,5 +1,6 @@
 """Exact top-k: against a stable sort of exact scores, whatever the tiles."""
 
+import numpy as np
 import pytest
 import torch
 from torch.nn.functional import normalize
@@ -66,10 +67,14 @@ def test_the_bound_on_the_error_holds():
             assert ((scores.double() - exact).abs() <= bound).all()
 
 
-def test_chosen_pairs_score_as_in_the_matrix():
-    _, queries, gallery = next(galleries())
-    query, item = torch.tensor([0, 22, 5, 5]), torch.tensor([210, 0, 3, 3])
-    assert torch.equal(paired_similarity(queries, gallery, query, item), similarity(queries, gallery)[query, item])
+@pytest.mark.parametrize(
+    ("queries", "gallery"), [(q, g) for _, q, g in galleries()], ids=[n for n, _, _ in galleries()]
+)
+def test_chosen_pairs_score_as_in_the_matrix(queries, gallery):
+    draw = np.random.default_rng(3)
+    for number in (4, 3000):  # fewer and more than the queries; more than are gathered at once
+        query, item = (torch.from_numpy(draw.integers(0, len(rows), number)) for rows in (queries, gallery))
+        assert torch.equal(paired_similarity(queries, gallery, query, item), similarity(queries, gallery)[query, item])
 
 
 def test_progress_counts_every_score_once():
