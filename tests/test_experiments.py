@@ -58,12 +58,10 @@ def test_models_have_the_papers_options_only_with_a_fusion_encoder() -> None:
     [
         pytest.param(
             path,
-            marks=()
-            if path.parent.name == "scenes"
-            else pytest.mark.slow,  # each method is built, at each point of its space
+            marks=() if path.parent.name == "scenes" else pytest.mark.slow,
             id=str(path.relative_to(ROOT)),
         )
-        for path in STUDIES
+        for path in STUDIES  # each method is built, at each point of its space
     ],
 )
 def test_a_study_has_its_cells(path: Path, tmp_path: Path) -> None:

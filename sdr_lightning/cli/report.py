@@ -178,10 +178,10 @@ def _compare(inputs: list[str], baseline: str | None, output: Path | None, repli
     console.print()
     for note in notes(comparison):
         console.print(f"- {note}", markup=False, highlight=False, soft_wrap=True)
-    further = sum(len(block.rows) for table in further_tables(comparison) for block in table.blocks)
     if output is not None:
         last = f"comparison in {output / 'comparison.html'}"
     else:
+        further = sum(len(block.rows) for table in further_tables(comparison) for block in table.blocks)
         last = f"{further} more metrics in the page that --output FOLDER writes" if further else ""
     if last:
         console.print(f"\n{last}", markup=False, highlight=False, soft_wrap=True)
