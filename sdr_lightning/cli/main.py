@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+from argparse import ArgumentParser
 from difflib import get_close_matches
 from importlib import import_module
+from pathlib import Path
 
 from sdr_lightning import __version__
 from sdr_lightning.cli.commands import COMMANDS, help_screen
@@ -68,11 +70,33 @@ def _lightning(arguments: list[str]) -> int:
         return 0
     if is_help(arguments):
         return _help(arguments)
+    arguments, output = _without_export(arguments)
     from sdr_lightning.configure import run
     from sdr_lightning.reporting.wandb_summary import publish
 
-    publish(run(arguments))
-    return 0
+    made = run(arguments)
+    publish(made)
+    if output is None or not made.trainer.is_global_zero:
+        return 0
+    from sdr_lightning.cli import export
+
+    return export.run([str(made.run_dir), "--output", str(output), *(["--wandb"] if made.tracked() else [])])
+
+
+def _without_export(arguments: list[str]) -> tuple[list[str], Path | None]:
+    """Split ``--export FOLDER`` of ``sdr fit`` off its options.
+
+    Raises:
+        ValueError: the folder exists, or the command is another one.
+    """
+    parser = ArgumentParser(prog=f"sdr {arguments[0]}", add_help=False, allow_abbrev=False)
+    parser.add_argument("--export", type=Path, metavar="FOLDER")
+    options, rest = parser.parse_known_args(arguments)
+    if options.export is not None and arguments[0] != "fit":
+        raise ValueError(f"--export is an option of sdr fit, not of sdr {arguments[0]}: use sdr export")
+    if options.export is not None and options.export.exists():
+        raise ValueError(f"{options.export} exists already: choose a new folder")
+    return rest, options.export
 
 
 def _help(arguments: list[str]) -> int:

@@ -29,6 +29,7 @@ _OWN = {
     "config FILE": "configuration; may be repeated, later ones override earlier ones",
     "run_dir DIR": "folder of the run (default: named by date)",
     "ckpt_path FILE": "checkpoint to test or to resume from; for fit also last",
+    "export FOLDER": "fit only: afterwards export the model there as sdr export does, and log it to the W&B run if there is one",
     "protocol clean|paper": "clean: as configured; paper: as in the authors' public code, see docs/sdr.md",
     "seed_everything INT": "seed of initialisation, batch order and choice of corrupted items (default: 0)",
 }

@@ -11,6 +11,7 @@ import wandb
 import yaml
 from wandb.proto.wandb_internal_pb2 import Record
 
+from sdr_lightning import load
 from sdr_lightning.cli.main import main
 from sdr_lightning.reporting.wandb_file import TrackedRun, _records, read_tracked
 from tests.e2e.sdr import MATCHING_ALONE, SMALL, error_line, sdr, succeeded
@@ -64,6 +65,17 @@ def test_resumed_training_continues_the_same_run(experiments: Path, tmp_path: Pa
     first, second = tracked(folder)
     assert first.id == second.id
     assert {row["epoch"] for row in second.history if "val/rsum" in row} == {1}
+
+
+@pytest.mark.slow
+def test_the_exported_model_is_logged_with_the_training(experiments: Path, tmp_path: Path) -> None:
+    folder, exported = tmp_path / "run", tmp_path / "exported"
+    succeeded(fit(experiments, folder, "--trainer.max_epochs=1", "--export", str(exported)))
+    assert load(exported).fingerprint() == load(folder).fingerprint()
+    training, upload = sorted(folder.glob("wandb/offline-run-*/*.wandb"), key=lambda path: path.stat().st_mtime)
+    assert read_tracked(upload).id == read_tracked(training).id
+    artifacts = [found.artifact for found in map(Record.FromString, _records(upload)) if found.HasField("artifact")]
+    assert [(found.name, found.type) for found in artifacts] == [(f"model-{read_tracked(training).id}", "model")]
 
 
 @pytest.mark.slow

@@ -98,6 +98,8 @@ def test_onnx_graphs_agree_with_torch(
         (["export", "RUN", "--output", "TMP"], "exists already: choose a new folder"),
         (["export", "RUN", "--output", "TMP/new", "--int8"], "--int8 and --data are for --format onnx"),
         (["export", "TMP", "--output", "TMP/new"], "is no run of sdr fit: there is no config.yaml"),
+        (["fit", "--config", "sdr:scenes/sdr.yaml", "--export", "TMP"], "exists already: choose a new folder"),
+        (["test", "--config", "RUN/config.yaml", "--export", "TMP/new"], "is an option of sdr fit, not of sdr test"),
         (["push", "TMP", "me/mine"], "was not written by sdr export"),
     ],
 )
