@@ -12,8 +12,8 @@ study's confirmed.json notes it, and the result does not count as outdated altho
 processor that the study ran on can confirm it.
 
 Bits do not carry over from one kind of processor to another. SPREAD is above what was measured on an AMD EPYC with AVX-512:
-12 cells of experiments/scenes/study.yaml (ITC and SDR, data as given and mismatch 30 %, seeds 0 to 2), teachers included, under
-ATEN_CPU_CAPABILITY=default, avx2, avx512, and avx2 with ONEDNN_MAX_CPU_ISA=AVX2 and MKL_CBWR=COMPATIBLE. A cell's rsum
+12 cells of experiments/scenes/study.yaml (InfoNCE and SDR, data as given and mismatch 30 %, seeds 0 to 2), teachers included,
+under ATEN_CPU_CAPABILITY=default, avx2, avx512, and avx2 with ONEDNN_MAX_CPU_ISA=AVX2 and MKL_CBWR=COMPATIBLE. A cell's rsum
 differed by at most 6.5 of 600 between these, an NDCG@10 by at most 1.8, the means of two NDCG@10 by at most 0.8.
 """
 

@@ -79,7 +79,7 @@ def test_the_block_of_a_method_has_its_rows_of_every_study(monkeypatch: pytest.M
         "".join(f"<!-- leaderboard: {n} -->\nx\n<!-- end of leaderboard -->\n" for n in ("infonce", "siglip"))
     )
     text = texts.filled(page, studies)
-    rows = [line for line in text.splitlines() if line.startswith("| [") and "| ITC | 92.3 [86.5, 98.1] |" in line]
+    rows = [line for line in text.splitlines() if line.startswith("| [") and "| InfoNCE | 92.3 [86.5, 98.1] |" in line]
     assert [row.split(" | ")[0] for row in rows] == [
         "| [new](../../docs/results/new/report.md)",
         "| [old](../../docs/results/old/report.md); the code has changed since",
@@ -177,9 +177,13 @@ def test_published_records_rebuild_the_report_and_go_out_of_date(study: Path, tm
 
 
 def test_highest_mean_counts_conditions() -> None:
-    means: list[dict[str, float]] = [{"ITC": 3.0, "SDR": 2.0}, {"ITC": 1.0, "SDR": 2.0}, {"ITC": 3.0, "SDR": 1.0}]
+    means: list[dict[str, float]] = [
+        {"InfoNCE": 3.0, "SDR": 2.0},
+        {"InfoNCE": 1.0, "SDR": 2.0},
+        {"InfoNCE": 3.0, "SDR": 1.0},
+    ]
     found = texts.Published(Path(), {"conditions": [{"rsum": by_method} for by_method in means]}).highest()
-    assert found == "ITC in 2 of 3 conditions; SDR in 1 of 3 conditions"
+    assert found == "InfoNCE in 2 of 3 conditions; SDR in 1 of 3 conditions"
 
 
 def foreign_file(results: Path) -> None:
@@ -228,11 +232,13 @@ def test_cells_must_lie_within_the_spread_unless_outdated(study: Path, tmp_path:
     target = make.publish(study, tmp_path / "results")
     record = json.loads((target / "study.json").read_text())
     one = texts.Published(target, record)
-    cell = plan(check.one_cell_each(one, ("ITC", "SDR")), tmp_path).cells[0]
+    cell = plan(check.one_cell_each(one, ("InfoNCE", "SDR")), tmp_path).cells[0]
     metrics = check.published_metrics(one, cell)
     far = metrics | {"rsum": metrics["rsum"] + 11}
     assert check.faults(one, cell, metrics, metrics) == []
-    assert check.faults(one, cell, metrics, far) == ["ITC, mismatch 0.6, seed 0: the second run differs from the first"]
+    assert check.faults(one, cell, metrics, far) == [
+        "InfoNCE, mismatch 0.6, seed 0: the second run differs from the first"
+    ]
     assert [fault.split(": ")[1] for fault in check.faults(one, cell, far, far)] == [
         "rsum is +11.00 from its published value, more than 10"
     ]
@@ -256,7 +262,7 @@ def test_changed_code_is_confirmed_by_cells_that_hardly_differ(
         measured = ((cell, check.published_metrics(one, cell)) for cell in cells)
         return [(cell, metrics | {"rsum": metrics["rsum"] + difference}) for cell, metrics in measured]
 
-    assert "ITC, mismatch 0.6, seed 0: rsum is +0.30 from its published value: run the study again" in check.note(
+    assert "InfoNCE, mismatch 0.6, seed 0: rsum is +0.30 from its published value: run the study again" in check.note(
         one, shifted(0.3)
     )
     assert texts.Published(target, outdated).stale == "the code"

@@ -59,7 +59,7 @@ def test_study_on_precomputed_features(tmp_path: Path, experiments: Path) -> Non
     study |= {
         "student": "student.yaml",
         "teachers": {name: {"config": f"{name}.yaml", "pretrained": True} for name in ("image", "text")},
-        "methods": {"ITC": {"weights": {"itc": 1}}, "SDR": None},
+        "methods": {"InfoNCE": {"weights": {"itc": 1}}, "SDR": None},
         "imbalances": {"poor": [{"kind": "mismatch", "level": "caption"}, {"kind": "missing", "modality": "image"}]},
         "ratios": [0, 0.5],
         "seeds": [0],
@@ -69,7 +69,7 @@ def test_study_on_precomputed_features(tmp_path: Path, experiments: Path) -> Non
     results = [json.loads(path.read_text()) for path in (tmp_path / "out").glob("cells/**/results.json")]
     assert len(results) == 4
     poor = {result["method"]: result for result in results if result["ratio"] == 0.5}
-    assert poor["ITC"]["realised"]["sha256"] == poor["SDR"]["realised"]["sha256"]
+    assert poor["InfoNCE"]["realised"]["sha256"] == poor["SDR"]["realised"]["sha256"]
     assert [part["affected"] for part in poor["SDR"]["realised"]["imbalances"]] == [240, 48]
     degrees = {r["ratio"]: r["realised"]["degree"]["image_to_text"] for r in results if r["method"] == "SDR"}
     assert degrees[0] < degrees[0.5]

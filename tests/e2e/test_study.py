@@ -34,7 +34,7 @@ def study(tmp_path_factory: pytest.TempPathFactory, experiments: Path) -> Path:
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
     study = yaml.safe_load((experiments / "scenes/study.yaml").read_text())
     study |= {"ratios": [0, 0.5], "seeds": [0, 1], "imbalances": {"image noise": study["imbalances"]["image noise"]}}
-    study["methods"] = {name: study["methods"][name] for name in ("ITC", "SDR", "SDR, placebo teachers")}
+    study["methods"] = {name: study["methods"][name] for name in ("InfoNCE", "SDR", "SDR, placebo teachers")}
     for method in study["methods"].values():
         method["config"] = str(experiments / "scenes" / method["config"])
     (folder / "study.yaml").write_text(yaml.safe_dump(study))
@@ -127,7 +127,10 @@ def test_printed_command_runs(study: Path, finished: Path, tmp_path: Path) -> No
 def test_cells_with_changed_settings_run_again(study: Path, finished: Path) -> None:
     changed_study = yaml.safe_load((study / "study.yaml").read_text())
     methods = changed_study["methods"]
-    changed_study["methods"] = {"ITC": methods["ITC"], "SDR": {**methods["SDR"], "weights": {"itc": 1, "ttc": 2}}}
+    changed_study["methods"] = {
+        "InfoNCE": methods["InfoNCE"],
+        "SDR": {**methods["SDR"], "weights": {"itc": 1, "ttc": 2}},
+    }
     (study / "changed.yaml").write_text(yaml.safe_dump(changed_study))
     before = cells(finished)
     succeeded(sdr("reproduce", study / "changed.yaml", "--output", finished))
@@ -139,18 +142,18 @@ def test_cells_with_changed_settings_run_again(study: Path, finished: Path) -> N
 @pytest.mark.slow
 def test_interrupted_tuned_study_ends_with_the_same_choices_and_results(study: Path) -> None:
     tuned = yaml.safe_load((study / "study.yaml").read_text())
-    config, rate = tuned["methods"]["ITC"]["config"], "model.init_args.optimisation.init_args.learning_rate"
+    config, rate = tuned["methods"]["InfoNCE"]["config"], "model.init_args.optimisation.init_args.learning_rate"
     tuned |= {
         "ratios": [0.5],
         "teachers": {},
-        "candidate": "ITC, slow",
+        "candidate": "InfoNCE, slow",
         "tuning": {"trials": 2},
         "jobs": 1,
         "seeds": [0],
     }
     tuned["methods"] = {
-        "ITC": {"config": config, "space": {rate: {"min": 1e-3, "max": 1e-2}}},
-        "ITC, slow": {"config": config, "space": {rate: [1e-4, 1e-3]}},
+        "InfoNCE": {"config": config, "space": {rate: {"min": 1e-3, "max": 1e-2}}},
+        "InfoNCE, slow": {"config": config, "space": {rate: [1e-4, 1e-3]}},
     }
     (study / "tuned.yaml").write_text(yaml.safe_dump(tuned))
     succeeded(sdr("reproduce", study / "tuned.yaml", "--output", study / "whole"))
@@ -177,7 +180,7 @@ def test_interrupted_tuned_study_ends_with_the_same_choices_and_results(study: P
     assert {key: (run.options, run.metrics) for key, run in whole.runs.items()} == {
         key: (run.options, run.metrics) for key, run in again.runs.items()
     }
-    for method in ("ITC", "ITC, slow"):
+    for method in ("InfoNCE", "InfoNCE, slow"):
         scores = {trial.score: trial.options for trial in whole.trials if trial.method == method}
         assert {str(run.options) for key, run in whole.runs.items() if key[0] == method} == {str(scores[max(scores)])}
 

@@ -27,9 +27,9 @@ from sdr_lightning.results.schema import (
 
 PLACEBO = "SDR, placebo teachers"
 METHODS = {
-    "ITC": ("Matching loss alone", {"itc": 1.0}),
-    "ITC + representation": ("With representation-level distillation", {"itc": 1.0, "iic": 1.0, "ttc": 2.0}),
-    "ITC + structure": ("With structure-aware distillation", {"itc": 1.0, "kd": 2.0, "kdi": 1.0, "kdt": 1.0}),
+    "InfoNCE": ("Matching loss alone", {"itc": 1.0}),
+    "InfoNCE + representation": ("With representation-level distillation", {"itc": 1.0, "iic": 1.0, "ttc": 2.0}),
+    "InfoNCE + structure": ("With structure-aware distillation", {"itc": 1.0, "kd": 2.0, "kdi": 1.0, "kdt": 1.0}),
     "SDR": ("All terms", {"itc": 1.0, "iic": 1.0, "ttc": 2.0, "kd": 2.0, "kdi": 1.0, "kdt": 1.0}),
     PLACEBO: (
         "All terms, features of the teachers shuffled",
@@ -41,8 +41,14 @@ IMBALANCES = {
     "missing words": StudyImbalance("missing words", "missing_words", (3,), "Half of the words are dropped."),
     "image noise": StudyImbalance("image noise", "gaussian_noise", (5,), "Noise is added to the images."),
 }
-BASE = {"ITC": 430.0, "ITC + representation": 428.0, "ITC + structure": 431.0, "SDR": 427.0, PLACEBO: 421.0}
-SLOPE = {"ITC": 300.0, "ITC + representation": 240.0, "ITC + structure": 230.0, "SDR": 190.0, PLACEBO: 310.0}
+BASE = {"InfoNCE": 430.0, "InfoNCE + representation": 428.0, "InfoNCE + structure": 431.0, "SDR": 427.0, PLACEBO: 421.0}
+SLOPE = {
+    "InfoNCE": 300.0,
+    "InfoNCE + representation": 240.0,
+    "InfoNCE + structure": 230.0,
+    "SDR": 190.0,
+    PLACEBO: 310.0,
+}
 STEEPNESS = {"mismatch": 1.0, "missing words": 0.45, "image noise": 0.7, "none": 1.0}
 CAPTIONS = (
     "a red cube left of a small green sphere",
@@ -53,7 +59,7 @@ CAPTIONS = (
 
 def write_study(
     root: Path,
-    methods: tuple[str, ...] = ("ITC", "SDR"),
+    methods: tuple[str, ...] = ("InfoNCE", "SDR"),
     imbalances: tuple[str, ...] = ("mismatch",),
     ratios: tuple[float, ...] = (0, 0.6),
     seeds: tuple[int, ...] = (0, 1, 2),
@@ -75,7 +81,7 @@ def write_study(
             fingerprint="5ce4e5" * 8,
             relevance="share of objects and relations two scenes have in common.",
         ),
-        baseline="ITC",
+        baseline="InfoNCE",
         candidate="SDR",
         methods={m: StudyMethod(m, (StudyStage(weights=METHODS[m][1]),), description=METHODS[m][0]) for m in methods},
         imbalances={name: IMBALANCES[name] for name in imbalances},
@@ -140,7 +146,7 @@ def _write_run(root: Path, method: str, imbalance: str, ratio: float, seed: int,
         seed=seed,
         metrics=metrics,
         scalars={"temperature": 0.05 + 0.001 * seed},
-        realised=_realised(imbalance, ratio, seed, extras and method != "ITC"),
+        realised=_realised(imbalance, ratio, seed, extras and method != "InfoNCE"),
         fingerprint=sha256(str(at).encode()).hexdigest(),
         wall_time_s=231.4 + seed,
         versions={"torch": "2.14.0", "lightning": "2.6.1"},
@@ -171,7 +177,7 @@ def _write_log(path: Path, method: str, rsum: float, seed: int) -> None:
     draw = random.Random(f"{method}{rsum}")
     with path.open("w", newline="") as file:
         columns = ["epoch", "step", "train/loss", "method/temperature", "val/rsum"]
-        structure = method not in ("ITC", "ITC + representation")
+        structure = method not in ("InfoNCE", "InfoNCE + representation")
         own = ["method/lambda", "method/representation_temperature", "method/relation_temperature"]
         columns += own if structure else []
         writer = csv.DictWriter(file, columns)

@@ -16,7 +16,7 @@ HARD = Condition("mismatch", 0.6)
 
 def test_runs_without_partner_are_not_compared(tmp_path: Path) -> None:
     write_study(tmp_path)
-    for method, seed in (("SDR", 0), ("ITC", 1)):
+    for method, seed in (("SDR", 0), ("InfoNCE", 1)):
         shutil.rmtree(folder(tmp_path, method, "mismatch", 0.6, seed))
     study = load_study(tmp_path)
     comparison = compare_claims(study)["Cross-modal retrieval"][1]
@@ -40,10 +40,14 @@ def test_caveats_report_unequal_training_data_and_corrupted_evaluation_data(tmp_
     ("families", "expected"),
     [
         (
-            ("ITC", "SDR"),
-            {"ITC, width 8": "ITC, width 8", "SDR, width 8": "ITC, width 8", "SDR, width 64": "ITC, width 64"},
+            ("InfoNCE", "SDR"),
+            {
+                "InfoNCE, width 8": "InfoNCE, width 8",
+                "SDR, width 8": "InfoNCE, width 8",
+                "SDR, width 64": "InfoNCE, width 64",
+            },
         ),
-        (("ITC",), {"ITC, width 8": "ITC, width 64", "ITC, width 64": "ITC, width 64"}),
+        (("InfoNCE",), {"InfoNCE, width 8": "InfoNCE, width 64", "InfoNCE, width 64": "InfoNCE, width 64"}),
     ],
     ids=["two families", "one family"],
 )
@@ -53,10 +57,10 @@ def test_a_member_of_a_family_is_compared_with_that_of_the_baseline(
     members = [StudyMethod(f"{name}, width {w}", (), swept=Swept("width", w)) for name in families for w in (8, 64)]
     methods = {method.name: method for method in [*members, StudyMethod("Oracle", ())]}
     study = replace(
-        load_study(write_study(tmp_path)), methods=methods, baseline="ITC, width 64", candidate="ITC, width 8"
+        load_study(write_study(tmp_path)), methods=methods, baseline="InfoNCE, width 64", candidate="InfoNCE, width 8"
     )
     assert {name: study.baseline_of(name) for name in expected} == expected
-    assert study.baseline_of("Oracle") == "ITC, width 64"
+    assert study.baseline_of("Oracle") == "InfoNCE, width 64"
 
 
 def test_degree_is_the_mean_over_seeds_that_measured_it(tmp_path: Path) -> None:

@@ -70,17 +70,17 @@ def test_one_text_query_per_image_is_accepted(path: Path) -> None:
 
 
 def test_differences_are_paired_by_seed_and_image(tmp_path: Path) -> None:
-    systems = load_systems([write_seeds(tmp_path, "ITC", 0.0), write_seeds(tmp_path, "SDR", 1.0)])
+    systems = load_systems([write_seeds(tmp_path, "InfoNCE", 0.0), write_seeds(tmp_path, "SDR", 1.0)])
     found = compare_systems(systems, replicates=300)
     for system in systems:
         mean = sum(evaluation.metrics["rsum"] for evaluation in system.evaluations) / 3
         assert found.means[system.name]["rsum"].value == pytest.approx(mean)
-    assert found.baseline == "ITC"
+    assert found.baseline == "InfoNCE"
     difference = found.differences["SDR"]["rsum"]
-    assert difference.value == pytest.approx(found.means["SDR"]["rsum"].value - found.means["ITC"]["rsum"].value)
+    assert difference.value == pytest.approx(found.means["SDR"]["rsum"].value - found.means["InfoNCE"]["rsum"].value)
     assert 0 < difference.low < difference.value < difference.high
     assert difference.direction == "higher"
-    mirrored = compare_systems(systems, "SDR", 300).differences["ITC"]["rsum"]
+    mirrored = compare_systems(systems, "SDR", 300).differences["InfoNCE"]["rsum"]
     assert (-mirrored.high, -mirrored.low) == pytest.approx((difference.low, difference.high))
     assert mirrored.direction == "lower"
     # The difficulty of an image is shared, so pairing narrows the interval.
@@ -252,14 +252,14 @@ class Rows(HTMLParser):
 
 
 def test_command_prints_and_writes_the_same_estimates(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    itc, sdr = write_seeds(tmp_path, "ITC", 0.0, 2), write_seeds(tmp_path, "SDR", 1.0, 2)
+    itc, sdr = write_seeds(tmp_path, "InfoNCE", 0.0, 2), write_seeds(tmp_path, "SDR", 1.0, 2)
     output = tmp_path / "out"
     assert main(["report", itc, sdr, "--output", str(output), "--replicates", "200"]) == 0
     printed = capsys.readouterr().out
     assert "NDCG exp@25" not in printed
     page, markdown = (output / "comparison.html").read_text(), (output / "comparison.md").read_text()
     comparison = compare_systems(load_systems([itc, sdr]), replicates=200)
-    mean, difference = comparison.means["ITC"]["rsum"], comparison.differences["SDR"]["rsum"]
+    mean, difference = comparison.means["InfoNCE"]["rsum"], comparison.differences["SDR"]["rsum"]
     entries = (
         f"{mean.value:.1f} [{mean.low:.1f}, {mean.high:.1f}]",
         f"+{difference.value:.1f} [+{difference.low:.1f}, +{difference.high:.1f}] ▲",

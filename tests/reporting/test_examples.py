@@ -12,7 +12,7 @@ from tests.reporting.fake_study import CAPTIONS, edit_json, folder, write_study
 
 def test_examples_are_from_the_highest_ratio_and_first_seed_that_have_any(tmp_path: Path) -> None:
     write_study(tmp_path, ratios=(0, 0.3, 0.6), extras=True)
-    for method in ("ITC", "SDR"):
+    for method in ("InfoNCE", "SDR"):
         for seed in (0, 1, 2):
             (folder(tmp_path, method, "mismatch", 0.6, seed) / "examples.json").unlink()
         (folder(tmp_path, method, "mismatch", 0.3, 0) / "examples.json").unlink()
@@ -20,13 +20,13 @@ def test_examples_are_from_the_highest_ratio_and_first_seed_that_have_any(tmp_pa
     assert (group.condition, group.seed) == (Condition("mismatch", 0.3), 1)
     assert [example.query.direction for example in group.examples] == ["t2i"] * 3 + ["i2t"] * 3
     assert [example.query.text for example in group.examples[:3]] == list(CAPTIONS)
-    assert all(list(example.results) == ["ITC", "SDR"] for example in group.examples)
+    assert all(list(example.results) == ["InfoNCE", "SDR"] for example in group.examples)
     assert [result.correct for result in group.examples[0].results["SDR"]] == [False, True, False, False, False]
 
 
 def test_examples_on_which_methods_differ_come_first_and_those_without_a_hit_last(tmp_path: Path) -> None:
     write_study(tmp_path, ratios=(0, 0.6), extras=True)
-    found = {"ITC": (False, True, True), "SDR": (False, True, False)}  # by caption
+    found = {"InfoNCE": (False, True, True), "SDR": (False, True, False)}  # by caption
     for method, hits in found.items():
         path = folder(tmp_path, method, "mismatch", 0.6, 0) / "examples.json"
         queries = json.loads(path.read_text())["queries"]

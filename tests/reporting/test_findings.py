@@ -15,20 +15,20 @@ BETTER, WORSE, UNDECIDED = (5.0, 6.0, 5.5), (-5.0, -6.0, -5.5), (5.0, -6.0, 2.0)
 
 
 def study_with(root: Path, differences: dict[tuple[str, float], tuple[float, ...]]) -> Study:
-    """Write a study with given SDR − ITC in rsum, by condition and seed, and without recalls."""
+    """Write a study with given SDR − InfoNCE in rsum, by condition and seed, and without recalls."""
     ratios = sorted({ratio for _, ratio in differences})
     imbalances = tuple(dict.fromkeys(name for name, ratio in differences if ratio))
     write_study(root, imbalances=imbalances, ratios=tuple(ratios))
     for (imbalance, ratio), values in differences.items():
         for seed, difference in enumerate(values):
             level = 100.0 + 50 * seed  # seeds differ more than methods
-            for method, rsum in (("ITC", level), ("SDR", level + difference)):
+            for method, rsum in (("InfoNCE", level), ("SDR", level + difference)):
                 edit_json(folder(root, method, imbalance, ratio, seed) / "results.json", metrics={"rsum": rsum})
     return load_study(root)
 
 
 CLEAN, LOW, HIGH = ("none", 0.0), ("mismatch", 0.3), ("mismatch", 0.6)
-TASK = "ITC in cross-modal retrieval"
+TASK = "InfoNCE in cross-modal retrieval"
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_the_headline_states_the_verdicts(
 def test_a_study_without_runs_has_no_result_yet(tmp_path: Path) -> None:
     shutil.rmtree(write_study(tmp_path) / "cells")
     study = load_study(tmp_path)
-    assert headline(study) == "SDR and ITC: no pair of runs to compare yet"
+    assert headline(study) == "SDR and InfoNCE: no pair of runs to compare yet"
     assert sentences(study) == ()
     assert tiles(study) == ()
     assert scope(study).startswith(
@@ -81,10 +81,10 @@ def test_a_study_without_runs_has_no_result_yet(tmp_path: Path) -> None:
     [
         (
             (("SDR", *CLEAN),),
-            "SDR beats ITC in cross-modal retrieval under mismatch 60 %",
+            "SDR beats InfoNCE in cross-modal retrieval under mismatch 60 %",
             "higher in 1 of 2 conditions, 1 not measured yet",
         ),
-        ((("SDR", *CLEAN), ("ITC", *HIGH)), "SDR and ITC: no pair of runs to compare yet", None),
+        ((("SDR", *CLEAN), ("InfoNCE", *HIGH)), "SDR and InfoNCE: no pair of runs to compare yet", None),
     ],
 )
 def test_a_running_study_states_what_is_there(
@@ -100,7 +100,7 @@ def test_a_running_study_states_what_is_there(
 
 
 def test_one_seed_decides_nothing(tmp_path: Path) -> None:
-    assert headline(load_study(write_study(tmp_path, seeds=(0,)))) == "SDR and ITC: too few seeds for a verdict"
+    assert headline(load_study(write_study(tmp_path, seeds=(0,)))) == "SDR and InfoNCE: too few seeds for a verdict"
 
 
 def test_sentences_give_the_largest_gain_the_control_and_the_best_methods(tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_sentences_give_the_largest_gain_the_control_and_the_best_methods(tmp_pa
     edit_json(tmp_path / "study.json", methods=record["methods"] | {PLACEBO: placebo})
     for name, ratio in (CLEAN, HIGH):
         for seed, rsum in enumerate((540.0, 541.0, 540.5) if ratio else (20.0, 70.0, 120.0)):
-            run = json.loads((folder(tmp_path, "ITC", name, ratio, seed) / "results.json").read_text())
+            run = json.loads((folder(tmp_path, "InfoNCE", name, ratio, seed) / "results.json").read_text())
             write_json(
                 folder(tmp_path, PLACEBO, name, ratio, seed) / "results.json",
                 run | {"method": PLACEBO, "metrics": {"rsum": rsum}},
@@ -118,10 +118,10 @@ def test_sentences_give_the_largest_gain_the_control_and_the_best_methods(tmp_pa
     found = [sentence.replace("\N{NO-BREAK SPACE}", " ") for sentence in sentences(load_study(tmp_path))]
     assert found == [
         # Half-width: t(2, 0.975) * 0.5 / sqrt(3).
-        "Mean rsum under mismatch 60 %: 155.5 with SDR, 150.0 with ITC; difference +5.5 [4.3, 6.7].",
-        f"With random features in place of those of the teachers ({PLACEBO}), rsum against ITC is higher in 1, lower in 1 of 2 "
-        "conditions.",
-        f"Highest mean rsum of the 3 methods: ITC in 1 and {PLACEBO} in 1 of 2 conditions.",
+        "Mean rsum under mismatch 60 %: 155.5 with SDR, 150.0 with InfoNCE; difference +5.5 [4.3, 6.7].",
+        f"With random features in place of those of the teachers ({PLACEBO}), rsum against InfoNCE is higher in 1, lower in 1 of "
+        "2 conditions.",
+        f"Highest mean rsum of the 3 methods: InfoNCE in 1 and {PLACEBO} in 1 of 2 conditions.",
     ]
 
 

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 PUBLISHED = ROOT / "docs/results/flickr8k-weak-text"
 SCRIPT = ROOT / "sdr_lightning/reporting/pages/templates/leaderboard.js"
 MISMATCH = {"kind": "mismatch", "modality": "pair", "level": "caption", "severity": 5, "splits": ["train"]}
-WALL_TIMES = {"ITC": (100.0, 200.0, 100.0), "SDR": (150.0, 500.0, 190.0)}  # ratios 1.5, 2.5, 1.9
+WALL_TIMES = {"InfoNCE": (100.0, 200.0, 100.0), "SDR": (150.0, 500.0, 190.0)}  # ratios 1.5, 2.5, 1.9
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def root(tmp_path: Path) -> Path:
     """A study whose methods have overlays, and whose mismatch is of captions."""
     root = write_study(tmp_path / "study", ratios=(0, 0.3, 0.6))
     record = json.loads((root / "study.json").read_text())
-    for method, overlay in (("ITC", "infonce"), ("SDR", "sdr")):
+    for method, overlay in (("InfoNCE", "infonce"), ("SDR", "sdr")):
         record["methods"][method]["stages"][0]["config"] = [f"experiments/scenes/../methods/{overlay}.yaml"]
     record["imbalances"]["mismatch"]["parts"] = [MISMATCH]
     edit_json(root / "study.json", **record)
@@ -77,22 +77,22 @@ def test_entries_equal_an_independent_computation(root: Path) -> None:
     assert [(e.method, e.noise, e.ratio) for e in group.entries] == [
         (method, noise, ratio)
         for noise, ratio in (("none", 0), ("mismatch, caption level", 0.3), ("mismatch, caption level", 0.6))
-        for method in ("ITC", "SDR")
+        for method in ("InfoNCE", "SDR")
     ]
     found = entry(group, "SDR", 0.6)
     for key, names in (("rsum", ["rsum"]), ("single_modal", ["i2i_NDCG@10", "t2t_NDCG@10"]), ("i2t_R@1", ["i2t_R@1"])):
         values = {
             method: [np.mean([metrics_of(method, "mismatch", 0.6, seed)[name] for name in names]) for seed in range(3)]
-            for method in ("ITC", "SDR")
+            for method in ("InfoNCE", "SDR")
         }
         own = stats.t.interval(0.95, 2, np.mean(values["SDR"]), stats.sem(values["SDR"]))
-        paired = stats.ttest_rel(values["SDR"], values["ITC"]).confidence_interval()
-        difference = np.mean(values["SDR"]) - np.mean(values["ITC"])
+        paired = stats.ttest_rel(values["SDR"], values["InfoNCE"]).confidence_interval()
+        difference = np.mean(values["SDR"]) - np.mean(values["InfoNCE"])
         assert bounds(found.scores[key].mean) == pytest.approx((np.mean(values["SDR"]), *own))
         assert bounds(found.scores[key].difference) == pytest.approx((difference, paired.low, paired.high))
     assert (found.seeds, found.tuning, found.overlays, found.cost) == (3, "untuned", ("sdr",), 1.9)
-    assert entry(group, "ITC", 0.6).cost == 1
-    assert entry(group, "ITC", 0.6).scores["rsum"].difference is None
+    assert entry(group, "InfoNCE", 0.6).cost == 1
+    assert entry(group, "InfoNCE", 0.6).scores["rsum"].difference is None
     assert [link.path for link in found.records] == [
         folder(root, "SDR", "mismatch", 0.6, seed) / "results.json" for seed in range(3)
     ]
@@ -101,10 +101,10 @@ def test_entries_equal_an_independent_computation(root: Path) -> None:
 
 def test_cost_needs_infonce_with_the_same_seed_on_the_same_hardware(root: Path) -> None:
     edit_json(folder(root, "SDR", "mismatch", 0.6, 2) / "results.json", hardware="another")
-    shutil.rmtree(folder(root, "ITC", "mismatch", 0.6, 1))
+    shutil.rmtree(folder(root, "InfoNCE", "mismatch", 0.6, 1))
     assert entry(study_group(load_study(root)), "SDR", 0.6).cost == 1.5
     record = json.loads((root / "study.json").read_text())
-    record["methods"]["ITC"]["stages"][0]["config"] = ["experiments/methods/gce.yaml"]
+    record["methods"]["InfoNCE"]["stages"][0]["config"] = ["experiments/methods/gce.yaml"]
     edit_json(root / "study.json", **record)
     assert entry(study_group(load_study(root)), "SDR", 0.6).cost is None
 
@@ -144,7 +144,7 @@ def test_a_published_tuned_study_links_to_its_lines_and_names_its_trials(publish
         assert all(link.path is not None and link.path.is_file() for link in (*each.configuration, *each.records))
     assert entry(group, "AGREE", 0.4).options == "dropout 0.5, temperature (initial 0.15, learnable false)"
     assert "detection_auc" in entry(group, "AGREE", 0.4).scores
-    assert "detection_auc" not in entry(group, "ITC", 0.4).scores
+    assert "detection_auc" not in entry(group, "InfoNCE", 0.4).scores
 
 
 def rsums(study: Study, method: str, condition: Condition) -> np.ndarray:
@@ -157,7 +157,7 @@ def test_aggregates_are_relative_to_the_baseline_over_conditions_with_two_seeds(
     study = load_study(root)
     used = [Condition("none", 0.0), Condition("mismatch", 0.6)]
     found = {each.method: each for each in study_group(study).aggregates if each.metric == "rsum"}
-    baseline = [rsums(study, "ITC", condition) for condition in used]
+    baseline = [rsums(study, "InfoNCE", condition) for condition in used]
     own = [rsums(study, "SDR", condition) for condition in used]
     normalised = [values / level.mean() for values, level in zip(own, baseline, strict=True)]
     one = found["SDR"]
@@ -167,8 +167,8 @@ def test_aggregates_are_relative_to_the_baseline_over_conditions_with_two_seeds(
     assert one.improvement is not None
     assert one.improvement.value == pytest.approx(probability_of_improvement(own, baseline))
     assert one.improvement.low <= one.improvement.value <= one.improvement.high
-    assert found["ITC"].improvement is None
-    assert found["ITC"].normalised.value == pytest.approx(1, abs=0.02)
+    assert found["InfoNCE"].improvement is None
+    assert found["InfoNCE"].normalised.value == pytest.approx(1, abs=0.02)
     for path in root.glob("cells/**/seed-[12]"):
         shutil.rmtree(path)
     assert study_group(load_study(root)).aggregates == ()  # one seed has no spread
@@ -385,7 +385,7 @@ def test_the_page_filters_and_sorts(root: Path, published: Path, tmp_path: Path)
     assert all(len(links) >= 4 for links in first["links"])  # the mean, and each seed
 
     assert some["sorted"]["Mean [95 %]"] == "descending"
-    assert [row[0] for row in some["rows"]][:2] == ["ITC + structure", "SDR"]
+    assert [row[0] for row in some["rows"]][:2] == ["InfoNCE + structure", "SDR"]
     means = [float(row[3].split()[0]) for row in some["rows"]]
     assert means == sorted(means, reverse=True)
     assert len(means) == 9

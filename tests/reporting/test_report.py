@@ -69,7 +69,7 @@ class Tables(HTMLParser):
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study with all optional files, of which one run is missing."""
     root = tmp_path_factory.mktemp("study")
-    write_study(root, methods=("ITC", "SDR", PLACEBO), extras=True)
+    write_study(root, methods=("InfoNCE", "SDR", PLACEBO), extras=True)
     shutil.rmtree(folder(root, PLACEBO, "mismatch", 0.6, 2))
     for seed, auc in enumerate(DETECTION_AUC):
         found = {"detection_AUC": auc, "detection_estimated_share": 66.0, "detection_true_share": 60.0}
@@ -94,10 +94,10 @@ def test_claims_equal_an_independent_computation(page: Tables) -> None:
         for cell, metrics in zip(page.row("claims", label)[1:], columns, strict=True):
             values = {
                 method: [np.mean([metrics_of(method, imbalance, ratio, s)[m] for m in metrics]) for s in (0, 1, 2)]
-                for method in ("ITC", "SDR")
+                for method in ("InfoNCE", "SDR")
             }
-            interval = stats.ttest_rel(values["SDR"], values["ITC"]).confidence_interval()
-            expected = [np.mean(values["SDR"]) - np.mean(values["ITC"]), interval.low, interval.high]
+            interval = stats.ttest_rel(values["SDR"], values["InfoNCE"]).confidence_interval()
+            expected = [np.mean(values["SDR"]) - np.mean(values["InfoNCE"]), interval.low, interval.high]
             assert numbers(cell) == pytest.approx(expected, abs=0.051 if metrics == ("rsum",) else 0.0051)
             verdict = "higher" if interval.low > 0 else "lower" if interval.high < 0 else "undecided"
             assert cell.endswith(f"] {verdict}")
@@ -107,7 +107,7 @@ def test_means_and_intervals_equal_an_independent_computation(page: Tables) -> N
     rows = page.rows["recall"]
     start = next(i for i, row in enumerate(rows) if row[0] == "mismatch 60 %")
     names = ["i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10", "rsum"]
-    for row, method in zip(rows[start + 1 : start + 4], ("ITC", "SDR", PLACEBO), strict=True):
+    for row, method in zip(rows[start + 1 : start + 4], ("InfoNCE", "SDR", PLACEBO), strict=True):
         assert row[0] == method
         seeds = (0, 1) if method == PLACEBO else (0, 1, 2)
         for cell, name in zip(row[1:], names, strict=True):
@@ -189,7 +189,9 @@ def test_the_page_holds_every_number_with_the_runs_behind_it(built: Path) -> Non
     cell = data["cells"]["rsum"][methods.index("SDR")][conditions.index("mismatch 60\N{NO-BREAK SPACE}%")]
     values = {seed: metrics_of("SDR", "mismatch", 0.6, seed)["rsum"] for seed in (0, 1, 2)}
     assert cell["values"] == {str(seed): pytest.approx(value, abs=1e-4) for seed, value in values.items()}
-    test = stats.ttest_rel([*values.values()], [metrics_of("ITC", "mismatch", 0.6, seed)["rsum"] for seed in values])
+    test = stats.ttest_rel(
+        [*values.values()], [metrics_of("InfoNCE", "mismatch", 0.6, seed)["rsum"] for seed in values]
+    )
     low, high = test.confidence_interval()
     difference = cell["difference"]
     assert [difference["mean"] - difference["half"], difference["mean"] + difference["half"]] == pytest.approx(
@@ -210,7 +212,7 @@ def test_the_page_of_a_running_study_says_how_far_it_is_and_loads_itself_again(t
     write_study(tmp_path)
     shutil.rmtree(folder(tmp_path, "SDR", "mismatch", 0.6, 0))
     page = write_page(tmp_path, Running("11 of 12 runs finished", 11 / 12, "about 20 s left", "12:00:00")).read_text()
-    assert re.search(r"<h1>So far: .*beats ITC", page)
+    assert re.search(r"<h1>So far: .*beats InfoNCE", page)
     assert "<strong>11 of 12 runs finished</strong>, about 20 s left." in page
     assert 'http-equiv="refresh"' in page
     assert not (tmp_path / "report.md").exists()
@@ -226,7 +228,7 @@ def test_a_browser_draws_the_views_of_the_figure(built: Path, view: str) -> None
         page.open(address)
         shown = page.evaluate("document.documentElement.outerHTML")
     chart = shown[shown.index('<div id="chart">') : shown.index('id="chart-note"')]
-    names = ("ITC", "SDR") if view == "means" else ("SDR",)
+    names = ("InfoNCE", "SDR") if view == "means" else ("SDR",)
     if view in ("differences", "means"):
         rows = re.findall(r'data-runs="rsum\|([^|]*)\|([^"]*)"[^>]*>([^<]+)<', chart)
         assert {(method, condition) for method, condition, _ in rows} == set(

@@ -141,7 +141,7 @@ def tuned(root: Path) -> Path:
     for path in root.glob("cells/**/results.json"):
         run = json.loads(path.read_text())
         edit_json(path, code=run["method"], options={"a.rate": 2} if run["ratio"] else {})
-    for method, imbalance, number in product(("ITC", "SDR"), ("none", "mismatch"), (0, 1)):
+    for method, imbalance, number in product(("InfoNCE", "SDR"), ("none", "mismatch"), (0, 1)):
         trial = Trial(
             method=method,
             imbalance=imbalance,
@@ -166,12 +166,14 @@ def test_tuned_study_has_the_trials_of_its_points_and_the_runs_of_the_chosen_opt
     study = load_study(tuned(tmp_path))
     assert len(study.trials) == 8
     assert {key: trial.number for key, trial in study.chosen.items()} == {
-        (method, condition): int(condition == mismatch) for method in ("ITC", "SDR") for condition in study.conditions
+        (method, condition): int(condition == mismatch)
+        for method in ("InfoNCE", "SDR")
+        for condition in study.conditions
     }
     assert not study.outdated
     text = tuning_section(study)
     assert "tuned with 3 trials for each method and condition, on validation data" in text
-    assert "| ITC | a.rate: 1, 2 | 2 its space has no more points |" in text
+    assert "| InfoNCE | a.rate: 1, 2 | 2 its space has no more points |" in text
     assert "| SDR | a.rate 2 | 1 | 101.0 | 100.0 |" in text
     assert "| SDR | as configured | 0 | 100.0 | 100.0 |" in text
 
@@ -239,10 +241,13 @@ def test_unreadable_result_names_its_file(tmp_path: Path, text: bytes, complaint
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"candidate": "SRD"}, "candidate 'SRD' is not among the methods ITC, SDR"),
+        ({"candidate": "SRD"}, "candidate 'SRD' is not among the methods InfoNCE, SDR"),
         ({"seeds": []}, r"seeds must be given, each once, got \[\]"),
         ({"notes": ["a", 1]}, r"'notes\[1\]' must be a string, found 1"),
-        ({"methods": {"ITC": {"name": "ITC"}}}, "methods: ITC: 'stages' must be a list, the key is missing"),
+        (
+            {"methods": {"InfoNCE": {"name": "InfoNCE"}}},
+            "methods: InfoNCE: 'stages' must be a list, the key is missing",
+        ),
     ],
     ids=["candidate", "seeds", "notes", "stages"],
 )

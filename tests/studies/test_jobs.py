@@ -46,7 +46,7 @@ class Steps(pl.Callback):
 
 def a_cell(folder: Path) -> Cell:
     """Matching alone, in seconds."""
-    cell = next(cell for cell in plan(STUDY, folder).cells if cell.method == "ITC" and not cell.with_examples)
+    cell = next(cell for cell in plan(STUDY, folder).cells if cell.method == "InfoNCE" and not cell.with_examples)
     options = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     return replace(cell, stages=((*cell.arguments, *options),))
 

@@ -101,7 +101,7 @@ def test_options_are_parsed_as_the_cell_they_describe() -> None:
         weights={"itc": 1, "kd": 3}, options={"data.init_args.batch_size": 16, "seed_everything": 9}, epochs=5
     )
     planned = plan(with_method("other", stage), FOLDER)
-    for cell in (*cells(study_plan(), method="ITC", seed=1)[:1], *cells(planned, method="other", seed=1)[:2]):
+    for cell in (*cells(study_plan(), method="InfoNCE", seed=1)[:1], *cells(planned, method="other", seed=1)[:2]):
         cli = build(list(cell.arguments))
         assert tuple(cli.datamodule.imbalances) == stack(cell)
         assert cli.datamodule.seed == cell.seed  # no option of a method changes it
@@ -113,7 +113,7 @@ def test_options_are_parsed_as_the_cell_they_describe() -> None:
 
 
 def test_weights_of_the_record_are_those_of_the_built_methods() -> None:
-    assert study_plan().methods["ITC"].stages[0].weights == {"itc": 1}
+    assert study_plan().methods["InfoNCE"].stages[0].weights == {"itc": 1}
     assert study_plan().methods["SDR"].stages[0].weights == {"itc": 1, "iic": 1, "ttc": 2, "kd": 2, "kdi": 1, "kdt": 1}
 
 
@@ -135,11 +135,11 @@ def test_banks_are_extracted_where_the_method_needs_them(
 
 
 def test_study_without_teachers() -> None:
-    methods = {name: STUDY.methods[name] for name in ("ITC",)}
-    planned = plan(replace(STUDY, methods=methods, candidate="ITC", teachers={}), FOLDER)
+    methods = {name: STUDY.methods[name] for name in ("InfoNCE",)}
+    planned = plan(replace(STUDY, methods=methods, candidate="InfoNCE", teachers={}), FOLDER)
     assert planned.teachers == planned.banks == ()
     assert {cell.teachers for cell in planned.cells} == {()}
-    with pytest.raises(ValueError, match=r"study.yaml: method ITC \+ representation needs the text teacher, which"):
+    with pytest.raises(ValueError, match=r"study.yaml: method InfoNCE \+ representation needs the text teacher, which"):
         plan(replace(STUDY, teachers={"image": STUDY.teachers["image"]}), FOLDER)
 
 
@@ -212,7 +212,7 @@ def test_planning_is_repeatable_and_writes_nothing(tmp_path: Path) -> None:
     assert plan(STUDY, tmp_path / "new") == plan(STUDY, tmp_path / "new")
     assert not list(tmp_path.iterdir())
     assert fingerprints(STUDY) == [cell.fingerprint for cell in plan(STUDY, Path("elsewhere")).cells]
-    fewer = replace(STUDY, methods={name: STUDY.methods[name] for name in ("ITC", "SDR")}, seeds=(1,))
+    fewer = replace(STUDY, methods={name: STUDY.methods[name] for name in ("InfoNCE", "SDR")}, seeds=(1,))
     assert set(fingerprints(fewer)) < set(fingerprints(STUDY))
 
 
@@ -220,7 +220,7 @@ def test_planning_is_repeatable_and_writes_nothing(tmp_path: Path) -> None:
     "stage",
     [
         StudyStage(config=STUDY.methods["SDR"].stages[0].config, weights={"itc": 1, "kd": 3}),
-        StudyStage(config=STUDY.methods["ITC"].stages[0].config),
+        StudyStage(config=STUDY.methods["InfoNCE"].stages[0].config),
         StudyStage(config=STUDY.methods["SDR"].stages[0].config, epochs=3),
         StudyStage(config=STUDY.methods["SDR"].stages[0].config, options={"data.init_args.batch_size": 16}),
     ],
@@ -315,7 +315,7 @@ RATE = "model.init_args.optimisation.init_args.learning_rate"
 TUNED = replace(
     STUDY,
     methods={
-        "ITC": replace(STUDY.methods["ITC"], space={RATE: {"values": [1e-3, 2e-3, 4e-3]}}),
+        "InfoNCE": replace(STUDY.methods["InfoNCE"], space={RATE: {"values": [1e-3, 2e-3, 4e-3]}}),
         "SDR": replace(
             STUDY.methods["SDR"],
             space={RATE: {"min": 1e-3, "max": 1e-2}, "model.init_args.method.init_args.weights": {"values": [{"itc": 1}]}},
@@ -333,8 +333,8 @@ def test_trials_come_first_with_a_seed_of_their_own_and_the_same_points_everywhe
     assert "sdr test" not in planned.commands()
     points = {name: method.points for name, method in planned.methods.items()}
     assert [len(each) for each in points.values()] == [3, 4]  # 2e-3 is the rate of the configuration
-    assert points["ITC"][0] == points["SDR"][0] == {}
-    assert {point.get(RATE) for point in points["ITC"]} == {None, 1e-3, 4e-3}
+    assert points["InfoNCE"][0] == points["SDR"][0] == {}
+    assert {point.get(RATE) for point in points["InfoNCE"]} == {None, 1e-3, 4e-3}
     found = {(t.method, t.imbalance, t.ratio, t.trial): t for t in planned.trials}
     assert len(found) == len(planned.trials) == (3 + 4) * 5
     assert len({trial.folder for trial in planned.trials}) == len({t.fingerprint for t in planned.trials}) == 35
@@ -350,14 +350,14 @@ def test_trials_come_first_with_a_seed_of_their_own_and_the_same_points_everywhe
 
 def test_cells_of_a_tuned_study_have_the_chosen_options_and_no_trace_of_the_trials() -> None:
     condition = Condition("mismatch", 0.6)
-    chosen = defaultdict(dict, {("ITC", condition): {RATE: 4e-3}})
+    chosen = defaultdict(dict, {("InfoNCE", condition): {RATE: 4e-3}})
     planned = plan(TUNED, FOLDER, chosen)
     untuned = plan(
         replace(TUNED, tuning=None, methods={n: replace(m, space=None) for n, m in TUNED.methods.items()}), FOLDER
     )
     assert len(planned.cells) == 2 * 5 * 3
     for cell, before in zip(planned.cells, untuned.cells, strict=True):
-        is_chosen = (cell.method, cell.imbalance, cell.ratio) == ("ITC", *condition)
+        is_chosen = (cell.method, cell.imbalance, cell.ratio) == ("InfoNCE", *condition)
         assert cell.options == ({RATE: 4e-3} if is_chosen else {})
         assert option(cell, f"--{RATE}") == ("0.004" if is_chosen else None)
         assert (cell.fingerprint != before.fingerprint) == is_chosen

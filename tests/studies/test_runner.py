@@ -23,7 +23,7 @@ from sdr_lightning.studies.spec import read_study
 from sdr_lightning.workers import Task
 
 STUDY = read_study(Path(__file__).with_name("study.yaml"))
-CELL = "cells/ITC/mismatch-0.3/seed-0"
+CELL = "cells/InfoNCE/mismatch-0.3/seed-0"
 DATA = Data(name="scenes", splits={"train": "1", "val": "2", "test": "3"})
 
 
@@ -222,11 +222,11 @@ def test_cells_of_a_tuned_study_follow_its_trials_with_the_options_that_they_cho
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rate = "model.init_args.optimisation.init_args.learning_rate"
-    itc = replace(STUDY.methods["ITC"], space={rate: {"values": [1e-3, 4e-3]}})
+    itc = replace(STUDY.methods["InfoNCE"], space={rate: {"values": [1e-3, 4e-3]}})
     study = replace(
         STUDY,
-        methods={"ITC": itc},
-        candidate="ITC",
+        methods={"InfoNCE": itc},
+        candidate="InfoNCE",
         teachers={},
         tuning=StudyTuning(3, 7),
         ratios=(0, 0.6),
@@ -247,7 +247,7 @@ def test_cells_of_a_tuned_study_follow_its_trials_with_the_options_that_they_cho
     ] * 2 * num_conditions
     trials, cells = tasks[: 3 * num_conditions], tasks[3 * num_conditions :]
     assert all(task.arguments[2] == {"train": "1", "val": "2"} for task in trials)
-    points = plan(study, tmp_path).methods["ITC"].points
+    points = plan(study, tmp_path).methods["InfoNCE"].points
     assert all(task.arguments[0].options == points[2] for task in cells)
 
     first, second = (task.arguments[0] for task in trials[:2])

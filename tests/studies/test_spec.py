@@ -17,8 +17,8 @@ SMALL: dict[str, Any] = {
     "title": "A small study",
     "student": "student.yaml",
     "teachers": {"image": {"config": "image.yaml"}, "text": {"config": "text.yaml", "pretrained": True}},
-    "methods": {"ITC": {"weights": {"itc": 1}}, "SDR": {"config": "sdr.yaml", "teachers": "placebo"}},
-    "baseline": "ITC",
+    "methods": {"InfoNCE": {"weights": {"itc": 1}}, "SDR": {"config": "sdr.yaml", "teachers": "placebo"}},
+    "baseline": "InfoNCE",
     "candidate": "SDR",
     "imbalances": {"wrong captions": {"kind": "mismatch"}, "noise": {"kind": "gaussian_noise", "severity": 2}},
     "ratios": [0, 0.5],
@@ -42,7 +42,7 @@ def with_method(**entry: Any) -> Callable[[dict[str, Any]], None]:
 
     def change(study: dict[str, Any]) -> None:
         study["methods"]["SDR"] = entry
-        study["candidate"] = "ITC"
+        study["candidate"] = "InfoNCE"
         study["equal_epochs"] = False
 
     return change
@@ -61,9 +61,9 @@ def tuned(tuning: dict[str, Any], **spaces: Any) -> Callable[[dict[str, Any]], N
 
 def test_spaces_and_ratios_of_an_imbalance(tmp_path: Path) -> None:
     space = {"a.rate": [1, 2], "a.weight": {"min": 0.5, "max": 2, "distribution": "log_uniform_values"}}
-    study = read(tmp_path, tuned({}, ITC={}, SDR=space))
+    study = read(tmp_path, tuned({}, InfoNCE={}, SDR=space))
     assert study.tuning == StudyTuning(trials=5, seed=4)  # the only seed of the study is 3
-    assert study.methods["ITC"].space == {}
+    assert study.methods["InfoNCE"].space == {}
     assert study.methods["SDR"].space == {"a.rate": {"values": [1, 2]}, "a.weight": space["a.weight"]}
     own = read(tmp_path, lambda s: s["imbalances"]["noise"].update(ratios=[0.6, 0.2], severity=[1, 2]))
     assert [(name, ratio) for name, ratio in own.conditions] == [
@@ -79,7 +79,7 @@ def test_values_and_defaults(tmp_path: Path) -> None:
     assert study.student == (tmp_path / "student.yaml",)
     assert (study.jobs, study.notes, study.description, study.protocol) == (1, ("one caveat",), "", "clean")
     assert study.teachers["text"].pretrained
-    assert study.methods["ITC"].stages == (StudyStage(weights={"itc": 1}),)
+    assert study.methods["InfoNCE"].stages == (StudyStage(weights={"itc": 1}),)
     assert study.methods["SDR"].stages == (StudyStage(config=(tmp_path / "sdr.yaml",)),)
     assert study.methods["SDR"].teachers == "placebo"
     assert study.file == tmp_path / "study.yaml"
@@ -114,17 +114,17 @@ def test_teachers_and_the_config_of_a_method_may_be_left_out(tmp_path: Path) -> 
         (lambda s: s["methods"]["SDR"].update(epochs=0), "epochs must be a positive integer, got 0"),
         (
             lambda s: s["methods"]["SDR"].update(epochs=2),
-            "every method trains for equally many epochs, got ITC: as configured",
+            "every method trains for equally many epochs, got InfoNCE: as configured",
         ),
         (lambda s: s["methods"]["SDR"].update(stages=[{}], epochs=1), "method SDR: give a list of stages"),
         (with_method(weights={"kd": [1, 2]}, epochs=[1, 2]), "method SDR sweeps epochs and kd: sweep one field"),
-        (lambda s: s.update(baseline="CLIP"), "baseline 'CLIP' is not among the methods ITC, SDR"),
+        (lambda s: s.update(baseline="CLIP"), "baseline 'CLIP' is not among the methods InfoNCE, SDR"),
         (lambda s: s["teachers"].update(audio={"config": "text.yaml"}), "teachers are image and text, got audio"),
         (lambda s: s["teachers"]["text"].update(trained_on="imbalanced"), "a pretrained teacher is not trained"),
         (lambda s: s.update(ratios=[0, 1.2, -1]), "ratios must lie in [0, 1], got 1.2"),
         (lambda s: s.update(seeds=[1, 1]), "seeds must be given, each once, got [1, 1]"),
         (lambda s: s.update(imbalances={}), "imbalances must be given, each once, got []"),
-        (lambda s: s.update(methods=["ITC"]), "methods must be a mapping, got list"),
+        (lambda s: s.update(methods=["InfoNCE"]), "methods must be a mapping, got list"),
         (lambda s: s.update(protocol="papers"), "protocol must be clean or paper, got 'papers'"),
         (lambda s: s.update(name="a/b"), "'a/b' cannot name a folder"),
         (lambda s: s.pop("baseline"), "the study lacks 'baseline'"),
@@ -132,13 +132,16 @@ def test_teachers_and_the_config_of_a_method_may_be_left_out(tmp_path: Path) -> 
         (lambda s: s["methods"]["SDR"].update(config="absent.yaml"), "no configuration at "),
         (lambda s: s["imbalances"]["noise"].update(ratios=[2]), "ratios of noise must lie in [0, 1], got 2"),
         (lambda s: s["methods"]["SDR"].update(space={}), "method SDR has a space, which nothing searches: add tuning"),
-        (tuned({}), "method ITC has no space: tuning gives every method equally many trials"),
+        (tuned({}), "method InfoNCE has no space: tuning gives every method equally many trials"),
         (tuned({"trails": 2}), "tuning has no 'trails'; did you mean 'trials'?"),
         (tuned({"trials": 1}), "tuning: trials must be an integer of at least 2, got 1"),
-        (tuned({"seed": 3}, ITC={}, SDR={}), "tuning: seed 3 is among the seeds [3]: choose another"),
-        (tuned({}, ITC={}, SDR={"a.b": [1], "c": 2}), "space of method SDR: parameter 'c' needs value, values, or min"),
+        (tuned({"seed": 3}, InfoNCE={}, SDR={}), "tuning: seed 3 is among the seeds [3]: choose another"),
         (
-            tuned({}, ITC={}, SDR={"a.b": {"min": 2, "max": 1}}),
+            tuned({}, InfoNCE={}, SDR={"a.b": [1], "c": 2}),
+            "space of method SDR: parameter 'c' needs value, values, or min",
+        ),
+        (
+            tuned({}, InfoNCE={}, SDR={"a.b": {"min": 2, "max": 1}}),
             "space of method SDR: parameter 'a.b': min 2 is greater",
         ),
         (
@@ -146,7 +149,7 @@ def test_teachers_and_the_config_of_a_method_may_be_left_out(tmp_path: Path) -> 
             "holds data.init_args.imbalance.ratio, which the study sets",
         ),
         (
-            lambda s: (tuned({}, ITC={}, SDR={})(s), s.update(protocol="paper")),
+            lambda s: (tuned({}, InfoNCE={}, SDR={})(s), s.update(protocol="paper")),
             "protocol paper selects on the test split: leave tuning out",
         ),
         (
@@ -196,7 +199,7 @@ def test_file_that_is_no_study(tmp_path: Path, content: bytes | None, message: s
 )
 def test_list_of_values_makes_a_family(tmp_path: Path, entry: Any, names: list[str], last: StudyStage) -> None:
     study = read(tmp_path, with_method(**entry))
-    family = [method for name, method in study.methods.items() if name != "ITC"]
+    family = [method for name, method in study.methods.items() if name != "InfoNCE"]
     assert [method.name for method in family] == names
     assert family[-1].stages == (last,)
     field, _, value = names[-1].removeprefix("SDR, ").partition(" ")
