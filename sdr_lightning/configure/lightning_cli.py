@@ -152,6 +152,7 @@ class SdrCLI(LightningCLI):
                 f"{self.run_dir} already holds a run: choose another --run_dir, or continue with --ckpt_path last"
             )
         self._apply_protocol(settings)
+        _check_imbalance(settings.data.init_args.get("imbalance"))
         self.folder = RunFolder(self.run_dir, self.protocol)
         self.folder.check()
         settings.trainer.default_root_dir = str(self.run_dir)
@@ -308,6 +309,16 @@ class SdrCLI(LightningCLI):
             print(f"results in {self.run_dir / 'results.json'}")
             own = shlex.quote(str(self.run_dir / "metrics.json"))
             print(f"compare with another test: sdr report {own} OTHER/metrics.json")
+
+
+def _check_imbalance(found: Any) -> None:
+    """Raise ValueError for a ratio without a kind, which would corrupt nothing."""
+    for imbalance in found if isinstance(found, list) else [found]:
+        if imbalance is not None and imbalance.kind == "none" and imbalance.ratio > 0:
+            raise ValueError(
+                f"imbalance.ratio {imbalance.ratio} without a kind corrupts nothing: add --data.init_args.imbalance.kind, "
+                "for example mismatch"
+            )
 
 
 def run(arguments: list[str]) -> SdrCLI:
