@@ -28,7 +28,10 @@ def error_of(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     [
         (("--model.init_args.encoder.init_args.image_tower.frozn=true",), "did you mean 'frozen'"),
         (("--data.init_args.imbalance.kind=mismatches",), "mismatch"),
-        (("--data.init_args.imbalance", "[{ratio: 0.4}]"), "ratio 0.4 without a kind corrupts nothing"),
+        (
+            ("--data.init_args.imbalance.kind=none", "--data.init_args.imbalance.ratio=0.4"),
+            "ratio 0.4 without a kind corrupts nothing",
+        ),
         (("--data.init_args.batch_size=100000",), "larger than the 1000 training items"),
         (("--checkpoint.monitor=val/r_sum",), "did you mean 'val/rsum'?"),
         (("--data.init_args.tokenizer.init_args.max_tokens=500",), "positions and max_tokens is 500"),
