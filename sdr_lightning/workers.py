@@ -58,6 +58,7 @@ class _Worker:
     connection: Connection
     place: int
     task: Task | None = field(default=None)
+    stopping: bool = False
 
 
 class Workers:
@@ -105,9 +106,16 @@ class Workers:
 
     def start(self, task: Task) -> None:
         """Start a task; call it only while :attr:`has_free`."""
-        worker = next((worker for worker in self._workers if worker.task is None), None) or self._spawn()
-        worker.task = task
+        for idle in [worker for worker in self._workers if worker.task is None]:
+            if idle.process.is_alive() and not idle.stopping:
+                with contextlib.suppress(BrokenPipeError):  # it died between the two lines
+                    idle.connection.send((task.function, task.arguments))
+                    idle.task = task
+                    return
+            self._forget(idle)
+        worker = self._spawn()
         worker.connection.send((task.function, task.arguments))
+        worker.task = task
 
     def ended(self, timeout_s: float | None = None) -> list[Task]:
         """Wait for tasks to end.
@@ -143,6 +151,7 @@ class Workers:
         """Ask a task to save and stop; it ends with a failure, unless it was just done."""
         for worker in self._workers:
             if worker.task is task:
+                worker.stopping = True
                 worker.process.terminate()
 
     def _spawn(self) -> _Worker:
@@ -166,10 +175,17 @@ class Workers:
             outcome: _Outcome = worker.connection.recv()
             task.value, task.failure = outcome
         except (EOFError, ConnectionResetError):
-            worker.process.join()
-            self._workers.remove(worker)
+            self._forget(worker)
             task.failure = f"its process ended with status {worker.process.exitcode}"
         return task
+
+    def _forget(self, worker: _Worker) -> None:
+        """Wait for the end of a process that has died or was told to stop, and remove it."""
+        worker.process.join(_PATIENCE_S)
+        worker.process.kill()
+        worker.process.join()
+        worker.connection.close()
+        self._workers.remove(worker)
 
     def _interrupt(self, *_: object) -> None:
         self._interrupted = True  # an exception that is raised within a finaliser is lost

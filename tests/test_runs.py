@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sdr_lightning.cli.main import main
 from sdr_lightning.cli.runs import run
 
 GIT = {"git": {"commit": "0123456789", "dirty": False}, "data": {"train": {"sha256": "a"}}}
@@ -71,6 +72,16 @@ def test_where_finds_an_imbalance_alone_or_in_a_list(runs: Path, capsys: pytest.
     }.items():
         names = listed(capsys, runs, "--where", condition)
         assert {name for name in names if name == "plain" or "/" in name} == expected, condition
+
+
+def test_what_is_no_run_or_no_value_is_said(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["runs", str(runs), "--where", "ratio=["]) == 2
+    assert "--where ratio=[: the value is not YAML" in capsys.readouterr().err
+    (runs / "foreign").mkdir()
+    (runs / "foreign/run.json").write_text("{}")
+    (runs / "foreign/config.yaml").write_text("a: 1")
+    assert main(["runs", str(runs)]) == 0
+    assert "foreign" not in capsys.readouterr().out
 
 
 def test_metrics_of_cells_are_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:

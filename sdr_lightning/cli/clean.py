@@ -10,6 +10,7 @@ from rich.console import Console
 
 from sdr_lightning.cli.choices import LEVELS, NEAR_COSINE, REMOVABLE, SPLITS
 from sdr_lightning.configure.arguments import split_options
+from sdr_lightning.paths import read_yaml
 
 
 def parser() -> ArgumentParser:
@@ -118,7 +119,9 @@ def _clean(options: Namespace, rest: list[str]) -> int:
         print(unjudged(found))
     if summary["overlay"] is not None:
         run_dir = str(options.output.parent / "run")
-        words = shlex.join(["--config", options.data, "--config", summary["overlay"], "--run_dir", run_dir])
+        is_whole = "data" in read_yaml(Path(options.data), "configuration of data")
+        given = ["--config", options.data] if is_whole else ["--config", "EXPERIMENT.yaml", "--data", options.data]
+        words = shlex.join([*given, *rest, "--config", summary["overlay"], "--run_dir", run_dir])
         print(f"train on {options.output / KEPT}: sdr fit {words}")
     return 0
 

@@ -97,15 +97,17 @@ def run(arguments: list[str]) -> int:
     """
     data_options, own = split_options(arguments, ("--data.",))
     options = parser().parse_args(own)
-    _check_options(options)
+    _check_options(options, data_options)
     from sdr_lightning.cli.evaluation import evaluate
 
     evaluate(options, data_options)
     return 0
 
 
-def _check_options(options: Namespace) -> None:
+def _check_options(options: Namespace, data_options: list[str]) -> None:
     """Check that options are compatible and have an effect."""
+    if data_options and options.data is None:
+        raise ValueError(f"{data_options[0]} is an option of --data, which is not given")
     if (options.model is None) != (options.data is None):
         raise ValueError("--model and --data go together: a trained model, and the data whose split it is evaluated on")
     own = ("image_embeddings", "text_embeddings", "scores", "annotations", "captions_per_image", "text_to_image")

@@ -327,7 +327,7 @@ def _meta(
         "normalised": normalised,
         "relevance": None if relevance is None else {"kind": relevance.kind, "fingerprint": relevance.fingerprint},
         "data": pairing_fingerprint(pairing.text_image, pairing.captions, pairing.images),
-        "inputs": {str(path.name): file_hash(path) for path in _inputs(options)},
+        "inputs": {str(path): file_hash(path) for path in _inputs(options)},
         "notes": list(notes),
         "code": {"version": versions()["sdr_lightning"], **git()},
     }

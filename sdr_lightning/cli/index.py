@@ -61,6 +61,7 @@ def run(arguments: list[str]) -> int:
     _check(options, rest)
     from sdr_lightning.configure import build_data
     from sdr_lightning.retrieval import Index, load
+    from sdr_lightning.retrieval.collection import picture_files
     from sdr_lightning.retrieval.parquet import write_parquet
     from sdr_lightning.training.checkpoints.interruption import exit_when_stopped, stopped_by_signals
 
@@ -72,7 +73,11 @@ def run(arguments: list[str]) -> int:
         if options.remove is not None:
             index = Index.open(options.source).remove(options.remove)
         elif options.add is not None:
+            known = Index.open(options.source).galleries["images"].items.rows
             index = Index.open(options.source).add(options.add, options.batch_size, options.resume)
+            there = sum(item.id in known for item in picture_files(options.add).images)
+            if there:
+                print(f"not added, because the index has an image of this name: {there:,} pictures")
         else:
             index = Index.build(
                 load(options.source, options.device),

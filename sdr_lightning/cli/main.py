@@ -74,7 +74,7 @@ def _lightning(arguments: list[str]) -> int:
     from sdr_lightning.configure import run
     from sdr_lightning.reporting.wandb_summary import publish
 
-    made = run(arguments)
+    made = run(arguments, exports=output is not None)
     publish(made)
     if output is None or not made.trainer.is_global_zero:
         return 0

@@ -121,9 +121,8 @@ def _leaderboard(inputs: list[str], output: Path, quoted: Path | None) -> int:
     check_leaderboard(output)
     folders = [name for name in inputs if Path(name).is_dir()]
     groups = distinct([(study_group(load_study(Path(name))), Path(name)) for name in folders])
-    systems = [system for name in inputs if name not in folders for system in load_systems([name])]
-    if systems:
-        groups.append(evaluations_group(systems))
+    if files := [name for name in inputs if name not in folders]:
+        groups.append(evaluations_group(load_systems(files, comparable=False)))
     numbers = None if quoted is None else read_quoted(quoted)
     write_leaderboard(Leaderboard(tuple(groups), numbers), output)
     print(f"leaderboard in {leaderboard_files(output)[1]}")

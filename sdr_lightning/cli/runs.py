@@ -118,6 +118,8 @@ def run(arguments: list[str]) -> int:
 
 def _read(folder: Path, name: str) -> RunFolder:
     record = read_json(folder / "run.json", "the record of a run, which sdr fit writes")
+    if "git" not in record:
+        raise ValueError(f"{folder / 'run.json'} is not the record of a run: it lacks git")
     configuration = folder / "config.yaml"
     try:
         options = flat(_numbered(yaml.safe_load(configuration.read_text(encoding="utf-8"))))
@@ -167,7 +169,10 @@ def _has(run: RunFolder, condition: str) -> bool:
     try:
         wanted: Any = float(value)  # YAML reads 1e-4 as a string
     except ValueError:
-        wanted = yaml.safe_load(value)
+        try:
+            wanted = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--where {condition}: the value is not YAML; quote it") from error
     return any(found == wanted for key, found in run.options.items() if _matches(name, key))
 
 
@@ -219,7 +224,7 @@ def _compare(runs: Sequence[RunFolder]) -> int:
 
 
 def _data(run: RunFolder) -> str:
-    return " ".join(str(split["sha256"]) for split in run.record["data"].values())
+    return " ".join(str(split["sha256"]) for split in run.record.get("data", {}).values())
 
 
 def _print(table: Table) -> None:

@@ -80,10 +80,12 @@ class SdrCLI(LightningCLI):
     Args:
         arguments: a command with its options; options only if ``run`` is False.
         run: run the command; otherwise only build model, data and trainer.
+        exports: the model is exported afterwards: refuse what cannot be.
     """
 
-    def __init__(self, arguments: list[str], run: bool = True) -> None:
+    def __init__(self, arguments: list[str], run: bool = True, exports: bool = False) -> None:
         arguments = with_nulls(arguments)
+        self._exports = exports
         self.started, self.arguments, self._runs = time.time(), arguments, run
         with _quiet():
             super().__init__(
@@ -152,6 +154,8 @@ class SdrCLI(LightningCLI):
                 f"{self.run_dir} already holds a run: choose another --run_dir, or continue with --ckpt_path last"
             )
         self._apply_protocol(settings)
+        if self._exports:
+            _check_export(settings)
         _check_imbalance(settings.data.init_args.get("imbalance"))
         self.folder = RunFolder(self.run_dir, self.protocol)
         self.folder.check()
@@ -241,6 +245,8 @@ class SdrCLI(LightningCLI):
             done["epochs"] >= (trainer.max_epochs or 0) > 0 or done["steps"] >= trainer.max_steps > 0
         ):
             print(f"{self.run_dir} is finished, {done['epochs']} epochs; raise --trainer.max_epochs to train longer")
+            if self._exports:
+                raise ValueError(f"nothing was trained, so nothing is exported: use sdr export {self.run_dir}")
             raise SystemExit(0)
 
     def write_record(self) -> None:
@@ -311,6 +317,14 @@ class SdrCLI(LightningCLI):
             print(f"compare with another test: sdr report {own} OTHER/metrics.json")
 
 
+def _check_export(settings: Any) -> None:
+    """Raise ValueError for a training whose model cannot be exported."""
+    if not issubclass(imported_class(settings.model.class_path), RetrievalModule):
+        raise ValueError(f"--export is for students, and the model is a {settings.model.class_path}: leave it out")
+    if settings.trainer.fast_dev_run or settings.trainer.enable_checkpointing is False:
+        raise ValueError("--export needs a checkpoint: leave out --trainer.fast_dev_run and enable_checkpointing false")
+
+
 def _check_imbalance(found: Any) -> None:
     """Raise ValueError for a ratio without a kind, which would corrupt nothing."""
     for imbalance in found if isinstance(found, list) else [found]:
@@ -321,11 +335,12 @@ def _check_imbalance(found: Any) -> None:
             )
 
 
-def run(arguments: list[str]) -> SdrCLI:
+def run(arguments: list[str], exports: bool = False) -> SdrCLI:
     """Run a Lightning command.
 
     Args:
         arguments: the command and its options.
+        exports: the model is exported afterwards: refuse what cannot be.
 
     Returns:
         The command line interface, with model and trainer after the command.
@@ -335,7 +350,7 @@ def run(arguments: list[str]) -> SdrCLI:
         SystemExit: with status 143 after SIGTERM, 130 after Ctrl-C.
     """
     with one_line_errors(), exit_when_stopped():
-        return SdrCLI(arguments)
+        return SdrCLI(arguments, exports=exports)
 
 
 def build(arguments: list[str]) -> SdrCLI:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from sdr_lightning.tables import IMAGE_ENDINGS, SPLIT_OF
 
 SAMPLE = 1_000
-"""Rows that are read."""
+"""Rows that the columns are guessed from."""
 
 _CAPTION_NAMES = ("caption", "sentence", "text", "description", "alt", "title", "comment", "raw")  # best first
 _IMAGE_NAMES = ("image", "img", "photo", "picture", "file", "path")
@@ -32,8 +33,8 @@ class TableGuess:
         image_column: column of the image paths.
         caption_columns: columns of the captions.
         split_column: column of the split; None if there is none.
-        rows: number of rows read, at most :data:`SAMPLE`.
-        training_rows: those that are for training; expected ones where the split is drawn.
+        rows: number of rows that the columns were guessed from, at most :data:`SAMPLE`.
+        training_rows: rows of the whole table that are for training; their expected number where the split is drawn.
         found: number of images whose files exist, of those looked for.
         looked_for: number of images looked for.
         unused: the other columns.
@@ -73,7 +74,10 @@ def guess_table(
     Raises:
         ValueError: an unreadable or empty table, columns that do not exist or cannot be guessed, or no image is found.
     """
-    rows = _rows(table)
+    reading = _rows(table)
+    rows = list(islice(reading, SAMPLE))
+    if not rows:
+        raise ValueError(f"{table} holds no rows")
     columns = list(dict.fromkeys(name for row in rows for name in row))
     for name in (image_column, *caption_columns, split_column):
         if name is not None and name not in columns:
@@ -84,7 +88,7 @@ def guess_table(
     captions = tuple(caption_columns) or _caption_columns(table, rows, others)
     paths = list(dict.fromkeys(str(row[image]).strip() for row in rows if row.get(image)))[:_LOOKED_FOR]
     folder, found = _image_folder(table, images, paths, image)
-    share = 0.8 if split is None else sum(_split_of(row.get(split)) == "train" for row in rows) / len(rows)
+    splits = Counter("" if split is None else _split_of(row.get(split)) for row in chain(rows, reading))
     return TableGuess(
         table=table.resolve(),
         images=folder.resolve(),
@@ -92,27 +96,24 @@ def guess_table(
         caption_columns=captions,
         split_column=split,
         rows=len(rows),
-        training_rows=int(share * len(rows)),
+        training_rows=int(0.8 * splits[""]) if split is None else splits["train"],
         found=found,
         looked_for=len(paths),
         unused=tuple(name for name in others if name not in captions),
     )
 
 
-def _rows(table: Path) -> list[_Row]:
-    """The first rows."""
+def _rows(table: Path) -> Iterator[_Row]:
+    """Read the rows, one after the other."""
     readers = {".csv": _csv_rows, ".tsv": _csv_rows, ".jsonl": _json_rows, ".parquet": _parquet_rows}
     if table.suffix not in readers:
         raise ValueError(f"{table} ends in {table.suffix!r}, expected a table: {', '.join(readers)}")
     if not table.is_file():
         raise ValueError(f"no table at {table}")
     try:
-        rows = list(islice(readers[table.suffix](table), SAMPLE))
+        yield from readers[table.suffix](table)
     except (UnicodeDecodeError, csv.Error, json.JSONDecodeError) as error:
         raise ValueError(f"{table} cannot be read: {error}") from error
-    if not rows:
-        raise ValueError(f"{table} holds no rows")
-    return rows
 
 
 def _csv_rows(table: Path) -> Iterator[_Row]:

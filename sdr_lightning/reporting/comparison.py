@@ -266,6 +266,8 @@ def notes(comparison: SystemComparison) -> list[str]:
         ]
     if any(comparison.others.values()):
         found.append("Metrics that are not means over queries, such as median ranks and tie rates, have no interval.")
+    if corrupted := corruptions(comparison):
+        found.append(f"The test data is corrupted ({'; '.join(corrupted)}).")
     if settings.folds:
         found.append(
             f"Metrics named {settings.folds}fold are means over {settings.folds} disjoint folds of the images; the gallery of "
@@ -278,11 +280,13 @@ def settings_table(comparison: SystemComparison) -> Table:
     """Settings that all evaluations share."""
     settings = comparison.settings
     kind = comparison.systems[0].evaluations[0].relevance_kind
+    corrupted = corruptions(comparison)
     rows = {
         "Protocol": _explained(settings.protocol, _PROTOCOLS),
         "Split": settings.split or formatting.MISSING,
         "Images, texts": f"{formatting.count(settings.images)}, {formatting.count(settings.texts)}",
         "Data fingerprint": formatting.short(settings.data),
+        "Corruption of the test data": "; ".join(corrupted) or "none",
         "Ties": _explained(settings.ties, _TIES),
         "Siblings": _explained(settings.siblings, _SIBLINGS),
         "Relevance": f"{kind} {formatting.short(settings.relevance)}" if settings.relevance else "none (no NDCG)",
@@ -295,6 +299,17 @@ def settings_table(comparison: SystemComparison) -> Table:
         (Block(tuple(text_row(*row) for row in rows.items())),),
         numeric=False,
     )
+
+
+def corruptions(comparison: SystemComparison) -> list[str]:
+    """Say on which corrupted test data the systems were tested; empty if all are clean."""
+    found = {
+        system.name: sorted({evaluation.corruption or "none" for evaluation in system.evaluations})
+        for system in comparison.systems
+    }
+    if all(own == ["none"] for own in found.values()):
+        return []
+    return [f"{name}: {' or '.join(own)}" for name, own in found.items()]
 
 
 def files_table(comparison: SystemComparison) -> Table:

@@ -113,6 +113,7 @@ class EvaluationFile:
         code: version and commit of the program.
         inputs: SHA-256 of the input files by name.
         training: how the model was trained, as far as it is stated.
+        corruption: what was corrupted in the test data, in words; empty for clean data.
     """
 
     path: Path
@@ -123,6 +124,7 @@ class EvaluationFile:
     code: str
     inputs: dict[str, str]
     training: Training = Training()
+    corruption: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,13 +135,14 @@ class System:
     evaluations: tuple[EvaluationFile, ...]
 
 
-def load_systems(arguments: Sequence[str]) -> tuple[System, ...]:
+def load_systems(arguments: Sequence[str], comparable: bool = True) -> tuple[System, ...]:
     """Read the systems to compare.
 
     Args:
         arguments: each ``FILE``, ``NAME=FILE`` or ``NAME=FILE,FILE`` with one file per seed. The default name is the
             file name without suffix (for ``metrics.json``, the folder), with as many parent folders as needed to be
             unique.
+        comparable: whether all systems must have the same settings, and not only the files of each.
 
     Raises:
         ValueError: a name or file is repeated, a file is malformed, or settings differ.
@@ -149,9 +152,10 @@ def load_systems(arguments: Sequence[str]) -> tuple[System, ...]:
         System(name, tuple(load_evaluation(path) for path in paths))
         for name, (_, paths) in zip(_names(given), given, strict=True)
     )
-    evaluations = list(chain.from_iterable(system.evaluations for system in systems))
-    for other in evaluations[1:]:
-        _check_comparable(evaluations[0], other)
+    evaluations = [system.evaluations for system in systems]
+    for first, *others in [tuple(chain.from_iterable(evaluations))] if comparable else evaluations:
+        for other in others:
+            _check_comparable(first, other)
     return systems
 
 
@@ -195,7 +199,15 @@ def load_evaluation(path: Path) -> EvaluationFile:
         code=f"{code.text('version', '')} {code.text('commit', '')[:10]}{changed}".strip(),
         inputs=meta.optional_child("inputs").words(),
         training=from_json(Training, values["meta"].get("training") or {}, f"{path}: meta: training"),
+        corruption=_corruption(meta),
     )
+
+
+def _corruption(meta: Fields) -> str:
+    """The corruption of the test split in words, from the record of ``sdr test``."""
+    under = meta.optional_child("evaluated_under").optional_child("test")
+    parts = [Fields(part, f"{under.source}: imbalances") for part in under.items("imbalances")]
+    return "; ".join(f"{part.text('kind')}, {part.integer('affected')} of {part.integer('of')} items" for part in parts)
 
 
 def sort_metrics(metrics: set[str]) -> list[str]:

@@ -188,11 +188,11 @@ def axes_of(runs: Sequence[SweepRun]) -> SweepAxes:
     varied = [name for name in names if len({_key(run.parameters.get(name)) for run in runs}) > 1]
     seed = next((name for name in varied if _last(name) in _SEEDS), None)
     varied = [name for name in varied if _last(name) not in _SEEDS]  # the seed of the data follows seed_everything
-    ratio = next((name for name in varied if _last(name) == _RATIO), None)
+    numbers = tuple(name for name in varied if all(_is_number(run.parameters.get(name)) for run in runs))
+    ratio = next((name for name in numbers if _last(name) == _RATIO), None)
     panel = next((name for name in varied if _last(name) in _PANELS), None)
     if ratio is not None:
         return SweepAxes((ratio,), panel, seed, tuple(name for name in varied if name not in (ratio, panel)))
-    numbers = tuple(name for name in varied if all(_is_number(run.parameters.get(name)) for run in runs))
     if not numbers:
         categorical = [name for name in varied if name != panel] or [name for name in (panel, seed) if name]
         if not categorical:
@@ -248,13 +248,15 @@ def draw_sweep(runs: Sequence[SweepRun], axes: SweepAxes, metric: str) -> Figure
 
 
 def _intervals(runs: Sequence[SweepRun], axes: SweepAxes, metric: str) -> list[dict[str, Any]]:
-    found: dict[tuple[str, str, str, float], list[float]] = {}
+    """Average over the runs that differ in nothing but the seed."""
+    found: dict[tuple[str, str, str, float, str], list[float]] = {}
     for run in runs:
         for name in axes.x:
-            key = (_panel(run, axes), _line(run, axes), name, axes.place(run, name))
+            others = _key([run.parameters[other] for other in axes.x if other != name])
+            key = (_panel(run, axes), _line(run, axes), name, axes.place(run, name), others)
             found.setdefault(key, []).append(run.metrics[metric])
     rows = []
-    for (panel, line, name, x), values in sorted(found.items()):
+    for (panel, line, name, x, _), values in sorted(found.items()):
         interval: Interval = mean_interval(values)
         part = {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
         rows.append({"panel": panel, "line": line, "name": name, "x": x, **part})

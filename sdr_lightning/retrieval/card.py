@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdr_lightning.paths import read_json, read_yaml
-from sdr_lightning.reporting.comparison import compare_systems
+from sdr_lightning.reporting.comparison import compare_systems, corruptions
 from sdr_lightning.reporting.evaluation_files import load_systems
 
 _SHOWN = ("i2t_R@1", "i2t_R@5", "i2t_R@10", "t2i_R@1", "t2i_R@5", "t2i_R@10", "rsum", "i2i_NDCG@10", "t2t_NDCG@10")
@@ -108,10 +108,11 @@ def _evaluation(metrics: Sequence[Path]) -> str:
         (key, f"{means[key].value:.1f} [{means[key].low:.1f}, {means[key].high:.1f}]") for key in _SHOWN if key in means
     ]
     seeds = f"{compared.seeds} seed{'s' if compared.seeds > 1 else ''}"
+    corrupted = "".join(f" Test data: {each}." for each in corruptions(compared))
     about = (
         f"On the {settings.split or 'given'} split: {settings.images} images and {settings.texts} captions, protocol "
         f"{settings.protocol}, {seeds}, 95 % bootstrap intervals over images{' and seeds' if compared.seeds > 1 else ''}. "
-        "Recall and NDCG in percent."
+        f"Recall and NDCG in percent.{corrupted}"
     )
     return f"{about}\n\n{_table(rows)}"
 

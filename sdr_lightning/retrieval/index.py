@@ -409,10 +409,7 @@ class Index:
         captions = _embed_captions(part, loaded, collection, batch_size)
         shutil.rmtree(part / MODEL, ignore_errors=True)
         export(loaded, part / MODEL)
-        origin = str(model) if not isinstance(model, Retriever) else ""
-        record: dict[str, Any] = {
-            "model": {"fingerprint": loaded.fingerprint(), "source": origin, "width": loaded.width}
-        }
+        record: dict[str, Any] = {"model": {"fingerprint": loaded.fingerprint(), "width": loaded.width}}
         record["copies"] = copy_pictures
         contents: dict[Kind, list[_Rows]] = {
             "images": [_new(pictures, collection.images)],

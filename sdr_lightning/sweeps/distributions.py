@@ -92,6 +92,10 @@ _KINDS = {
 }
 
 
+_OF_EXPONENTS = ("log_uniform", "q_log_uniform", "inv_log_uniform")
+_GREATEST_EXPONENT = 700  # beyond, e to its power is no float
+
+
 class Distribution(NamedTuple):
     """The distribution of one parameter.
 
@@ -192,6 +196,11 @@ def _problem(found: Distribution) -> str:
         return f": min {given['min']} is greater than max {given['max']}"
     if found.kind.endswith("_values") and given["min"] <= 0:
         return f": min must be positive, got {given['min']}"
+    if found.kind in _OF_EXPONENTS and max(abs(given["min"]), abs(given["max"])) > _GREATEST_EXPONENT:
+        return (
+            f": min and max of {found.kind} are exponents of e, got {given['min']} and {given['max']}; for the values "
+            f"themselves use {found.kind}_values"
+        )
     if given.get("q", 1) <= 0 or given.get("sigma", 0) < 0 or min(given.get("a", 1), given.get("b", 1)) <= 0:
         return f": q, a and b must be positive and sigma not negative, got {dict(given)!r}"
     return ""

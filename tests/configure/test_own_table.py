@@ -57,6 +57,14 @@ def test_columns_are_guessed_by_their_values_and_names(
     assert set(guess.unused) == row.keys() - {image, split, *wanted}
 
 
+def test_the_training_rows_of_the_whole_table_are_counted(tmp_path: Path) -> None:
+    row = {"image": "1.jpg", "caption": SENTENCE}
+    rows = [{**row, "split": split} for split in ["test"] * 1200 + ["train"] * 3000]
+    guess = guess_table(write(tmp_path / "t.csv", rows))
+    assert (guess.rows, guess.training_rows) == (1000, 3000)
+    assert guess_table(write(tmp_path / "u.csv", [row] * 2000)).training_rows == 1600
+
+
 def test_options_take_the_place_of_guesses(tmp_path: Path) -> None:
     row = {"a": "1.jpg", "b": "2.jpg", "caption": SENTENCE, "title": "Dog", "one": "train", "two": "test"}
     table = write(tmp_path / "t.csv", [row])

@@ -119,6 +119,17 @@ def test_invalid_teachers_are_rejected(
     assert not list(tmp_path.glob("run/*"))
 
 
+def test_exports_that_would_fail_are_refused_before_training(
+    experiments: Path, tmp_path: Path, error_of: Callable[..., str]
+) -> None:
+    export = ("--run_dir", tmp_path / "run", "--export", tmp_path / "exported")
+    line = error_of("fit", "--config", experiments / "scenes/image_teacher.yaml", *export)
+    assert "--export is for students, and the model is a" in line
+    student = ("--config", experiments / "scenes/sdr.yaml", *MATCHING_ALONE, *SMALL)
+    assert "--export needs a checkpoint" in error_of("fit", *student, *export, "--trainer.fast_dev_run=true")
+    assert not list(tmp_path.iterdir())
+
+
 def test_teachers_of_teachers_are_rejected(experiments: Path, tmp_path: Path, error_of: Callable[..., str]) -> None:
     teacher = f"--image_teacher.config={experiments}/scenes/image_teacher.yaml"
     line = error_of("fit", "--config", experiments / "scenes/text_teacher.yaml", teacher, "--run_dir", tmp_path / "run")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sdr_lightning.cli.main import main
-from sdr_lightning.reporting.comparison import compare_systems, further_tables, main_tables, summary
+from sdr_lightning.reporting.comparison import compare_systems, further_tables, main_tables, notes, summary
 from sdr_lightning.reporting.evaluation_files import EvaluationSettings, load_evaluation, load_systems, sort_metrics
 from sdr_lightning.results.schema import RECALLS
 from tests.reporting.fake_evaluation import write_evaluation
@@ -163,6 +163,15 @@ def test_evaluations_with_different_settings_are_not_compared(path: Path) -> Non
                 load_systems(arguments)
 
 
+def test_corruption_of_the_test_data_is_said(tmp_path: Path) -> None:
+    parts = [{"kind": "drop_words", "affected": 7, "of": 180}]
+    noisy = write_evaluation(tmp_path / "noisy.json", evaluated_under={"test": {"imbalances": parts}})
+    clean = write_evaluation(tmp_path / "clean.json")
+    note = "The test data is corrupted (clean: none; noisy: drop_words, 7 of 180 items)."
+    assert note in notes(compare_systems(load_systems([str(clean), str(noisy)]), replicates=100))
+    assert not any("corrupted" in each for each in notes(compare_systems(load_systems([str(clean)]), replicates=100)))
+
+
 def test_the_summary_says_whether_rsum_differs(tmp_path: Path) -> None:
     first, second = write_evaluation(tmp_path / "a.json"), write_evaluation(tmp_path / "b.json")
     comparison = compare_systems(load_systems([str(first), str(second)]), replicates=100)
@@ -309,6 +318,7 @@ REFUSED = [
     (["a.json", "s=b.json,c.json"], "s has 2 evaluations and the baseline a has 1"),
     (["s=b.json,b.json"], "s=b.json,b.json: b.json is given 2 times; give one"),
     (["s=a.json", "s=b.json"], "the name 's' is given 2 times"),
+    (["s=a.json", "s=b.json", "--output", "board"], "the name 's' is given 2 times"),
     (["a.json", "--output", "b.json"], "--output must be a folder, but b.json is a file"),
     (["bare.json"], "no file bare.queries.npz"),
 ]

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from scipy import stats
 from sdr_lightning.cli.main import main
 from sdr_lightning.functional.aggregates import interquartile_mean, probability_of_improvement
 from sdr_lightning.reporting.evaluation_files import load_systems
+from sdr_lightning.reporting.findings import headline
 from sdr_lightning.reporting.leaderboard.entries import METRICS, Entry, Group
 from sdr_lightning.reporting.leaderboard.evaluations import evaluations_group
 from sdr_lightning.reporting.leaderboard.output import Leaderboard, leaderboard_markdown, leaderboard_page
@@ -70,6 +72,17 @@ def bounds(found: Interval | None) -> tuple[float, float, float]:
     assert found.low is not None
     assert found.high is not None
     return found.mean, found.low, found.high
+
+
+def test_a_family_is_compared_with_the_baseline_of_the_same_value() -> None:
+    study = load_study(ROOT / "docs/results/flickr8k-capacity")
+    group = study_group(study)
+    for entry in group.entries:
+        width = entry.method.rpartition(" ")[2]
+        assert entry.baseline == f"InfoNCE, width {width}"
+        assert (entry.scores["rsum"].difference is None) == (entry.method == entry.baseline)
+    assert "| SDR, width 512 (against InfoNCE, width 512) |" in leaderboard_markdown(Leaderboard((group,), None), ROOT)
+    assert "InfoNCE, width 512" in headline(replace(study, candidate="SDR, width 512"))
 
 
 def test_entries_equal_an_independent_computation(root: Path) -> None:

@@ -61,6 +61,22 @@ def test_numbers_of_a_search_give_a_panel_each(tmp_path: Path) -> None:
     assert (data["curves"], data["x"]) == (False, ["a.weight", "b.tau"])
 
 
+def test_intervals_are_over_runs_that_differ_in_the_seed_alone(tmp_path: Path) -> None:
+    grid = [{"a.rate": rate, "b.decay": decay, SEED: seed} for rate in (1, 2) for decay in (0, 1) for seed in (0, 1)]
+    intervals = page_data(write_sweep(tmp_path, grid))["intervals"]["val/rsum"]
+    assert sorted((p["name"], p["x"], p["mean"], p["n"]) for p in intervals if p["x"] == 1) == [
+        ("a.rate", 1, 0.5, 2),  # runs 0 and 1
+        ("a.rate", 1, 2.5, 2),
+        ("b.decay", 1, 2.5, 2),
+        ("b.decay", 1, 6.5, 2),
+    ]
+
+
+def test_a_ratio_that_some_runs_lack_is_no_axis(tmp_path: Path) -> None:
+    _, runs = load_sweep(write_sweep(tmp_path, [{RATIO: None, "a.rate": 1}, {RATIO: 0.4, "a.rate": 2}]))
+    assert axes_of(runs).x == ("a.rate",)
+
+
 def test_a_single_varied_parameter_is_the_x_axis(tmp_path: Path) -> None:
     base: dict[str, Any] = {SEED: 0, KIND: "mismatch", "config": "x.yaml"}
     for name, value in {SEED: 1, KIND: "blur"}.items():

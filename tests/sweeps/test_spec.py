@@ -48,6 +48,10 @@ def parameter(**given: Any) -> dict[str, Any]:
         (parameter(min=0.0), "distribution uniform needs max"),
         (parameter(min=1.0, max=0.0), "min 1.0 is greater than max 0.0"),
         (parameter(min=0, max=1, distribution="log_uniform_values"), "min must be positive, got 0"),
+        (
+            parameter(min=16, max=1024, distribution="q_log_uniform"),
+            "are exponents of e, got 16 and 1024; for the values",
+        ),
         (parameter(values=[1, 2], probabilities=[0.5, 0.6]), "probabilities must be >= 0 and sum to 1"),
         ({"parameters": {"x": {"min": 0.0, "max": 1.0}}}, "a grid needs values of parameter 'x'"),
         ({"early_terminate": {"type": "hyperband"}}, "early_terminate needs min_iter, or max_iter and s"),

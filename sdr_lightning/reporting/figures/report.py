@@ -57,7 +57,7 @@ _DEGREE = (
 
 def _results(study: Study) -> tuple[ReportFigure, ...]:
     figures = []
-    for number, ((name, field), family) in enumerate(study.families.items()):
+    for number, ((name, field), family) in enumerate(study.families.items() if RSUM.present(study) else ()):
         caption = (
             f"{name}: retrieval quality and agreement with the teachers against {field}, one line per imbalance ratio. "
             "A ring marks the best point of each line. Error bars are 95 % Student-t intervals of the mean."

@@ -60,6 +60,7 @@ def _data(evaluation: EvaluationFile) -> str:
     settings = evaluation.settings
     sizes = f"{formatting.count(settings.images)} images, {formatting.count(settings.texts)} captions"
     evaluated = f"{settings.split or 'data'} {formatting.short(settings.data)}: {sizes}, protocol {settings.protocol}"
+    evaluated += f", corrupted ({evaluation.corruption})" if evaluation.corruption else ""
     return f"{evaluation.training.data or NOT_STATED} ({evaluated})"
 
 

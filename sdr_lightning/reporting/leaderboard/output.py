@@ -132,7 +132,8 @@ def entries_table(entries: Sequence[Entry], folder: Path, studies: Mapping[str, 
     lines = [_row(headings), _row("---:" if heading in numeric else ":---" for heading in headings)]
     for entry in entries:
         row = [*([studies[entry.group]] if studies is not None else [])]
-        row += [markdown.escape(condition(entry)), markdown.escape(entry.method)]
+        own = f" (against {entry.baseline})" if len(baselines) > 1 and entry.baseline not in ("", entry.method) else ""
+        row += [markdown.escape(condition(entry)), markdown.escape(f"{entry.method}{own}")]
         for key in metrics:
             score = entry.scores.get(key)
             row += [_mean(key, score), *([_difference(key, score)] if has_difference[key] else [])]

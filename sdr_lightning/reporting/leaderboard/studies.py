@@ -102,12 +102,12 @@ def _meaning(part: Mapping[str, Any]) -> str:
 
 
 def _entry(study: Study, name: str, condition: Condition, base: Path) -> Entry:
-    method, runs = study.methods[name], list(study.runs_of(name, condition))
+    method, runs, baseline = study.methods[name], list(study.runs_of(name, condition)), study.baseline_of(name)
     scores = {}
     for key, (quantity, _) in METRICS.items():
         mean = quantity.interval(study, name, condition)
         if mean.n:
-            compared = None if name == study.baseline else compare_with_baseline(study, name, condition, quantity)
+            compared = None if name == baseline else compare_with_baseline(study, name, condition, quantity)
             has_pair = compared is not None and compared.difference.n > 0
             scores[key] = Score(mean, compared.difference if compared is not None and has_pair else None)
     files = [base / path for path in overlays(method)]
@@ -122,7 +122,7 @@ def _entry(study: Study, name: str, condition: Condition, base: Path) -> Entry:
         seeds=len(runs),
         tuning=_tuning(study, method),
         scores=scores,
-        baseline=study.baseline,
+        baseline=baseline,
         cost=_cost(study, name, condition),
         options=_options(runs[0].options),
         command=study.command,
