@@ -28,7 +28,7 @@ def parser() -> ArgumentParser:
         "--annotations", type=Path, metavar="JSON", help="images and captions of the rows, in this order"
     )
     parser.add_argument(
-        "--split", choices=SPLITS, default="test", help="split of the annotations or the data (default: test)"
+        "--split", choices=SPLITS, help="split of the annotations or the data (default: test)"
     )
     parser.add_argument(
         "--caption-order",
@@ -98,6 +98,7 @@ def run(arguments: list[str]) -> int:
     data_options, own = split_options(arguments, ("--data.",))
     options = parser().parse_args(own)
     _check_options(options, data_options)
+    options.split = options.split or "test"
     from sdr_lightning.cli.evaluation import evaluate
 
     evaluate(options, data_options)
@@ -110,6 +111,8 @@ def _check_options(options: Namespace, data_options: list[str]) -> None:
         raise ValueError(f"{data_options[0]} is an option of --data, which is not given")
     if (options.model is None) != (options.data is None):
         raise ValueError("--model and --data go together: a trained model, and the data whose split it is evaluated on")
+    if options.split is not None and options.annotations is None and options.data is None:
+        raise ValueError("--split is a split of --annotations or of --data, and neither is given")
     own = ("image_embeddings", "text_embeddings", "scores", "annotations", "captions_per_image", "text_to_image")
     others = [f"--{name.replace('_', '-')}" for name in own if getattr(options, name) is not None]
     if options.model is not None and others:

@@ -38,6 +38,8 @@ def test_a_trained_model_is_evaluated(
     ("arguments", "complaint"),
     [
         (["--model", "a"], "--model and --data go together"),
+        (["--scores", "a", "b", "--split", "val"], "--split is a split of --annotations or of --data"),
+        (["--scores", "a", "b", "--data.init_args.x", "1"], "is an option of --data, which is not given"),
         (["--data", "a"], "--model and --data go together"),
         (["--model", "a", "--data", "b", "--scores", "c"], "--model computes what --scores gives"),
         (["--model", "a.pt", "--data", "b"], "no model at a.pt"),
