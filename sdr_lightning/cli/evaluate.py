@@ -27,9 +27,7 @@ def parser() -> ArgumentParser:
     parser.add_argument(
         "--annotations", type=Path, metavar="JSON", help="images and captions of the rows, in this order"
     )
-    parser.add_argument(
-        "--split", choices=SPLITS, help="split of the annotations or the data (default: test)"
-    )
+    parser.add_argument("--split", choices=SPLITS, help="split of the annotations or the data (default: test)")
     parser.add_argument(
         "--caption-order",
         choices=["image", "file"],
