@@ -107,8 +107,8 @@ class Workers:
     def start(self, task: Task) -> None:
         """Start a task; call it only while :attr:`has_free`."""
         for idle in [worker for worker in self._workers if worker.task is None]:
-            if idle.process.is_alive() and not idle.stopping:
-                with contextlib.suppress(BrokenPipeError):  # it died between the two lines
+            if not idle.stopping:
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # its process has ended
                     idle.connection.send((task.function, task.arguments))
                     idle.task = task
                     return

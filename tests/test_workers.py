@@ -84,7 +84,7 @@ def test_workers_return_values_and_failures_and_replace_a_lost_process(tmp_path:
         assert workers.call("double", double, 5) == 10
         done = Task("done", double, (6,))
         workers.start(done)
-        while not workers.running or not workers._workers[0].connection.poll(0.1):
+        while not workers._workers[0].connection.poll(0.1):
             pass
         workers.terminate(done)  # just too late
         assert (workers.ended(), done.value) == ([done], 12)

@@ -10,7 +10,6 @@ from rich.console import Console
 
 from sdr_lightning.cli.choices import LEVELS, NEAR_COSINE, REMOVABLE, SPLITS
 from sdr_lightning.configure.arguments import split_options
-from sdr_lightning.paths import read_yaml
 
 
 def parser() -> ArgumentParser:
@@ -95,6 +94,7 @@ def _clean(options: Namespace, rest: list[str]) -> int:
     from sdr_lightning.cleaning.output import KEPT, PAIRS, REPORT, check_folder_output
     from sdr_lightning.cleaning.page import sentences, unjudged
     from sdr_lightning.configure import build_data
+    from sdr_lightning.configure.parts import run_sections
 
     check_folder_output(options.output)
     data = build_data(["--data", options.data, *rest])
@@ -119,8 +119,11 @@ def _clean(options: Namespace, rest: list[str]) -> int:
         print(unjudged(found))
     if summary["overlay"] is not None:
         run_dir = str(options.output.parent / "run")
-        is_whole = "data" in read_yaml(Path(options.data), "configuration of data")
-        given = ["--config", options.data] if is_whole else ["--config", "EXPERIMENT.yaml", "--data", options.data]
+        given = (
+            ["--config", options.data]
+            if run_sections(Path(options.data))
+            else ["--config", "EXPERIMENT.yaml", "--data", options.data]
+        )
         words = shlex.join([*given, *rest, "--config", summary["overlay"], "--run_dir", run_dir])
         print(f"train on {options.output / KEPT}: sdr fit {words}")
     return 0

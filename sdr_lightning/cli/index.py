@@ -73,9 +73,9 @@ def run(arguments: list[str]) -> int:
         if options.remove is not None:
             index = Index.open(options.source).remove(options.remove)
         elif options.add is not None:
-            known = Index.open(options.source).galleries["images"].items.rows
-            index = Index.open(options.source).add(options.add, options.batch_size, options.resume)
-            there = sum(item.id in known for item in picture_files(options.add).images)
+            before = Index.open(options.source)
+            index = before.add(options.add, options.batch_size, options.resume)
+            there = sum(item.id in before.galleries["images"].items.rows for item in picture_files(options.add).images)
             if there:
                 print(f"not added, because the index has an image of this name: {there:,} pictures")
         else:

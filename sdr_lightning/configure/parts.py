@@ -54,7 +54,7 @@ def build_data(arguments: Sequence[str]) -> RetrievalDataModule:
     parser = path_parser()
     parser.add_argument("--config", action="config")
     parser.add_subclass_arguments(RetrievalDataModule, "data", required=True)
-    sections = _sections(file)
+    sections = run_sections(file)
     for name in sections - {"data"}:
         parser.add_argument(f"--{name}", type=_ANY_VALUE)
     with one_line_errors():
@@ -73,7 +73,7 @@ def _file_and_options(arguments: Sequence[str]) -> tuple[Path, list[str]]:
     return Path(known.data), options
 
 
-def _sections(file: Path) -> set[str]:
+def run_sections(file: Path) -> set[str]:
     """Return the sections of the configuration of a whole run; empty for a data configuration."""
     document = read_yaml(file, "configuration of data")
     if not isinstance(document, dict) or not {"class_path", "data"} & document.keys():

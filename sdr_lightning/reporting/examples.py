@@ -81,7 +81,7 @@ def _align(runs: list[Run], study: Study) -> tuple[Example, ...]:
         for query, results in _read(study.root / run.folder / "examples.json").items():
             answers.setdefault(query, {})[run.method] = results
     examples = [Example(query, results) for query, results in answers.items()]
-    directions, pair = list(DIRECTIONS), (study.baseline_of(study.candidate), study.candidate)
+    directions, pair = list(DIRECTIONS), (study.reference, study.candidate)
     return tuple(sorted(examples, key=lambda each: (directions.index(each.query.direction), _order(each, pair))))
 
 

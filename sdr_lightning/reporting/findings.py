@@ -66,7 +66,7 @@ def headline(study: Study) -> str:
 
     The verdicts alone decide: a difference whose 95 % interval contains 0 counts as no clear difference.
     """
-    candidate, baseline = study.candidate, study.baseline_of(study.candidate)
+    candidate, baseline = study.candidate, study.reference
     title, comparisons = next(iter(compare_claims(study).items()), ("", ()))
     known = [comparison for comparison in comparisons if comparison.difference.n]
     if not known:
@@ -161,12 +161,11 @@ def _largest(study: Study, comparisons: Sequence[PairedComparison]) -> str:
     if not decided:
         return ""
     largest = max(decided, key=lambda c: abs(c.difference.mean))
-    reference = study.baseline_of(study.candidate)
-    means = (RSUM.interval(study, method, largest.condition).mean for method in (study.candidate, reference))
+    means = (RSUM.interval(study, method, largest.condition).mean for method in (study.candidate, study.reference))
     candidate, baseline = map(formatting.number, means)
     of = f", the largest {'gain' if gains else 'loss'}" if len(decided) > 1 else ""
     return (
-        f"Mean rsum {_named([largest.condition])}: {candidate} with {study.candidate}, {baseline} with {reference}; "
+        f"Mean rsum {_named([largest.condition])}: {candidate} with {study.candidate}, {baseline} with {study.reference}; "
         f"difference {formatting.signed(largest.difference.mean)} {formatting.bounds(largest.difference)}{of}."
     )
 

@@ -25,11 +25,10 @@ EXAMPLES = (
 def claims_note(study: Study) -> str:
     """Explain the table of claims and the scope of its intervals."""
     comparisons = sum(len(row) for row in compare_claims(study).values())
-    pair = f"{study.candidate} − {study.baseline_of(study.candidate)}"
     return (
-        f"Each entry is the mean over seeds of {pair}, paired by seed, with its 95 % Student-t interval. Higher: the interval is "
-        "entirely above 0. Lower: entirely below 0. Undecided: it contains 0, or there are fewer than two seeds. The intervals "
-        "cover the variation between seeds only. "
+        f"Each entry is the mean over seeds of {study.candidate} − {study.reference}, paired by seed, with its 95 % "
+        "Student-t interval. Higher: the interval is entirely above 0. Lower: entirely below 0. Undecided: "
+        "it contains 0, or there are fewer than two seeds. The intervals cover the variation between seeds only. "
         f"There is no correction for multiple comparisons ({comparisons} in this table): if no true difference "
         "existed, about one interval in twenty would still exclude 0. rsum is the sum of six recalls in percent (at "
         "most 600); NDCG is in percent."

@@ -212,6 +212,7 @@ def draw_sweep(runs: Sequence[SweepRun], axes: SweepAxes, metric: str) -> Figure
     panels = sorted({_panel(run, axes) for run in runs})
     lines = sorted({_line(run, axes) for run in runs})
     columns = [(panel, x) for panel in panels for x in axes.x]
+    intervals = _intervals(runs, axes, metric)
     with rc_context(STYLE):
         figure = Figure(figsize=(max(4.6, 3.7 * len(columns)), 3.6), layout="constrained")
         drawn = figure.subplots(1, len(columns), squeeze=False, sharey=True)[0]
@@ -221,11 +222,7 @@ def draw_sweep(runs: Sequence[SweepRun], axes: SweepAxes, metric: str) -> Figure
                     "color": COLOURS[number % len(COLOURS)],
                     "marker": MARKERS[number % len(MARKERS)],
                 }
-                some = [
-                    part
-                    for part in _intervals(runs, axes, metric)
-                    if (part["panel"], part["line"], part["name"]) == (panel, line, x)
-                ]
+                some = [part for part in intervals if (part["panel"], part["line"], part["name"]) == (panel, line, x)]
                 places = [part["x"] for part in some]
                 if not axes.are_curves:
                     style["linestyle"] = "none"
@@ -249,10 +246,10 @@ def draw_sweep(runs: Sequence[SweepRun], axes: SweepAxes, metric: str) -> Figure
 
 def _intervals(runs: Sequence[SweepRun], axes: SweepAxes, metric: str) -> list[dict[str, Any]]:
     """Average over the runs that differ in nothing but the seed."""
-    found: dict[tuple[str, str, str, float, str], list[float]] = {}
+    found: dict[tuple[str, str, str, float, tuple[float, ...]], list[float]] = {}
     for run in runs:
         for name in axes.x:
-            others = _key([run.parameters[other] for other in axes.x if other != name])
+            others = tuple(run.parameters[other] for other in axes.x if other != name)
             key = (_panel(run, axes), _line(run, axes), name, axes.place(run, name), others)
             found.setdefault(key, []).append(run.metrics[metric])
     rows = []

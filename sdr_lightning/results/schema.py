@@ -585,6 +585,11 @@ class Study(StudyRecord):
             members.sort(key=lambda method: method.swept.value if method.swept else 0)
         return families
 
+    @property
+    def reference(self) -> str:
+        """The method that the candidate is compared with, see :meth:`baseline_of`."""
+        return self.baseline_of(self.candidate)
+
     def baseline_of(self, method: str) -> str:
         """Return the method that another is compared with.
 

@@ -112,7 +112,7 @@ def _cell(cell: Cell) -> str:
 
 def _tile(study: Study, tile: Tile) -> str:
     rows = "; ".join(f"{row.label}: {row.mark} {row.value} {row.detail}".rstrip() for row in tile.rows)
-    compared = f"{study.candidate} − {study.baseline_of(study.candidate)}, {tile.task}; {tile.verdicts}"
+    compared = f"{study.candidate} − {study.reference}, {tile.task}; {tile.verdicts}"
     return f"- **{escape(tile.title)}** ({escape(compared)}): {escape(rows)}"
 
 

@@ -28,7 +28,7 @@ def claims_table(study: Study) -> Table:
     comparisons = compare_claims(study)
     return Table(
         key="claims",
-        caption=f"{study.candidate} − {study.baseline_of(study.candidate)}, mean over seeds [95{formatting.NBSP}% interval]",
+        caption=f"{study.candidate} − {study.reference}, mean over seeds [95{formatting.NBSP}% interval]",
         headings=("Condition", *(f"{title}: {CLAIMS[title].label}" for title in comparisons)),
         blocks=_by_condition(study, list(comparisons.values())),
     )
@@ -45,7 +45,7 @@ def claims_by_task_table(study: Study) -> Table | None:
     ]
     return Table(
         key="claims-by-task",
-        caption=f"{study.candidate} − {study.baseline_of(study.candidate)} by task: NDCG@10, %",
+        caption=f"{study.candidate} − {study.reference} by task: NDCG@10, %",
         headings=("Condition", *(quantity.label for quantity in quantities)),
         blocks=_by_condition(study, columns),
     )
