@@ -101,7 +101,7 @@ def degree_figure(study: Study, quantity: Quantity) -> Figure | None:
     degrees = {condition: study.degree(condition) for condition in study.conditions}
     if sum(degree is not None for degree in degrees.values()) < 2:
         return None
-    shown = [method for method in (study.baseline, study.candidate) if method in study.methods]
+    shown = [method for method in (study.reference, study.candidate) if method in study.methods]
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
         panels = figure.subplots(1, len(shown), sharey=True, sharex=True, squeeze=False)[0]
