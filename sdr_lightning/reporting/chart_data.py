@@ -147,7 +147,7 @@ def _run(study: Study, run: Run) -> dict[str, Any]:
 
 def _training(study: Study) -> list[dict[str, Any]]:
     """Panels of training curves: one for each curve and condition."""
-    logs = training_logs(study)
+    logs = training_logs(study, list(study.methods))
     return [
         {
             "condition": formatting.condition_label(condition),

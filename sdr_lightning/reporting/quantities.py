@@ -1,5 +1,6 @@
 """Quantities that a study report shows, computed from the metrics of a run."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -50,6 +51,16 @@ class Quantity:
     def interval(self, study: Study, method: str, condition: Condition) -> Interval:
         """Compute mean and interval over the available seeds."""
         return mean_interval(list(self.by_seed(study, method, condition).values()))
+
+    def ranking(self, study: Study) -> list[str]:
+        """Return the methods, that of the highest mean over the conditions first; those without runs last."""
+
+        def mean(method: str) -> float:
+            points = [self.interval(study, method, condition) for condition in study.conditions]
+            found = [point.mean for point in points if point.n]
+            return sum(found) / len(found) if found else -math.inf
+
+        return sorted(study.methods, key=mean, reverse=True)
 
     def present(self, study: Study) -> bool:
         """Return whether at least one run has all metrics of the quantity."""

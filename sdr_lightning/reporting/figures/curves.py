@@ -32,11 +32,11 @@ def curve_labels(protocol: str) -> dict[str, str]:
     return selected | _METHOD_CURVES
 
 
-def training_logs(study: Study) -> Logs:
-    """Read the logs of all runs at the highest ratio of each imbalance; conditions without a log are left out."""
+def training_logs(study: Study, methods: Sequence[str]) -> Logs:
+    """Read the logs of some methods at the highest ratio of each imbalance; conditions without a log are left out."""
     shown = curve_labels(study.protocol).keys()
     logs = {
-        condition: {method: [_log(study, run) for run in study.runs_of(method, condition)] for method in study.methods}
+        condition: {method: [_log(study, run) for run in study.runs_of(method, condition)] for method in methods}
         for condition in study.hardest
     }
     return {at: found for at, found in logs.items() if any(shown & log for seeds in found.values() for log in seeds)}

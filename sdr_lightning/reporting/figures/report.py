@@ -4,9 +4,9 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from sdr_lightning.reporting.figures.study import degree_figure, family_figure, ratio_figure
-from sdr_lightning.reporting.figures.style import to_png
-from sdr_lightning.reporting.figures.training import training_figure
+from sdr_lightning.reporting.figures.study import degree_figure, family_figure, method_figure, ratio_figure
+from sdr_lightning.reporting.figures.style import MAX_LINES, to_png
+from sdr_lightning.reporting.figures.training import methods_in_curves, training_figure
 from sdr_lightning.reporting.quantities import ALIGNMENT, NDCG_AT_10, NEIGHBOURS, RSUM, SINGLE_MODAL
 from sdr_lightning.results.schema import Study
 
@@ -42,7 +42,10 @@ class ReportFigures:
 def report_figures(study: Study) -> ReportFigures:
     """Draw all figures of a report."""
     training = training_figure(study)
-    return ReportFigures(_results(study), None if training is None else _figure("training", _TRAINING, training))
+    caption, shown = _TRAINING, methods_in_curves(study)
+    if len(shown) < len(study.methods):
+        caption += f" Shown are {study.baseline}, {study.candidate} and the methods of the highest mean rsum."
+    return ReportFigures(_results(study), None if training is None else _figure("training", caption, training))
 
 
 _TRAINING = (
@@ -73,11 +76,19 @@ def _results(study: Study) -> tuple[ReportFigure, ...]:
             for t in study.teacher_records
             if t.modality == teacher and "NDCG@10" in t.metrics
         }
-        figure = ratio_figure(study, quantity, height=4.6 if quantity is RSUM else 2.9, references=references)
-        caption = (
-            f"{quantity.label} against the imbalance ratio. Points are means over {len(study.seeds)} seeds (n is given "
-            "where it is smaller); error bars are 95 % Student-t intervals of the mean."
+        points = (
+            f"Points are means over {len(study.seeds)} seeds (n is given where it is smaller); error bars are 95 % "
+            "Student-t intervals of the mean."
         )
+        if len(study.methods) > MAX_LINES:
+            figure = method_figure(study, quantity, references)
+            caption = (
+                f"{quantity.label} of each method, in the order of the mean over the conditions. {points} The line is the "
+                f"mean of {study.baseline}."
+            )
+        else:
+            figure = ratio_figure(study, quantity, height=4.6 if quantity is RSUM else 2.9, references=references)
+            caption = f"{quantity.label} against the imbalance ratio. {points}"
         figures.append(_figure(quantity.key, caption, figure))
     by_degree = degree_figure(study, RSUM)
     if by_degree is not None:

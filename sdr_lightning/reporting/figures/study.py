@@ -8,8 +8,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from sdr_lightning.reporting import formatting
-from sdr_lightning.reporting.figures.style import COLOURS, MARKERS, MUTED, STYLE, WIDTH, Palette, mark_empty
+from sdr_lightning.reporting.figures.style import (
+    COLOURS,
+    MARKERS,
+    MUTED,
+    STYLE,
+    WIDTH,
+    Palette,
+    legend_above,
+    mark_empty,
+)
 from sdr_lightning.reporting.quantities import Quantity
+from sdr_lightning.reporting.statistics import Interval
 from sdr_lightning.results.schema import Condition, Study, StudyMethod
 
 
@@ -45,13 +55,7 @@ def ratio_figure(
         handles = {line.get_label(): line for line in axes[0].get_lines() if line.get_label() in study.methods}
         if references:
             handles |= {label: axes[0].get_lines()[-len(references) + i] for i, label in enumerate(references)}
-        figure.legend(
-            list(handles.values()),
-            [str(label) for label in handles],
-            loc="outside upper left",
-            ncols=len(handles),
-            handlelength=2.4,
-        )
+        legend_above(figure, list(handles.values()), [str(label) for label in handles])
     return figure
 
 
@@ -78,18 +82,82 @@ def _draw_panel(panel: Axes, study: Study, quantity: Quantity, imbalance: str, p
             zorder=2,
         )
         for at, point in zip(x, points, strict=True):
-            if 0 < point.n < len(study.seeds):
-                panel.annotate(
-                    f"n={point.n}",
-                    (at, point.mean),
-                    xytext=(6, -9),
-                    textcoords="offset points",
-                    fontsize=7,
-                    color=style["color"],
-                )
+            _annotate_seeds(panel, study, point, (at, point.mean), style["color"])
     panel.set_title(formatting.name(imbalance), loc="left")
     panel.set_xlabel("imbalance ratio (% of the training data)")
     panel.set_xticks([100 * ratio for ratio in ratios])
+
+
+def _annotate_seeds(panel: Axes, study: Study, point: Interval, at: tuple[float, float], colour: str) -> None:
+    """Write the number of seeds at a point that has fewer than the study."""
+    if 0 < point.n < len(study.seeds):
+        panel.annotate(f"n={point.n}", at, xytext=(6, -9), textcoords="offset points", fontsize=7, color=colour)
+
+
+def method_figure(study: Study, quantity: Quantity, references: Mapping[str, float] | None = None) -> Figure:
+    """Draw a quantity of many methods: one panel per condition, one row per method, shared axes.
+
+    The rows are in the order of the mean over conditions, the highest first. Error bars are 95 % intervals of the mean over
+    seeds. A vertical line is the mean of the baseline.
+
+    Args:
+        study: the study.
+        quantity: the quantity on the x-axis.
+        references: value of vertical reference lines by label, such as the quality of a teacher.
+    """
+    palette = Palette(study)
+    columns = min(len(study.conditions), 4)
+    rows = -(-len(study.conditions) // columns)
+    methods = quantity.ranking(study)
+    with rc_context(STYLE | {"axes.grid.axis": "x"}):
+        figure = Figure(figsize=(WIDTH, rows * (0.7 + 0.19 * len(methods))), layout="constrained")
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for panel, condition in zip(axes, study.conditions, strict=False):
+            _draw_rows(panel, study, quantity, condition, methods, palette)
+            drawn = [
+                panel.axvline(value, color=MUTED, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+                for value in (references or {}).values()
+            ]
+        for panel in axes[len(study.conditions) :]:
+            panel.set_visible(False)
+        for panel in axes[len(study.conditions) - columns : len(study.conditions)]:
+            panel.set_xlabel(f"{quantity.label} ({quantity.unit})")
+            panel.tick_params(labelbottom=True)
+        axes[0].set_yticks(range(len(methods)), methods)
+        axes[0].set_ylim(len(methods) - 0.5, -0.5)
+        for panel in axes[::columns]:
+            for label in panel.get_yticklabels():
+                if label.get_text() in (study.baseline, study.candidate):
+                    label.set(color=palette[label.get_text()]["color"], fontweight="bold")
+        mark_empty(axes[: len(study.conditions)])
+        if references:
+            legend_above(figure, drawn, list(references))
+    return figure
+
+
+def _draw_rows(
+    panel: Axes, study: Study, quantity: Quantity, condition: Condition, methods: Sequence[str], palette: Palette
+) -> None:
+    for row, method in enumerate(methods):
+        point = quantity.interval(study, method, condition)
+        panel.errorbar(
+            point.mean,
+            row,
+            xerr=math.nan if point.half is None else point.half,
+            color=palette[method]["color"] if method in (study.baseline, study.candidate) else MUTED,
+            marker="o",
+            markersize=5,
+            elinewidth=1.4,
+            linestyle="none",
+        )
+        _annotate_seeds(panel, study, point, (point.mean, row), MUTED)
+    panel.axvline(
+        quantity.interval(study, study.baseline, condition).mean,
+        color=palette[study.baseline]["color"],
+        linewidth=1,
+        zorder=1,
+    )
+    panel.set_title(formatting.condition_label(condition), loc="left")
 
 
 def degree_figure(study: Study, quantity: Quantity) -> Figure | None:
@@ -122,7 +190,7 @@ def degree_figure(study: Study, quantity: Quantity) -> Figure | None:
             panel.set_xlabel("measured degree of imbalance")
         panels[0].set_ylabel(f"{quantity.label} ({quantity.unit})")
         mark_empty(panels)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper left", ncols=len(study.imbalances))
+        legend_above(figure, *panels[0].get_legend_handles_labels())
     return figure
 
 
@@ -156,8 +224,7 @@ def family_figure(study: Study, family: Sequence[StudyMethod], quantities: Seque
             panel.set_xticks(values, [f"{value:g}" for value in values])
             panel.minorticks_off()
         mark_empty(axes.ravel())
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=len(labels))
+        legend_above(figure, *axes[0][0].get_legend_handles_labels())
     return figure
 
 

@@ -1,11 +1,12 @@
 """Style of all figures, and their files."""
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -40,11 +41,20 @@ STYLE: Any = {
 }
 
 
-class Palette:
-    """Line style of each method, the same in every figure of a study."""
+MAX_LINES = len(MARKERS) + 2
+"""Number of methods that lines of one panel can tell apart: the baseline, the candidate, and one for each marker."""
 
-    def __init__(self, study: Study) -> None:
-        others = [method for method in study.methods if method not in (study.baseline, study.candidate)]
+
+class Palette:
+    """Line style of each method.
+
+    Args:
+        study: the study.
+        methods: those that are drawn; None for all.
+    """
+
+    def __init__(self, study: Study, methods: Iterable[str] | None = None) -> None:
+        others = [method for method in methods or study.methods if method not in (study.baseline, study.candidate)]
         self._styles: dict[str, dict[str, Any]] = {
             method: {
                 "color": COLOURS[i % len(COLOURS)],
@@ -60,11 +70,20 @@ class Palette:
         return self._styles[method]
 
 
+def legend_above(figure: Figure, handles: Sequence[Artist], labels: Sequence[str]) -> None:
+    """Draw a legend above the panels, with as many columns as the width of the figure has room for."""
+    widths = [0.65 + 0.075 * len(label) for label in labels]  # inches
+    columns = len(labels)
+    while columns > 1 and sum(map(max, np.array_split(widths, columns))) > figure.get_figwidth():
+        columns -= 1
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, handlelength=2.4)
+
+
 def mark_empty(panels: Iterable[Axes]) -> None:
     """Write "no run yet" into panels without finite values."""
     for panel in panels:
-        points = [np.asarray(line.get_ydata(), dtype=float) for line in panel.get_lines()]
-        if not any(np.isfinite(values).any() for values in points):
+        points = [np.asarray(line.get_xydata(), dtype=float) for line in panel.get_lines()]
+        if not any(np.isfinite(values).all(axis=1).any() for values in points):
             panel.text(0.5, 0.5, "no run yet", transform=panel.transAxes, ha="center", va="center", color=MUTED)
 
 

@@ -9,23 +9,33 @@ from matplotlib.figure import Figure
 
 from sdr_lightning.reporting import formatting
 from sdr_lightning.reporting.figures.curves import Curve, curve_labels, logged_labels, mean_curve, training_logs
-from sdr_lightning.reporting.figures.style import CANDIDATE_COLOUR, STYLE, WIDTH, Palette, mark_empty
+from sdr_lightning.reporting.figures.style import (
+    CANDIDATE_COLOUR,
+    COLOURS,
+    STYLE,
+    WIDTH,
+    Palette,
+    legend_above,
+    mark_empty,
+)
+from sdr_lightning.reporting.quantities import RSUM
 from sdr_lightning.results.schema import Study
 
 
 def training_figure(study: Study) -> Figure | None:
     """Draw rsum of the selection split, λ and temperatures by epoch, at the highest ratio of each imbalance.
 
-    Thin lines are seeds, thick lines are means over seeds.
+    Thin lines are seeds, thick lines are means over seeds. The methods are those of :func:`methods_in_curves`.
 
     Returns:
         The figure; None if no run at these ratios has a log.
     """
-    logs = training_logs(study)
+    methods = methods_in_curves(study)
+    logs = training_logs(study, methods)
     labels = logged_labels(study, logs)
     if not labels:
         return None
-    palette = Palette(study)
+    palette = Palette(study, methods)
     with rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, 1.1 + 1.9 * len(labels)), layout="constrained")
         axes = figure.subplots(len(labels), len(logs), sharex=True, sharey="row", squeeze=False)
@@ -42,9 +52,17 @@ def training_figure(study: Study) -> Figure | None:
         mark_empty(axes.ravel())
         figure.align_ylabels()
         handles = {line.get_label(): line for panel in axes.flat for line in panel.get_lines()}
-        methods = [method for method in study.methods if method in handles]
-        figure.legend([handles[m] for m in methods], methods, loc="outside upper left", ncols=len(methods))
+        drawn = [method for method in methods if method in handles]
+        legend_above(figure, [handles[method] for method in drawn], drawn)
     return figure
+
+
+def methods_in_curves(study: Study) -> list[str]:
+    """Return the methods whose curves are drawn: baseline, candidate, and those of the highest mean rsum, one for each colour."""
+    compared = {study.baseline, study.candidate}
+    best = [method for method in RSUM.ranking(study) if method not in compared]
+    shown = compared.union(best[: len(COLOURS)])
+    return [method for method in study.methods if method in shown]
 
 
 def run_figure(curves: Mapping[str, Curve], protocol: str = "clean") -> Figure | None:
