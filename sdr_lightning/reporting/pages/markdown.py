@@ -38,7 +38,7 @@ def study_markdown(contents: StudyContents, figures: ReportFigures) -> str:
         notes.means_note(study),
         *(markdown_table(table) for table in contents.means),
         *([markdown_table(contents.detection), notes.DETECTION] if contents.detection else []),
-        "## Metrics against the imbalance ratio",
+        "## Metrics under each condition",
         notes.CURVES,
         *others,
         "## Example retrievals",
