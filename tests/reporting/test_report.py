@@ -105,6 +105,8 @@ def test_claims_equal_an_independent_computation(page: Tables) -> None:
             assert numbers(cell) == pytest.approx(expected, abs=0.051 if metrics == ("rsum",) else 0.0051)
             verdict = "higher" if interval.low > 0 else "lower" if interval.high < 0 else "undecided"
             assert cell.endswith(f"] {verdict}")
+        column = page.rows["against-baseline"][0].index(label)
+        assert page.row("against-baseline", "SDR − InfoNCE")[column] == page.row("claims", label)[1]
 
 
 def test_means_and_intervals_equal_an_independent_computation(page: Tables) -> None:

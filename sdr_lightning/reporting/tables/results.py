@@ -52,16 +52,25 @@ def claims_by_task_table(study: Study) -> Table | None:
 
 
 def against_baseline_table(study: Study) -> Table | None:
-    """Every method minus its baseline in rsum; None if the candidate is the only other method."""
-    others = [method for method in study.methods if method != study.baseline_of(method)]
+    """Every method minus its baseline in rsum: one row per method, that of the highest mean rsum first.
+
+    None if the candidate is the only other method.
+    """
+    others = [method for method in RSUM.ranking(study) if method != study.baseline_of(method)]
     if others in ([], [study.candidate]) or not RSUM.present(study):
         return None
-    columns = [[compare_with_baseline(study, method, c, RSUM) for c in study.conditions] for method in others]
+    rows = tuple(
+        (
+            Cell(f"{method} − {study.baseline_of(method)}"),
+            *(_difference(study, compare_with_baseline(study, method, c, RSUM)) for c in study.conditions),
+        )
+        for method in others
+    )
     return Table(
         key="against-baseline",
         caption="Each method − its baseline, rsum",
-        headings=("Condition", *(f"{method} − {study.baseline_of(method)}" for method in others)),
-        blocks=_by_condition(study, columns),
+        headings=("Methods", *map(formatting.condition_label, study.conditions)),
+        blocks=(Block(rows),),
     )
 
 
