@@ -1,7 +1,7 @@
 """Quantities that a study report shows, computed from the metrics of a run."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -52,11 +52,11 @@ class Quantity:
         """Compute mean and interval over the available seeds."""
         return mean_interval(list(self.by_seed(study, method, condition).values()))
 
-    def ranking(self, study: Study) -> list[str]:
+    def ranking(self, study: Study, conditions: Sequence[Condition]) -> list[str]:
         """Return the methods, that of the highest mean over the conditions first; those without runs last."""
 
         def mean(method: str) -> float:
-            points = [self.interval(study, method, condition) for condition in study.conditions]
+            points = [self.interval(study, method, condition) for condition in conditions]
             found = [point.mean for point in points if point.n]
             return sum(found) / len(found) if found else -math.inf
 

@@ -108,7 +108,7 @@ def method_figure(study: Study, quantity: Quantity, references: Mapping[str, flo
     palette = Palette(study)
     columns = min(len(study.conditions), 4)
     rows = -(-len(study.conditions) // columns)
-    methods = quantity.ranking(study)
+    methods = quantity.ranking(study, study.conditions)
     with rc_context(STYLE | {"axes.grid.axis": "x"}):
         figure = Figure(figsize=(WIDTH, rows * (0.7 + 0.19 * len(methods))), layout="constrained")
         axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()

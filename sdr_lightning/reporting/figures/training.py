@@ -60,7 +60,7 @@ def training_figure(study: Study) -> Figure | None:
 def methods_in_curves(study: Study) -> list[str]:
     """Return the methods whose curves are drawn: baseline, candidate, and those of the highest mean rsum, one for each colour."""
     compared = {study.baseline, study.candidate}
-    best = [method for method in RSUM.ranking(study) if method not in compared]
+    best = [method for method in RSUM.ranking(study, study.conditions) if method not in compared]
     shown = compared.union(best[: len(COLOURS)])
     return [method for method in study.methods if method in shown]
 

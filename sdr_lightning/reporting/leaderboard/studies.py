@@ -15,6 +15,7 @@ from sdr_lightning.reporting import formatting
 from sdr_lightning.reporting.claims import compare_with_baseline
 from sdr_lightning.reporting.leaderboard.aggregates import study_aggregates
 from sdr_lightning.reporting.leaderboard.entries import METRICS, Entry, Group, Link, Score
+from sdr_lightning.reporting.quantities import RSUM
 from sdr_lightning.results.schema import NO_IMBALANCE, Condition, Run, Study, StudyMethod
 
 _INFONCE = ({"infonce"}, {"itc"})  # overlays of the same loss
@@ -22,7 +23,7 @@ _PUBLISHED = re.compile(r"(.+\.jsonl):(\d+)")
 
 
 def study_group(study: Study, state: str = "", base: Path = Path()) -> Group:
-    """Make the entries of a study, from the cells that are finished.
+    """Make the entries of a study, from the cells that are finished: by condition, the highest mean rsum first.
 
     Args:
         study: the study, in the folder of ``sdr reproduce`` or as published.
@@ -36,7 +37,10 @@ def study_group(study: Study, state: str = "", base: Path = Path()) -> Group:
         raise ValueError(f"{study.root} has no finished cell with the code of its study: run sdr reproduce first")
     report = study.root / "report.md"
     entries = [
-        _entry(study, name, c, base) for c in study.conditions for name in study.methods if _has_runs(study, name, c)
+        _entry(study, name, c, base)
+        for c in study.conditions
+        for name in RSUM.ranking(study, [c])
+        if _has_runs(study, name, c)
     ]
     return Group(
         title=study.title,

@@ -56,7 +56,7 @@ def against_baseline_table(study: Study) -> Table | None:
 
     None if the candidate is the only other method.
     """
-    others = [method for method in RSUM.ranking(study) if method != study.baseline_of(method)]
+    others = [method for method in RSUM.ranking(study, study.conditions) if method != study.baseline_of(method)]
     if others in ([], [study.candidate]) or not RSUM.present(study):
         return None
     rows = tuple(

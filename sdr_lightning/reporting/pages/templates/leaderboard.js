@@ -4,6 +4,7 @@
 const FILTERS = ["data", "noise", "ratio", "method", "study", "tuning"];
 const COLUMNS = [
   {key: "method", label: "Method", value: row => row.method},
+  {key: "study", label: "Study", value: row => row.study},
   {key: "noise", label: "Noise of the training data", value: row => row.noise},
   {key: "ratio", label: "Ratio", value: row => row.ratio},
   {key: "mean", label: "Mean [95 %]", value: (row, metric) => row.scores[metric] ? row.scores[metric].mean[0] : null},
@@ -13,7 +14,6 @@ const COLUMNS = [
   {key: "tuning", label: "Tuning", value: row => row.tuning},
   {key: "configuration", label: "Configuration", value: row => row.configuration.map(link => link.text).join(" + ")},
   {key: "data", label: "Data", value: row => row.data},
-  {key: "study", label: "Study", value: row => row.study},
 ];
 
 function difference(row, metric) {
