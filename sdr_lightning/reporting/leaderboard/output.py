@@ -33,8 +33,8 @@ NOTES = (
     "Tuned: options were chosen by validation rsum under the same condition, with a seed that is not among those "
     "shown.",
     "Cost is the wall time of a run (training and test, without teachers and trials) divided by that of InfoNCE with "
-    "the same seed on the same hardware: the median over seeds. Runs share a machine, so differences of a tenth mean "
-    "nothing.",
+    "the same seed on the same hardware: the median over seeds. Other work on the machine changes it: it is a "
+    "rough measure, which can be off by a factor of two. sdr bench training --methods measures the cost of a step.",
     "Relative to the baseline: the interquartile mean of all runs over the conditions, each score divided by the "
     "baseline's mean in its condition (a constant in the bootstrap). 1 is the level of the baseline; the baseline's "
     "own value is near 1, not 1. Probability of improvement: how probably a run has a greater score than a run of the "
