@@ -5,8 +5,8 @@ trials.jsonl its trials, confirmed.json later code that gave the same numbers.
 docs/leaderboard.md and docs/leaderboard.html are made from the cells of all studies that are up to date. The text between
 ``<!-- leaderboard: NAME -->`` and ``<!-- end of leaderboard -->`` is made from the cells of one method: NAME is its overlay in
 experiments/methods.
-Text between ``<!-- results: NAME -->`` and ``<!-- end of results -->`` (of all studies, where NAME is ``all``), between
-``<!-- state: NAME -->`` and ``<!-- end of state -->``, and the ``# Result:`` of a published study's configuration is made from
+Text between ``<!-- results: NAME -->`` and ``<!-- end of results -->`` (of all studies, where NAME is ``all``), in the same way
+that of ``methods``, ``differences`` and ``state``, and the ``# Result:`` of a published study's configuration is made from
 the records and from nothing else.
 """
 
@@ -34,8 +34,10 @@ from sdr_lightning.reporting.leaderboard.output import (
 )
 from sdr_lightning.reporting.leaderboard.quoted import read_quoted
 from sdr_lightning.reporting.leaderboard.studies import study_group
+from sdr_lightning.reporting.pages.markdown import markdown_table
 from sdr_lightning.reporting.quantities import RSUM, TEMPERATURE
 from sdr_lightning.reporting.statistics import OUTCOMES, Interval
+from sdr_lightning.reporting.tables.results import against_baseline_table
 from sdr_lightning.results.loading import load_study
 from sdr_lightning.results.schema import StudySpec
 from sdr_lightning.studies.plan import Plan, plan_with_trials
@@ -48,7 +50,8 @@ QUANTITIES = {"rsum": "rsum", "single_modal": "single-modal NDCG@10", "mixed": "
 """The published quantities of each condition, by key and label."""
 
 _BLOCK = re.compile(
-    r"(<!-- (?P<kind>results|methods|state|leaderboard): (?P<name>\S+) -->\n).*?(<!-- end of (?P=kind) -->)", re.DOTALL
+    r"(<!-- (?P<kind>results|methods|differences|state|leaderboard): (?P<name>\S+) -->\n).*?(<!-- end of (?P=kind) -->)",
+    re.DOTALL,
 )
 _HEADER = re.compile(r"^# Result: .*\n(?:#  .*\n)*", re.MULTILINE)
 _DECIMALS = {"rsum": 1, "single_modal": 2, "mixed": 2}
@@ -182,6 +185,8 @@ def filled(path: Path, studies: dict[str, Published]) -> str:
             content = f"**The results below were {studies[name].state}.**"
         elif found["kind"] == "methods":
             content = _methods_table(path, studies[name])
+        elif found["kind"] == "differences":
+            content = _differences_table(path, studies[name])
         else:
             content = _table(path, studies[name])
         return f"{found[1]}{content}\n{found[4]}"
@@ -253,6 +258,17 @@ def _methods_table(path: Path, study: Published) -> str:
         f"{study.state}."
     )
     return "\n".join([title, "", *rows])
+
+
+def _differences_table(path: Path, study: Published) -> str:
+    """The rsum of each method minus that of its baseline, by condition."""
+    table = against_baseline_table(load_study(study.folder))
+    if table is None:
+        raise ValueError(
+            f"{path} has a block of differences of {study.record['name']!r}, which compares two methods only"
+        )
+    title = f"{study.record['title']}, [report]({_relative(path, study.link)}), {study.tuning}, {study.state}"
+    return f"{title}. {markdown_table(table)}"
 
 
 def _interval(found: Interval) -> str:

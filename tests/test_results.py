@@ -210,10 +210,18 @@ def test_publishing_is_refused_and_writes_nothing(study: Path, tmp_path: Path, s
     assert sorted(results.rglob("*")) == before
 
 
-def test_block_of_an_unknown_study_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "page.md").write_text("<!-- results: sceens -->\n<!-- end of results -->\n")
-    with pytest.raises(ValueError, match="a block of results of 'sceens', which is not published: "):
-        texts.filled(tmp_path / "page.md", STUDIES)
+@pytest.mark.parametrize(
+    "kind, name, message",
+    [
+        ("results", "sceens", "a block of results of 'sceens', which is not published: "),
+        ("differences", "plug-in-swin-fusion", "'plug-in-swin-fusion', which compares two methods only"),
+    ],
+)
+def test_block_that_cannot_be_filled_is_refused(tmp_path: Path, kind: str, name: str, message: str) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"<!-- {kind}: {name} -->\n<!-- end of {kind} -->\n")
+    with pytest.raises(ValueError, match=message):
+        texts.filled(page, STUDIES)
 
 
 @pytest.mark.slow  # plans every published study
