@@ -211,7 +211,7 @@ def test_publishing_is_refused_and_writes_nothing(study: Path, tmp_path: Path, s
 
 
 @pytest.mark.parametrize(
-    "kind, name, message",
+    ("kind", "name", "message"),
     [
         ("results", "sceens", "a block of results of 'sceens', which is not published: "),
         ("differences", "plug-in-swin-fusion", "'plug-in-swin-fusion', which compares two methods only"),
