@@ -7,9 +7,9 @@ in a temporary folder. The second run must equal the first to the bit, and both 
 cell; if the result is outdated, or its cells are not published, the difference is only printed. Studies that ran on a GPU or
 whose data is missing are skipped. Exits with 1 if a study fails.
 
-With --confirm, one cell of every method runs, once. If all metrics of all cells equal the published ones to the bit, the
-study's confirmed.json notes it, and the result does not count as outdated although the code has changed. Only the kind of
-processor that the study ran on can confirm it.
+With --confirm, one cell of every method runs, once. If all of them lie within NEGLIGIBLE of the published ones, the study's
+confirmed.json notes it, with the largest difference in rsum, and the result does not count as outdated although the code has
+changed. Only the kind of processor that the study ran on can confirm it.
 
 Bits do not carry over from one kind of processor to another. SPREAD is above what was measured on an AMD EPYC with AVX-512:
 12 cells of experiments/scenes/study.yaml (InfoNCE and SDR, data as given and mismatch 30 %, seeds 0 to 2), teachers included,

@@ -17,6 +17,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from published import QUANTITIES, RESULTS, ROOT, files, filled, leaderboard, published
@@ -65,14 +66,19 @@ def publish(folder: Path, results: Path = RESULTS) -> Path:
     if others:
         raise ValueError(f"{target / min(others)} is not of a published study: move it away")
     record = _record(study, read_json(folder / "study.json", "a study"))
-    shutil.rmtree(target, ignore_errors=True)
     cells = [replace(run, curves=run.curves or _curves(folder / run.folder)) for run in study.runs.values()]
-    write_text(target / "results.jsonl", _lines(cells))
-    if study.trials:
-        write_text(target / "trials.jsonl", _lines(study.trials))
-    write_text(target / "teachers.jsonl", _lines(study.teacher_records))
-    write_text(target / "study.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    write_report(target)
+    results.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=results, prefix=f".{study.name}.") as temporary:
+        whole = Path(temporary) / study.name
+        write_text(whole / "results.jsonl", _lines(cells))
+        if study.trials:
+            write_text(whole / "trials.jsonl", _lines(study.trials))
+        write_text(whole / "teachers.jsonl", _lines(study.teacher_records))
+        write_text(whole / "study.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+        write_report(whole)
+        if target.exists():
+            target.rename(Path(temporary) / "old")
+        whole.rename(target)
     return target
 
 

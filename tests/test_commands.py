@@ -10,6 +10,7 @@ import pytest
 from sdr_lightning.cleaning import duplicates, judgement
 from sdr_lightning.cli import choices
 from sdr_lightning.cli.commands import COMMANDS, SUBCOMMANDS
+from sdr_lightning.cli.main import main
 from sdr_lightning.data.imbalance import KINDS, PARTNERS
 from sdr_lightning.data.table import SPLITS
 from sdr_lightning.functional.agreement import Level
@@ -55,6 +56,15 @@ def test_help_imports_nothing_heavy(words: str, printed: dict[str, tuple[str, li
         assert max(map(len, text.splitlines())) <= 80
     elif words.endswith("--help"):
         assert text.startswith(f"usage: sdr {words.removesuffix(' --help')} ")
+
+
+@pytest.mark.parametrize(
+    "command", ["evaluate", "clean --data a --output b", "index a", "extract --config a --teacher b --output c"]
+)
+def test_an_unknown_device_is_refused_before_the_work(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--device", "gpu"])
+    assert "argument --device: 'gpu' cannot be used: Expected one of cpu, cuda" in capsys.readouterr().err
 
 
 def test_the_values_that_parsers_state_are_those_that_are_accepted() -> None:

@@ -180,10 +180,10 @@ def test_highest_mean_counts_conditions() -> None:
     means: list[dict[str, float]] = [
         {"InfoNCE": 3.0, "SDR": 2.0},
         {"InfoNCE": 1.0, "SDR": 2.0},
-        {"InfoNCE": 3.0, "SDR": 1.0},
+        {"InfoNCE": 3.0, "SDR": 3.0},
     ]
     found = texts.Published(Path(), {"conditions": [{"rsum": by_method} for by_method in means]}).highest()
-    assert found == "InfoNCE in 2 of 3 conditions; SDR in 1 of 3 conditions"
+    assert found == "InfoNCE in 2 of 3 conditions; SDR in 2 of 3 conditions"
 
 
 def foreign_file(results: Path) -> None:
@@ -214,7 +214,7 @@ def test_publishing_is_refused_and_writes_nothing(study: Path, tmp_path: Path, s
     ("kind", "name", "message"),
     [
         ("results", "sceens", "a block of results of 'sceens', which is not published: "),
-        ("differences", "plug-in-swin-fusion", "'plug-in-swin-fusion', which compares two methods only"),
+        ("differences", "plug-in-swin-fusion", "'plug-in-swin-fusion', whose report has no such table"),
     ],
 )
 def test_block_that_cannot_be_filled_is_refused(tmp_path: Path, kind: str, name: str, message: str) -> None:

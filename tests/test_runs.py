@@ -84,6 +84,24 @@ def test_what_is_no_run_or_no_value_is_said(runs: Path, capsys: pytest.CaptureFi
     assert "foreign" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("record", ["3", '{"git": {}, "data": {"train": 1}}'])
+def test_a_malformed_record_does_not_hide_the_other_runs(
+    record: str, runs: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (runs / "cells/b/run.json").write_text(record)
+    assert main(["runs", str(runs)]) == 0
+    printed = capsys.readouterr()
+    assert "4 of 4 runs" in printed.out
+    assert printed.err.startswith(f"sdr runs: {runs / 'cells/b/run.json'}")
+
+
+def test_brackets_in_names_and_values_are_no_markup(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("run[sdr]", "[/b]"):
+        folder(tmp_path / name, f"[/{name}]")
+    assert {"run[sdr]", "[/b]"} <= listed(capsys, tmp_path).keys()
+    assert "[/run[sdr]]" in listed(capsys, tmp_path / "run[sdr]", tmp_path / "[/b]")["data.init_args.imbalance"]
+
+
 def test_metrics_of_cells_are_compared(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     compared = listed(capsys, runs / "cells/a", runs / "teachers/text")
     assert (compared["val/rsum"], compared["test/rsum"], compared["test/NDCG@10"]) == ("120", "99.5", "61.5")

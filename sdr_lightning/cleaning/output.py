@@ -31,6 +31,11 @@ def check_folder_output(output: Path) -> None:
         ValueError: it is something else, or cannot be written.
     """
     check_folder(output.parent)
+    if Path.cwd().is_relative_to(output.resolve()) or output.is_mount():
+        raise ValueError(
+            f"{output} holds the working directory or is a mount point, and the output folder is replaced as a whole: choose a "
+            "folder inside it"
+        )
     if output.exists() and not _is_own(output):
         raise ValueError(f"{output} exists and was not written by sdr clean: choose another folder, or move it away")
 

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor
 
 from sdr_lightning.functional.agreement import predicted_text_features
-from sdr_lightning.functional.search import Advance, top_k
+from sdr_lightning.functional.search import Advance, chunks, top_k
+
+_IMAGES = 2048  # at a time, because a single image may have very many captions
 
 
 def suggested_captions(
@@ -31,15 +33,13 @@ def suggested_captions(
         ValueError: as :func:`~sdr_lightning.functional.agreement.pair_agreement`.
     """
     predicted, texts = predicted_text_features(image_features, text_features, image_index)
-    own = _captions_of(image_index)[images]
-    return top_k(predicted[images], texts, 1, exclude=own, advance=advance).items[:, 0]
-
-
-def _captions_of(image_index: Tensor) -> Tensor:
-    """(N, most captions of an image) rows of the captions of each image, filled up with -1."""
-    order = image_index.argsort(stable=True)
-    count = torch.bincount(image_index)
-    place = torch.arange(len(order)) - (count.cumsum(0) - count)[image_index[order]]
-    rows = torch.full((len(count), int(count.max())), -1)
-    rows[image_index[order], place] = order
-    return rows
+    by_image, count = image_index.argsort(stable=True), torch.bincount(image_index)
+    first = count.cumsum(0) - count
+    found = []
+    for rows in chunks(len(images), _IMAGES):
+        some = images[rows]
+        place = torch.arange(int(count[some].max()))
+        captions = by_image[(first[some, None] + place).clamp(max=len(by_image) - 1)]  # (n, most captions of an image)
+        own = torch.where(place < count[some, None], captions, -1)
+        found.append(top_k(predicted[some], texts, 1, exclude=own, advance=advance).items[:, 0])
+    return torch.cat(found)

@@ -3,6 +3,8 @@
 The parsers print them without importing those packages. A test compares them with the definitions, which are named here.
 """
 
+from argparse import ArgumentTypeError
+
 SPLITS = ("train", "val", "test")
 """``data.table.SPLITS``."""
 KINDS = (
@@ -37,3 +39,14 @@ REMOVABLE = ("mismatch", "leakage", "duplicates", "uninformative")
 """``cleaning.judgement.REMOVABLE``."""
 NEAR_COSINE = 0.9
 """``cleaning.duplicates.NEAR_COSINE``."""
+
+
+def device(name: str) -> str:
+    """Return the name of a device that torch can use; the ``type`` of ``--device``."""
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
+        raise ArgumentTypeError(f"{name!r} cannot be used: {str(error).splitlines()[0]}") from error
+    return name

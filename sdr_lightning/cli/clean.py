@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from sdr_lightning.cli.choices import LEVELS, NEAR_COSINE, REMOVABLE, SPLITS
+from sdr_lightning.cli.choices import LEVELS, NEAR_COSINE, REMOVABLE, SPLITS, device
 from sdr_lightning.configure.arguments import split_options
 
 
@@ -73,7 +73,7 @@ def parser() -> ArgumentParser:
         default=["mismatch"],
         help="what kept.csv does without, besides empty captions (default: mismatch)",
     )
-    parser.add_argument("--device", help="device to compute on (default: a GPU if there is one)")
+    parser.add_argument("--device", type=device, help="device to compute on (default: a GPU if there is one)")
     return parser
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sdr_lightning.cli.choices import SIBLINGS, SPLITS, TIES
+from sdr_lightning.cli.choices import SIBLINGS, SPLITS, TIES, device
 from sdr_lightning.configure.arguments import split_options
 
 
@@ -80,7 +80,7 @@ def parser() -> ArgumentParser:
         metavar="YAML",
         help="how the model was trained, for leaderboards: data, model, noise, ratio, seed, trials, command; all optional",
     )
-    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument("--device", type=device, default="cpu", help="torch device (default: cpu)")
     parser.add_argument(
         "--output", type=Path, metavar="JSON", help="metrics.json; also writes metrics.queries.npz next to it"
     )

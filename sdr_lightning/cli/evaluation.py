@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +45,7 @@ from sdr_lightning.progress import progress
 from sdr_lightning.reporting.evaluation_files import read_training
 from sdr_lightning.results.codec import to_json
 from sdr_lightning.retrieval import load
-from sdr_lightning.retrieval.collection import data_split
+from sdr_lightning.retrieval.collection import data_split, readable
 from sdr_lightning.training.tracking.record import git, versions
 
 
@@ -61,6 +61,7 @@ def evaluate(options: Namespace, data_options: Sequence[str]) -> None:
     """
     if options.output is not None:
         _check_output(options)
+    _check_needs(options)
     training = None if options.training is None else to_json(read_training(options.training))
     notes: list[str] = []
     embeddings: tuple[Tensor, Tensor] | None
@@ -86,14 +87,27 @@ def evaluate(options: Namespace, data_options: Sequence[str]) -> None:
             raise ValueError(f"image-to-text scores are {tuple(scores[0].shape)}, the embeddings are of {sizes}")
         scores = pairing.by_image(scores[0].T).T, pairing.by_image(scores[1])
     relevance = None
+    teachers = _teachers(options, {"image": sizes[0], "text": sizes[1]}, pairing)
+    judgements = None if options.judgements is None else read_judgements(options.judgements)
     if options.relevance is not None:
         relevance = load_relevance(options.relevance, pairing.text_image, sizes[0], pairing.captions, pairing.images)
     console = Console(stderr=True)
     evaluation = _evaluate(options, embeddings, scores, pairing.text_image, relevance, console)
-    if options.diagnostics or options.image_teacher is not None or options.text_teacher is not None:
-        evaluation.metrics.update(_structure(options, embeddings, pairing))
-    if options.judgements is not None or options.extended:
-        evaluation.metrics.update(_human_judgements(options, embeddings, pairing))
+    if embeddings is not None:
+        images, texts, index = checked_embeddings(*embeddings, pairing.text_image)
+        if options.diagnostics:
+            evaluation.metrics.update(diagnostics(images, texts, index))
+        for modality, features in teachers.items():
+            own = images if modality == "image" else texts
+            kept = preserved(own, features.to(own.device))
+            evaluation.metrics.update({f"{modality}_teacher_{name}": value for name, value in kept.items()})
+        if judgements is not None:
+            assert pairing.images is not None
+            evaluation.metrics.update(agreement(judgements, images, texts, pairing.images, index))
+        if options.extended:
+            assert pairing.images is not None
+            assert pairing.captions is not None
+            evaluation.metrics.update(extended_positives(images, texts, pairing.images, pairing.captions, index))
     queries = pairing.text_image
     if options.protocol == "paper":
         queries = queries[first_five(queries, sizes[0])]
@@ -133,6 +147,17 @@ def _check_output(options: Namespace) -> None:
         check_output(output, reads, is_evaluation)
 
 
+def _check_needs(options: Namespace) -> None:
+    """Check that what is asked for can be measured on what is given."""
+    has_embeddings = options.model is not None or options.image_embeddings is not None
+    structure = options.diagnostics or options.image_teacher is not None or options.text_teacher is not None
+    if structure and not has_embeddings:
+        raise ValueError("--diagnostics, --image-teacher and --text-teacher need embeddings, not scores")
+    names_items = options.model is not None or options.annotations is not None
+    if (options.judgements is not None or options.extended) and not (has_embeddings and names_items):
+        raise ValueError("--judgements and --extended need embeddings and --annotations, which name the items")
+
+
 def _inputs(options: Namespace) -> list[Path]:
     files = [
         options.data,
@@ -153,16 +178,11 @@ def _embedded(
     if model.method is not None:
         raise ValueError("this model scores by a similarity of its own: evaluate it with sdr test")
     collection = data_split(build_data(["--data", str(options.data), *data_options]), options.split)
-    parts = []
-    for _, inputs in collection.inputs(model, chunks(len(collection.images), 64)):
-        unreadable = next((given for given in inputs if isinstance(given, str)), None)
-        if unreadable is not None:
-            raise ValueError(unreadable)
-        parts.append(torch.from_numpy(model.encode_inputs([given for given in inputs if isinstance(given, Tensor)])))
+    batches = collection.inputs(model, chunks(len(collection.images), 64))
+    parts = [torch.from_numpy(model.encode_inputs(readable(inputs))) for _, inputs in batches]
     texts = torch.from_numpy(model.encode_texts([item.caption for item in collection.captions]))
-    rows = {item.id: row for row, item in enumerate(collection.images)}
-    index = torch.tensor([rows[item.image] for item in collection.captions])
-    pairing = _Pairing(index, [item.id for item in collection.captions], [item.id for item in collection.images])
+    caption_ids, image_ids = [item.id for item in collection.captions], [item.id for item in collection.images]
+    pairing = _Pairing(collection.text_image, caption_ids, image_ids)
     record = {"source": str(options.model), "fingerprint": model.fingerprint()}
     return (torch.cat(parts).to(options.device), texts), pairing, record
 
@@ -273,38 +293,20 @@ def _evaluate(
     return Evaluation(metrics, evaluation.queries)
 
 
-def _structure(options: Namespace, embeddings: tuple[Tensor, Tensor] | None, pairing: _Pairing) -> dict[str, float]:
-    """Diagnostics of the embedding space, and its agreement with the teachers."""
-    if embeddings is None:
-        raise ValueError("--diagnostics, --image-teacher and --text-teacher need embeddings, not scores")
-    images, texts, index = checked_embeddings(*embeddings, pairing.text_image)
-    metrics = diagnostics(images, texts, index) if options.diagnostics else {}
-    for modality, own, path in (("image", images, options.image_teacher), ("text", texts, options.text_teacher)):
+def _teachers(options: Namespace, sizes: Mapping[str, int], pairing: _Pairing) -> dict[str, Tensor]:
+    """Read the features of the teachers by modality, in the order of the items."""
+    found = {}
+    for modality, path in (("image", options.image_teacher), ("text", options.text_teacher)):
         if path is None:
             continue
         features = torch.from_numpy(load_array(path, "a teacher's features (items, D)", 2))
-        if len(features) != len(own):
+        if len(features) != sizes[modality]:
             raise ValueError(
-                f"{path} holds features of {len(features)} items, expected {len(own)}, one for each of the {modality}s in order"
+                f"{path} holds features of {len(features)} items, expected {sizes[modality]}, one for each of the {modality}s "
+                "in order"
             )
-        features = (pairing.by_image(features) if modality == "text" else features).to(own.device)
-        metrics |= {f"{modality}_teacher_{name}": value for name, value in preserved(own, features).items()}
-    return metrics
-
-
-def _human_judgements(
-    options: Namespace, embeddings: tuple[Tensor, Tensor] | None, pairing: _Pairing
-) -> dict[str, float]:
-    """Agreement with human judgements and extended positives."""
-    if embeddings is None or pairing.images is None or pairing.captions is None:
-        raise ValueError("--judgements and --extended need embeddings and --annotations, which name the items")
-    images, texts, index = checked_embeddings(*embeddings, pairing.text_image)
-    metrics: dict[str, float] = {}
-    if options.judgements is not None:
-        metrics |= agreement(read_judgements(options.judgements), images, texts, pairing.images, index)
-    if options.extended:
-        metrics |= extended_positives(images, texts, pairing.images, pairing.captions, index)
-    return metrics
+        found[modality] = pairing.by_image(features) if modality == "text" else features
+    return found
 
 
 def _meta(

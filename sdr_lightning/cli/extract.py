@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
-from sdr_lightning.cli.choices import SPLITS
+from sdr_lightning.cli.choices import SPLITS, device
 from sdr_lightning.paths import check_output
 
 
@@ -20,7 +20,7 @@ def parser() -> ArgumentParser:
     parser.add_argument("--teacher", action="append", required=True, help="teacher configuration; may be repeated")
     parser.add_argument("--ckpt_path", help="teacher checkpoint; default: the weights of its configuration")
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=["train"], help="splits (default: train)")
-    parser.add_argument("--device", help="device to compute on (default: a GPU if there is one)")
+    parser.add_argument("--device", type=device, help="device to compute on (default: a GPU if there is one)")
     parser.add_argument("--output", type=Path, required=True, help="feature bank to write, FILE.safetensors")
     parser.add_argument("--placebo", type=Path, help="also write a bank of random features, as a control")
     return parser

@@ -6,7 +6,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sdr_lightning.cli.choices import SPLITS
+from sdr_lightning.cli.choices import SPLITS, device
 from sdr_lightning.configure.arguments import split_options
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def parser() -> ArgumentParser:
     parser.add_argument("--output", type=Path, metavar="INDEX", help="new folder")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted build")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="images at a time (default: 64)")
-    parser.add_argument("--device", help="device to compute on (default: a GPU if there is one)")
+    parser.add_argument("--device", type=device, help="device to compute on (default: a GPU if there is one)")
     parser.add_argument(
         "--approximate", action="store_true", help="also build a graph for approximate search, by the package faiss"
     )

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from sdr_lightning.paths import read_json
@@ -46,14 +47,18 @@ class RunFolder:
     Attributes:
         folder: path relative to the folder that is searched, or as given.
         options: configuration by dotted name; items of a list by their index.
-        record: contents of ``run.json``.
+        commit: of the code; None outside a git checkout.
+        is_dirty: whether the code had changes.
+        data: SHA-256 of the splits.
         outcome: the result; None if unfinished.
         started: modification time of the configuration.
     """
 
     folder: str
     options: dict[str, Any]
-    record: dict[str, Any]
+    commit: str | None
+    is_dirty: bool
+    data: str
     outcome: Outcome | None
     started: datetime
 
@@ -117,9 +122,10 @@ def run(arguments: list[str]) -> int:
 
 
 def _read(folder: Path, name: str) -> RunFolder:
-    record = read_json(folder / "run.json", "the record of a run, which sdr fit writes")
-    if "git" not in record:
-        raise ValueError(f"{folder / 'run.json'} is not the record of a run: it lacks git")
+    path = folder / "run.json"
+    record = Fields(read_json(path, "the record of a run, which sdr fit writes"), str(path))
+    git, data = record.child("git"), record.optional_child("data")
+    commit = git.optional_text("commit")
     configuration = folder / "config.yaml"
     try:
         options = flat(_numbered(yaml.safe_load(configuration.read_text(encoding="utf-8"))))
@@ -128,7 +134,8 @@ def _read(folder: Path, name: str) -> RunFolder:
             f"{configuration} cannot be read ({type(error).__name__}): expected a run's configuration"
         ) from error
     started = datetime.fromtimestamp(configuration.stat().st_mtime)
-    return RunFolder(name, options, record, _outcome(folder), started)
+    digests = " ".join(data.child(split).text("sha256") for split in data.values)
+    return RunFolder(name, options, commit, git.flag("dirty", default=False), digests, _outcome(folder), started)
 
 
 def _outcome(folder: Path) -> Outcome | None:
@@ -192,16 +199,15 @@ def _list(runs: Sequence[RunFolder], sort: str) -> None:
     for run in runs:
         done = run.outcome
         seconds, memory = (None, None) if done is None else (done.wall_time_s, done.memory_mib)
-        commit = run.record["git"]["commit"]
         table.add_row(
-            run.folder,
+            escape(run.folder),
             f"{run.started:%Y-%m-%d %H:%M}",
             "unfinished" if done is None else "finished",
             "" if done is None else str(done.epochs),
             *(f"{run.metrics[name]:.4g}" if name in run.metrics else "" for name in metrics),
             "" if seconds is None else f"{seconds:.0f} s",
             "" if memory is None else f"{memory:,.0f} MiB",
-            "" if commit is None else commit[:8] + ("+" if run.record["git"]["dirty"] else ""),
+            "" if run.commit is None else run.commit[:8] + ("+" if run.is_dirty else ""),
         )
     _print(table)
 
@@ -209,22 +215,17 @@ def _list(runs: Sequence[RunFolder], sort: str) -> None:
 def _compare(runs: Sequence[RunFolder]) -> int:
     names = sorted({name for run in runs for name in run.options} - {"run_dir"})
     differing = [name for name in names if len({yaml.safe_dump(run.options.get(name)) for run in runs}) > 1]
-    table = Table("", *(run.folder for run in runs), box=None, header_style="bold")
+    table = Table("", *(escape(run.folder) for run in runs), box=None, header_style="bold")
     for name in [name for name in differing if not name.endswith(("default_root_dir", "save_dir"))]:
-        table.add_row(name, *(str(run.options.get(name, "")) for run in runs))
-    for name in ("commit", "data"):
-        values = [run.record["git"]["commit"] if name == "commit" else _data(run) for run in runs]
+        table.add_row(name, *(escape(str(run.options.get(name, ""))) for run in runs))
+    for name, values in (("commit", [str(run.commit) for run in runs]), ("data", [run.data for run in runs])):
         if len(set(values)) > 1:
-            table.add_row(name, *(str(value)[:12] for value in values))
+            table.add_row(name, *(value[:12] for value in values))
     table.add_section()
     for metric in sorted({name for run in runs for name in run.metrics}):
         table.add_row(metric, *(f"{run.metrics[metric]:.4g}" if metric in run.metrics else "" for run in runs))
     _print(table)
     return 0
-
-
-def _data(run: RunFolder) -> str:
-    return " ".join(str(split["sha256"]) for split in run.record.get("data", {}).values())
 
 
 def _print(table: Table) -> None:

@@ -7,7 +7,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ class EvaluationFile:
 
 @dataclass(frozen=True)
 class System:
-    """A named system: one evaluation per training seed."""
+    """A named system: one evaluation per training seed, in the order of the seeds where all files state theirs."""
 
     name: str
     evaluations: tuple[EvaluationFile, ...]
@@ -145,18 +145,28 @@ def load_systems(arguments: Sequence[str], comparable: bool = True) -> tuple[Sys
         comparable: whether all systems must have the same settings, and not only the files of each.
 
     Raises:
-        ValueError: a name or file is repeated, a file is malformed, or settings differ.
+        ValueError: a name, a file or the seed of a system is repeated, a file is malformed, or settings differ.
     """
     given = [_split(argument) for argument in arguments]
-    systems = tuple(
-        System(name, tuple(load_evaluation(path) for path in paths))
-        for name, (_, paths) in zip(_names(given), given, strict=True)
-    )
+    systems = tuple(_system(name, paths) for name, (_, paths) in zip(_names(given), given, strict=True))
     evaluations = [system.evaluations for system in systems]
     for first, *others in [tuple(chain.from_iterable(evaluations))] if comparable else evaluations:
         for other in others:
             _check_comparable(first, other)
     return systems
+
+
+def _system(name: str, paths: Sequence[Path]) -> System:
+    evaluations = [load_evaluation(path) for path in paths]
+    seeds = {evaluation.path: evaluation.training.seed for evaluation in evaluations}
+    if None not in seeds.values():  # systems are paired by position
+        evaluations.sort(key=lambda evaluation: seeds[evaluation.path] or 0)
+        for first, second in pairwise(evaluations):
+            if seeds[first.path] == seeds[second.path]:
+                raise ValueError(
+                    f"{first.path} and {second.path} both have seed {seeds[first.path]}; give one file per seed of {name}"
+                )
+    return System(name, tuple(evaluations))
 
 
 def load_evaluation(path: Path) -> EvaluationFile:
@@ -229,9 +239,10 @@ def _split(argument: str) -> tuple[str | None, list[Path]]:
     if not Path(argument).is_file() and (match := _NAME.fullmatch(argument)):
         name, files = match[1], match[2]
     paths = [Path(files)] if Path(files).is_file() else [Path(file) for file in files.split(",")]
-    for path, times in Counter(paths).items():
-        if times > 1:
-            raise ValueError(f"{argument}: {path} is given {times} times; give one file per seed")
+    times = Counter(path.resolve() for path in paths)
+    for path in paths:
+        if times[path.resolve()] > 1:
+            raise ValueError(f"{argument}: {path} is given {times[path.resolve()]} times; give one file per seed")
     return name, paths
 
 

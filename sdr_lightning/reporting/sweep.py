@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ import yaml
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from sdr_lightning.paths import check_output, read_json, write_atomically, write_text
+from sdr_lightning.paths import check_output, write_atomically, write_text
 from sdr_lightning.reporting.figures.style import COLOURS, MARKERS, STYLE, to_png
 from sdr_lightning.reporting.generator import is_generated
 from sdr_lightning.reporting.pages.html import render_page
@@ -53,6 +56,7 @@ class SweepAxes:
         seed: parameter that is averaged over, or None.
         lines: parameters that differ between lines.
         categories: sorted values of a categorical x; empty if numeric.
+        files: label of each YAML file among the values: its name without folder and suffix, if no other file has it.
     """
 
     x: tuple[str, ...]
@@ -60,11 +64,16 @@ class SweepAxes:
     seed: str | None
     lines: tuple[str, ...]
     categories: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+
+    def label(self, value: Any) -> str:
+        """Format a value. Different values have different labels."""
+        return _label(value, self.files)
 
     def place(self, run: SweepRun, name: str) -> float:
         """Return the position of a run on an x-axis."""
         value = run.parameters[name]
-        return float(self.categories.index(_short(value)) if self.categories else value)
+        return float(self.categories.index(self.label(value)) if self.categories else value)
 
     @property
     def are_curves(self) -> bool:
@@ -124,7 +133,7 @@ def build_sweep_report(folder: Path) -> Path:
         names=[name for name in (*axes.lines, axes.panel, *axes.x, axes.seed) if name],
         metrics=metrics,
         data=json.dumps(data).replace("<", "\\u003c"),
-        short=_short,
+        label=axes.label,
         last=_last,
         colours=json.dumps(COLOURS),
     )
@@ -150,14 +159,15 @@ def load_sweep(folder: Path) -> tuple[str, list[SweepRun]]:
     """
     record = folder / "sweep.json"
     if record.is_file():
-        sweep = read_json(record, "a sweep")
+        sweep = Fields.read(record)
         runs = []
-        for part in sweep["runs"]:
-            results = folder / part["folder"] / "results.json"
-            training = read_json(results, "results of a run").get("training", {}) if results.is_file() else {}
-            kept = Fields(training.get("kept", {}), str(results)).table()
-            runs.append(SweepRun(part["folder"], part["parameters"], part["state"], kept))
-        return str(sweep["name"]), runs
+        for number, values in enumerate(sweep.items("runs")):
+            part = Fields(values, f"{record}: runs[{number}]")
+            name, parameters = part.text("folder"), dict(part.child("parameters").values)
+            results = folder / name / "results.json"
+            training = Fields.read(results).optional_child("training") if results.is_file() else Fields({}, "")
+            runs.append(SweepRun(name, parameters, part.text("state"), training.optional_child("kept").table()))
+        return sweep.text("name"), runs
     tracked = sorted(folder.rglob("*.wandb"))
     if not tracked:
         raise ValueError(f"no sweep in {folder}: expected sweep.json of sdr sweep, or .wandb files of offline W&B runs")
@@ -179,20 +189,24 @@ def load_sweep(folder: Path) -> tuple[str, list[SweepRun]]:
 
 
 def axes_of(runs: Sequence[SweepRun]) -> SweepAxes:
-    """Assign each parameter its role in the figure, from its name and values.
+    """Assign each parameter its role in the figure, from its name and values. Those of a single run are taken as varied.
 
     Raises:
         ValueError: no parameter differs between the runs.
     """
     names = sorted({name for run in runs for name in run.parameters})
-    varied = [name for name in names if len({_key(run.parameters.get(name)) for run in runs}) > 1]
+    varied = [n for n in names if len(runs) == 1 or len({_key(run.parameters.get(n)) for run in runs}) > 1]
+    paths = {str(run.parameters.get(name)) for run in runs for name in varied if _is_yaml(run.parameters.get(name))}
+    stems = Counter(Path(path).stem for path in paths)
+    files = {path: Path(path).stem if stems[Path(path).stem] == 1 else path for path in sorted(paths)}
     seed = next((name for name in varied if _last(name) in _SEEDS), None)
     varied = [name for name in varied if _last(name) not in _SEEDS]  # the seed of the data follows seed_everything
     numbers = tuple(name for name in varied if all(_is_number(run.parameters.get(name)) for run in runs))
     ratio = next((name for name in numbers if _last(name) == _RATIO), None)
     panel = next((name for name in varied if _last(name) in _PANELS), None)
     if ratio is not None:
-        return SweepAxes((ratio,), panel, seed, tuple(name for name in varied if name not in (ratio, panel)))
+        others = tuple(name for name in varied if name not in (ratio, panel))
+        return SweepAxes((ratio,), panel, seed, others, files=files)
     if not numbers:
         categorical = [name for name in varied if name != panel] or [name for name in (panel, seed) if name]
         if not categorical:
@@ -202,9 +216,10 @@ def axes_of(runs: Sequence[SweepRun]) -> SweepAxes:
             None if categorical[0] == panel else panel,
             None if categorical[0] == seed else seed,
         )
-        values = tuple(sorted({_short(run.parameters.get(x)) for run in runs}))
-        return SweepAxes((x,), panel, seed, tuple(categorical[1:]), values)
-    return SweepAxes(numbers, panel, seed, tuple(name for name in varied if name not in (*numbers, panel)))
+        values = tuple(sorted({_label(run.parameters.get(x), files) for run in runs}))
+        return SweepAxes((x,), panel, seed, tuple(categorical[1:]), values, files)
+    others = tuple(name for name in varied if name not in (*numbers, panel))
+    return SweepAxes(numbers, panel, seed, others, files=files)
 
 
 def draw_sweep(runs: Sequence[SweepRun], axes: SweepAxes, metric: str) -> Figure:
@@ -245,27 +260,28 @@ def draw_sweep(runs: Sequence[SweepRun], axes: SweepAxes, metric: str) -> Figure
 
 
 def _intervals(runs: Sequence[SweepRun], axes: SweepAxes, metric: str) -> list[dict[str, Any]]:
-    """Average over the runs that differ in nothing but the seed."""
-    found: dict[tuple[str, str, str, float, tuple[float, ...]], list[float]] = {}
+    """Average over the runs that differ in nothing but the seed. A run that a search repeated counts once."""
+    found: dict[tuple[str, str, str, float, tuple[float, ...]], dict[str, float]] = {}
     for run in runs:
         for name in axes.x:
             others = tuple(run.parameters[other] for other in axes.x if other != name)
             key = (_panel(run, axes), _line(run, axes), name, axes.place(run, name), others)
-            found.setdefault(key, []).append(run.metrics[metric])
+            seed = _key(run.parameters.get(axes.seed)) if axes.seed else ""
+            found.setdefault(key, {})[seed] = run.metrics[metric]
     rows = []
     for (panel, line, name, x, _), values in sorted(found.items()):
-        interval: Interval = mean_interval(values)
+        interval: Interval = mean_interval(list(values.values()))
         part = {"mean": interval.mean, "low": interval.low, "high": interval.high, "n": interval.n}
         rows.append({"panel": panel, "line": line, "name": name, "x": x, **part})
     return rows
 
 
 def _panel(run: SweepRun, axes: SweepAxes) -> str:
-    return _short(run.parameters.get(axes.panel)) if axes.panel else ""
+    return axes.label(run.parameters.get(axes.panel)) if axes.panel else ""
 
 
 def _line(run: SweepRun, axes: SweepAxes) -> str:
-    parts = [(name, _short(run.parameters.get(name))) for name in axes.lines]
+    parts = [(name, axes.label(run.parameters.get(name))) for name in axes.lines]
     return ", ".join(value if name == "config" else f"{_last(name)} {value}" for name, value in parts)
 
 
@@ -281,13 +297,20 @@ def _csv(runs: Sequence[SweepRun], axes: SweepAxes, metrics: Sequence[str]) -> s
                 *(repr(run.metrics.get(name, math.nan)) for name in metrics),
             ]
         )
-    return "".join(",".join(f'"{cell}"' if "," in cell else cell for cell in row) + "\n" for row in rows)
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
-def _short(value: Any) -> str:
-    """Format a value; a YAML file by its name without folder and suffix."""
-    text = f"{value:g}" if _is_number(value) else str(value)
-    return Path(text).stem if text.endswith((".yaml", ".yml")) else text
+def _label(value: Any, files: Mapping[str, str]) -> str:
+    if _is_number(value):
+        short = f"{value:g}"
+        return short if float(short) == value else repr(value)
+    return files.get(str(value), str(value))
+
+
+def _is_yaml(value: Any) -> bool:
+    return isinstance(value, str) and value.endswith((".yaml", ".yml"))
 
 
 def _last(name: str) -> str:

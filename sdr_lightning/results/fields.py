@@ -69,6 +69,11 @@ class Fields:
         """Read a JSON object from a file."""
         return cls(read_object(path), str(path))
 
+    @property
+    def values(self) -> Mapping[str, object]:
+        """The object itself."""
+        return self._values
+
     def __contains__(self, key: str) -> bool:
         return self._values.get(key) is not None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -96,6 +97,12 @@ class Collection:
         state = sha256(self.state, *(item.id for item in chosen))
         return Collection(chosen, [], lambda row: self.picture(rows[row]), self.in_parallel, self.left_out, state)
 
+    @property
+    def text_image(self) -> Tensor:
+        """(C,) int64 row of the image of each caption."""
+        rows = {item.id: row for row, item in enumerate(self.images)}
+        return torch.tensor([rows[item.image] for item in self.captions], dtype=torch.int64)
+
     def with_copies(self) -> Collection:
         """Return the collection with the paths of copies in an index, see :meth:`inputs`."""
         paths = [f"{COPIES}/{sha256(item.id)[:24]}.jpg" for item in self.images]
@@ -136,6 +143,20 @@ class Collection:
                 waiting = submitted
             if waiting is not None:
                 yield waiting[0], [future.result() for future in waiting[1]]
+
+
+def readable(inputs: Iterable[Tensor | str]) -> list[Tensor]:
+    """Return the inputs of a batch of :meth:`Collection.inputs`.
+
+    Raises:
+        ValueError: the first reason why a picture cannot be read.
+    """
+    found = []
+    for given in inputs:
+        if isinstance(given, str):
+            raise ValueError(given)
+        found.append(given)
+    return found
 
 
 def _write_copy(picture: ImageLike, path: Path) -> None:

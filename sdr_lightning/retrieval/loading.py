@@ -18,6 +18,7 @@ from sdr_lightning.data.wording import Wording
 from sdr_lightning.encoders.dual_encoder import DualEncoder
 from sdr_lightning.methods.base import Method
 from sdr_lightning.paths import read_json, read_yaml
+from sdr_lightning.results.fields import Fields
 from sdr_lightning.retrieval.exported import CONFIGURATION, FORMAT, TOKENIZER, WEIGHTS, downloaded, is_exported
 from sdr_lightning.retrieval.preprocessing import Preprocessing
 from sdr_lightning.retrieval.retriever import Precision, Retriever
@@ -106,15 +107,16 @@ def _run(configuration: Path, checkpoint: Path, device: str | torch.device | Non
 
 
 def _exported(folder: Path, device: str | torch.device | None, precision: Precision) -> Retriever:
-    configuration = read_json(folder / CONFIGURATION, "configuration of sdr export")
-    if configuration.get("format") != FORMAT:
-        raise ValueError(f"{folder / CONFIGURATION} has the format {configuration.get('format')}, expected {FORMAT}")
-    parts = {name: configuration.get(name) for name in ("encoder", "method", "preprocessing")}
+    path = folder / CONFIGURATION
+    configuration = Fields(read_json(path, "configuration of sdr export"), str(path))
+    if configuration.text("format") != FORMAT:
+        raise ValueError(f"{path} has the format {configuration.text('format')}, expected {FORMAT}")
+    parts: dict[str, Any] = {name: configuration.values.get(name) for name in ("encoder", "method", "preprocessing")}
     parts["tokenizer"] = {
         "class_path": "sdr_lightning.data.PretrainedTokenizer",
-        "init_args": {"weights": str(folder / TOKENIZER), "max_tokens": configuration["max_tokens"]},
+        "init_args": {"weights": str(folder / TOKENIZER), "max_tokens": configuration.integer("max_tokens")},
     }
-    encoder, method, preprocessing = built(parts, str(folder / CONFIGURATION))
+    encoder, method, preprocessing = built(parts, str(path))
     try:
         state = load_file(folder / WEIGHTS)
     except Exception as error:  # safetensors raises its own type and OSError

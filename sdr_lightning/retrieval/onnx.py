@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,13 +14,16 @@ from torch import Tensor, nn
 
 from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.encoders.dual_encoder import DualEncoder
-from sdr_lightning.features.extract import encode
+from sdr_lightning.functional.search import chunks
 from sdr_lightning.metrics.evaluation import evaluate_queries
+from sdr_lightning.progress import progress
+from sdr_lightning.retrieval.collection import data_split, readable
 from sdr_lightning.retrieval.retriever import Retriever
-from sdr_lightning.types import Encoded, Modality, Tokens
+from sdr_lightning.types import Encoded, Tokens
 
 IMAGE, TEXT, FUSION = "image.onnx", "text.onnx", "fusion.onnx"
 _OPSET = 20
+_BATCH = 64
 
 
 class Parity(NamedTuple):
@@ -166,6 +169,8 @@ def quantize(folder: Path) -> None:
 def recalls(model: Retriever, folder: Path, data: RetrievalDataModule) -> dict[str, dict[str, float]]:
     """Measure recall on the test split with torch and with each set of graphs in ONNX Runtime.
 
+    Pictures and captions are prepared as the model was trained, as in :meth:`Retriever.encode_images`.
+
     Args:
         model: the model, on the CPU.
         folder: with the graphs of :func:`export_onnx`, and those of :func:`quantize` if there are any.
@@ -176,7 +181,7 @@ def recalls(model: Retriever, folder: Path, data: RetrievalDataModule) -> dict[s
     """
     import onnxruntime
 
-    pairing = torch.from_numpy(data.split("test").table.caption_image.copy())
+    collection = data_split(data, "test")
     encoders: dict[str, dict[str, Callable[[Any], Tensor]]] = {
         "torch": {"image": model.encoder.encode_image, "text": model.encoder.encode_text}
     }
@@ -184,15 +189,30 @@ def recalls(model: Retriever, folder: Path, data: RetrievalDataModule) -> dict[s
         files = {"image": folder / f"image{suffix}.onnx", "text": folder / f"text{suffix}.onnx"}
         if all(file.is_file() for file in files.values()):
             encoders[name] = {modality: _runner(onnxruntime.InferenceSession(f)) for modality, f in files.items()}
-    found = {}
-    for name, encode_by in encoders.items():
-        embedded = {}
-        for modality, count in (("image", int(pairing.max()) + 1), ("text", len(pairing))):
-            rows, cpu = np.arange(count), torch.device("cpu")
-            loader = data.items("test", cast(Modality, modality))
-            embedded[modality] = encode(encode_by[modality], loader, rows, cpu, f"{name}, {modality}s")
-        found[name] = evaluate_queries(embedded["image"], embedded["text"], pairing).metrics
-    return found
+    embedded: dict[str, dict[str, list[Tensor]]] = {name: {"image": [], "text": []} for name in encoders}
+    num_images, captions = len(collection.images), [item.caption for item in collection.captions]
+    with torch.no_grad(), progress("images and captions", num_images + len(captions)) as advance:
+        for _, inputs in collection.inputs(model, chunks(num_images, _BATCH)):
+            _encode(encoders, "image", torch.stack(readable(inputs)), embedded)
+            advance(len(inputs))
+        for rows in chunks(len(captions), _BATCH):
+            _encode(encoders, "text", model.preprocessing.texts(captions[rows]), embedded)
+            advance(rows.stop - rows.start)
+    return {
+        name: evaluate_queries(torch.cat(parts["image"]), torch.cat(parts["text"]), collection.text_image).metrics
+        for name, parts in embedded.items()
+    }
+
+
+def _encode(
+    encoders: Mapping[str, Mapping[str, Callable[[Any], Tensor]]],
+    modality: str,
+    inputs: Any,
+    embedded: Mapping[str, Mapping[str, list[Tensor]]],
+) -> None:
+    """Embed a batch by each encoder."""
+    for name, encoder in encoders.items():
+        embedded[name][modality].append(encoder[modality](inputs))
 
 
 def _runner(session: Any) -> Callable[[Any], Tensor]:

@@ -11,8 +11,15 @@ import yaml
 
 
 def documents(config: Path) -> Iterator[Any]:
-    """Yield the content of a configuration, and of the fragments that it refers to."""
-    document = _parsed(config.read_text(encoding="utf-8"))
+    """Yield the content of a configuration, and of the fragments that it refers to.
+
+    Raises:
+        ValueError: a file is not YAML in UTF-8.
+    """
+    try:
+        document = _parsed(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config} is not YAML in UTF-8: {' '.join(str(error).split())}") from error
     yield document
     for _, value in strings(document):
         if value.endswith(".yaml"):

@@ -60,8 +60,6 @@ class Runner:
         self._check_folder()
         with self._closing_page(), Workers(self.jobs) as workers:
             data: Data = workers.call("data", work.describe, self.plan.student)
-            if self._splits_before() not in (None, data.splits):
-                _drop_banks(self.folder / "teachers")
             self._write_record(data, None)
             continued = False
             if self.plan.trials:
@@ -97,7 +95,8 @@ class Runner:
         published = {_identity(record) for record in records if _is_of(data, record)}
         waiting = [job for job in jobs if _identity(job) not in published and not _is_finished(job, data)]
         # A study whose cells are all published needs no teacher.
-        teachers = [job for job in teachers_of(waiting if published else jobs) if not _is_finished(job)]
+        needed = teachers_of(waiting if published else jobs)
+        teachers = [job for job in needed if not _is_finished_teacher(job, data_fingerprint)]
         for teacher in teachers:
             _drop_banks(teacher.folder)
         banks = [bank for bank in banks_of(waiting) if not bank.finished]
@@ -140,12 +139,6 @@ class Runner:
             read = {split: data.splits[split] for split in ("train", "val")}
             return _task(in_words(job), work.run_trial, job, data_fingerprint, read)
         return _task(in_words(job), work.run_cell, job, self.folder / "thumbnails", data_fingerprint)
-
-    def _splits_before(self) -> dict[str, str] | None:
-        """Fingerprints of the data that the study of the folder ran on last."""
-        path = self.folder / "study.json"
-        found = read_object(path).get("data", {}).get("splits") if path.is_file() else None
-        return None if found is None else dict(found)
 
     def _claim_folder(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -208,7 +201,7 @@ def _is_study(path: Path) -> bool:
 
 
 def _drop_banks(folder: Path) -> None:
-    """Delete the banks of all teachers in a folder."""
+    """Delete the banks of a teacher."""
     for bank in folder.rglob("banks/*.safetensors"):
         bank.unlink()
 
@@ -230,12 +223,20 @@ def _identity(job: Cell | JobRecord) -> tuple[str, str, float, int, str]:
     return job.method, job.imbalance, job.ratio, job.seed, job.fingerprint
 
 
-def _is_finished(job: TeacherJob | Cell, data: Data | None = None) -> bool:
-    """Whether a job's result exists and was made with the present settings, and from the present data if given."""
+def _is_finished(job: Cell, data: Data) -> bool:
+    """Whether the result of a trial or cell exists and was made with the present settings and data."""
     if not job.result.is_file():
         return False
     values, source = read_object(job.result), str(job.result)
-    if isinstance(job, TeacherJob):
-        return from_json(TeacherRecord, values, source).fingerprint == job.fingerprint
     record = from_json(Run, values, source) if job.trial is None else from_json(Trial, values, source)
-    return record.fingerprint == job.fingerprint and (data is None or _is_of(data, record))
+    return record.fingerprint == job.fingerprint and _is_of(data, record)
+
+
+def _is_finished_teacher(job: TeacherJob, data_fingerprint: str) -> bool:
+    """Whether the result of a teacher exists and was made with the present settings and data."""
+    mark = job.folder / "begun.json"  # its result does not name the data
+    if not (job.result.is_file() and mark.is_file()):
+        return False
+    record = from_json(TeacherRecord, read_object(job.result), str(job.result))
+    begun = read_object(mark).get("job")
+    return record.fingerprint == job.fingerprint and begun == f"{job.fingerprint} {data_fingerprint}"

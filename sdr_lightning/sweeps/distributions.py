@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -101,7 +102,7 @@ class Distribution(NamedTuple):
 
     Attributes:
         kind: W&B's name.
-        given: its keys, defaults filled in.
+        given: its keys, defaults filled in; values as JSON keeps them, in which the parameters of runs are recorded.
     """
 
     kind: str
@@ -154,11 +155,18 @@ def distribution(name: str, given: Any) -> Distribution:
     for key in required:
         if key not in given:
             raise ValueError(f"parameter {name!r}: distribution {kind} needs {key}")
-    found = Distribution(kind, {**optional, **{key: value for key, value in given.items() if key != "distribution"}})
+    found = Distribution(
+        kind, {**optional, **{key: plain(value) for key, value in given.items() if key != "distribution"}}
+    )
     problem = _problem(found)
     if problem:
         raise ValueError(f"parameter {name!r}{problem}")
     return found
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON keeps it: keys as text, dates as text."""
+    return json.loads(json.dumps(value, default=str))
 
 
 def _implied(given: Given) -> str:

@@ -16,6 +16,7 @@ from sdr_lightning.identity import sha256
 from sdr_lightning.paths import claim, read_json, write_json
 from sdr_lightning.reporting.sweep import check_sweep_report
 from sdr_lightning.reporting.wandb_summary import publish
+from sdr_lightning.sweeps.distributions import plain
 from sdr_lightning.sweeps.search import Run, grid_size, next_parameters, runs_to_stop
 from sdr_lightning.sweeps.spec import Sweep
 from sdr_lightning.workers import Task, Workers, log_to, progress_bar
@@ -63,7 +64,8 @@ class SweepRunner:
         total = grid_size(self.sweep)
         self.console.print(
             f"{self.sweep.name}: {total or f'up to {self.sweep.run_cap}'} runs in {self.folder}, {before} finished "
-            f"before, {self.jobs} at a time"
+            f"before, {self.jobs} at a time",
+            markup=False,
         )
         exhausted = False
         with (
@@ -83,7 +85,9 @@ class SweepRunner:
                 for run in self._ended(workers.ended(_POLL_S)):
                     progress.update(bar, advance=1)
                     self._give_up_if_hopeless()
-                    self.console.print(f"run {run.number} {run.state}: {_words(run.parameters)}", soft_wrap=True)
+                    self.console.print(
+                        f"run {run.number} {run.state}: {_words(run.parameters)}", soft_wrap=True, markup=False
+                    )
                 for run in runs_to_stop(self.sweep, self.runs):
                     if run in self.tasks:
                         run.state = "stopped"
@@ -104,7 +108,7 @@ class SweepRunner:
             raise ValueError(
                 f"{self.folder} already holds a sweep: --resume continues it, --output names another folder"
             )
-        mine = _plain(self.sweep.config)
+        mine = plain(self.sweep.config)
         other = [key for key in _SAME if before["config"].get(key) != mine.get(key)]
         if other:
             raise ValueError(f"{self.folder} holds a sweep with another {other[0]}: choose another --output")
@@ -135,7 +139,7 @@ class SweepRunner:
         found = next_parameters(self.sweep, self.runs)
         if found is None:
             return None
-        parameters, quantiles = _plain(found[0]), found[1]
+        parameters, quantiles = found
         key = sha256(json.dumps(parameters, sort_keys=True).encode())[:8]
         run = Run(len(self.runs), parameters, self.folder / f"{len(self.runs):03d}-{key}", quantiles)
         self.runs.append(run)
@@ -166,7 +170,7 @@ class SweepRunner:
             for run in self.runs
         ]
         write_json(
-            self.folder / "sweep.json", {"name": self.sweep.name, "config": _plain(self.sweep.config), "runs": runs}
+            self.folder / "sweep.json", {"name": self.sweep.name, "config": plain(self.sweep.config), "runs": runs}
         )
 
 
@@ -195,8 +199,3 @@ def _words(parameters: dict[str, Any]) -> str:
         f"{name.rpartition('.')[2]} {f'{value:.4g}' if isinstance(value, float) else value}"
         for name, value in parameters.items()
     )
-
-
-def _plain(value: Any) -> Any:
-    """The value as JSON keeps it."""
-    return json.loads(json.dumps(value, default=str))

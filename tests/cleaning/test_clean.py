@@ -21,6 +21,7 @@ from torch import Tensor
 from sdr_lightning.cleaning import Cleaned, TeacherChoice, clean, teachers, write_folder
 from sdr_lightning.cleaning.judgement import DISAGREEMENT, automatic_threshold
 from sdr_lightning.cleaning.kept import kept_overlay, write_kept
+from sdr_lightning.cleaning.output import check_folder_output
 from sdr_lightning.cleaning.page import curve
 from sdr_lightning.configure import build_data
 from sdr_lightning.configure.teacher import TeacherFiles
@@ -165,6 +166,15 @@ def test_teachers_that_agree_on_nothing_give_one_line_and_no_probability(
     (tmp_path / "clean/mine.txt").touch()
     with pytest.raises(ValueError, match="was not written by sdr clean"):
         write_folder(found, tmp_path / "clean")
+
+
+def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for output in (Path(), tmp_path.parent):
+        with pytest.raises(ValueError, match="holds the working directory or is a mount point"):
+            check_folder_output(output)
 
 
 @pytest.mark.parametrize(("share", "expected"), [(0.0, 1.0), (0.4, 0.8), (0.8, 0.5), (1.0, 0.5)])

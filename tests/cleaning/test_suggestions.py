@@ -1,8 +1,10 @@
 """Suggested captions, against plain loops, and held out."""
 
+import pytest
 import torch
 from torch import Tensor
 
+from sdr_lightning.cleaning import suggestions
 from sdr_lightning.cleaning.suggestions import suggested_captions
 from sdr_lightning.functional.agreement import predicted_text_features
 
@@ -16,7 +18,9 @@ def features() -> tuple[Tensor, Tensor, Tensor]:
     return image, text, index
 
 
-def test_the_nearest_caption_of_another_image_is_suggested() -> None:
+@pytest.mark.parametrize("at_a_time", [2048, 2])
+def test_the_nearest_caption_of_another_image_is_suggested(at_a_time: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suggestions, "_IMAGES", at_a_time)
     image, text, index = features()
     wanted = torch.tensor([3, 0, 41])
     predicted, texts = predicted_text_features(image, text, index)

@@ -391,6 +391,14 @@ INVALID = {
 }  # fmt: skip
 
 
+def test_all_files_are_read_before_the_evaluation(folder, monkeypatch, capsys):
+    monkeypatch.setattr("sdr_lightning.cli.evaluation._evaluate", None)
+    for more in (("--image-teacher", "absent.npy"), ("--judgements", "absent.csv", "--annotations", "list.json")):
+        words = (*EMBEDDINGS, *more) if "--annotations" in more else (*PAIRED, *more)
+        assert sdr(*words) == 2
+        assert "absent" in capsys.readouterr().err.splitlines()[0]
+
+
 @pytest.mark.parametrize("group", INVALID)
 def test_invalid_input_gives_one_line_and_writes_nothing(folder, group, capsys):
     sdr("relevance", "--annotations", "karpathy.json", "--output", "rouge.npy")

@@ -89,6 +89,29 @@ def test_differences_are_paired_by_seed_and_image(tmp_path: Path) -> None:
     assert paired.high - paired.low < 0.6 * math.hypot(*widths)
 
 
+def state_seeds(given: str) -> None:
+    """State the seeds of the files of ``NAME=FILE,FILE,...``, from 0."""
+    for seed, file in enumerate(given.partition("=")[2].split(",")):
+        meta = json.loads(Path(file).read_text())["meta"]
+        edit(Path(file), meta=meta | {"training": {"seed": seed}})
+
+
+def test_files_that_state_their_seeds_are_paired_by_seed(tmp_path: Path) -> None:
+    one, two = (write_seeds(tmp_path, name, skill) for name, skill in (("InfoNCE", 0.0), ("SDR", 1.0)))
+    for given in (one, two):
+        state_seeds(given)
+    name, _, files = two.partition("=")
+    shuffled = f"{name}=" + ",".join(reversed(files.split(",")))
+    first, second = (
+        compare_systems(load_systems([one, other]), replicates=100).differences["SDR"] for other in (two, shuffled)
+    )
+    assert first == second
+    meta = json.loads(Path(files.split(",")[0]).read_text())["meta"]
+    edit(Path(files.split(",")[1]), meta=meta)
+    with pytest.raises(ValueError, match=r"0\.json and .*1\.json both have seed 0; give one file per seed of SDR"):
+        load_systems([two])
+
+
 def test_a_system_has_no_difference_to_itself(path: Path) -> None:
     found = compare_systems(load_systems([str(path), f"again={path}"]), replicates=100)
     assert {(entry.value, entry.low, entry.high, entry.direction) for entry in found.differences["again"].values()} == {

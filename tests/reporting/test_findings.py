@@ -125,6 +125,14 @@ def test_sentences_give_the_largest_gain_the_control_and_the_best_methods(tmp_pa
     ]
 
 
+def test_methods_that_share_the_highest_mean_are_all_named(tmp_path: Path) -> None:
+    study_with(tmp_path, {CLEAN: (0.0, 0.0, 0.0), HIGH: WORSE})
+    record = json.loads((tmp_path / "study.json").read_text())
+    edit_json(tmp_path / "study.json", methods=record["methods"] | {"AGREE": record["methods"]["SDR"]})
+    *_, found = sentences(load_study(tmp_path))
+    assert found == "Highest mean rsum of the 3 methods: InfoNCE in 2 and SDR in 1 of 2 conditions."
+
+
 def test_a_tile_has_the_difference_of_each_condition_with_its_mark(tmp_path: Path) -> None:
     (tile,) = tiles(study_with(tmp_path, {CLEAN: UNDECIDED, HIGH: BETTER, LOW: WORSE}))
     assert (tile.title, tile.verdicts) == (

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sdr_lightning.reporting.formatting import verdict_text
+from sdr_lightning.reporting.formatting import bounds, verdict_text
 from sdr_lightning.reporting.statistics import Interval, mean_interval, paired_difference, verdict
 
 
@@ -37,6 +37,15 @@ def test_fewer_than_two_values_have_no_interval() -> None:
         assert (interval.half, interval.low, interval.high, interval.n) == (None, None, None, len(values))
         assert math.isnan(interval.mean) == (not values)
         assert verdict_text(interval) == f"undecided (n={len(values)})"
+
+
+@pytest.mark.parametrize(
+    ("mean", "half", "text"),
+    [(1.94, 1.97, "[−0.0, 3.9] undecided"), (1.98, 1.97, "[0.0, 4.0] higher"), (0.0, 0.0, "[0.0, 0.0] identical")],
+)
+def test_a_bound_that_rounds_to_zero_keeps_its_sign(mean: float, half: float, text: str) -> None:
+    found = Interval(mean, half, 3)
+    assert f"{bounds(found)} {verdict_text(found)}" == text
 
 
 def test_verdict_excludes_zero_strictly() -> None:

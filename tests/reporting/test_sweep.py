@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,43 @@ def test_intervals_are_over_runs_that_differ_in_the_seed_alone(tmp_path: Path) -
     ]
 
 
+def test_a_run_that_a_random_search_repeats_counts_once(tmp_path: Path) -> None:
+    runs = [{RATIO: ratio, SEED: seed} for ratio, seed in ((0, 0), (0, 1), (0.5, 0), (0, 0), (0, 0))]
+    intervals = page_data(write_sweep(tmp_path, runs))["intervals"]["val/rsum"]
+    assert [(p["x"], p["n"]) for p in intervals] == [(0, 2), (0.5, 1)]
+
+
+def test_different_values_have_different_labels(tmp_path: Path) -> None:
+    """Files of the same name, and numbers that are equal in six digits."""
+    runs = [{"config": file, "a.w": w} for file in ("a/sdr.yaml", "b/sdr.yaml", "c/itc.yaml") for w in (0.1, 0.1000001)]
+    _, loaded = load_sweep(write_sweep(tmp_path, runs))
+    axes = axes_of(loaded)
+    assert [axes.label(run.parameters["config"]) for run in loaded[::2]] == ["a/sdr.yaml", "b/sdr.yaml", "itc"]
+    assert [axes.label(run.parameters["a.w"]) for run in loaded[:2]] == ["0.1", "0.1000001"]
+
+
+@pytest.mark.parametrize(
+    ("record", "complaint"),
+    [
+        ("[]", "expected an object, found list"),
+        ('{"name": "x", "runs": [{"folder": "0"}]}', r"runs\[0\]: 'parameters' must be an object"),
+    ],
+)
+def test_a_malformed_record_is_named(tmp_path: Path, record: str, complaint: str) -> None:
+    (tmp_path / "sweep.json").write_text(record)
+    with pytest.raises(ValueError, match=f"sweep.json: {complaint}"):
+        load_sweep(tmp_path)
+
+
+def test_one_finished_run_gives_a_report(tmp_path: Path) -> None:
+    weights = '{"itc": 1, "itm": 2}'
+    data = page_data(write_sweep(tmp_path, [{"a.weights": weights, "a.rate": 1, SEED: 0}]))
+    assert [(p["name"], p["mean"], p["low"]) for p in data["intervals"]["val/rsum"]] == [("a.rate", 0, None)]
+    with (tmp_path / "sweep.csv").open(newline="") as table:
+        (row,) = csv.DictReader(table)
+    assert (row["a.weights"], row["a.rate"]) == (weights, "1")
+
+
 def test_a_ratio_that_some_runs_lack_is_no_axis(tmp_path: Path) -> None:
     _, runs = load_sweep(write_sweep(tmp_path, [{RATIO: None, "a.rate": 1}, {RATIO: 0.4, "a.rate": 2}]))
     assert axes_of(runs).x == ("a.rate",)
@@ -84,4 +122,4 @@ def test_a_single_varied_parameter_is_the_x_axis(tmp_path: Path) -> None:
         axes = axes_of(runs)
         assert (axes.x, axes.panel, axes.seed, len(axes.categories)) == ((name,), None, None, 2)
     with pytest.raises(ValueError, match="no parameter differs between the runs"):
-        axes_of(runs[:1])
+        axes_of(runs[:1] * 2)

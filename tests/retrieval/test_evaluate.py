@@ -43,6 +43,8 @@ def test_a_trained_model_is_evaluated(
         (["--data", "a"], "--model and --data go together"),
         (["--model", "a", "--data", "b", "--scores", "c"], "--model computes what --scores gives"),
         (["--model", "a.pt", "--data", "b"], "no model at a.pt"),
+        (["--scores", "a", "--diagnostics"], "--image-teacher and --text-teacher need embeddings, not scores"),
+        (["--scores", "a", "--judgements", "b"], "--judgements and --extended need embeddings and --annotations"),
     ],
 )
 def test_unusable_options_give_one_line(arguments: list[str], complaint: str, capsys: Any) -> None:

@@ -190,6 +190,11 @@ def test_what_is_no_model_gives_one_line(tmp_path: Path) -> None:
         load("runs/mine/best.pt")
     with pytest.raises(ValueError, match="no model at nobody/nothing: there is no such folder, and the hub"):
         load("nobody/nothing")
-    (tmp_path / "sdr_model.json").write_text(json.dumps({"format": "other"}))
-    with pytest.raises(ValueError, match="has the format other, expected sdr-model-1"):
-        load(tmp_path)
+    for content, complaint in (
+        ({"format": "other"}, "has the format other, expected sdr-model-1"),
+        ({"format": "sdr-model-1"}, r"sdr_model\.json: 'max_tokens' must be a finite number, the key is missing"),
+        ([], r"sdr_model\.json: expected an object, found list"),
+    ):
+        (tmp_path / "sdr_model.json").write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=complaint):
+            load(tmp_path)

@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from sdr_lightning.identity import sha256
 from sdr_lightning.paths import write_json
 from sdr_lightning.reporting.formatting import NBSP, condition_label
 from sdr_lightning.reporting.running import Running
 from sdr_lightning.results.codec import to_json
-from sdr_lightning.results.schema import Condition, Data, Run, Selected, StudyTuning, Trial
+from sdr_lightning.results.schema import Condition, Data, Run, Selected, StudyTuning, TeacherRecord, Trial
 from sdr_lightning.studies import jobs, progress, runner
 from sdr_lightning.studies.plan import Cell, plan, plan_with_trials
 from sdr_lightning.studies.runner import Runner
@@ -161,6 +162,30 @@ def test_finished_cells_do_not_run_again(tmp_path: Path, monkeypatch: pytest.Mon
     assert needs == sorted(needs)
     assert max(i for i, name in enumerate(order) if name == "run_bank") < len(order) - sum(needs)
     assert json.loads((tmp_path / "study.json").read_text())["code"] == running.plan.code
+
+
+@pytest.mark.parametrize(
+    ("changed", "trained"), [({}, []), ({"fingerprint": "old"}, ["image"]), ({"data": "old"}, ["image"])], ids=str
+)
+def test_a_teacher_of_other_settings_or_data_is_trained_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str], trained: list[str]
+) -> None:
+    """Its banks are deleted; those of the other teacher stay."""
+    workers = FakeWorkers(1)
+    monkeypatch.setattr(runner, "Workers", lambda _: workers)
+    monkeypatch.setattr(runner, "build_report", lambda folder: folder / "report.html")
+    running = study_runner(tmp_path, Console(file=io.StringIO()))
+    for teacher in running.plan.teachers:
+        of = {"fingerprint": teacher.fingerprint, "data": sha256(json.dumps(DATA.splits, sort_keys=True))}
+        of |= changed if teacher.modality == "image" else {}
+        record = TeacherRecord(modality=teacher.modality, code=teacher.code, fingerprint=of["fingerprint"])
+        write_json(teacher.result, to_json(record))
+        write_json(teacher.folder / "begun.json", {"job": f"{of['fingerprint']} {of['data']}"})
+        write_json(teacher.folder / "banks/clean.safetensors", {})
+    running.run()
+    ran = [task.arguments[0].modality for task in workers.started if task.function is jobs.run_teacher]
+    left = {path.parts[-3] for path in tmp_path.rglob("banks/*.safetensors")}
+    assert (ran, left) == (trained, {"image", "text"} - set(trained))
 
 
 def test_each_job_prints_one_line_with_its_score_and_the_time_left(

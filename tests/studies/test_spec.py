@@ -10,6 +10,7 @@ import yaml
 
 from sdr_lightning.data.imbalance import Imbalance
 from sdr_lightning.results.schema import Condition, StudySpec, StudyStage, StudyTuning, Swept
+from sdr_lightning.studies.documents import documents
 from sdr_lightning.studies.spec import imbalance_at, read_study
 
 SMALL: dict[str, Any] = {
@@ -178,6 +179,12 @@ def test_file_that_is_no_study(tmp_path: Path, content: bytes | None, message: s
         (tmp_path / "study.yaml").write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_study(tmp_path / "study.yaml")
+
+
+def test_a_configuration_that_is_not_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("model: {init_args: [")
+    with pytest.raises(ValueError, match=r"bad\.yaml is not YAML in UTF-8: while parsing"):
+        list(documents(tmp_path / "bad.yaml"))
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,12 @@ def test_grid_is_the_product_in_the_order_of_the_file(tmp_path: Path) -> None:
     assert grid_size(load(tmp_path, parameters=parameters, run_cap=3)) == 3
 
 
+def test_grid_ends_whose_values_json_changes(tmp_path: Path) -> None:
+    """Runs are recorded as JSON, in which keys are text."""
+    sweep = load(tmp_path, parameters={"x": {"values": [{0: 8, 4: 4}, {0: 4}]}})
+    assert [run.parameters for run in searched(sweep, tmp_path)] == [{"x": {"0": 8, "4": 4}}, {"x": {"0": 4}}]
+
+
 @pytest.mark.parametrize("method", ["random", "bayes"])
 def test_search_is_reproducible_and_does_not_repeat_itself(method: str, tmp_path: Path) -> None:
     """While all runs are still running, too."""
