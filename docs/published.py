@@ -6,8 +6,8 @@ docs/leaderboard.md and docs/leaderboard.html are made from the cells of all stu
 ``<!-- leaderboard: NAME -->`` and ``<!-- end of leaderboard -->`` is made from the cells of one method: NAME is its overlay in
 experiments/methods.
 Text between ``<!-- results: NAME -->`` and ``<!-- end of results -->`` (of all studies, where NAME is ``all``), in the same way
-that of ``methods``, ``differences`` and ``state``, and the ``# Result:`` of a published study's configuration is made from
-the records and from nothing else.
+that of ``methods``, ``differences``, ``tasks`` and ``state``, and the ``# Result:`` of a published study's configuration is
+made from the records and from nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +23,7 @@ from textwrap import wrap
 from typing import Any
 
 from sdr_lightning.reporting.claims import CLAIMS, PairedComparison, compare_with_baseline
-from sdr_lightning.reporting.formatting import NBSP, condition_label, number, signed
+from sdr_lightning.reporting.formatting import NBSP, bounds, bounds_text, condition_label, number, signed, verdict_text
 from sdr_lightning.reporting.leaderboard.entries import Group
 from sdr_lightning.reporting.leaderboard.output import (
     Leaderboard,
@@ -37,9 +37,10 @@ from sdr_lightning.reporting.leaderboard.studies import study_group
 from sdr_lightning.reporting.pages.markdown import markdown_table
 from sdr_lightning.reporting.quantities import RSUM, TEMPERATURE
 from sdr_lightning.reporting.statistics import OUTCOMES, Interval
-from sdr_lightning.reporting.tables.results import against_baseline_table
+from sdr_lightning.reporting.tables.results import against_baseline_table, claims_by_task_table
+from sdr_lightning.reporting.tables.table import Table
 from sdr_lightning.results.loading import load_study
-from sdr_lightning.results.schema import StudySpec
+from sdr_lightning.results.schema import Study, StudySpec
 from sdr_lightning.studies.plan import Plan, plan_with_trials
 from sdr_lightning.studies.spec import read_study
 
@@ -50,7 +51,7 @@ QUANTITIES = {"rsum": "rsum", "single_modal": "single-modal NDCG@10", "mixed": "
 """The published quantities of each condition, by key and label."""
 
 _BLOCK = re.compile(
-    r"(<!-- (?P<kind>results|methods|differences|state|leaderboard): (?P<name>\S+) -->\n).*?(<!-- end of (?P=kind) -->)",
+    r"(<!-- (?P<kind>results|methods|differences|tasks|state|leaderboard): (?P<name>\S+) -->\n).*?(<!-- end of (?P=kind) -->)",
     re.DOTALL,
 )
 _HEADER = re.compile(r"^# Result: .*\n(?:#  .*\n)*", re.MULTILINE)
@@ -145,9 +146,11 @@ class Published:
         return (self.folder / "report.md").relative_to(ROOT).as_posix()
 
     def highest(self) -> str:
-        """List the methods with the highest mean rsum, and in how many conditions."""
+        """List the methods with the highest mean rsum, all if several share it, and in how many conditions."""
         means = [condition["rsum"] for condition in self.record["conditions"]]
-        counts = Counter(max(by_method, key=by_method.__getitem__) for by_method in means)
+        counts = Counter(
+            name for by_method in means for name, mean in by_method.items() if mean == max(by_method.values())
+        )
         return "; ".join(f"{method} in {count} of {len(means)} conditions" for method, count in counts.most_common())
 
     def verdicts(self, key: str) -> str:
@@ -186,7 +189,9 @@ def filled(path: Path, studies: dict[str, Published]) -> str:
         elif found["kind"] == "methods":
             content = _methods_table(path, studies[name])
         elif found["kind"] == "differences":
-            content = _differences_table(path, studies[name])
+            content = _titled(path, studies[name], against_baseline_table)
+        elif found["kind"] == "tasks":
+            content = _titled(path, studies[name], claims_by_task_table)
         else:
             content = _table(path, studies[name])
         return f"{found[1]}{content}\n{found[4]}"
@@ -260,13 +265,11 @@ def _methods_table(path: Path, study: Published) -> str:
     return "\n".join([title, "", *rows])
 
 
-def _differences_table(path: Path, study: Published) -> str:
-    """The rsum of each method minus that of its baseline, by condition."""
-    table = against_baseline_table(load_study(study.folder))
+def _titled(path: Path, study: Published, make: Callable[[Study], Table | None]) -> str:
+    """A table of the study's report, with its title, link and state."""
+    table = make(load_study(study.folder))
     if table is None:
-        raise ValueError(
-            f"{path} has a block of differences of {study.record['name']!r}, which compares two methods only"
-        )
+        raise ValueError(f"{path} has a block of {study.record['name']!r}, whose report has no such table")
     title = f"{study.record['title']}, [report]({_relative(path, study.link)}), {study.tuning}, {study.state}"
     return f"{title}. {markdown_table(table)}"
 
@@ -277,12 +280,7 @@ def _interval(found: Interval) -> str:
 
 def _difference(compared: PairedComparison) -> str:
     found, decimals = compared.difference, compared.quantity.difference_decimals
-    if found.low is None or found.high is None:
-        return f"{signed(found.mean, decimals)} {compared.verdict}"
-    if found.low == found.high == 0:
-        return "identical"
-    bounds = f"[{number(found.low, decimals)}, {number(found.high, decimals)}]"
-    return f"{signed(found.mean, decimals)} {bounds} {compared.verdict}"
+    return " ".join(filter(None, (signed(found.mean, decimals), bounds(found, decimals), verdict_text(found))))
 
 
 def _table(path: Path, study: Published) -> str:
@@ -330,8 +328,8 @@ def _header(study: Published) -> str:
 
 def _comparison(found: dict[str, Any], decimals: int) -> str:
     means = f"{number(found['baseline'])}, {number(found['candidate'])}"
-    interval = "" if found["low"] is None else f" [{number(found['low'], decimals)}, {number(found['high'], decimals)}]"
-    return f"{means}; {signed(found['difference'], decimals)}{interval} {found['verdict']}"
+    interval = bounds_text(found["low"], found["high"], decimals)
+    return " ".join(filter(None, (f"{means};", signed(found["difference"], decimals), interval, found["verdict"])))
 
 
 def _relative(path: Path, link: str) -> str:

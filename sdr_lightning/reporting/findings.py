@@ -1,5 +1,6 @@
 """What a study found, in words that its record decides: the headline of the report, its tiles and its scope."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -182,23 +183,22 @@ def _control(study: Study, method: str) -> str:
 
 
 def _best(study: Study) -> str:
-    """Name the methods with the highest mean rsum; empty for two methods, whose differences say so."""
-    wins: dict[str, int] = {}
+    """Name the methods with the highest mean rsum, all if several share it; empty for two methods, whose differences say so."""
+    wins: Counter[str] = Counter()
+    total = 0
     for condition in study.conditions:
         means = {method: RSUM.interval(study, method, condition) for method in study.methods}
         known = {method: interval.mean for method, interval in means.items() if interval.n}
         if len(known) > 1:
-            best = max(known, key=known.__getitem__)
-            wins[best] = wins.get(best, 0) + 1
+            wins.update(method for method, mean in known.items() if mean == max(known.values()))
+            total += 1
     if len(study.methods) < 3 or not wins:
         return ""
-    counts = sorted(wins.items(), key=lambda item: -item[1])
-    named = _joined([f"{method} in {count}" for method, count in counts])
-    total = sum(wins.values())
+    named = _joined([f"{method} in {count}" for method, count in wins.most_common()])
     return (
         f"Highest mean rsum of the {len(study.methods)} methods: {named} of {total} conditions."
         if total > 1
-        else (f"Highest mean rsum of the {len(study.methods)} methods: {counts[0][0]}.")
+        else (f"Highest mean rsum of the {len(study.methods)} methods: {_joined(list(wins))}.")
     )
 
 

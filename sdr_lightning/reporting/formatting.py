@@ -25,14 +25,22 @@ def signed(value: float, decimals: int = 1) -> str:
 
 def bounds(interval: Interval, decimals: int = 1) -> str:
     """Format an interval as ``[low, high]``; empty without bounds."""
-    if interval.low is None or interval.high is None:
-        return ""
-    return f"[{number(interval.low, decimals)}, {number(interval.high, decimals)}]"
+    return bounds_text(interval.low, interval.high, decimals)
+
+
+def bounds_text(low: float | None, high: float | None, decimals: int = 1) -> str:
+    """Format two bounds as ``[low, high]``; empty if one is None.
+
+    A bound that rounds to 0 keeps its sign, because the sign decides the verdict: ``[−0.0, 3.9]`` is undecided.
+    """
+    return "" if low is None or high is None else f"[{low:.{decimals}f}, {high:.{decimals}f}]".replace("-", "−")
 
 
 def verdict_text(interval: Interval) -> str:
-    """Format a verdict, with the number of seeds when fewer than two."""
-    return verdict(interval) if interval.n >= 2 else f"undecided (n={interval.n})"
+    """Format a verdict: ``identical`` for a difference of 0 in every seed; with the number of seeds when fewer than two."""
+    if interval.n < 2:
+        return f"undecided (n={interval.n})"
+    return "identical" if interval.low == interval.high == 0 else verdict(interval)
 
 
 def percent(fraction: float) -> str:

@@ -59,11 +59,13 @@ function signed(value, decimals) {
   return value > 0 && Number(value.toFixed(decimals)) !== 0 ? `+${number(value, decimals)}` : number(value, decimals);
 }
 
+/** An interval; a bound that rounds to 0 keeps its sign, which decides the verdict. */
 function bounds([, low, high], decimals) {
-  return low === null ? "" : `[${number(low, decimals)}, ${number(high, decimals)}]`;
+  return low === null ? "" : `[${low.toFixed(decimals)}, ${high.toFixed(decimals)}]`.replaceAll("-", "\u2212");
 }
 
 function verdict([, low, high]) {
+  if (low === 0 && high === 0) return "identical";
   return low === null ? "undecided" : low > 0 ? "higher" : high < 0 ? "lower" : "undecided";
 }
 

@@ -9,7 +9,7 @@
   const number = (value, decimals) => value.toFixed(decimals).replace(/^-(0(\.0*)?)$/, "$1").replace("-", "−");
   const signed = (value, decimals) => (Number(value.toFixed(decimals)) > 0 ? "+" : "") + number(value, decimals);
   function bounds({ mean, half }, decimals) {
-    return half === null ? "" : `[${number(mean - half, decimals)}, ${number(mean + half, decimals)}]`;
+    return half === null ? "" : `[${(mean - half).toFixed(decimals)}, ${(mean + half).toFixed(decimals)}]`.replaceAll("-", "−");
   }
   const nameOf = (method) => data.methods[method].name;
   const labelOf = (condition) => data.conditions[condition].label;
