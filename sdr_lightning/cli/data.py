@@ -123,7 +123,8 @@ def _prepare(data: RetrievalDataModule, console: Console) -> int:
         data.source.table(split)
     data.prepare_data()
     for split in data.source.splits:
-        tokenised(data.tokenizer, data.source.table(split).captions, data.cache, write=True)
+        wording = data.train_wording if split == "train" else data.evaluation_wording
+        tokenised(data.tokenizer, wording(data.table(split).captions), data.cache, write=True)
     kept = (
         f"images at {data.cached_size} pixels and tokens"
         if data.cached_size

@@ -17,6 +17,7 @@ from sdr_lightning.configure import build_data
 from sdr_lightning.data import SceneSource
 from sdr_lightning.data.id_list import read_ids
 from sdr_lightning.data.imbalance import Imbalance, read_noise
+from sdr_lightning.data.table import SPLITS
 from sdr_lightning.features.bank import FeatureBank
 from tests.e2e.sdr import error_line, sdr, succeeded
 
@@ -224,6 +225,15 @@ def test_prepare_writes_images_and_tokens(own: Path, ran: Run) -> None:
     assert len([file for file in first if file.suffix == ".safetensors"]) == 3
     ran("data", "prepare", "--data", own, *PREPARE)
     assert first.items() <= kept(own).items()
+
+
+def test_training_reads_the_tokens_that_prepare_wrote(own: Path, ran: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = ("--data.init_args.strip_punctuation", "true", "--data.init_args.train_images", "2")
+    ran("data", "prepare", "--data", own, *options)
+    data = build_data(["--data", str(own), *options])
+    monkeypatch.setattr(type(data.tokenizer), "__call__", None)
+    for split in SPLITS:
+        assert len(data.split(split).tokens.input_ids) == len(data.table(split).captions)
 
 
 def test_prepare_adds_new_images(own: Path, ran: Run) -> None:
