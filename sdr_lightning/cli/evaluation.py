@@ -35,7 +35,7 @@ from sdr_lightning.metrics.files import (
     record_path,
     save_evaluation,
 )
-from sdr_lightning.metrics.judgements import agreement, read_judgements
+from sdr_lightning.metrics.judgements import Judgements, agreement, read_judgements
 from sdr_lightning.metrics.paper_protocol import evaluate_published, first_five
 from sdr_lightning.metrics.relevance import Relevance
 from sdr_lightning.metrics.scores import evaluate_scores
@@ -86,28 +86,15 @@ def evaluate(options: Namespace, data_options: Sequence[str]) -> None:
         if scores[0].shape != sizes:
             raise ValueError(f"image-to-text scores are {tuple(scores[0].shape)}, the embeddings are of {sizes}")
         scores = pairing.by_image(scores[0].T).T, pairing.by_image(scores[1])
-    relevance = None
     teachers = _teachers(options, {"image": sizes[0], "text": sizes[1]}, pairing)
     judgements = None if options.judgements is None else read_judgements(options.judgements)
+    relevance = None
     if options.relevance is not None:
         relevance = load_relevance(options.relevance, pairing.text_image, sizes[0], pairing.captions, pairing.images)
     console = Console(stderr=True)
     evaluation = _evaluate(options, embeddings, scores, pairing.text_image, relevance, console)
     if embeddings is not None:
-        images, texts, index = checked_embeddings(*embeddings, pairing.text_image)
-        if options.diagnostics:
-            evaluation.metrics.update(diagnostics(images, texts, index))
-        for modality, features in teachers.items():
-            own = images if modality == "image" else texts
-            kept = preserved(own, features.to(own.device))
-            evaluation.metrics.update({f"{modality}_teacher_{name}": value for name, value in kept.items()})
-        if judgements is not None:
-            assert pairing.images is not None
-            evaluation.metrics.update(agreement(judgements, images, texts, pairing.images, index))
-        if options.extended:
-            assert pairing.images is not None
-            assert pairing.captions is not None
-            evaluation.metrics.update(extended_positives(images, texts, pairing.images, pairing.captions, index))
+        evaluation.metrics.update(_of_the_space(options, embeddings, pairing, teachers, judgements))
     queries = pairing.text_image
     if options.protocol == "paper":
         queries = queries[first_five(queries, sizes[0])]
@@ -307,6 +294,30 @@ def _teachers(options: Namespace, sizes: Mapping[str, int], pairing: _Pairing) -
             )
         found[modality] = pairing.by_image(features) if modality == "text" else features
     return found
+
+
+def _of_the_space(
+    options: Namespace,
+    embeddings: tuple[Tensor, Tensor],
+    pairing: _Pairing,
+    teachers: Mapping[str, Tensor],
+    judgements: Judgements | None,
+) -> dict[str, float]:
+    """Diagnostics of the embedding space, its agreement with teachers and with human judgements, and extended positives."""
+    images, texts, index = checked_embeddings(*embeddings, pairing.text_image)
+    metrics = diagnostics(images, texts, index) if options.diagnostics else {}
+    for modality, features in teachers.items():
+        own = images if modality == "image" else texts
+        found = preserved(own, features.to(own.device))
+        metrics |= {f"{modality}_teacher_{name}": value for name, value in found.items()}
+    if judgements is not None:
+        assert pairing.images is not None
+        metrics |= agreement(judgements, images, texts, pairing.images, index)
+    if options.extended:
+        assert pairing.images is not None
+        assert pairing.captions is not None
+        metrics |= extended_positives(images, texts, pairing.images, pairing.captions, index)
+    return metrics
 
 
 def _meta(
