@@ -22,8 +22,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import Any
 
-from sdr_lightning.reporting.claims import CLAIMS, PairedComparison, compare_with_baseline
-from sdr_lightning.reporting.formatting import NBSP, bounds, bounds_text, condition_label, number, signed, verdict_text
+from sdr_lightning.reporting.claims import CLAIMS, compare_with_baseline
+from sdr_lightning.reporting.formatting import NBSP, bounds_text, condition_label, difference_text, number, signed
 from sdr_lightning.reporting.leaderboard.entries import Group
 from sdr_lightning.reporting.leaderboard.output import (
     Leaderboard,
@@ -36,7 +36,7 @@ from sdr_lightning.reporting.leaderboard.quoted import read_quoted
 from sdr_lightning.reporting.leaderboard.studies import study_group
 from sdr_lightning.reporting.pages.markdown import markdown_table
 from sdr_lightning.reporting.quantities import RSUM, TEMPERATURE
-from sdr_lightning.reporting.statistics import OUTCOMES, Interval
+from sdr_lightning.reporting.statistics import OUTCOMES, Interval, highest
 from sdr_lightning.reporting.tables.results import against_baseline_table, claims_by_task_table
 from sdr_lightning.reporting.tables.table import Table
 from sdr_lightning.results.loading import load_study
@@ -148,9 +148,7 @@ class Published:
     def highest(self) -> str:
         """List the methods with the highest mean rsum, all if several share it, and in how many conditions."""
         means = [condition["rsum"] for condition in self.record["conditions"]]
-        counts = Counter(
-            name for by_method in means for name, mean in by_method.items() if mean == max(by_method.values())
-        )
+        counts = Counter(name for by_method in means for name in highest(by_method))
         return "; ".join(f"{method} in {count} of {len(means)} conditions" for method, count in counts.most_common())
 
     def verdicts(self, key: str) -> str:
@@ -250,7 +248,8 @@ def _methods_table(path: Path, study: Published) -> str:
             ]
             for quantity in CLAIMS.values():
                 compared = compare_with_baseline(loaded, method, condition, quantity)
-                cells.append("" if method == loaded.baseline_of(method) else _difference(compared))
+                text = difference_text(compared.difference, quantity.difference_decimals)
+                cells.append("" if method == loaded.baseline_of(method) else text)
             rows.append(f"| {' | '.join(cells)} |")
     baseline = loaded.baseline
     if any(loaded.baseline_of(method) != baseline for method in loaded.methods):
@@ -276,11 +275,6 @@ def _titled(path: Path, study: Published, make: Callable[[Study], Table | None])
 
 def _interval(found: Interval) -> str:
     return number(found.mean) + ("" if found.half is None else f" ± {number(found.half)}")
-
-
-def _difference(compared: PairedComparison) -> str:
-    found, decimals = compared.difference, compared.quantity.difference_decimals
-    return " ".join(filter(None, (signed(found.mean, decimals), bounds(found, decimals), verdict_text(found))))
 
 
 def _table(path: Path, study: Published) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sdr_lightning.reporting import formatting
 from sdr_lightning.reporting.claims import PairedComparison, compare_claims, compare_with_baseline
 from sdr_lightning.reporting.quantities import RSUM
-from sdr_lightning.reporting.statistics import OUTCOMES, Verdict
+from sdr_lightning.reporting.statistics import OUTCOMES, Verdict, highest
 from sdr_lightning.results.schema import NO_IMBALANCE, Condition, Study
 
 MARKS: dict[Verdict, str] = {"higher": "▲", "lower": "▼", "undecided": "○"}
@@ -190,7 +190,7 @@ def _best(study: Study) -> str:
         means = {method: RSUM.interval(study, method, condition) for method in study.methods}
         known = {method: interval.mean for method, interval in means.items() if interval.n}
         if len(known) > 1:
-            wins.update(method for method, mean in known.items() if mean == max(known.values()))
+            wins.update(highest(known))
             total += 1
     if len(study.methods) < 3 or not wins:
         return ""

@@ -43,6 +43,12 @@ def verdict_text(interval: Interval) -> str:
     return "identical" if interval.low == interval.high == 0 else verdict(interval)
 
 
+def difference_text(interval: Interval, decimals: int = 1) -> str:
+    """Format a difference with its interval and its verdict, such as ``+5.5 [4.3, 6.7] higher``."""
+    parts = (signed(interval.mean, decimals), bounds(interval, decimals), verdict_text(interval))
+    return " ".join(filter(None, parts))
+
+
 def percent(fraction: float) -> str:
     """Format ``0.3`` as ``30 %``."""
     return f"{100 * fraction:.4g}{NBSP}%"

@@ -64,6 +64,16 @@ def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> In
     return Interval(mean, float(stdtrit(n - 1, (1 + confidence) / 2)) * deviation / math.sqrt(n), n)
 
 
+def highest(means: Mapping[str, float]) -> list[str]:
+    """Return the names with the greatest mean, several if they share it.
+
+    >>> highest({"a": 1.0, "b": 2.0, "c": 2.0})
+    ['b', 'c']
+    """
+    greatest = max(means.values())
+    return [name for name, mean in means.items() if mean == greatest]
+
+
 def paired_difference(
     candidate: Mapping[int, float], baseline: Mapping[int, float], confidence: float = CONFIDENCE
 ) -> Interval:

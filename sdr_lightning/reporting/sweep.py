@@ -204,22 +204,15 @@ def axes_of(runs: Sequence[SweepRun]) -> SweepAxes:
     numbers = tuple(name for name in varied if all(_is_number(run.parameters.get(name)) for run in runs))
     ratio = next((name for name in numbers if _last(name) == _RATIO), None)
     panel = next((name for name in varied if _last(name) in _PANELS), None)
-    if ratio is not None:
-        others = tuple(name for name in varied if name not in (ratio, panel))
-        return SweepAxes((ratio,), panel, seed, others, files=files)
-    if not numbers:
-        categorical = [name for name in varied if name != panel] or [name for name in (panel, seed) if name]
-        if not categorical:
-            raise ValueError("no parameter differs between the runs: a report needs at least one that does")
-        x, panel, seed = (
-            categorical[0],
-            None if categorical[0] == panel else panel,
-            None if categorical[0] == seed else seed,
-        )
-        values = tuple(sorted({_label(run.parameters.get(x), files) for run in runs}))
-        return SweepAxes((x,), panel, seed, tuple(categorical[1:]), values, files)
-    others = tuple(name for name in varied if name not in (*numbers, panel))
-    return SweepAxes(numbers, panel, seed, others, files=files)
+    if x := numbers if ratio is None else (ratio,):
+        return SweepAxes(x, panel, seed, tuple(name for name in varied if name not in (*x, panel)), files=files)
+    categorical = [name for name in varied if name != panel] or [name for name in (panel, seed) if name]
+    if not categorical:
+        raise ValueError("no parameter differs between the runs: a report needs at least one that does")
+    first, *lines = categorical
+    panel, seed = (None if first == name else name for name in (panel, seed))
+    values = tuple(sorted({_label(run.parameters.get(first), files) for run in runs}))
+    return SweepAxes((first,), panel, seed, tuple(lines), values, files)
 
 
 def draw_sweep(runs: Sequence[SweepRun], axes: SweepAxes, metric: str) -> Figure:

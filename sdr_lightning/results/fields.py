@@ -54,14 +54,14 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
 
 
 class Fields:
-    """A JSON object with its source.
+    """A JSON object, ``values``, with its source.
 
     A getter without a default raises ``ValueError`` when the key is missing; every getter raises when the
     value has the wrong type. ``null`` counts as missing.
     """
 
     def __init__(self, values: object, source: str) -> None:
-        self._values: Mapping[str, object] = checked_object(values, source)
+        self.values: Mapping[str, object] = checked_object(values, source)
         self.source = source
 
     @classmethod
@@ -69,21 +69,16 @@ class Fields:
         """Read a JSON object from a file."""
         return cls(read_object(path), str(path))
 
-    @property
-    def values(self) -> Mapping[str, object]:
-        """The object itself."""
-        return self._values
-
     def __contains__(self, key: str) -> bool:
-        return self._values.get(key) is not None
+        return self.values.get(key) is not None
 
     def complaint(self, key: str, expected: str) -> ValueError:
         """Return the error for a value that is missing or of another type."""
-        return wrong_value(self._values, key, self.source, expected)
+        return wrong_value(self.values, key, self.source, expected)
 
     def text(self, key: str, default: str | None = None) -> str:
         """A string."""
-        value = self._values.get(key)
+        value = self.values.get(key)
         if value is None and default is not None:
             return default
         if not isinstance(value, str):
@@ -96,7 +91,7 @@ class Fields:
 
     def number(self, key: str) -> float:
         """A finite number."""
-        value = self._values.get(key)
+        value = self.values.get(key)
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
             raise self.complaint(key, "a finite number")
         return float(value)
@@ -118,7 +113,7 @@ class Fields:
 
     def flag(self, key: str, default: bool) -> bool:
         """A truth value."""
-        value = self._values.get(key)
+        value = self.values.get(key)
         if value is None:
             return default
         if not isinstance(value, bool):
@@ -127,7 +122,7 @@ class Fields:
 
     def child(self, key: str) -> "Fields":
         """A nested object."""
-        value = self._values.get(key)
+        value = self.values.get(key)
         if not isinstance(value, Mapping):
             raise self.complaint(key, "an object")
         return Fields(value, f"{self.source}: {key}")
@@ -138,7 +133,7 @@ class Fields:
 
     def items(self, key: str) -> list[object]:
         """A list, empty when the key is absent."""
-        value = self._values.get(key)
+        value = self.values.get(key)
         if value is None:
             return []
         if not isinstance(value, list):
@@ -155,9 +150,9 @@ class Fields:
 
     def table(self) -> dict[str, float]:
         """All keys as numbers; ``null`` and ``NaN`` are left out."""
-        missing = {key for key, v in self._values.items() if v is None or (isinstance(v, float) and math.isnan(v))}
-        return {key: self.number(key) for key in self._values if key not in missing}
+        missing = {key for key, v in self.values.items() if v is None or (isinstance(v, float) and math.isnan(v))}
+        return {key: self.number(key) for key in self.values if key not in missing}
 
     def words(self) -> dict[str, str]:
         """All keys as text."""
-        return {key: str(value) for key, value in self._values.items() if value is not None}
+        return {key: str(value) for key, value in self.values.items() if value is not None}

@@ -257,13 +257,7 @@ def _mean(key: str, score: Score | None) -> str:
 def _difference(key: str, score: Score | None) -> str:
     if score is None or score.difference is None:
         return ""
-    decimals = METRICS[key][0].difference_decimals
-    parts = (
-        formatting.signed(score.difference.mean, decimals),
-        formatting.bounds(score.difference, decimals),
-        formatting.verdict_text(score.difference),
-    )
-    return " ".join(filter(None, parts))
+    return formatting.difference_text(score.difference, METRICS[key][0].difference_decimals)
 
 
 def _cost(entry: Entry) -> str:
