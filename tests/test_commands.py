@@ -1,6 +1,8 @@
 """The help of the commands: complete without anything heavy, and true."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from typing import get_args
@@ -56,6 +58,17 @@ def test_help_imports_nothing_heavy(words: str, printed: dict[str, tuple[str, li
         assert max(map(len, text.splitlines())) <= 80
     elif words.endswith("--help"):
         assert text.startswith(f"usage: sdr {words.removesuffix(' --help')} ")
+
+
+@pytest.mark.parametrize(("command", "unbuffered"), [("--help", "1"), ("runs --help", ""), ("completion bash", "")])
+def test_a_closed_pipe_ends_the_command_without_a_message(command: str, unbuffered: str) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    words = [sys.executable, "-m", "sdr_lightning", *command.split()]
+    environment = os.environ | {"PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(words, stdout=write, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from argparse import ArgumentParser
 from difflib import get_close_matches
@@ -24,9 +25,20 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: command and options; ``sys.argv`` if None.
 
     Returns:
-        Exit status: 0 on success, 1 on failure, 2 on invalid arguments or input, 130 on interruption.
+        Exit status: 0 on success, 1 on failure, 2 on invalid arguments or input, 130 on interruption, 141 if the reader of
+        the output, such as ``head``, has closed it.
     """
-    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        try:
+            return _run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at exit
+        return 128 + signal.SIGPIPE
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(help_screen())
         return 0
@@ -49,6 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("sdr: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:
+        raise
     except (ValueError, OSError) as error:
         if os.environ.get("SDR_TRACEBACK"):
             raise
