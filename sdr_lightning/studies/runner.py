@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -183,7 +184,8 @@ class Runner:
         study = self.study
         values = {field.name: getattr(study, field.name) for field in fields(study)}
         values |= {"methods": self.plan.methods, "teachers": self.plan.teacher_entries}
-        command = f"sdr reproduce {study.file}" + (" --protocol paper" if study.protocol == "paper" else "")
+        protocol = ["--protocol", "paper"] if study.protocol == "paper" else []
+        command = shlex.join(["sdr", "reproduce", str(study.file), *protocol])
         record = StudyRecord(**values, data=data, code=self.plan.code, command=command, wall_time_s=wall_time_s)
         write_json(self.folder / "study.json", to_json(record))
 
