@@ -139,6 +139,10 @@ class PreparedSplit:
         """
         self._cached[bank.modality] = self._found(bank)
 
+    def uncache(self, modality: Modality) -> None:
+        """Return pixels or tokens again."""
+        self._cached.pop(modality, None)
+
     def attach_teacher(self, bank: FeatureBank) -> None:
         """Return a teacher's features with every pair from now on.
 

@@ -45,6 +45,8 @@ class DualEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.image_tower, self.text_tower = image_tower, text_tower
+        self.restored_towers: set[str] = set()
+        """Names of the frozen towers whose weights come from the checkpoint of an earlier stage, not from the configuration."""
         self.image_projection: nn.Module = nn.Identity()
         self.text_projection: nn.Module = nn.Identity()
         if embedding_width is not None:
@@ -99,10 +101,14 @@ class DualEncoder(nn.Module):
         """Return (B, d) L2-normalised text embeddings, see :meth:`text`."""
         return self.text(texts).embedding
 
+    @property
+    def towers(self) -> dict[str, Tower]:
+        """Both towers by attribute name."""
+        return {"image_tower": self.image_tower, "text_tower": self.text_tower}
+
     def frozen_towers(self) -> dict[str, Tower]:
         """Return the frozen towers by attribute name."""
-        towers = {"image_tower": self.image_tower, "text_tower": self.text_tower}
-        return {name: tower for name, tower in towers.items() if tower.frozen}
+        return {name: tower for name, tower in self.towers.items() if tower.frozen}
 
     def cached_towers(self) -> dict[str, Tower]:
         """Return the frozen towers whose features may be cached: all, or none if a fusion encoder reads tokens."""

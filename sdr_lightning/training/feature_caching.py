@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from pathlib import Path
 
 import lightning.pytorch as pl
 
@@ -12,6 +13,8 @@ from sdr_lightning.data.table import Split
 from sdr_lightning.encoders.head import HeadTower
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.features.bank import FeatureBank
+from sdr_lightning.paths import expand
+from sdr_lightning.training.checkpoints.student import load_frozen_towers, read_student
 from sdr_lightning.training.distributed.collectives import in_first_process
 from sdr_lightning.training.extraction import split_bank
 from sdr_lightning.training.retrieval_module import RetrievalModule
@@ -40,8 +43,8 @@ class CacheFeatures(pl.Callback):
         """Compute the features, or read them from the cache.
 
         Raises:
-            ValueError: teachers were given for a module that is no student, the tokenizer does not fit a text tower, or a
-                bank belongs to other data.
+            ValueError: teachers were given for a module that is no student, the tokenizer does not fit a text tower, a
+                bank belongs to other data, or the checkpoint to start from cannot be used.
         """
         if not isinstance(pl_module, RetrievalModule):
             if self.teachers:
@@ -56,9 +59,17 @@ class CacheFeatures(pl.Callback):
             for modality in pl_module.teachers:
                 if modality in self.teachers:
                     data.split("train").attach_teacher(_features(trainer, data, self.teachers[modality](), "train"))
-        for name, split in data.splits.items():
-            for tower in pl_module.encoder.cached_towers().values():
-                split.cache(_features(trainer, data, tower, name))
+            if pl_module.start_from is not None:  # the module loads the rest in its own setup, which follows
+                load_frozen_towers(read_student(Path(expand(pl_module.start_from))), pl_module.encoder)
+        pl_module.cache_features = partial(_cache_towers, trainer, pl_module)
+        pl_module.cache_features()
+
+
+def _cache_towers(trainer: pl.Trainer, module: RetrievalModule) -> None:
+    for name, split in module.data.splits.items():
+        for tower in module.encoder.cached_towers().values():
+            split.uncache(tower.modality)  # a tower would return the features of the earlier weights as they are
+            split.cache(_features(trainer, module.data, tower, name))
 
 
 def _cache_backbone(trainer: pl.Trainer, module: TeacherModule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -102,6 +103,8 @@ class RetrievalModule(EpochTerms):
         self.test_queries: dict[str, Tensor] = {}
         self.val_embeddings: tuple[Tensor, Tensor] | None = None
         self.test_embeddings: tuple[Tensor, Tensor] | None = None
+        self.cache_features: Callable[[], None] = lambda: None
+        """Caches the features of frozen towers again, if they are cached; called when the weights of one have changed."""
         if encoder.fusion is not None:  # DDP requires that every trainable parameter gets a gradient
             encoder.fusion.requires_grad_("fusion" in method.needs)
             encoder.fusion.head.requires_grad_("matching" in method.needs)

@@ -11,8 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.methods.parameters import Temperature
 from sdr_lightning.training.checkpoints.best import BestCheckpoint
+from sdr_lightning.training.feature_caching import CacheFeatures
+from sdr_lightning.training.optimisation import Optimisation
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from tests.training.student import (
     EMBEDDING,
@@ -202,6 +205,43 @@ def test_frozen_towers_must_equal_those_of_the_checkpoint(tmp_path: Path) -> Non
 def test_tower_frozen_in_the_second_stage_is_loaded(stage_1: Path, tmp_path: Path) -> None:
     started = fit(student(**STAGE_2, frozen=["text"], start_from=str(stage_1)), tmp_path)
     assert torch.equal(started["encoder.text_tower.mix.weight"], weights_of(stage_1)["encoder.text_tower.mix.weight"])
+
+
+def test_features_of_a_tower_frozen_in_the_second_stage_are_those_of_the_first(tmp_path: Path) -> None:
+    """They are cached before Lightning loads a checkpoint, which holds their weights, because no configuration gives them."""
+
+    def train(module: RetrievalModule, name: str) -> Path:
+        run = trainer(
+            max_epochs=3,
+            enable_checkpointing=True,
+            default_root_dir=tmp_path / name,
+            callbacks=[CacheFeatures(), BestCheckpoint(None)],
+        )
+        run.fit(module, datamodule=scenes(cache=str(tmp_path / "cache")))
+        return tmp_path / name / "checkpoints/last.ckpt"
+
+    def features(module: RetrievalModule, data: RetrievalDataModule) -> tuple[Tensor, Tensor]:
+        """Cached, and computed."""
+        cached = torch.cat([batch.inputs.values for batch in data.items("test", "text")])
+        batches = scenes(cache=str(tmp_path / "other")).items("test", "text")
+        return cached, torch.cat([module.encoder.text_tower(batch.inputs) for batch in batches]).detach()
+
+    itc = {"weights": {"itc": 1.0}, "fusion": False}
+    first = train(student(**itc, seed=1, optimisation=Optimisation(learning_rate=0.05)), "one")
+    second = train(student(**itc, seed=2, frozen=["text"], start_from=str(first)), "two")
+    again, data = student(**itc, seed=2, frozen=["text"], start_from="gone.ckpt"), scenes(cache=str(tmp_path / "cache"))
+    trainer(callbacks=[CacheFeatures()]).test(again, datamodule=data, ckpt_path=second, verbose=False)
+    assert torch.equal(again.encoder.text_tower.mix.weight, weights_of(first)["encoder.text_tower.mix.weight"])
+    cached, computed = features(again, data)
+    assert torch.allclose(cached, computed, atol=1e-5)
+
+
+def test_a_tower_frozen_in_the_first_stage_may_be_trained_in_the_second(tmp_path: Path) -> None:
+    fit(student(**STAGE_1, frozen=["text"]), tmp_path / "one")
+    path = tmp_path / "one/checkpoints/last.ckpt"
+    assert fit(student(**{**STAGE_2, "seed": 1}, start_from=str(path)), tmp_path / "two")
+    with pytest.raises(ValueError, match="another frozen text_tower"):
+        fit(student(**STAGE_2, start_from=str(path)), tmp_path / "three")
 
 
 class Poisoned(pl.Callback):

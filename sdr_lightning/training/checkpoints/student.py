@@ -44,6 +44,8 @@ def load_student(checkpoint: dict[str, Any], module: RetrievalModule) -> None:
         module.best_rsum = checkpoint.get(_BEST, 0.0)
     else:
         checkpoint["state_dict"] = _for_evaluation(checkpoint["state_dict"], module)
+    if load_frozen_towers(checkpoint, module.encoder):
+        module.cache_features()
     restore_frozen_weights(checkpoint, module.encoder)
 
 
@@ -69,21 +71,26 @@ def _check_teachers(saved: dict[Modality, str], module: RetrievalModule) -> None
 
 
 def remove_frozen_weights(checkpoint: dict[str, Any], encoder: DualEncoder) -> None:
-    """Replace the weights of frozen towers by their fingerprints."""
-    towers = encoder.frozen_towers()
+    """Replace the weights of frozen towers by their fingerprints, but for those that the configuration does not give."""
+    towers = {name: tower for name, tower in encoder.frozen_towers().items() if name not in encoder.restored_towers}
     checkpoint[_FROZEN] = {name: tower.fingerprint() for name, tower in towers.items()}
     for name in towers:
         for key in [key for key in checkpoint["state_dict"] if key.startswith(f"encoder.{name}.")]:
             del checkpoint["state_dict"][key]
 
 
-def restore_frozen_weights(checkpoint: dict[str, Any], encoder: DualEncoder) -> None:
+def restore_frozen_weights(checkpoint: dict[str, Any], encoder: DualEncoder, is_earlier_stage: bool = False) -> None:
     """Add the weights of the encoder's frozen towers to a checkpoint.
+
+    Args:
+        checkpoint: modified in place.
+        encoder: the encoder.
+        is_earlier_stage: a tower that was frozen in training may be trained now.
 
     Raises:
         ValueError: a frozen tower differs from the one that was frozen in training.
     """
-    towers = encoder.frozen_towers()
+    towers = encoder.towers if is_earlier_stage else encoder.frozen_towers()
     for name, fingerprint in checkpoint.get(_FROZEN, {}).items():
         if name not in towers or towers[name].fingerprint() != fingerprint:
             raise ValueError(
@@ -103,14 +110,9 @@ def start_from(path: Path, module: RetrievalModule) -> None:
     Raises:
         ValueError: there is no such checkpoint, or it does not fit the encoder or the method.
     """
-    if not path.is_file():
-        raise ValueError(f"no checkpoint to start from at {path}: run the earlier stage first")
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        state: dict[str, Tensor] = checkpoint["state_dict"]
-    except Exception as error:  # torch raises many types
-        raise ValueError(f"{path} is no checkpoint of sdr fit ({type(error).__name__})") from error
-    restore_frozen_weights(checkpoint, module.encoder)
+    checkpoint = read_student(path)
+    state: dict[str, Tensor] = checkpoint["state_dict"]
+    restore_frozen_weights(checkpoint, module.encoder, is_earlier_stage=True)
     own, learned = module.state_dict(), {f"method.{name}" for name, _ in module.method.named_parameters()}
     theirs = {key: value for key, value in state.items() if key.startswith("encoder.") or key in learned}
     try:
@@ -118,3 +120,50 @@ def start_from(path: Path, module: RetrievalModule) -> None:
     except RuntimeError as error:
         what = "is of another encoder" if "encoder." in str(error) else "does not fit the method"
         raise ValueError(f"{path} {what}: {' '.join(str(error).split())[:300]}") from error
+    module.encoder.restored_towers = module.encoder.frozen_towers().keys() - checkpoint.get(_FROZEN, {}).keys()
+
+
+def load_frozen_towers(checkpoint: dict[str, Any], encoder: DualEncoder) -> bool:
+    """Load the frozen towers whose weights a checkpoint holds because an earlier stage trained them.
+
+    Everything else is loaded later, by :func:`start_from` or by Lightning; but features of these towers may be computed first.
+
+    Args:
+        checkpoint: of the earlier stage or of this one.
+        encoder: modified in place.
+
+    Returns:
+        Whether weights have changed.
+
+    Raises:
+        ValueError: the checkpoint is of another encoder.
+    """
+    changed = False
+    for name, tower in encoder.frozen_towers().items():
+        prefix = f"encoder.{name}."
+        held = {key: value for key, value in checkpoint["state_dict"].items() if key.startswith(prefix)}
+        if not held:
+            continue
+        before = tower.fingerprint()
+        try:
+            tower.load_state_dict({key.removeprefix(prefix): value for key, value in held.items()})
+        except RuntimeError as error:
+            raise ValueError(f"the checkpoint is of another encoder: {' '.join(str(error).split())[:300]}") from error
+        changed |= tower.fingerprint() != before
+    return changed
+
+
+def read_student(path: Path) -> dict[str, Any]:
+    """Read the checkpoint of an earlier stage.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it is none of ``sdr fit``.
+    """
+    if not path.is_file():
+        raise ValueError(f"no checkpoint to start from at {path}: run the earlier stage first")
+    try:
+        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint["state_dict"].items()
+    except Exception as error:  # torch raises many types
+        raise ValueError(f"{path} is no checkpoint of sdr fit ({type(error).__name__})") from error
+    return checkpoint
