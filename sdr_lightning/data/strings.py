@@ -38,6 +38,11 @@ class Strings(Sequence[str]):
         strings._bytes, strings._offsets = data, offsets
         return strings
 
+    @property
+    def arrays(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """The UTF-8 bytes and the N + 1 offsets, see :meth:`packed`."""
+        return self._bytes, self._offsets
+
     @staticmethod
     def holds(item: str) -> bool:
         """Whether a string can be stored, i.e. has no lone surrogate."""

@@ -14,11 +14,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sdr_lightning.data.strings import Strings
 from sdr_lightning.identity import sha256, stable_hash
 from sdr_lightning.paths import write_atomically
 from sdr_lightning.types import Modality
 
-_FORMAT = "sdr-feature-bank-1"
+_FORMAT, _BEFORE = (
+    "sdr-feature-bank-2",
+    "sdr-feature-bank-1",
+)  # the earlier one has its ids in the header, at most 100 MB
 
 
 @dataclass(frozen=True)
@@ -154,13 +158,18 @@ class FeatureBank:
 
     def save(self, path: Path) -> None:
         """Write the bank atomically as a safetensors file."""
-        tensors = {"features": self.features.float().contiguous(), "content": torch.from_numpy(self.content)}
+        text, offsets = Strings(self.ids).arrays
+        tensors = {
+            "features": self.features.float().contiguous(),
+            "content": torch.from_numpy(self.content),
+            "ids": torch.from_numpy(text.copy()),
+            "id_offsets": torch.from_numpy(offsets),
+        }
         metadata = {
             "format": _FORMAT,
             "modality": self.modality,
             "source": self.source,
             "placebo": str(self.is_placebo),
-            "ids": json.dumps(list(self.ids), ensure_ascii=False),
         }
         write_atomically(path, lambda part: save_file(tensors, part, metadata))
 
@@ -180,13 +189,17 @@ class FeatureBank:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") != _FORMAT:
+                if metadata.get("format") not in (_FORMAT, _BEFORE):
                     raise ValueError(f"{path} is not a feature bank: expected one that sdr extract wrote")
                 if modality is not None and metadata["modality"] != modality:
                     raise ValueError(f"{path} is a bank of the {metadata['modality']} modality, expected {modality}")
+                if metadata["format"] == _BEFORE:
+                    ids = json.loads(metadata["ids"])
+                else:
+                    ids = list(Strings.packed(*(file.get_tensor(name).numpy() for name in ("ids", "id_offsets"))))
                 return cls(
                     metadata["modality"],
-                    json.loads(metadata["ids"]),
+                    ids,
                     file.get_tensor("content").numpy(),
                     file.get_tensor("features"),
                     metadata["source"],
@@ -200,6 +213,6 @@ def is_bank(path: Path) -> bool:
     """Whether a file was written by :meth:`FeatureBank.save`."""
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") == _FORMAT
+            return (file.metadata() or {}).get("format") in (_FORMAT, _BEFORE)
     except (SafetensorError, OSError):
         return False

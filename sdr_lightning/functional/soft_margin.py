@@ -18,6 +18,7 @@ def mean_costs(image: Tensor, text: Tensor, image_index: Tensor, margin: float) 
     """Compute the mean hinge of each pair over its negatives, summed over both directions.
 
     ``sum_j ([m + s_ij - s_ii]_+ + [m + s_ji - s_ii]_+) / B`` over the negatives j of i ([0], modes ``warmup`` and ``eval_loss``).
+    A pair with few negatives, as in a short last batch, has a low cost: 0 without any.
 
     Args:
         image: (B, d) L2-normalised image embeddings.

@@ -1,7 +1,7 @@
 """Evaluation of a dual encoder: from embeddings to a flat dictionary of metrics."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -190,14 +190,33 @@ def cross_modal_folds(
     >>> cross_modal_folds(torch.eye(4), torch.eye(4), torch.arange(4), folds=2)["2fold_rsum"]
     600.0
     """
-    if not 1 <= folds <= len(image_embeddings):
-        raise ValueError(f"folds must be from 1 to the {len(image_embeddings)} images, got {folds}")
-    results: list[dict[str, float]] = []
-    for rows in torch.arange(len(image_embeddings)).tensor_split(folds):
+    results = [
+        cross_modal(image_embeddings[rows], text_embeddings[inside], index, recall_at=recall_at, ties=ties)
+        for rows, inside, index in parts_of_folds(text_image_index, len(image_embeddings), folds)
+    ]
+    return mean_of_folds(results)
+
+
+def parts_of_folds(text_image_index: Tensor, images: int, folds: int) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Divide images and their captions into folds of consecutive images.
+
+    Yields:
+        The rows of the images; (C,) whether a caption is of them; and the row of the image within the fold of each such caption.
+
+    Raises:
+        ValueError: fewer than one fold or more folds than images.
+    """
+    if not 1 <= folds <= images:
+        raise ValueError(f"folds must be from 1 to the {images} images, got {folds}")
+    for rows in torch.arange(images).tensor_split(folds):
         first, last = int(rows[0]), int(rows[-1])
         inside = (text_image_index >= first) & (text_image_index <= last)
-        images, texts = image_embeddings[first : last + 1], text_embeddings[inside]
-        results.append(cross_modal(images, texts, text_image_index[inside] - first, recall_at=recall_at, ties=ties))
+        yield slice(first, last + 1), inside, text_image_index[inside] - first
+
+
+def mean_of_folds(results: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average the metrics of folds, with the prefix `{folds}fold_`."""
+    folds = len(results)
     return {f"{folds}fold_{key}": sum(result[key] for result in results) / folds for key in results[0]}
 
 
@@ -206,6 +225,7 @@ def undefined(metrics: Mapping[str, float]) -> list[str]:
     reasons = {
         "NDCG": "no query has a relevant item in the gallery",
         "tau": "the judged pairs are all rated alike, or all scored alike",
+        "kNN": "there are too few items",
     }
     lines = []
     for kind, reason in reasons.items():

@@ -9,7 +9,7 @@ from sdr_lightning.functional.ndcg import top_gains
 from sdr_lightning.functional.ranking import Ties, rank_scores
 from sdr_lightning.functional.search import chunks
 from sdr_lightning.metrics.cross_modal import summarise_both
-from sdr_lightning.metrics.evaluation import Evaluation
+from sdr_lightning.metrics.evaluation import Evaluation, mean_of_folds, parts_of_folds
 from sdr_lightning.metrics.graded import EXPONENTIAL_AT, NDCG_AT, means, queries_of
 from sdr_lightning.metrics.relevance import Relevance
 
@@ -55,3 +55,30 @@ def evaluate_scores(
             queries |= graded
             metrics |= means(graded)
     return Evaluation(metrics, queries)
+
+
+def score_folds(i2t: Tensor, t2i: Tensor, text_image_index: Tensor, folds: int) -> dict[str, float]:
+    """Average cross-modal retrieval over disjoint folds of the images.
+
+    Args:
+        i2t: (N, C), see :func:`evaluate_scores`.
+        t2i: (C, N).
+        text_image_index: (C,).
+        folds: number of folds, see :func:`~sdr_lightning.metrics.evaluation.cross_modal_folds`.
+
+    Returns:
+        Recall and ranks with the prefix `{folds}fold_`.
+
+    Raises:
+        ValueError: fewer than one fold or more folds than images.
+
+    Example:
+        >>> score_folds(torch.eye(4), torch.eye(4), torch.arange(4), folds=2)["2fold_rsum"]
+        600.0
+    """
+    return mean_of_folds(
+        [
+            evaluate_scores(i2t[rows][:, inside], t2i[inside][:, rows], index).metrics
+            for rows, inside, index in parts_of_folds(text_image_index, len(i2t), folds)
+        ]
+    )

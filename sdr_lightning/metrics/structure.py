@@ -26,12 +26,13 @@ def preserved(embeddings: Tensor, features: Tensor, k: int = 10) -> dict[str, fl
         k: number of neighbours compared.
 
     Returns:
-        ``kNN@k``, see :func:`neighbour_overlap`, and ``CKA``, see :func:`linear_cka`.
+        ``kNN@k``, see :func:`neighbour_overlap`, NaN for n <= k; and ``CKA``, see :func:`linear_cka`.
 
     Raises:
-        ValueError: the numbers of items differ, or are too small for k neighbours.
+        ValueError: the numbers of items differ.
     """
-    return {f"kNN@{k}": neighbour_overlap(embeddings, features, k), "CKA": linear_cka(embeddings, features)}
+    overlap = neighbour_overlap(embeddings, features, k) if len(embeddings) > k else math.nan
+    return {f"kNN@{k}": overlap, "CKA": linear_cka(embeddings, features)}
 
 
 @torch.no_grad()

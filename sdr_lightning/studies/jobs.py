@@ -285,11 +285,10 @@ def _forget_steps(folder: Path) -> None:
 def _examples(image: Tensor, text: Tensor, data: RetrievalDataModule, thumbnails: Path) -> dict[str, Any]:
     split = data.split("test")
     table = split.table
-    scores = image @ text.T  # (N, C)
     queries: list[dict[str, Any]] = []
     for row in np.linspace(0, len(table.captions) - 1, _EXAMPLE_QUERIES + 2).astype(int)[1:-1]:
         truth = int(table.caption_image[row])
-        top = scores[:, row].topk(_EXAMPLE_RESULTS)
+        top = (image @ text[row]).topk(min(_EXAMPLE_RESULTS, len(image)))
         results = [
             {"image": _thumbnail(data, i, thumbnails), "text": None, "score": s, "correct": i == truth}
             for s, i in zip(top.values.tolist(), top.indices.tolist(), strict=True)
@@ -304,7 +303,7 @@ def _examples(image: Tensor, text: Tensor, data: RetrievalDataModule, thumbnails
             }
         )
     for row in np.linspace(0, len(table.image_ids) - 1, _EXAMPLE_QUERIES + 2).astype(int)[1:-1]:
-        top = scores[row].topk(_EXAMPLE_RESULTS)
+        top = (text @ image[row]).topk(min(_EXAMPLE_RESULTS, len(text)))
         results = [
             {
                 "image": None,
@@ -327,10 +326,11 @@ def _examples(image: Tensor, text: Tensor, data: RetrievalDataModule, thumbnails
 
 
 def _thumbnail(data: RetrievalDataModule, row: int, folder: Path) -> str:
-    key = f"test-{row}"
+    split = data.split("test")
+    key = f"test-{row}-{int(split.content('image')[row]) & 0xFFFFFFFF:08x}"
     path = folder / f"{key}.png"
     if not path.exists():
-        picture = Image.fromarray(data.split("test").original(row))
+        picture = Image.fromarray(split.original(row))
         if min(picture.size) < 96:
             picture = picture.resize((96, 96), Image.Resampling.NEAREST)
         picture.thumbnail((128, 128))

@@ -11,7 +11,7 @@ from sdr_lightning.functional.search import check_finite, chunks
 from sdr_lightning.methods.base import Method
 from sdr_lightning.metrics.evaluation import Evaluation, cross_modal, cross_modal_folds, evaluate_queries
 from sdr_lightning.metrics.paper_protocol import evaluate_published
-from sdr_lightning.metrics.scores import evaluate_scores
+from sdr_lightning.metrics.scores import evaluate_scores, score_folds
 from sdr_lightning.training.distributed.collectives import EmbeddingTable
 from sdr_lightning.training.protocol import ProtocolName
 from sdr_lightning.training.reranking import Rescored, dense_scores, reranked_metrics
@@ -87,7 +87,10 @@ class RetrievalEvaluation(nn.Module):
         pairs, relevance = data.split("test").caption_image, data.relevance("test")
         if not method.ranks_by_cosine:
             scores = score_matrix(method, image, text)
-            return evaluate_scores(scores, scores.T, pairs, relevance)
+            metrics, queries = evaluate_scores(scores, scores.T, pairs, relevance)
+            if data.test_folds is not None:
+                metrics |= score_folds(scores, scores.T, pairs, data.test_folds)
+            return Evaluation(metrics, queries)
         if self.protocol == "paper":
             metrics, queries = evaluate_published(image, text, pairs, relevance)
             if rescored is not None:
@@ -119,7 +122,7 @@ def score_matrix(method: Method, image: Tensor, text: Tensor) -> Tensor:
         ValueError: the scores have another shape or are not finite.
     """
     device = next((tensor.device for tensor in (*method.parameters(), *method.buffers())), image.device)
-    gallery, rows = text.to(device), []
+    gallery, found_scores = text.to(device), torch.empty(len(image), len(text))
     for part in chunks(len(image), _CHUNK_ROWS):
         scores = method.similarity(image[part].to(device), gallery)
         if scores is None or scores.shape != (len(image[part]), len(text)):
@@ -127,7 +130,6 @@ def score_matrix(method: Method, image: Tensor, text: Tensor) -> Tensor:
             raise ValueError(
                 f"{type(method).__name__}.similarity must return {(len(image[part]), len(text))} scores, got {found}"
             )
-        rows.append(scores.float().cpu())
-    found_scores = torch.cat(rows)
+        found_scores[part] = scores.float().cpu()
     check_finite(found_scores)
     return found_scores

@@ -73,15 +73,22 @@ class Optimisation:
         Args:
             module: attached to a trainer; its parameters with ``requires_grad`` are optimised.
             newly_initialized: names of parameters with random initial weights.
+
+        Raises:
+            ValueError: the training has no end, which the schedule needs.
         """
+        steps = module.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ValueError(
+                "the schedule of the learning rate needs an end: set trainer.max_epochs or trainer.max_steps"
+            )
         optimizer = AdamW(
             self.groups(module, newly_initialized), lr=self.learning_rate, betas=self.betas, fused=self.fused or None
         )
-        steps = int(module.trainer.estimated_stepping_batches)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {
-                "scheduler": LambdaLR(optimizer, lambda step: self.factor(step, steps)),
+                "scheduler": LambdaLR(optimizer, lambda step: self.factor(step, int(steps))),
                 "interval": "step",
             },
         }

@@ -1,5 +1,6 @@
 import json
 import os
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -254,11 +255,22 @@ def test_a_file_that_is_not_a_bank(tmp_path, kind):
         FeatureBank.load(path)
 
 
-def test_ids_are_readable_in_the_file(tmp_path):
+def test_ids_are_readable_in_the_file_and_not_in_its_header_which_is_limited(tmp_path):
     make_bank().save(tmp_path / "bank.safetensors")
     with safe_open(tmp_path / "bank.safetensors", framework="pt") as file:
-        assert json.loads(file.metadata()["ids"]) == IDS
-        assert "ünï" in file.metadata()["ids"]
+        assert "ids" not in file.metadata()
+        text, offsets = file.get_tensor("ids").numpy().tobytes(), file.get_tensor("id_offsets").tolist()
+    assert [text[a:b].decode() for a, b in pairwise(offsets)] == IDS
+
+
+def test_a_bank_of_the_earlier_format_is_read(tmp_path):
+    path, bank = tmp_path / "bank.safetensors", make_bank()
+    metadata = {"modality": bank.modality, "source": bank.source, "placebo": "False", "ids": json.dumps(IDS)}
+    tensors = {"features": bank.features, "content": torch.from_numpy(bank.content)}
+    save_file(tensors, path, {"format": "sdr-feature-bank-1", **metadata})
+    found = FeatureBank.load(path)
+    assert (list(found.ids), found.fingerprint) == (IDS, bank.fingerprint)
+    assert torch.equal(found.features, bank.features)
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs Linux's list of mapped files")

@@ -8,6 +8,7 @@ from sdr_lightning.metrics import FactRelevance, RougeLRelevance, evaluate
 from sdr_lightning.metrics.cross_modal import cross_modal_rankings, modality_gap, summarise_both
 from sdr_lightning.metrics.evaluation import cross_modal, cross_modal_folds, evaluate_queries, num_scores
 from sdr_lightning.metrics.graded import graded_queries, means
+from sdr_lightning.metrics.scores import score_folds
 
 
 @pytest.fixture
@@ -68,6 +69,10 @@ def test_folds_are_means_over_disjoint_galleries(problem):
         assert found.keys() == {f"{folds}fold_{key}" for key in each[0]}
         for key in each[0]:
             assert found[f"{folds}fold_{key}"] == pytest.approx(sum(fold[key] for fold in each) / folds)
+        scores = normalize(images) @ normalize(texts).T
+        of_scores = score_folds(scores, scores.T, index, folds)
+        assert of_scores == pytest.approx({key: found[key] for key in of_scores})
+        assert found.keys() - of_scores.keys() == {f"{folds}fold_modality_gap"}
 
 
 def test_impossible_folds(problem):

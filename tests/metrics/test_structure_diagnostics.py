@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import normalize
 
-from sdr_lightning.metrics.structure import diagnostics, hubness, uniformity
+from sdr_lightning.metrics.structure import diagnostics, hubness, preserved, uniformity
 
 
 def test_equal_the_definitions():
@@ -44,3 +44,9 @@ def test_extremes():
     assert hubness(torch.zeros(10, 1, dtype=torch.int64), 10) > 2  # one hub
     with pytest.raises(ValueError, match="hubness at 10 needs more than 10 images and captions, got 3 and 20"):
         diagnostics(torch.ones(3, 2), torch.ones(20, 2), torch.arange(20) % 3)
+
+
+def test_too_few_items_have_no_neighbour_overlap():
+    found = preserved(torch.eye(10), torch.eye(10))
+    assert math.isnan(found["kNN@10"])
+    assert found["CKA"] == pytest.approx(100)

@@ -15,8 +15,10 @@ import torch
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from sdr_lightning.data.images import Images
+from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.scenes import SceneSource
 from sdr_lightning.data.table import CaptionTable, Split
+from sdr_lightning.data.tokenizer import SceneTokenizer
 from sdr_lightning.reporting.figures.curves import read_curves
 from sdr_lightning.results.codec import from_json
 from sdr_lightning.results.schema import Selected, Trial
@@ -49,6 +51,23 @@ def a_cell(folder: Path) -> Cell:
     cell = next(cell for cell in plan(STUDY, folder).cells if cell.method == "InfoNCE" and not cell.with_examples)
     options = [word for name, value in SMALL.items() for word in (f"--{name}", str(value))]
     return replace(cell, stages=((*cell.arguments, *options),))
+
+
+def test_examples_of_few_items_show_pictures_of_the_present_data(tmp_path: Path) -> None:
+    """Fewer than are shown of more; and a picture that an earlier run on other data left is not shown."""
+
+    def shown(seed: int) -> set[str]:
+        data = RetrievalDataModule(
+            SceneSource(num_train=2, num_val=1, num_test=3, size=16, seed=seed), SceneTokenizer(), 4, image_size=16
+        )
+        image, text = torch.eye(3), torch.eye(3).repeat_interleave(5, dim=0)
+        found = jobs._examples(image, text, data, tmp_path)
+        return {key for query in found["queries"] for key in (*query["truth"], query["query_image"]) if key is not None}
+
+    first, second = shown(0), shown(1)
+    assert len(first) == 3
+    assert not first & second
+    assert {f"{key}.png" for key in first | second} == {path.name for path in tmp_path.iterdir()}
 
 
 @pytest.fixture

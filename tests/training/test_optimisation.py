@@ -18,7 +18,17 @@ from sdr_lightning.methods import SDR
 from sdr_lightning.training.optimisation import Decayed, Optimisation
 from sdr_lightning.training.retrieval_module import RetrievalModule
 from sdr_lightning.training.teacher_module import TeacherModule
-from tests.training.student import BERT, EMBEDDING, WIDTH, WITH_MATCHING, ImageTower, TextTower, student
+from tests.training.student import (
+    BERT,
+    EMBEDDING,
+    WIDTH,
+    WITH_MATCHING,
+    ImageTower,
+    TextTower,
+    scenes,
+    student,
+    trainer,
+)
 
 SCALARS = {"method.temperature.value", "method.structure.temperature.value", "method.structure.text_share.value"}
 
@@ -202,6 +212,11 @@ def test_schedules(schedule: Any, middle: float, late: float) -> None:
     assert factors[10] == pytest.approx(0.0, abs=1e-12)
     assert factors[2:] == sorted(factors[2:], reverse=True)
     assert rule.factor(25, 10) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_training_without_end_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"needs an end: set trainer\.max_epochs or trainer\.max_steps"):
+        trainer(max_epochs=-1).fit(student({"itc": 1.0}, fusion=False), datamodule=scenes())
 
 
 def test_warm_up() -> None:

@@ -244,6 +244,33 @@ def test_a_tower_frozen_in_the_first_stage_may_be_trained_in_the_second(tmp_path
         fit(student(**STAGE_2, start_from=str(path)), tmp_path / "three")
 
 
+class Saved(BestCheckpoint):
+    """Stores the batch after which the last checkpoint was written."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        super().setup(trainer, pl_module, stage)
+        self.after: list[int] = []
+
+    def _save_last(self, trainer: pl.Trainer) -> None:
+        super()._save_last(trainer)
+        self.after.append(trainer.fit_loop.batch_idx)
+
+
+def test_validation_between_accumulated_batches_writes_no_last_checkpoint(tmp_path: Path) -> None:
+    """It would lack the gradients of the first of them."""
+    saved = Saved()
+    run = trainer(
+        max_epochs=1,
+        accumulate_grad_batches=2,
+        val_check_interval=3,
+        enable_checkpointing=True,
+        default_root_dir=tmp_path,
+        callbacks=[saved],
+    )
+    run.fit(student({"itc": 1.0}, fusion=False), datamodule=scenes(batch_size=10))
+    assert saved.after == [5]
+
+
 class Poisoned(pl.Callback):
     """Sets a parameter to NaN in the second epoch."""
 

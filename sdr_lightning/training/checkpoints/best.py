@@ -61,7 +61,12 @@ class BestCheckpoint(ModelCheckpoint):
         """Save the epoch if it is the best, and as the last one."""
         super().on_validation_end(trainer, pl_module)
         is_fitting = trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
-        if is_fitting and not self._should_save_on_train_epoch_end(trainer):
+        # Gradients that are accumulated within an epoch are in no checkpoint.
+        if (
+            is_fitting
+            and not self._should_save_on_train_epoch_end(trainer)
+            and is_between_steps(trainer, trainer.fit_loop.batch_idx)
+        ):
             self._save_last(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
