@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from functools import cache
+from http.client import HTTPException
 from pathlib import Path
 from typing import Literal
 from urllib.error import HTTPError, URLError
@@ -61,5 +62,5 @@ def _answers(endpoint: str) -> bool:
         return True
     except URLError as error:
         return isinstance(error.reason, ssl.SSLError)  # the libraries have certificates of their own
-    except OSError:
+    except (OSError, HTTPException):  # HTTPException: what answers speaks no HTTP
         return False

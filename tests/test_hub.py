@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler, TCPServer
 
 import pytest
 from huggingface_hub import constants
@@ -45,6 +46,18 @@ def answering(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_hub_that_does_not_answer_is_named(closed: str) -> None:
     with pytest.raises(ConnectionError, match=f"{closed} cannot be reached"):
         check_available("timm/resnet18.a1_in1k")
+
+
+def test_a_server_that_speaks_no_http_is_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Greets(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.sendall(b"220 hello\r\n")
+
+    with TCPServer(("127.0.0.1", 0), Greets) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_address[1]}")
+        assert str(why_unavailable()).endswith("cannot be reached")
+        server.shutdown()
 
 
 def test_offline_mode_is_respected(answering: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,7 +156,6 @@ class SdrCLI(LightningCLI):
         self._apply_protocol(settings)
         if self._exports:
             _check_export(settings)
-        _check_imbalance(settings.data.init_args.get("imbalance"))
         self.folder = RunFolder(self.run_dir, self.protocol)
         self.folder.check()
         settings.trainer.default_root_dir = str(self.run_dir)
@@ -323,16 +322,6 @@ def _check_export(settings: Any) -> None:
         raise ValueError(f"--export is for students, and the model is a {settings.model.class_path}: leave it out")
     if settings.trainer.fast_dev_run or settings.trainer.enable_checkpointing is False:
         raise ValueError("--export needs a checkpoint: leave out --trainer.fast_dev_run and enable_checkpointing false")
-
-
-def _check_imbalance(found: Any) -> None:
-    """Raise ValueError for a ratio without a kind, which would corrupt nothing."""
-    for imbalance in found if isinstance(found, list) else [found]:
-        if imbalance is not None and imbalance.kind == "none" and imbalance.ratio > 0:
-            raise ValueError(
-                f"imbalance.ratio {imbalance.ratio} without a kind corrupts nothing: add --data.init_args.imbalance.kind, "
-                "for example mismatch"
-            )
 
 
 def run(arguments: list[str], exports: bool = False) -> SdrCLI:

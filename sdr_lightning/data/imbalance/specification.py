@@ -150,6 +150,11 @@ class Imbalance:
             raise ValueError(f"the imbalance severity must be 1, 2, 3, 4 or 5, got {self.severity}")
         if not self.splits or not set(self.splits) <= set(SPLITS):
             raise ValueError(f"the imbalance's splits must be some of {', '.join(SPLITS)}, got {list(self.splits)}")
+        if self.kind == "none" and self.ratio and self.file is None:
+            raise ValueError(
+                f"the imbalance ratio {self.ratio} without a kind corrupts nothing: set data.init_args.imbalance.kind, for "
+                "example mismatch"
+            )
         if self.file is not None and self.ratio:
             raise ValueError(f"the file {self.file} decides the imbalance: drop the ratio, or drop the file")
         possible = KINDS[self.kind].modalities

@@ -51,7 +51,6 @@ def test_inactive_corruptions_change_nothing() -> None:
     for stack in [
         [],
         [Imbalance()],
-        [Imbalance("none", 0.5)],
         [Imbalance("mismatch"), Imbalance("blur"), Imbalance("typos")],
     ]:
         state = imbalanced(TABLE, stack)

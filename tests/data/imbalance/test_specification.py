@@ -45,6 +45,7 @@ def test_invalid_specifications_are_refused() -> None:
         ({"ratio": -0.1}, r"ratio must lie in \[0, 1\], got -0.1"),
         ({"ratio": 1.0001}, r"ratio must lie in \[0, 1\], got 1.0001"),
         ({"ratio": float("nan")}, r"ratio must lie in \[0, 1\], got nan"),
+        ({"kind": "none", "ratio": 0.4}, "ratio 0.4 without a kind corrupts nothing"),
         ({"severity": 0}, "severity must be 1, 2, 3, 4 or 5, got 0"),
         ({"severity": 6}, "severity must be 1, 2, 3, 4 or 5, got 6"),
         ({"severity": 2.5}, "severity must be 1, 2, 3, 4 or 5, got 2.5"),
@@ -87,7 +88,7 @@ def test_the_kind_decides_modality_and_level() -> None:
         (PICTURES, "image", "image"),
     ]:
         for kind in kinds:
-            imbalance = Imbalance(kind, 0.1)
+            imbalance = Imbalance(kind, 0.0 if kind == "none" else 0.1)
             assert (imbalance.modality, imbalance.level, imbalance.splits) == (modality, level, ("train",))
 
 
@@ -117,7 +118,6 @@ def test_corruptions_other_than_mismatch_allow_any_split() -> None:
 def test_active() -> None:
     for imbalance, active in [
         (Imbalance(), False),
-        (Imbalance("none", 0.5), False),
         (Imbalance("mismatch"), False),
         (Imbalance("mismatch", 0.01), True),
         (Imbalance(file="a.npz"), True),
