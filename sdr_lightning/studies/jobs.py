@@ -73,7 +73,7 @@ def describe(student: tuple[str, ...]) -> Data:
 def run_teacher(job: TeacherJob, student: tuple[str, ...], data_fingerprint: str) -> None:
     """Train a teacher unless it is pretrained, and measure its single-modal retrieval on the test split of the student."""
     started = time.time()
-    _begin(job.folder, f"{job.fingerprint} {data_fingerprint}")
+    _begin(job.folder, job.fingerprint, data_fingerprint)
     with log_to(job.folder / "log.txt"):
         if job.checkpoint is not None:
             _fit(job.arguments).end_tracking()
@@ -112,7 +112,7 @@ def run_bank(job: BankJob, student: tuple[str, ...]) -> None:
 def run_cell(cell: Cell, thumbnails: Path, data_fingerprint: str) -> None:
     """Train a student stage by stage, test the selected epoch of the last stage, and write the result."""
     started = time.time()
-    _begin(cell.folder, f"{cell.fingerprint} {data_fingerprint}")
+    _begin(cell.folder, cell.fingerprint, data_fingerprint)
     with log_to(cell.folder / "log.txt"):
         cli = _fit_stages(cell)
         module, data = cli.model, cli.datamodule
@@ -164,7 +164,7 @@ def run_trial(trial: Cell, data_fingerprint: str, splits: Mapping[str, str]) -> 
     """
     assert trial.trial is not None
     started = time.time()
-    _begin(trial.folder, f"{trial.fingerprint} {data_fingerprint}")
+    _begin(trial.folder, trial.fingerprint, data_fingerprint)
     selected, failure = None, ""
     with log_to(trial.folder / "log.txt"):
         try:
@@ -252,13 +252,22 @@ def check_folder(folder: Path) -> None:
             )
 
 
-def _begin(folder: Path, fingerprint: str) -> None:
-    """Mark the folder of a job. Files of a job with the same fingerprint stay, those of another job are removed."""
-    check_folder(folder)
+def has_begun(folder: Path, fingerprint: str, data_fingerprint: str) -> bool:
+    """Whether the folder is of the job with these settings, on these data."""
     mark = folder / _BEGUN
-    if mark.is_file() and read_json(mark, "a job's mark") != {"job": fingerprint}:
+    return mark.is_file() and read_json(mark, "a job's mark") == _mark(fingerprint, data_fingerprint)
+
+
+def _begin(folder: Path, fingerprint: str, data_fingerprint: str) -> None:
+    """Mark the folder of a job. Files of the same job stay, those of another job are removed."""
+    check_folder(folder)
+    if folder.exists() and not has_begun(folder, fingerprint, data_fingerprint):
         shutil.rmtree(folder)
-    write_json(mark, {"job": fingerprint})
+    write_json(folder / _BEGUN, _mark(fingerprint, data_fingerprint))
+
+
+def _mark(fingerprint: str, data_fingerprint: str) -> dict[str, str]:
+    return {"job": f"{fingerprint} {data_fingerprint}"}
 
 
 def _fit(arguments: Sequence[str]) -> SdrCLI:

@@ -236,9 +236,7 @@ def _is_finished(job: Cell, data: Data) -> bool:
 
 def _is_finished_teacher(job: TeacherJob, data_fingerprint: str) -> bool:
     """Whether the result of a teacher exists and was made with the present settings and data."""
-    mark = job.folder / "begun.json"  # its result does not name the data
-    if not (job.result.is_file() and mark.is_file()):
+    if not job.result.is_file():
         return False
-    record = from_json(TeacherRecord, read_object(job.result), str(job.result))
-    begun = read_object(mark).get("job")
-    return record.fingerprint == job.fingerprint and begun == f"{job.fingerprint} {data_fingerprint}"
+    record = from_json(TeacherRecord, read_object(job.result), str(job.result))  # does not name the data
+    return record.fingerprint == job.fingerprint and work.has_begun(job.folder, job.fingerprint, data_fingerprint)
