@@ -7,7 +7,7 @@ import sdr_lightning
 
 PACKAGE = Path(sdr_lightning.__file__).parent
 LAYERS = [
-    {"types", "identity", "paths", "hub", "tables", "imports", "progress"},
+    {"types", "identity", "paths", "hub", "tables", "imports", "progress", "strings"},
     {"functional"},
     {"encoders", "metrics"},
     {"features", "methods", "results"},

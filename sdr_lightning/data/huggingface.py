@@ -18,11 +18,11 @@ from sdr_lightning.data.images import DECODER_VERSION, ImageFiles, Images, Pixel
 from sdr_lightning.data.karpathy import read_karpathy
 from sdr_lightning.data.records import Record, Records, captions_in, grouped
 from sdr_lightning.data.source import RecordSource
-from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import SPLITS, Split
 from sdr_lightning.hub import check_available
 from sdr_lightning.identity import stable_hash
 from sdr_lightning.paths import FilePath, PathOrName, expand
+from sdr_lightning.strings import Strings
 
 
 class HuggingFaceSource(RecordSource):

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-from sdr_lightning.data.strings import Strings
 from sdr_lightning.identity import stable_hash
+from sdr_lightning.strings import Strings
 
 AnyImage = NDArray[Any]  # pixels or features
 Pixels = NDArray[np.uint8]

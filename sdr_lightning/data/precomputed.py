@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from sdr_lightning.data.images import Features, Images
 from sdr_lightning.data.records import Record, Records, numbered, one_line
 from sdr_lightning.data.source import RecordSource
-from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import SPLITS, Split
 from sdr_lightning.identity import stable_hash
 from sdr_lightning.paths import FilePath, expand, text_lines
+from sdr_lightning.strings import Strings
 
 
 class PrecomputedSource(RecordSource):

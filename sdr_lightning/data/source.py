@@ -13,10 +13,10 @@ from typing import NamedTuple
 from sdr_lightning.data.id_list import read_ids
 from sdr_lightning.data.images import ImageFiles, Images
 from sdr_lightning.data.records import Problem, Record, Records, find_problems, tabulate, without_empty
-from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import SPLITS, CaptionTable, Split
 from sdr_lightning.metrics.relevance import Relevance, RougeLRelevance
 from sdr_lightning.paths import FilePath, expand
+from sdr_lightning.strings import Strings
 
 
 class Source(ABC):

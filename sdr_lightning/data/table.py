@@ -10,8 +10,8 @@ from typing import Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from sdr_lightning.data.strings import Strings
 from sdr_lightning.identity import sha256, stable_hashes
+from sdr_lightning.strings import Strings
 
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[Split, ...] = ("train", "val", "test")

@@ -15,9 +15,9 @@ from typing import Any
 from sdr_lightning.data.holdout import held_out
 from sdr_lightning.data.records import Records, captions_in, grouped
 from sdr_lightning.data.source import FolderSource
-from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import SPLITS, Split
 from sdr_lightning.paths import FilePath, expand
+from sdr_lightning.strings import Strings
 from sdr_lightning.tables import IMAGE_ENDINGS, SPLIT_OF
 
 

@@ -14,15 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sdr_lightning.data.strings import Strings
 from sdr_lightning.identity import sha256, stable_hash
 from sdr_lightning.paths import write_atomically
+from sdr_lightning.strings import Strings
 from sdr_lightning.types import Modality
 
-_FORMAT, _BEFORE = (
-    "sdr-feature-bank-2",
-    "sdr-feature-bank-1",
-)  # the earlier one has its ids in the header, at most 100 MB
+_FORMAT = "sdr-feature-bank-2"
+_IDS_IN_HEADER = "sdr-feature-bank-1"  # the earlier format: safetensors limits the header to 100 MB
 
 
 @dataclass(frozen=True)
@@ -189,11 +187,11 @@ class FeatureBank:
         try:
             with safe_open(path, framework="pt") as file:
                 metadata = file.metadata() or {}
-                if metadata.get("format") not in (_FORMAT, _BEFORE):
+                if metadata.get("format") not in (_FORMAT, _IDS_IN_HEADER):
                     raise ValueError(f"{path} is not a feature bank: expected one that sdr extract wrote")
                 if modality is not None and metadata["modality"] != modality:
                     raise ValueError(f"{path} is a bank of the {metadata['modality']} modality, expected {modality}")
-                if metadata["format"] == _BEFORE:
+                if metadata["format"] == _IDS_IN_HEADER:
                     ids = json.loads(metadata["ids"])
                 else:
                     ids = list(Strings.packed(*(file.get_tensor(name).numpy() for name in ("ids", "id_offsets"))))
@@ -213,6 +211,6 @@ def is_bank(path: Path) -> bool:
     """Whether a file was written by :meth:`FeatureBank.save`."""
     try:
         with safe_open(path, framework="pt") as file:
-            return (file.metadata() or {}).get("format") in (_FORMAT, _BEFORE)
+            return (file.metadata() or {}).get("format") in (_FORMAT, _IDS_IN_HEADER)
     except (SafetensorError, OSError):
         return False

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from sdr_lightning.data.images import ImageFiles, decode
 from sdr_lightning.data.module import RetrievalDataModule
-from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import Split
 from sdr_lightning.identity import sha256
 from sdr_lightning.retrieval.preprocessing import ImageLike
 from sdr_lightning.retrieval.retriever import Retriever
 from sdr_lightning.retrieval.small_pictures import write_small
+from sdr_lightning.strings import Strings
 from sdr_lightning.tables import IMAGE_ENDINGS
 
 COPIES = "pictures"

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from sdr_lightning.data.images import ImageFiles, InMemory, Pixels, decode
-from sdr_lightning.data.strings import Strings
+from sdr_lightning.strings import Strings
 from tests.data.pictures import numbers, write_pictures
 
 PICTURE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)

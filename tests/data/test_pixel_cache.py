@@ -23,9 +23,9 @@ from sdr_lightning.data.module import RetrievalDataModule
 from sdr_lightning.data.pixel_cache import PixelCache, cache_folder, fill
 from sdr_lightning.data.precomputed import FeatureRows
 from sdr_lightning.data.scenes import SceneSource
-from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.tokenizer import SceneTokenizer
 from sdr_lightning.data.transforms import to_input
+from sdr_lightning.strings import Strings
 from sdr_lightning.types import RetrievalBatch
 
 SIDE = 8

@@ -3,8 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import CaptionTable
+from sdr_lightning.strings import Strings
 from tests.data.collection import COUNTS, make_table
 
 TABLE = make_table()

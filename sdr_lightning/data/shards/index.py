@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import CaptionTable, Split
 from sdr_lightning.paths import read_json
+from sdr_lightning.strings import Strings
 from sdr_lightning.types import Modality
 
 FORMAT = "sdr-shards-1"

@@ -19,9 +19,9 @@ from sdr_lightning.data.shards import writing
 from sdr_lightning.data.shards.index import ShardIndex
 from sdr_lightning.data.shards.writing import write_shards
 from sdr_lightning.data.source import Source
-from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import CaptionTable, Split
 from sdr_lightning.features.bank import FeatureBank
+from sdr_lightning.strings import Strings
 from tests.data.collection import COUNTS, MemorySource
 
 

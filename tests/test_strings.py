@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sdr_lightning.data.strings import Strings
+from sdr_lightning.strings import Strings
 
 TEXTS = st.lists(st.text(max_size=8), max_size=8)
 BOUNDS = st.none() | st.integers(-10, 10)
