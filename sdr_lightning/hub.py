@@ -62,5 +62,5 @@ def _answers(endpoint: str) -> bool:
         return True
     except URLError as error:
         return isinstance(error.reason, ssl.SSLError)  # the libraries have certificates of their own
-    except (OSError, HTTPException):  # HTTPException: what answers speaks no HTTP
+    except (OSError, HTTPException):  # HTTPException: the answer is not HTTP
         return False

@@ -72,9 +72,8 @@ def score_folds(i2t: Tensor, t2i: Tensor, text_image_index: Tensor, folds: int) 
     Raises:
         ValueError: fewer than one fold or more folds than images.
 
-    Example:
-        >>> score_folds(torch.eye(4), torch.eye(4), torch.arange(4), folds=2)["2fold_rsum"]
-        600.0
+    >>> score_folds(torch.eye(4), torch.eye(4), torch.arange(4), folds=2)["2fold_rsum"]
+    600.0
     """
     return mean_of_folds(
         [

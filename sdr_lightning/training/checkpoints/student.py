@@ -71,7 +71,7 @@ def _check_teachers(saved: dict[Modality, str], module: RetrievalModule) -> None
 
 
 def remove_frozen_weights(checkpoint: dict[str, Any], encoder: DualEncoder) -> None:
-    """Replace the weights of frozen towers by their fingerprints, but for those that the configuration does not give."""
+    """Replace the weights of frozen towers by their fingerprints, except those that an earlier stage trained."""
     towers = {name: tower for name, tower in encoder.frozen_towers().items() if name not in encoder.restored_towers}
     checkpoint[_FROZEN] = {name: tower.fingerprint() for name, tower in towers.items()}
     for name in towers:
@@ -157,7 +157,7 @@ def read_student(path: Path) -> dict[str, Any]:
     """Read the checkpoint of an earlier stage.
 
     Raises:
-        ValueError: there is no such checkpoint, or it is none of ``sdr fit``.
+        ValueError: there is no such checkpoint, or ``sdr fit`` did not write it.
     """
     if not path.is_file():
         raise ValueError(f"no checkpoint to start from at {path}: run the earlier stage first")
