@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import shlex
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,6 +25,7 @@ from sdr_lightning.configure.references import resolved
 from sdr_lightning.configure.run_folder import RunFolder, dated_folder
 from sdr_lightning.configure.run_summary import run_summary
 from sdr_lightning.configure.teacher import TeacherFiles
+from sdr_lightning.configure.warning_filter import without_foreign_warnings
 from sdr_lightning.encoders.tower import Tower
 from sdr_lightning.methods.sdr import SDR
 from sdr_lightning.metrics.evaluation import undefined
@@ -55,23 +54,6 @@ _TRAINER_DEFAULTS = {
     "log_every_n_steps": 1_000_000,  # metrics are logged once per epoch
     "enable_model_summary": False,
 }
-_IGNORED_WARNINGS = (
-    ".*`srun` command is available.*",
-    ".*args parameter is intended to run from within Python.*",
-    ".*have no `validation_step`.*",  # teachers are not validated
-    ".*tensorboardX.*",
-    ".*does not have many workers.*",
-    ".*exists and is not empty.*",
-    ".*smaller than the logging interval.*",
-    ".*dirpath has changed.*",
-    ".*isinstance.treespec, LeafSpec.*",
-    ".*callbacks used to create the checkpoint.*",  # the protocol sets the monitor of BestCheckpoint
-    ".*could not find the monitored key.*",  # reported by after_fit
-    ".*Detected call of .lr_scheduler.step.*",  # the gradient scaler of fp16 skips the first steps
-    ".*torch.distributed.nn.functional.* is deprecated.*",  # used by Lightning
-    ".*sync_dist=True.*",  # metrics are computed from gathered tensors, equal in all processes
-    ".*in eval mode at the start of training.*",  # frozen towers
-)
 
 
 class SdrCLI(LightningCLI):
@@ -87,7 +69,7 @@ class SdrCLI(LightningCLI):
         arguments = with_nulls(arguments)
         self._exports = exports
         self.started, self.arguments, self._runs = time.time(), arguments, run
-        with _quiet():
+        with without_foreign_warnings():
             super().__init__(
                 pl.LightningModule,
                 pl.LightningDataModule,
@@ -394,15 +376,3 @@ def _relative(folder: str) -> Path:
     """Expand variables, and make paths below the current folder relative."""
     path = Path(expand(folder))
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Suppress warnings of Lightning, jsonargparse and transformers that do not concern the user."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    with warnings.catch_warnings():
-        for message in _IGNORED_WARNINGS:
-            warnings.filterwarnings("ignore", message=message)
-        warnings.filterwarnings("ignore", category=DeprecationWarning)  # of dependencies
-        yield
