@@ -21,7 +21,7 @@ $(READY): pyproject.toml constraints.txt
 	  echo "installed in $$(( $$(date +%s) - started )) s: source $(BIN)/activate, then sdr --help"
 	@touch $@
 
-reproduce-mini: $(READY) ## run a small study on generated scenes, 5 to 10 minutes on two cores
+reproduce-mini: $(READY) ## run a small study on generated scenes, 5 to 13 minutes on two cores
 	$(BIN)/sdr reproduce experiments/scenes/study_mini.yaml
 
 reproduce-scenes: $(READY) ## run the whole study on generated scenes, about 10 minutes on two quiet cores
