@@ -24,9 +24,9 @@ from sdr_lightning.data import KarpathySource, RetrievalDataModule, SceneTokeniz
 from sdr_lightning.data.images import ImageFiles
 from sdr_lightning.data.imbalance import KINDS, Imbalance, NoiseTable, imbalanced
 from sdr_lightning.data.pixel_cache import PixelCache, fill
-from sdr_lightning.data.strings import Strings
 from sdr_lightning.data.table import CaptionTable
 from sdr_lightning.data.transforms import augmentation, seeded
+from sdr_lightning.strings import Strings
 
 IMAGES, PER_IMAGE = 29_000, 5
 WORDS = [
